@@ -1,0 +1,169 @@
+"""The inside of the experts, made listenable: one implementation, registered with both of transformers' registries.
+
+It copies `grouped_mm_experts_forward` operation for operation, so that with hooks inside the experts the logits stay
+equal to those of `grouped_mm`, bit for bit. While nobody listens it hands over to the implementation the model had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations import finegrained_fp8 as fp8
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
+
+NAME = "moelens"
+
+
+class Listener(Protocol):
+    """What the experts of one layer report to."""
+
+    native: str
+
+    def listens_inside(self) -> bool: ...
+    def fire_inside(self, stage: str, slots: Tensor) -> Tensor: ...
+    def implementation(self, module: nn.Module) -> str: ...
+
+
+LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ExpertMath:
+    """What one experts module computes, on rows sorted by expert: `ids` `[row]`, `offsets` `[expert]` row ends.
+
+    Attributes:
+        num_experts: experts held here; rows with larger ids belong to other ranks or to identity experts.
+        up: `[row, d_model]` to the gate and up projection `[row, 2 * d_expert]` (or `[row, d_expert]` without gate).
+        act: that to the neurons `[row, d_expert]`.
+        down: the neurons to the outputs `[row, d_model]`, unweighted.
+        identity: ids from `num_experts` on return their input.
+        weights_on_input: the routing weight multiplies the input, so outputs are summed as they are (Llama 4).
+    """
+
+    num_experts: int
+    up: Callable[[Tensor, Tensor, Tensor], Tensor]
+    act: Callable[[Tensor], Tensor]
+    down: Callable[[Tensor, Tensor, Tensor], Tensor]
+    identity: bool = False
+    weights_on_input: bool = False
+
+
+def stacked_math(module: Any, **options: Any) -> ExpertMath:
+    """Experts in transformers' usual form: three-dimensional `gate_up_proj` (or `up_proj`) and `down_proj`."""
+    gated, biased = getattr(module, "has_gate", True), getattr(module, "has_bias", False)
+    transposed, name = getattr(module, "is_transposed", False), "gate_up_proj" if gated else "up_proj"
+
+    def linear(weight: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+            bias = getattr(module, weight + "_bias")[ids] if biased else None
+            result: Tensor = _grouped_linear(rows, getattr(module, weight), offsets, bias, transposed)
+            return result
+
+        return apply
+
+    down = linear("down_proj")
+    if getattr(module, "has_post_expert_norm", False):
+        plain = down
+
+        def down(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+            normed: Tensor = module.post_expert_norm(plain(rows, ids, offsets))
+            return normed
+
+    act = module._apply_gate if gated and hasattr(module, "_apply_gate") else module.act_fn
+    return ExpertMath(options.pop("num_experts", None) or module.num_experts, linear(name), act, down, **options)
+
+
+def fp8_math(module: Any) -> ExpertMath:
+    """Block-quantised FP8 experts: the weights of the experts that were hit, dequantised to the activations' type."""
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+
+    def linear(weight: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+            packed, scale = getattr(module, weight), getattr(module, weight + "_scale_inv")
+            parts, start = [], 0
+            for expert, end in enumerate(offsets.tolist()):
+                if end > start:
+                    dense = packed[expert]
+                    if dense.element_size() == 1:
+                        dense = fp8._dequantize_fp8_weight(dense, scale[expert], module.block_size, rows.dtype)
+                    parts.append(rows[start:end] @ dense.to(rows.dtype).T)
+                    start = end
+            parts.append(rows.new_zeros(len(rows) - start, packed.shape[1]))
+            return torch.cat(parts)
+
+        return apply
+
+    act = module._apply_gate if module.has_gate else module.act_fn
+    return ExpertMath(module.num_experts, linear(name), act, linear("down_proj"))
+
+
+def listen_to_experts(
+    math: ExpertMath, listener: Listener, hidden: Tensor, indices: Tensor, weights: Tensor, mask_outside: bool = True
+) -> Tensor:
+    """Compute the experts' output `[token, d_model]`, firing `hook_pre`, `hook_post` and `hook_out` on the way.
+
+    Args:
+        hidden: `[token, d_model]`.
+        indices, weights: `[token, slot]`. Rows are reported in this order, `[token, slot, ·]`.
+        mask_outside: there may be ids from `num_experts` on (other ranks, identity experts).
+    """
+    n, k = indices.shape
+    ids, order = torch.sort(indices.reshape(-1))
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    counted = ids.float() if ids.device.type in ("cpu", "mps") else ids.int()  # histc takes no integers on the CPU
+    per_expert = torch.histc(counted, bins=math.num_experts, min=0, max=math.num_experts - 1)
+    offsets = torch.cumsum(per_expert, 0, dtype=torch.int32)
+    outside = (ids >= math.num_experts).unsqueeze(-1) if mask_outside else None
+    ids = ids.clamp(max=math.num_experts - 1)
+
+    def report(stage: str, rows: Tensor) -> Tensor:
+        if outside is not None:  # the grouped kernel leaves these rows unwritten
+            rows = torch.where(outside, inputs if stage == "hook_out" and math.identity else 0, rows)
+        return listener.fire_inside(stage, rows[back].view(n, k, -1))
+
+    def sort(slots: Tensor) -> Tensor:
+        return slots.reshape(n * k, -1)[order]
+
+    inputs = hidden[order // k]
+    if math.weights_on_input:
+        inputs = inputs * weights.reshape(-1)[order].unsqueeze(-1)
+    elif outside is not None and not math.identity:
+        inputs = inputs.masked_fill(outside, 0.0)
+    pre = sort(report("hook_pre", math.up(inputs, ids, offsets)))
+    post = sort(report("hook_post", math.act(pre)))
+    out = report("hook_out", math.down(post, ids, offsets))
+    if not math.weights_on_input:
+        out = out * weights.unsqueeze(-1)
+    return out.sum(1).to(hidden.dtype)
+
+
+def native_forward(module: nn.Module, name: str) -> Callable[..., Tensor]:
+    """The function that `module` ran before it was hooked."""
+    registry = fp8.ALL_FP8_EXPERTS_FUNCTIONS if isinstance(module, fp8.FP8Experts) else ALL_EXPERTS_FUNCTIONS
+    own = type(module).forward
+    function: Callable[..., Tensor] = registry.get(name, getattr(own, "__wrapped__", own))
+    return function
+
+
+def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The implementation transformers calls for a hooked model."""
+    listener = LISTENERS.get(module)
+    without_kernels = isinstance(module, fp8.FP8Experts) and hidden_states.device.type == "cpu"
+    if listener is None or not (listener.listens_inside() or without_kernels):
+        name = listener.implementation(module) if listener else "grouped_mm"
+        return native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
+    math = fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
+    parallel = getattr(module, "_is_expert_parallel", False)
+    return listen_to_experts(math, listener, hidden_states, top_k_index, top_k_weights, mask_outside=parallel)
+
+
+def register() -> None:
+    """Make "moelens" a name of transformers' experts implementations; FP8 experts look it up in a registry apart."""
+    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+    fp8.ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)

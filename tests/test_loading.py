@@ -1,0 +1,176 @@
+"""Loading: folders, FP8 checkpoints, offloaded models, and architectures without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import logits_of
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+from transformers.integrations import finegrained_fp8 as fp8
+
+import moelens
+from moelens.errors import MoeLensError, UnknownNameError, UnsupportedModelError
+from moelens.models.loading import architectures, without_weights
+
+BLOCK = 32
+
+
+def save(model: Any, folder: Path) -> Path:
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"t{i}": i for i in range(2, 150)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Block-wise FP8 as in DeepSeek-V3's checkpoints: e4m3 values and one scale a block."""
+    rows, columns = weight.shape
+    blocks = weight.float().view(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+    scale = blocks.abs().amax((1, 3)).clamp(min=1e-12) / 448
+    packed = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).view(rows, columns)
+    return packed, scale
+
+
+def dequantise(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    blocks = packed.float().view(packed.shape[0] // BLOCK, BLOCK, packed.shape[1] // BLOCK, BLOCK)
+    return (blocks * scale[:, None, :, None]).view(packed.shape)
+
+
+def fp8_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    """Write a small DeepSeek-V3 checkpoint in block-quantised FP8; returns the weights it stands for."""
+    save(tiny_model("deepseek_v3", moe_intermediate_size=64), folder)
+    stored, meant = {}, {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        projection = "_proj" in name and "a_proj" not in name and all(n % BLOCK == 0 for n in tensor.shape)
+        if tensor.ndim == 2 and projection:
+            packed, scale = quantise(tensor)
+            stored |= {name: packed, name.replace(".weight", ".weight_scale_inv"): scale}
+            meant[name] = dequantise(packed, scale)
+        else:
+            stored[name] = meant[name] = tensor
+    assert any("experts.0" in n for n in meant)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+        "modules_to_not_convert": ["q_a_proj", "kv_a_proj_with_mqa", "lm_head", "gate"],
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return meant
+
+
+def test_folder(tmp_path: Path) -> None:
+    model = moelens.load(str(save(tiny_model("qwen3_moe"), tmp_path)), dtype=torch.float32)
+    logits, cache = model.run_with_cache("t5 t6 t7", names_filter="blocks.1.mlp.hook_expert_indices")
+    assert logits.shape == (1, 3, 160)
+    assert cache["blocks.1.mlp.hook_expert_indices"].shape == (1, 3, 2)
+    assert model.to_str_tokens("t5 t6") == ["t5", "t6"]
+
+
+def test_fp8_checkpoint_loads_and_is_hooked(tmp_path: Path, ids: torch.Tensor) -> None:
+    meant = fp8_checkpoint(tmp_path / "fp8")
+    plain = save(tiny_model("deepseek_v3", moe_intermediate_size=64), tmp_path / "plain")
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+    reference = moelens.load(str(plain), dtype=torch.float32)
+    model = moelens.load(str(tmp_path / "fp8"), dtype=torch.float32)
+    assert all(c.passed for c in model.checks), model.checks
+    expected, clean = reference.run_with_cache(ids)
+    logits, cache = model.run_with_cache(ids)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(cache["blocks.2.mlp.hook_expert_indices"], clean["blocks.2.mlp.hook_expert_indices"])
+
+
+def test_fp8_experts_kept_in_fp8_are_reached_through_their_own_registry(ids: torch.Tensor) -> None:
+    """What a GPU with FP8 kernels runs: `FP8Experts`. Its weights are dequantised where somebody listens inside."""
+    model, packed = (tiny_model("deepseek_v3", moe_intermediate_size=64) for _ in range(2))
+    linears = [n for n, m in packed.named_modules() if isinstance(m, torch.nn.Linear)]
+    from transformers import FineGrainedFP8Config
+
+    fp8.replace_with_fp8_linear(
+        packed, modules_to_not_convert=linears, quantization_config=FineGrainedFP8Config(weight_block_size=(32, 32))
+    )
+    layers = [
+        (a.mlp.experts, b.mlp.experts) for a, b in zip(model.model.layers[1:], packed.model.layers[1:], strict=True)
+    ]
+    for dense, held in layers:
+        assert isinstance(held, fp8.FP8Experts)
+        for name in ("gate_up_proj", "down_proj"):
+            parts = [quantise(w) for w in getattr(dense, name).data]
+            for suffix, tensors in zip(("", "_scale_inv"), zip(*parts, strict=True), strict=True):
+                setattr(held, name + suffix, torch.nn.Parameter(torch.stack(tensors), requires_grad=False))
+            getattr(dense, name).data = torch.stack([dequantise(*p) for p in parts])
+    plain = logits_of(model(ids))
+    hooked = moelens.hook(packed)
+    logits, cache = hooked.run_with_cache(ids)
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    assert cache["blocks.2.mlp.experts.hook_post"].shape == (2, 12, 2, 64)
+    assert all(c.passed for c in hooked.checks), hooked.checks
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "step3p7"])
+def test_disk_offload_keeps_logits_and_records(name: str, tmp_path: Path, ids: torch.Tensor) -> None:
+    from accelerate import disk_offload
+
+    model = tiny_model(name)
+    plain = logits_of(model(ids))
+    disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    hooked = moelens.hook(model)
+    with torch.no_grad():
+        logits, cache = hooked.run_with_cache(ids)
+    torch.testing.assert_close(logits, plain, atol=1e-5, rtol=1e-5)
+    layer = hooked.shape.moe_layers[-1]
+    assert cache[f"blocks.{layer}.mlp.experts.hook_out"].shape[:3] == (2, 12, 2)
+    hooked.unhook()
+
+
+def test_full_size_without_weights() -> None:
+    shape, rule, names = without_weights("deepseek_v3")
+    assert (shape.n_layers, len(shape.moe_layers), shape.n_experts, shape.top_k) == (61, 58, 256, 8)
+    assert (shape.n_groups, shape.topk_groups, shape.n_shared, shape.d_model) == (8, 4, 1, 7168)
+    assert rule is not None
+    assert rule.describe() == "sigmoid + bias, top-8 in 4 of 8 groups, normalised, times 2.5"
+    assert "blocks.60.mlp.hook_router_logits" in names
+
+
+def test_the_table_of_architectures_says_how_or_why_not() -> None:
+    table = architectures()
+    assert table["deepseek_v3"] == "experts interface"
+    assert table["llama4"] == "adapter"
+    assert table["switch_transformers"].startswith("no: it is an encoder-decoder model")
+
+
+ERRORS = [
+    ("no/such-folder", UnknownNameError, "unknown model 'no/such-folder'.*give a folder, a hub name"),
+    ("demoo", UnknownNameError, "did you mean 'demo'"),
+]
+
+
+@pytest.mark.parametrize("name, error, text", ERRORS)
+def test_unknown_models(name: str, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        moelens.load(name)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(MoeLensError, match="is not a model transformers can load"):
+        moelens.load(str(tmp_path))
+
+
+def test_architecture_errors() -> None:
+    with pytest.raises(UnknownNameError, match="did you mean 'deepseek_v3'"):
+        without_weights("deepseek-v3")
+    with pytest.raises(UnsupportedModelError, match="doge cannot be hooked: its experts are rows"):
+        without_weights("doge")
+    with pytest.raises(MoeLensError, match="the default configuration of 'dbrx' is not a whole model"):
+        without_weights("dbrx")
