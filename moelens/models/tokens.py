@@ -1,0 +1,148 @@
+"""Which characters a token stands for, exactly, by bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.errors import CheckError
+
+Ints = NDArray[np.int32]
+BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
+MARKER = "▁"
+
+
+@cache
+def byte_alphabet() -> dict[str, int]:
+    """The 256 printable characters by which byte-level BPE writes bytes (GPT-2, Radford et al. 2019).
+
+    >>> byte_alphabet()["Ġ"]
+    32
+    """
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+@dataclass(frozen=True)
+class TokenSpans:
+    """Where each token stands in its text.
+
+    Attributes:
+        start, end: `[token]` int32, the characters `text[start:end]`; equal for a token that holds no text.
+        partial: `[token]` bool, the token holds only a part of one of its characters.
+        method: "bytes" (exact: the tokens' bytes are the text's) or "offsets" (as the tokenizer says, repaired).
+    """
+
+    start: Ints
+    end: Ints
+    partial: NDArray[np.bool_]
+    method: Literal["bytes", "offsets"]
+
+
+def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
+    """The characters of `text` that each of its tokens `ids` `[token]` stands for.
+
+    Every token is read as bytes, in byte-level BPE's alphabet and in SentencePiece's (`▁`, `<0x0A>`), and the reading
+    is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. Where neither is,
+    because the tokenizer rewrites the text, its own offsets are taken: overlapping tokens are partial, and characters
+    that no token claims, other than white space, go to the token before them. A character shared by several tokens
+    belongs whole to each of them. Special tokens are empty and stand where the token before them ended.
+
+    Raises:
+        CheckError: `ids` are not what the tokenizer makes of `text`, or it gives neither bytes nor offsets.
+
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> tok = Tokenizer(models.BPE({c: i for i, c in enumerate(byte_alphabet())}, []))
+    >>> tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok)
+    >>> token_spans(tokenizer, "a様", tokenizer("a様")["input_ids"]).end
+    array([1, 2, 2, 2], dtype=int32)
+    """
+    ids = [int(i) for i in ids]
+    tokens: list[str] = tokenizer.convert_ids_to_tokens(ids)
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+    for read, read_added in ((_byte_level, str.encode), (_sentencepiece, _sentencepiece)):
+        pieces = [
+            b"" if i in special else read_added(token) if i in added else read(token)
+            for i, token in zip(ids, tokens, strict=True)
+        ]
+        spans = _spans_by_bytes(text, pieces)
+        if spans is not None:
+            return spans
+    return _spans_by_offsets(text, tokens, _offsets(tokenizer, text, ids))
+
+
+def _byte_level(token: str) -> bytes | None:
+    alphabet = byte_alphabet()
+    return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else None
+
+
+def _sentencepiece(token: str) -> bytes:
+    byte = BYTE_FALLBACK.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.replace(MARKER, " ").encode()
+
+
+def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | None:
+    """Spans of tokens with these bytes, or None where they are not the bytes of `text`."""
+    known = [piece for piece in pieces if piece is not None]
+    data, joined = text.encode(), b"".join(known)
+    if len(known) < len(pieces) or joined not in (data, b" " + data):
+        return None
+    synthetic = len(joined) - len(data)  # the space some tokenizers put before the text
+    stop = np.maximum(np.cumsum([len(piece) for piece in known], dtype=np.int64) - synthetic, 0)
+    first = np.concatenate([[0], stop])[:-1]
+    begins = np.concatenate([np.frombuffer(data, np.uint8) >> 6 != 2, [True]])  # [byte], a character begins here
+    before = np.concatenate([[0], np.cumsum(begins)])[:-1]  # [byte], characters that began earlier
+    held, end = stop > first, before[stop]
+    start = np.where(held, before[first] - ~begins[first], end)
+    partial = held & ~(begins[first] & begins[stop])
+    return TokenSpans(start.astype(np.int32), end.astype(np.int32), partial, "bytes")
+
+
+def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
+    """The tokenizer's own spans `[token, 2]`, in characters; (0, 0) for what it added."""
+    if not tokenizer.is_fast:
+        raise CheckError(
+            f"the bytes of the tokens are not those of {text[:20]!r}, and {type(tokenizer).__name__} gives no offsets;"
+            " use the fast tokenizer of this model"
+        )
+    for add_special_tokens in (True, False):
+        encoding = tokenizer(
+            text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
+        )
+        if encoding["input_ids"] == ids:
+            return np.array(encoding["offset_mapping"], dtype=np.int32).reshape(-1, 2)
+    raise CheckError(
+        f"{len(ids)} token ids are not what the tokenizer makes of {text[:20]!r}; pass tokenizer(text)['input_ids']"
+    )
+
+
+def _spans_by_offsets(text: str, tokens: Sequence[str], offsets: Ints) -> TokenSpans:
+    start, end = offsets[:, 0].copy(), offsets[:, 1].copy()
+    partial = np.zeros(len(offsets), dtype=np.bool_)
+    reach, last = 0, -1  # the text is told up to here, by this token
+    for i, token in enumerate(tokens):
+        synthetic = token in (MARKER, "Ġ") and not text[start[i] : end[i]].isspace()
+        if synthetic or end[i] <= start[i]:
+            start[i] = end[i] = reach
+            continue
+        gap = text[reach : start[i]]
+        if gap.strip() and last < 0:
+            start[i] = len(gap) - len(gap.lstrip())
+        elif gap.strip():
+            end[last] = reach + len(gap.rstrip())
+        if start[i] < reach:
+            partial[i] = partial[last] = True
+        reach, last = max(reach, int(end[i])), i
+    if last >= 0 and text[reach:].strip():
+        end[last] = len(text.rstrip())
+    return TokenSpans(start, end, partial, "offsets")

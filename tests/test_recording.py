@@ -1,0 +1,524 @@
+"""Recording a model whose routes are known: every row, in every order of running; and what goes wrong, by its text."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
+from moelens.models.tokens import byte_alphabet
+from moelens.recording import Corpus, Recording, record, writer
+from moelens.recording.recorder import batches, windows
+
+BOS = "<s>"
+TEXTS = ["先生がいらっしゃる。", "はい", "", "お荷物をお持ちいたします。", "a b"]
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte, after a special token."""
+    tok = Tokenizer(models.BPE({BOS: 0} | {c: i for i, c in enumerate(byte_alphabet(), 1)}, []))
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS)
+
+
+@dataclass(frozen=True)
+class Shape:
+    moe_layers: tuple[int, ...] = (1, 2, 12)
+    n_experts: int = 32
+    top_k: int = 2
+
+
+@dataclass
+class Model:
+    """Has HookedMoE's face; expert and weight follow from layer, token id, position and slot."""
+
+    shape: Shape = field(default_factory=Shape)
+    context_length: int | None = None
+    name: str = "known"
+    dtype: torch.dtype = torch.bfloat16
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    experts_implementation: str = "grouped_mm"
+    tokenizer: Any = field(default_factory=tokenizer)
+    edit: Any = lambda name, tensor: tensor
+    runs: list[tuple[int, int]] = field(default_factory=list)
+    listeners: list[Any] = field(default_factory=list)
+
+    @contextmanager
+    def hooks(self, fwd_hooks: list[Any]) -> Iterator[Model]:
+        self.listeners = fwd_hooks
+        yield self
+        self.listeners = []
+
+    def __call__(self, ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        assert not torch.is_grad_enabled()
+        assert (attention_mask.diff(dim=1) <= 0).all()  # padded on the right
+        self.runs.append(tuple(ids.shape))
+        for name, hook in self.listeners:
+            layer = int(name.split(".")[1])
+            indices, weights = self.routes(layer, ids.numpy(), np.arange(ids.shape[1]))
+            tensor = torch.from_numpy(indices if name.endswith("hook_expert_indices") else weights)
+            tensor[attention_mask == 0] = -1  # nonsense, as padding is
+            if (tensor := self.edit(name, tensor)) is not None:
+                assert hook(tensor, SimpleNamespace(name=name)) is None
+
+    def routes(self, layer: int, ids: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        slots = np.arange(self.shape.top_k)
+        expert = (ids[..., None] * 7 + positions[:, None] * 3 + layer + slots) % self.shape.n_experts
+        return expert.astype(np.int64), ((expert + 1) / (64 * (layer + 1))).astype(np.float32)
+
+
+def expected(model: Model, texts: list[str]) -> dict[str, np.ndarray]:
+    """The rows of a recording, computed document by document, without batches."""
+    parts: dict[str, list[Any]] = {"doc": [], "pos": [], "token_id": [], "indices": [], "weights": []}
+    for doc, text in enumerate(texts):
+        ids = np.array(tokenizer()(text)["input_ids"])
+        positions = np.arange(len(ids))
+        routes = [
+            model.routes(layer, ids, positions % (model.context_length or 10**6)) for layer in model.shape.moe_layers
+        ]
+        parts["doc"] += [doc] * len(ids)
+        parts["pos"] += positions.tolist()
+        parts["token_id"] += ids.tolist()
+        parts["indices"].append(np.stack([r[0] for r in routes], 1))
+        parts["weights"].append(np.stack([r[1] for r in routes], 1).astype(np.float16))
+    return {k: np.concatenate(v) if k in ("indices", "weights") else np.array(v) for k, v in parts.items()}
+
+
+def assert_recorded(recording: Recording, model: Model, texts: list[str]) -> None:
+    want = expected(model, texts)
+    for name in ("doc", "pos", "token_id"):
+        np.testing.assert_array_equal(recording.column(name), want[name])
+    np.testing.assert_array_equal(recording.indices(), want["indices"])
+    np.testing.assert_array_equal(recording.weights(), want["weights"])
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Recording:
+    return record(Model(), TEXTS, tmp_path / "run", progress=False)
+
+
+# What is recorded
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
+@pytest.mark.parametrize("context_length", [None, 1, 7, 4096])
+def test_every_row(tmp_path: Path, batch_tokens: int, context_length: int | None) -> None:
+    model = Model(context_length=context_length)
+    recording = record(model, TEXTS, tmp_path / "run", batch_tokens=batch_tokens, progress=False)
+    assert_recorded(recording, model, TEXTS)
+    assert all(rows * width <= batch_tokens or rows == 1 for rows, width in model.runs)
+    assert max(width for _, width in model.runs) <= (context_length or 10**6)
+    recording.verify()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.text("先生あa", max_size=12), min_size=1, max_size=12),
+    st.integers(1, 60),
+    st.sampled_from([None, 5]),
+)
+def test_rows_do_not_depend_on_batches(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], batch_tokens: int, context_length: int | None
+) -> None:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    model = Model(context_length=context_length)
+    assert_recorded(record(model, texts, out, batch_tokens=batch_tokens, progress=False), model, texts)
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 100), st.one_of(st.none(), st.integers(1, 20)))
+def test_batches_hold_every_row_once(lengths: list[int], tokens: int, context: int | None) -> None:
+    found = list(batches(windows(lengths, context), tokens))
+    assert sorted(row for batch in found for sequence in batch for row in sequence) == list(range(sum(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= tokens for batch in found)
+    assert all(len(sequence) <= (context or 50) for batch in found for sequence in batch)
+
+
+def test_columns(made: Recording) -> None:
+    schema = {
+        name: str(kind) for name, kind in zip(made.tokens().schema.names, made.tokens().schema.types, strict=True)
+    }
+    plain = dict.fromkeys(("doc", "pos", "token_id", "char_start", "char_end"), "int32") | {"partial": "bool"}
+    assert schema == plain | {
+        f"{kind}_L{layer}": f"fixed_size_list<element: {item}>[2]"
+        for layer in ("01", "02", "12")
+        for kind, item in (("experts", "uint8"), ("weights", "halffloat"))
+    }
+    spans = made.tokens(["doc", "char_start", "char_end", "partial"]).to_pylist()[:4]
+    assert [tuple(row.values()) for row in spans] == [(0, 0, 0, False), *[(0, 0, 1, True)] * 3]
+    assert made.column("experts_L12").shape == (made.n_tokens, 2)
+    assert made.indices().dtype == np.uint8
+    assert made.weights().dtype == np.float32
+    assert (made.layers, made.n_experts, made.top_k) == ((1, 2, 12), 32, 2)
+
+
+def test_more_than_256_experts_are_uint16(tmp_path: Path) -> None:
+    model = Model(Shape(n_experts=300))
+    recording = record(model, TEXTS, tmp_path / "run", progress=False)
+    assert recording.indices().dtype == np.uint16
+    assert_recorded(recording, model, TEXTS)
+
+
+def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SHARD_ROWS", 30)
+    recording = record(Model(), TEXTS, tmp_path / "run", batch_tokens=1, progress=False)
+    assert [s["path"] for s in recording.manifest["shards"]] == [f"tokens/tokens-0000{i}.parquet" for i in range(3)]
+    assert_recorded(recording, Model(), TEXTS)
+    recording.verify()
+
+
+def test_manifest_card_and_repr(made: Recording) -> None:
+    manifest = made.manifest
+    assert (manifest["format"], manifest["corpus"], manifest["n_documents"]) == (1, "texts", 5)
+    assert manifest["n_tokens"] == sum(s["rows"] for s in manifest["shards"]) == len(expected(Model(), TEXTS)["doc"])
+    assert manifest["model"] == {"name": "known", "revision": None, "dtype": "bfloat16"}
+    assert manifest["engine"]["experts"] == "grouped_mm"
+    assert manifest["shape"] == {"moe_layers": [1, 2, 12], "n_experts": 32, "top_k": 2}
+    assert manifest["capture"]["weight_dtype"] == "float16"
+    assert manifest["tokenizer"]["documents_by_spans"] == {"bytes": 5}
+    assert len(manifest["tokenizer"]["sha256"]) == 64
+    assert manifest["created"].endswith("+00:00")
+    assert {"python", "torch", "transformers", "pyarrow"} <= manifest["libraries"].keys()
+    assert "83 tokens of 5 documents (corpus: texts), in layers\n1, 2, 12, 2 of 32" in (
+        made.path / "README.md"
+    ).read_text("utf-8")
+    assert repr(made) == (
+        f"Recording('{made.path}': 83 tokens of 5 documents, model 'known', 3 MoE layers, top 2 of 32 experts)"
+    )
+
+
+def test_documents_keep_their_metadata(tmp_path: Path) -> None:
+    rows = [
+        {"text": "行く", "id": 1, "honorifics": []},
+        {"text": "いらっしゃる", "id": 2.5, "honorifics": ["尊敬語"], "empty": {}},
+        {"text": "参る", "honorifics": ["謙譲語II", "丁寧語"]},
+    ]
+    table = record(Model(), rows, tmp_path / "run", progress=False).documents()
+    assert table.schema.names == ["doc", "text", "id", "honorifics", "empty"]
+    assert table.column("doc").to_pylist() == [0, 1, 2]
+    assert table.column("id").to_pylist() == [1.0, 2.5, None]
+    assert table.column("honorifics").to_pylist() == [r["honorifics"] for r in rows]
+
+
+# Other readers
+
+
+def test_ordinary_tools_read_the_tokens(made: Recording) -> None:
+    pandas, shards = pytest.importorskip("pandas"), str(made.path / "tokens")
+    frame = pandas.read_parquet(shards)
+    np.testing.assert_array_equal(np.stack(frame["weights_L02"]), made.column("weights_L02"))
+    polars = pytest.importorskip("polars")
+    frame = polars.read_parquet(shards + "/*.parquet")
+    np.testing.assert_array_equal(frame["weights_L02"].to_numpy(), made.column("weights_L02"))
+    duckdb = pytest.importorskip("duckdb")
+    rows = duckdb.sql(f"select experts_L02, weights_L02 from '{shards}/*.parquet'").fetchall()
+    np.testing.assert_array_equal([r[0] for r in rows], made.column("experts_L02"))
+    np.testing.assert_array_equal([r[1] for r in rows], made.column("weights_L02"))
+
+
+@pytest.mark.parametrize("how", ["folder", "parquet"])
+def test_datasets_reads_the_tokens(made: Recording, tmp_path: Path, how: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    source = (
+        {"path": str(made.path)}
+        if how == "folder"
+        else {"path": "parquet", "data_files": str(made.path / "tokens" / "*.parquet")}
+    )
+    rows = datasets.load_dataset(**source, cache_dir=str(tmp_path / "cache"))["train"]
+    np.testing.assert_array_equal(rows["weights_L12"], made.column("weights_L12"))
+
+
+# Where it goes
+
+
+def test_a_recording_is_not_overwritten_unasked(made: Recording) -> None:
+    with pytest.raises(RecordingError) as error:
+        record(Model(), ["はい"], made.path)
+    assert str(error.value) == (
+        f"'{made.path}' holds a recording already; choose another folder, or replace it with force=True (--force)"
+    )
+    assert Recording.open(made.path).n_documents == 5
+    assert record(Model(), ["はい"], made.path, force=True, progress=False).n_documents == 1
+    assert [p.name for p in made.path.parent.iterdir()] == ["run"]
+
+
+def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("言葉")
+    for out, force in ((tmp_path, True), (tmp_path, False), (tmp_path / "thesis.txt", True)):
+        with pytest.raises(RecordingError) as error:
+            record(Model(), ["はい"], out, force=force)
+        assert str(error.value) == (
+            f"'{out}' is in the way and is not a recording; choose another folder, or remove it yourself"
+        )
+    (tmp_path / "empty").mkdir()
+    assert record(Model(), ["はい"], tmp_path / "empty", progress=False).n_documents == 1
+    assert record(Model(), ["はい"], tmp_path / "new" / "run", progress=False).n_documents == 1
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+def test_a_crash_leaves_what_was_there(tmp_path: Path, force: bool, stop: type[BaseException]) -> None:
+    out = tmp_path / "run"
+    if force:
+        record(Model(), TEXTS, out, progress=False)
+    model = Model()
+
+    def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if len(model.runs) == 3:
+            raise stop("out of memory")
+        return tensor
+
+    model.edit = crash
+    with pytest.raises(stop, match="out of memory"):
+        record(model, TEXTS * 5, out, batch_tokens=30, force=force, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == (["run"] if force else [])
+    if force:
+        Recording.open(out).verify()
+
+
+# What the model may not say
+
+
+def first_layer(point: str, value: float | None) -> Any:
+    """An edit of one number in layer 2, where the second token of the last row stands, or of all of it."""
+
+    def edit(name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        if name == f"blocks.2.mlp.{point}":
+            if value is None:
+                return None
+            tensor[-1, 1, 1] = value
+        return tensor
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "point, value, message",
+    [
+        ("hook_expert_indices", 32, "layer 2, document 1: expert 32 is not one of 0 to 31; load the model again"),
+        ("hook_expert_indices", -1, "layer 2, document 1: expert -1 is not one of 0 to 31; load the model again"),
+        (
+            "hook_topk_weights",
+            float("nan"),
+            "layer 2, document 1: routing weight nan; load the model with dtype=torch.float32",
+        ),
+        (
+            "hook_topk_weights",
+            70000.0,
+            "layer 2, document 1: routing weight 70000.0 is beyond float16 (65504); leave this document out",
+        ),
+        (
+            "hook_topk_weights",
+            None,
+            "model 'known' ran without reporting 'blocks.2.mlp.hook_topk_weights'; its routes cannot be recorded",
+        ),
+    ],
+)
+def test_wrong_routes_are_refused(tmp_path: Path, point: str, value: float | None, message: str) -> None:
+    with pytest.raises(CheckError) as error:
+        record(Model(edit=first_layer(point, value)), ["お荷物", "はい"], tmp_path / "run", progress=False)
+    assert str(error.value) == message
+    assert not list(tmp_path.iterdir())
+
+
+# Opening
+
+
+def test_opening_what_is_no_recording(tmp_path: Path, made: Recording) -> None:
+    with pytest.raises(RecordingError) as error:
+        Recording.open(tmp_path / "none")
+    assert str(error.value) == (
+        f"'{tmp_path / 'none'}' is not a recording: it has no manifest.json;"
+        " make one with moelens.record(model, corpus, out)"
+    )
+    manifest = made.path / "manifest.json"
+    manifest.write_text(json.dumps(made.manifest | {"format": 2, "moelens": "9.0"}))
+    with pytest.raises(RecordingError) as error:
+        Recording.open(made.path)
+    assert str(error.value) == (
+        f"'{made.path}' is in format 2, of moelens 9.0, and this moelens reads up to format 1;"
+        " upgrade with pip install -U moelens"
+    )
+    manifest.write_text("{")
+    with pytest.raises(RecordingError, match=r"manifest\.json' is damaged"):
+        Recording.open(made.path)
+
+
+def test_unknown_column(made: Recording) -> None:
+    with pytest.raises(UnknownNameError, match="unknown column 'expert_L02'; did you mean 'experts_L02'"):
+        made.column("expert_L02")
+
+
+SHARD = "tokens/tokens-00000.parquet"
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "name, harm, what",
+    [
+        (SHARD, damage, "is damaged: its sha256 is not the recorded one"),
+        ("documents.parquet", damage, "is damaged: its sha256 is not the recorded one"),
+        (SHARD, Path.unlink, "is missing"),
+    ],
+)
+def test_verify_names_the_damaged_file(made: Recording, name: str, harm: Any, what: str) -> None:
+    made.verify()
+    harm(made.path / name)
+    with pytest.raises(RecordingError) as error:
+        made.verify()
+    assert str(error.value) == (
+        f"'{name}' of recording '{made.path}' {what}; copy it again, or record again with force=True"
+    )
+
+
+def test_verify_counts_rows(made: Recording) -> None:
+    made.manifest["shards"][0]["rows"] -= 1
+    with pytest.raises(RecordingError, match=f"'{SHARD}' of recording .* has 83 rows, not 82"):
+        made.verify()
+
+
+def test_reading_a_broken_shard(made: Recording) -> None:
+    (made.path / SHARD).write_bytes(b"PAR1")
+    with pytest.raises(RecordingError, match=f"'{SHARD}' of recording .* is damaged"):
+        made.indices()
+    shutil.rmtree(made.path / "tokens")
+    with pytest.raises(RecordingError, match=f"'{SHARD}' of recording .* is missing"):
+        made.tokens()
+
+
+def test_the_disk_holds_nothing_but_parquet_and_text(made: Recording) -> None:
+    files = sorted(p.relative_to(made.path).as_posix() for p in made.path.rglob("*") if p.is_file())
+    assert files == ["README.md", "documents.parquet", "manifest.json", SHARD]
+    assert pq.read_table(made.path / SHARD).num_rows == made.n_tokens
+
+
+# Corpora
+
+LINES = [{"text": "先生", "id": 1}, {"text": "行く", "id": 2}]
+JSONL = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in LINES) + "\n"
+
+
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("c.jsonl", JSONL.encode()),
+        ("c.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("c.jsonl", b"\xef\xbb\xbf" + JSONL.replace("\n", "\r\n").encode()),
+    ],
+)
+def test_jsonl_files(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    corpus = Corpus.of(tmp_path / name)
+    for _ in range(2):
+        assert [(d.text, d.metadata) for d in corpus] == [("先生", {"id": 1}), ("行く", {"id": 2})]
+
+
+def test_other_corpora(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("先生\n\n　行く\n", "utf-8")
+    assert [d.text for d in Corpus.of(str(tmp_path / "c.txt"))] == ["先生", "　行く"]
+    once = Corpus.of(line for line in LINES)
+    assert [d.text for d in once] == [d.text for d in once] == ["先生", "行く"]
+    assert Corpus.of(once) is once
+    sentences = Corpus.of([{"sentence": "先生", "id": 1}], text_column="sentence")
+    assert [(d.text, d.metadata) for d in sentences] == [("先生", {"id": 1})]
+
+
+@pytest.mark.parametrize(
+    "name, data, kind, message",
+    [
+        ("c.jsonl", b'{"text": "a"}\n{"text"\n', MoeLensError,
+         "c.jsonl line 2 is not JSON (Expecting ':' delimiter, column 8); write one JSON object a line"),
+        ("c.jsonl", b'["a"]\n', MoeLensError,
+         "c.jsonl line 1 is of type list; a document is a text, or a dict with a text"),
+        ("c.jsonl", b'{"body": "a", "id": 1}\n', UnknownNameError,
+         "unknown text column 'text'; allowed: body, id (c.jsonl line 1; choose with text_column=)"),
+        ("c.jsonl", b'{"text": null}\n', MoeLensError,
+         "c.jsonl line 1: 'text' is of type NoneType; a document's text is a string"),
+        ("c.jsonl", b'{"text": "a", "doc": 1}\n', MoeLensError,
+         "c.jsonl line 1: metadata 'doc' would hide a recording's own column; rename it"),
+        ("c.jsonl", b'{"text": "a\\ud83d"}\n', MoeLensError,
+         "c.jsonl line 1 holds half a surrogate pair at character 1; write the whole one"),
+        ("c.txt", "a\n先生\n".encode("cp932"), MoeLensError,
+         "c.txt line 2 is not UTF-8; convert it, as with iconv -f CP932 -t UTF-8"),
+        ("c.txt", b"\n", MoeLensError, "corpus '{path}' is empty; give at least one document with text"),
+        ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz breaks off after line "),
+        ("c.csv", b"text\na\n", MoeLensError,
+         "cannot read 'c.csv' as a corpus; allowed: .txt, .jsonl, .jsonl.gz, or a list of dicts with a text"),
+    ],
+)  # fmt: skip
+def test_corpora_that_cannot_be_read(
+    tmp_path: Path, name: str, data: bytes, kind: type[Exception], message: str
+) -> None:
+    """Recording one stops before the model runs."""
+    path, model = tmp_path / name, Model()
+    path.write_bytes(data)
+    with pytest.raises(kind) as error:
+        record(model, path, tmp_path / "run", progress=False)
+    assert str(error.value).startswith(message.format(path=path))
+    assert not model.runs
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    "model, corpus, options, message",
+    [
+        (
+            Model(),
+            "先生",
+            {},
+            "no such file: '先生'; a corpus is 'demo', a .txt, .jsonl or .jsonl.gz file, or a list of texts",
+        ),
+        (Model(), [], {}, "corpus 'texts' is empty; give at least one document with text"),
+        (Model(), [3], {}, "document 0 is of type int; a document is a text, or a dict with a text"),
+        (
+            Model(),
+            [{"text": "a", "id": 1}, {"text": "b", "id": "x"}],
+            {},
+            "metadata column 'id' of corpus 'texts' cannot",
+        ),
+        (Model(), ["a"], {"batch_tokens": 0}, "batch_tokens is 0; give 1 or more, such as 4096"),
+        (
+            Model(tokenizer=None),
+            ["a"],
+            {},
+            "model 'known' has no tokenizer; give one to moelens.hook(model, tokenizer)",
+        ),
+    ],
+)
+def test_what_cannot_be_recorded(
+    tmp_path: Path, model: Model, corpus: Any, options: dict[str, int], message: str
+) -> None:
+    with pytest.raises(MoeLensError) as error:
+        record(model, corpus, tmp_path / "run", progress=False, **options)
+    assert str(error.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(Model(), TEXTS, tmp_path / "quiet", progress=False)
+    assert capsys.readouterr().err == ""
+    record(Model(), TEXTS, tmp_path / "shown")
+    assert "recording" in capsys.readouterr().err

@@ -1,0 +1,228 @@
+"""Token spans against tokenizers of every kind, trained here in a moment."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from moelens.errors import CheckError
+from moelens.models.tokens import TokenSpans, byte_alphabet, token_spans
+
+TEXTS = (
+    "先生は明日こちらにいらっしゃいます。",
+    "お荷物をお預かりいたしましょうか。",
+    "母が作った弁当を食べた。",
+    "a cup of tea, please",
+)
+STRANGE = "𩸽と👨‍👩‍👧、\n か\u3099"  # four bytes a character, joiners, white space, a combining mark
+BOS, UNK = "<s>", "<unk>"
+FALLBACK = [f"<0x{b:02X}>" for b in range(256)]
+
+
+def wrapped(tok: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer begins every text with a special token."""
+    tok.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, tok.token_to_id(BOS))])
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS, unk_token=UNK)
+
+
+@cache
+def byte_level(prefix: bool = False, normalizer: str | None = None) -> PreTrainedTokenizerFast:
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    if normalizer:
+        tok.normalizer = getattr(normalizers, normalizer)()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    specials = [BOS, UNK]
+    tok.train_from_iterator(
+        TEXTS * 3,
+        trainers.BpeTrainer(vocab_size=330, special_tokens=specials, initial_alphabet=alphabet, show_progress=False),
+    )
+    return wrapped(tok)
+
+
+@cache
+def sentencepiece(kind: str, marker: str) -> PreTrainedTokenizerFast:
+    """With byte fallback; `marker` says how the leading ▁ gets there."""
+    tok = Tokenizer(models.BPE() if kind == "bpe" else models.Unigram())
+    if marker == "normalizer":
+        tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        tok.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=marker, split=False)
+    options: dict[str, Any] = {"special_tokens": [UNK, BOS], "show_progress": False}
+    if kind == "bpe":
+        tok.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(vocab_size=120, **options))
+        made = json.loads(tok.to_str())["model"]
+        vocab = {piece: i for i, piece in enumerate([*made["vocab"], *FALLBACK])}
+        merges = [tuple(pair) for pair in made["merges"]]
+        tok.model = models.BPE(vocab, merges, byte_fallback=True, unk_token=UNK)
+    else:
+        tok.train_from_iterator(TEXTS * 3, trainers.UnigramTrainer(vocab_size=120, unk_token=UNK, **options))
+        pieces = [(piece, score) for piece, score in json.loads(tok.to_str())["model"]["vocab"]]
+        tok.model = models.Unigram([*pieces, *((byte, -30.0) for byte in FALLBACK)], 0, True)
+    return wrapped(tok)
+
+
+def words(splitter: Any, model: Any) -> PreTrainedTokenizerFast:
+    tok = Tokenizer(model)
+    tok.pre_tokenizer = splitter
+    return wrapped(tok)
+
+
+def spans_of(tokenizer: PreTrainedTokenizerFast, text: str) -> TokenSpans:
+    return token_spans(tokenizer, text, tokenizer(text)["input_ids"])
+
+
+def rows(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, bool]]:
+    """What every token stands for, and whether it is partial."""
+    spans = spans_of(tokenizer, text)
+    return [(text[a:b], bool(p)) for a, b, p in zip(spans.start, spans.end, spans.partial, strict=True)]
+
+
+def assert_told(text: str, spans: TokenSpans) -> None:
+    """Tokens follow one another without a gap; two share a character only where both are partial."""
+    reach = 0
+    for i in np.flatnonzero(spans.end > spans.start):
+        assert spans.start[i] in ((reach - 1, reach) if spans.partial[i] and reach else (reach,))
+        reach = spans.end[i]
+    assert reach == len(text)
+
+
+TOKENIZERS = {
+    "byte-level": byte_level,
+    "byte-level, prefix space": lambda: byte_level(prefix=True),
+    "bpe, metaspace": lambda: sentencepiece("bpe", "always"),
+    "bpe, metaspace, no prefix": lambda: sentencepiece("bpe", "never"),
+    "bpe, ▁ by normalizer": lambda: sentencepiece("bpe", "normalizer"),
+    "unigram, metaspace": lambda: sentencepiece("unigram", "first"),
+}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("text", [*TEXTS, STRANGE, " 様", "様", "", " ", "  tea"])
+def test_bytes_tell_the_whole_text(name: str, text: str) -> None:
+    spans = spans_of(TOKENIZERS[name](), text)
+    assert spans.method == "bytes"
+    assert spans.start[0] == spans.end[0] == 0
+    assert (spans.start.dtype, spans.end.dtype, spans.partial.dtype) == (np.int32, np.int32, np.bool_)
+    assert_told(text, spans)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.booleans())
+def test_spans_of_byte_level_tokens_are_the_bytes(text: str, prefix: bool) -> None:
+    """Counted by hand: decode what precedes a token, and what precedes its end."""
+    tokenizer = byte_level(prefix)
+    ids = tokenizer(text)["input_ids"]
+    spans = token_spans(tokenizer, text, ids)
+    if spans.method == "offsets":  # the text spells out a special token
+        assert BOS in text or UNK in text
+        return
+    assert_told(text, spans)
+    alphabet, at = byte_alphabet(), 0
+    joined = b"".join(bytes(alphabet[c] for c in token) for token in tokenizer.convert_ids_to_tokens(ids[1:]))
+    synthetic = len(joined) - len(text.encode())
+    for i, token in enumerate(tokenizer.convert_ids_to_tokens(ids[1:]), 1):
+        before, through = joined[synthetic : max(at, synthetic)], joined[synthetic : at + len(token)]
+        at += len(token)
+        assert (
+            text[: spans.end[i]] == text[: len(through.decode(errors="replace").rstrip("\ufffd"))] or spans.partial[i]
+        )
+        assert spans.start[i] == len(before.decode(errors="ignore"))
+
+
+@pytest.mark.parametrize(
+    "tokenizer, text, expected",
+    [
+        (byte_level(), "𩸽a", [("", False), *[("𩸽", True)] * 4, ("a", False)]),
+        (sentencepiece("bpe", "always"), "鯛", [("", False), ("", False), *[("鯛", True)] * 3]),
+        (sentencepiece("bpe", "never"), "鯛", [("", False), *[("鯛", True)] * 3]),
+    ],
+    ids=["byte-level", "byte fallback after a synthetic ▁", "byte fallback"],
+)
+def test_parts_of_a_character_carry_the_whole_character(
+    tokenizer: PreTrainedTokenizerFast, text: str, expected: list[tuple[str, bool]]
+) -> None:
+    assert rows(tokenizer, text) == expected
+
+
+VOCAB = {BOS: 0, UNK: 1, "tea": 2, "##s": 3, "お": 4, "##茶": 5}
+
+
+@pytest.mark.parametrize(
+    "tokenizer, text, expected",
+    [
+        (
+            words(pre_tokenizers.BertPreTokenizer(), models.WordPiece(VOCAB, unk_token=UNK)),
+            "teas お茶 酒",
+            [("", False), ("tea", False), ("s", False), ("お", False), ("茶", False), ("酒", False)],
+        ),
+        (
+            words(pre_tokenizers.WhitespaceSplit(), models.WordLevel(VOCAB, unk_token=UNK)),
+            " tea  お酒 tea",
+            [("", False), ("tea", False), ("お酒", False), ("tea", False)],
+        ),
+        (byte_level(normalizer="NFKC"), "a㌢", [("", False), ("a", False), ("㌢", True)]),
+        (byte_level(), f"様{BOS}a", [("", False), ("様", True), (BOS, False), ("a", False)]),
+    ],
+    ids=["wordpiece", "words", "nfkc", "special token spelt out"],
+)
+def test_offsets_where_the_text_is_rewritten(
+    tokenizer: PreTrainedTokenizerFast, text: str, expected: list[tuple[str, bool]]
+) -> None:
+    assert spans_of(tokenizer, text).method == "offsets"
+    assert [row for row, _ in groupby(rows(tokenizer, text))] == expected
+
+
+def test_a_mark_the_normalizer_composed_belongs_to_the_token_before() -> None:
+    tokenizer = byte_level(normalizer="NFC")
+    text = "か\u3099a"  # becomes が, and the tokenizer's offsets leave the mark out
+    spans = spans_of(tokenizer, text)
+    assert spans.method == "offsets"
+    assert max(spans.end[:-1]) == 2
+    assert text[spans.start[-1] : spans.end[-1]] == "a"
+
+
+def test_offsets_and_bytes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [(make(), text) for make in TOKENIZERS.values() for text in (*TEXTS, "𩸽を食べる")]
+    exact = [spans_of(*case) for case in cases]
+    monkeypatch.setattr("moelens.models.tokens._spans_by_bytes", lambda text, pieces: None)
+    for (tokenizer, text), known in zip(cases, exact, strict=True):
+        spans = spans_of(tokenizer, text)
+        assert spans.method == "offsets"
+        np.testing.assert_array_equal(
+            np.c_[spans.start, spans.end, spans.partial], np.c_[known.start, known.end, known.partial]
+        )
+
+
+def test_ids_without_special_tokens_are_taken_too() -> None:
+    tokenizer = byte_level(normalizer="NFKC")
+    ids = tokenizer("㌢", add_special_tokens=False)["input_ids"]
+    assert token_spans(tokenizer, "㌢", ids).end.tolist() == [1] * len(ids)
+
+
+def test_foreign_ids_are_refused() -> None:
+    with pytest.raises(CheckError) as error:
+        token_spans(byte_level(), "お茶", [5, 6])
+    assert str(error.value) == (
+        "2 token ids are not what the tokenizer makes of 'お茶'; pass tokenizer(text)['input_ids']"
+    )
+
+
+def test_a_slow_tokenizer_without_the_bytes_is_refused() -> None:
+    class Slow:
+        is_fast, added_tokens_decoder, all_special_ids = False, {}, ()
+
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+            return ["<?>"] * len(ids)
+
+    with pytest.raises(CheckError, match="are not those of 'お茶', and Slow gives no offsets; use the fast tokenizer"):
+        token_spans(Slow(), "お茶", [1])
