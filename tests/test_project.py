@@ -1,0 +1,68 @@
+"""The project as a whole: everything imports, files agree with each other, and some things are nowhere in the tree."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import moelens
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = sorted((ROOT / "moelens").rglob("*.py"))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(m.name for m in pkgutil.walk_packages(moelens.__path__, "moelens.") if "__main__" not in m.name)
+)
+def test_everything_imports(name: str) -> None:
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", moelens.__all__)
+def test_public_names_exist_and_are_documented(name: str) -> None:
+    value = getattr(moelens, name)
+    assert name == "__version__" or value.__doc__
+
+
+def test_import_is_lazy() -> None:
+    code = "import sys, moelens; print([m for m in ('torch', 'transformers', 'matplotlib', 'IPython') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_environment_installs_the_project_with_pip() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    packages = [d for d in environment["dependencies"] if isinstance(d, str)]
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert environment["name"] == PROJECT["name"]
+    assert f"python{PROJECT['requires-python']}" in packages
+    assert pip == ["-e .[test]"]
+    assert set(packages) == {f"python{PROJECT['requires-python']}", "pip"}, "dependencies are stated in pyproject.toml"
+
+
+def test_versions_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert moelens.__version__ == PROJECT["version"] == citation["version"]
+    assert f"## {moelens.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_torch_range_admits_the_version_developed_on() -> None:
+    from packaging.requirements import Requirement
+
+    torch = next(r for d in PROJECT["dependencies"] if (r := Requirement(d)).name == "torch")
+    assert torch.specifier.contains("2.13.0")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_pickle(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not re.search(r"\bimport pickle|\btorch\.load\(|allow_pickle|\btorch\.save\(", text)
