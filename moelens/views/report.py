@@ -1,0 +1,208 @@
+"""A report: one HTML file that holds everything it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from moelens.errors import MoeLensError
+from moelens.views.maps import expert_map, load_plot, map_size
+from moelens.views.pictures import image, picture
+from moelens.views.style import FAMILY_TITLE, GLOSS, label_html, text_html
+from moelens.views.tables import findings_html, summary_html
+from moelens.views.text import Span, tokens_html
+
+if TYPE_CHECKING:
+    from moelens.analysis.result import Specialization
+
+MAPS_PER_FAMILY = 4
+FINDINGS_PER_LABEL = 3
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sentence that shows `label`: `experts` and `weights` `[token, slot]` of one `layer`, `spans` over tokens."""
+
+    label: str
+    tokens: Sequence[str]
+    experts: ArrayLike
+    weights: ArrayLike | None = None
+    spans: Sequence[Span] = ()
+    layer: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a report says. `results` maps a label family to its result; `model` holds facts as pairs of plain text.
+
+    `maps` names the labels to draw for a family; without it all honorific classes and the four most frequent tested
+    labels of any other family are drawn. `figures` are further figures with their captions.
+    """
+
+    title: str
+    results: Mapping[str, Specialization]
+    model: Sequence[tuple[str, str]] = ()
+    examples: Sequence[Example] = ()
+    maps: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    figures: Sequence[tuple[str, Figure]] = ()
+    reproduce: str = ""
+    notes: Sequence[str] = ()
+
+
+def report_html(report: Report) -> str:
+    """The report as one HTML page, readable in light and dark, on paper and without a network.
+
+    Raises `MoeLensError` for a report without results.
+
+        Path("report.html").write_text(report_html(Report("Who handles keigo?", {"honorifics": result})), "utf-8")
+    """
+    if not report.results:
+        raise MoeLensError(
+            "a report of 0 results; allowed: 1 or more, pass results={'honorifics': specialization(...)}"
+        )
+    first = next(iter(report.results.values()))
+    body = [
+        f"<h1>{text_html(report.title)}</h1>",
+        f'<p class="lead">{escape(first.headline)} · {escape(first.control)}</p>',
+        _what_this_is(report),
+        *(_where(family, result, report.maps.get(family)) for family, result in report.results.items()),
+        _what(report.examples),
+        _load(first, report.figures),
+        _honesty(first, report.notes),
+        _reproduce(report.reproduce, first),
+        "<footer>Made with moelens. This file is self-contained.</footer>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(report.title)}</title><style>{_css()}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+@cache
+def _css() -> str:
+    return files("moelens.views").joinpath("report.css").read_text("utf-8")
+
+
+def _section(question: str, title: str, *parts: str) -> str:
+    return f"<section><h2><b>{question}</b>{title}</h2>\n" + "\n".join(parts) + "</section>"
+
+
+def _pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    return "<dl>" + "".join(f"<dt>{text_html(name)}</dt><dd>{text_html(value)}</dd>" for name, value in pairs) + "</dl>"
+
+
+def _what_this_is(report: Report) -> str:
+    return _section(
+        "WHAT THIS IS",
+        "The model and the text",
+        "<p>A Mixture-of-Experts model sends every token to a few of its experts. This page shows which experts the "
+        "router chooses more often for some kinds of Japanese words and forms than for the rest of the same text.</p>",
+        _pairs(report.model) if report.model else "",
+    )
+
+
+def _where(family: str, result: Specialization, labels: Sequence[str] | None) -> str:
+    labels = _labels_to_draw(family, result) if labels is None else labels
+    maps = [
+        "<figure>"
+        + picture(
+            lambda ax, label=label: expert_map(result, label, ax=ax),  # type: ignore[misc]
+            map_size(result, label),
+            f"map of layers and experts for the label {GLOSS.get(label, label)}",
+        )
+        + "</figure>"
+        for label in labels
+    ]
+    findings = [
+        f for label in result.names for f in result.top(FINDINGS_PER_LABEL, label) if label not in result.too_rare
+    ]
+    return _section(
+        "WHERE",
+        f"{text_html(FAMILY_TITLE.get(family, family))}: layers and experts",
+        "<p>Lift is the share of a label's tokens that an expert takes over its share of all tokens: 1 is chance. "
+        "<em>Lift given token</em> is what is left of it when the identity of the token is accounted for.</p>",
+        f'<div class="scroll">{summary_html(result)}</div>',
+        *maps,
+        f"<h3>The {FINDINGS_PER_LABEL} strongest experts of each label</h3>",
+        f'<div class="scroll">{findings_html(result, findings)}</div>',
+    )
+
+
+def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
+    if family == "honorifics":
+        return result.names
+    tested = [i for i in np.argsort(-result.label_tokens, kind="stable") if result.names[i] not in result.too_rare]
+    return [result.names[i] for i in tested[:MAPS_PER_FAMILY]]
+
+
+def _what(examples: Sequence[Example]) -> str:
+    by_label: dict[str, list[Example]] = {}
+    for example in examples:
+        by_label.setdefault(example.label, []).append(example)
+    parts = ["<p>No example sentences were given to this report.</p>"] if not examples else []
+    for label, group in by_label.items():
+        parts.append(f"<h3>{label_html(label)}</h3>")
+        parts += [_example(example) for example in group]
+    return _section("WHAT", "Sentences, token by token", *parts)
+
+
+def _example(example: Example) -> str:
+    shown = tokens_html(example.tokens, example.experts, example.weights, spans=example.spans, layer=example.layer)
+    note = f"<p>{text_html(example.note)}</p>" if example.note else ""
+    return f'<div class="example">{shown}{note}</div>'
+
+
+def _load(result: Specialization, figures: Sequence[tuple[str, Figure]]) -> str:
+    further = (
+        f"<figure>{image(figure, caption)}<figcaption>{text_html(caption)}</figcaption></figure>"
+        for caption, figure in figures
+    )
+    drawn = picture(lambda ax: load_plot(result, ax=ax), (9.6, 3.0), "relative load of the experts of each layer")
+    return _section(
+        "LOAD",
+        "How evenly the experts are used",
+        f"<figure>{drawn}<figcaption>One dot an expert. An expert that is rarely chosen has few tokens to judge it by."
+        "</figcaption></figure>",
+        *further,
+    )
+
+
+def _honesty(result: Specialization, notes: Sequence[str]) -> str:
+    about = result.provenance
+    cells, permutations = about.get("tested_cells", 0), about.get("permutations", 0)
+    floor = min(1.0, cells / (permutations + 1))
+    points = [
+        f"Significance is a permutation test over {about.get('documents', 0):,} documents: whole label sequences are "
+        "exchanged between documents of like length, so tokens of one document never count as independent. "
+        f"{permutations:,} permutations, seed {about.get('seed', 0)}.",
+        f"{cells:,} cells were tested. A finding counts when its q (Benjamini–Hochberg) or its family-wise p (maximum "
+        f"statistic) is below .05. A single cell cannot reach a q below {floor:.2g} here; the family-wise p can.",
+        "The test does not rule out token identity. An expert that takes one frequent word has a high lift for every "
+        "label of that word. The column lift given token shows what is left: near 1, the token explains it.",
+        "It does not rule out script, place in the sentence or subject matter either, where they go with the label.",
+        "Nothing here is causal. A router that prefers an expert does not show that the model needs it; for that, "
+        "remove the expert and compare with matched controls.",
+        *notes,
+    ]
+    items = "".join(f"<li>{text_html(point)}</li>" for point in points)
+    return _section("HOW SURE", "What these numbers can and cannot say", f"<ul>{items}</ul>")
+
+
+def _reproduce(commands: str, result: Specialization) -> str:
+    code = f"<pre>{text_html(commands)}</pre>" if commands else ""
+    facts = [
+        (str(key).replace("_", " "), str(value)) for key, value in result.provenance.items() if value not in (None, "")
+    ]
+    return _section("AGAIN", "How to reproduce this page", code, _pairs(facts))
