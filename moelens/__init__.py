@@ -15,14 +15,15 @@ _PUBLIC = {
     "MoeLensError": "errors",
     "Recording": "recording",
     "Specialization": "analysis",
-    "demo": "main_job",
     "hook": "models.hooked",
+    "info": "models.info",
     "label": "japanese",
     "load": "models.loading",
     "load_hooks": "recipes",
     "record": "recording",
+    "run_demo": "demo.run",
     "specialization": "analysis",
-    "trace": "main_job",
+    "trace": "tracing",
 }
 
 __all__ = [
@@ -34,24 +35,29 @@ __all__ = [
     "Recording",
     "Specialization",
     "__version__",
-    "demo",
     "hook",
+    "info",
     "label",
     "load",
     "load_hooks",
     "record",
+    "run_demo",
     "specialization",
     "trace",
 ]
 
 if TYPE_CHECKING:
     from moelens.analysis import Counts, Specialization, specialization
+    from moelens.demo.run import run_demo
     from moelens.errors import MoeLensError
     from moelens.japanese import Labels, label
     from moelens.models.hooked import HookedMoE, hook
+    from moelens.models.info import info
     from moelens.models.loading import load
     from moelens.models.structure import MoEShape
+    from moelens.recipes import load_hooks
     from moelens.recording import Recording, record
+    from moelens.tracing import trace
 
 
 def __getattr__(name: str) -> Any:

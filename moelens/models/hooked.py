@@ -52,7 +52,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         >>> model = moelens.load("demo")                                          # doctest: +SKIP
         >>> _, cache = model.run_with_cache("先生がいらっしゃいました。")           # doctest: +SKIP
         >>> cache["blocks.3.mlp.hook_router_logits"].shape                        # doctest: +SKIP
-        torch.Size([1, 8, 32])
+        torch.Size([1, 6, 32])
     """
 
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> None:
@@ -327,10 +327,20 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return found
 
     @property
+    def revision(self) -> str | None:
+        """Commit of the hub repository the model came from, if it came from one."""
+        return getattr(self.hf_model.config, "_commit_hash", None)
+
+    @property
     def context_length(self) -> int | None:
         """Longest input in tokens, or None where the configuration does not say."""
         config = self.hf_model.config
         return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+    @property
+    def rule(self) -> str:
+        """How the routers choose, in words; "" where no known rule explains them."""
+        return next((tap.replay.describe() for tap in self._taps.values() if tap.replay), "")
 
     @property
     def experts_implementation(self) -> str:

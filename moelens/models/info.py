@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moelens.models.checks import Check
+from moelens.models.hooked import HookedMoE
 from moelens.models.loading import architectures, load, without_weights
 from moelens.models.structure import MoEShape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Info:
     """A model's shape, its routers' rule, its hook points and what the checks at load found.
 
@@ -28,7 +29,7 @@ class Info:
     checks: tuple[Check, ...]
     refused: dict[str, str]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         s = self.shape
         grouped = f", from {s.topk_groups} of {s.n_groups} groups" if s.n_groups else ""
         shared = f", and {s.n_shared} shared" if s.n_shared else ""
@@ -45,7 +46,7 @@ class Info:
         ]
         if self.refused:
             lines += ["not offered", *(f"  {line}" for line in sorted(reasons(self.refused)))]
-        checks = [f"  {check}" for check in self.checks] or ["  not run: they need the weights; give a folder or a name"]
+        checks = [f"  {check}" for check in self.checks] or ["  not run: they need the weights; give a folder"]
         return "\n".join([*lines, "checks at load", *checks])
 
 
@@ -97,5 +98,9 @@ def info(model: str) -> Info:
     if model in architectures() and not Path(model).is_dir():
         shape, rule, names = without_weights(model)
         return Info(model, shape, rule.describe() if rule else "", tuple(names), (), {})
-    hooked = load(model)
-    return Info(hooked.name, hooked.shape, hooked.rule, tuple(hooked.hook_dict), hooked.checks, hooked.refused)
+    return describe(load(model))
+
+
+def describe(model: HookedMoE) -> Info:
+    """The same of a model that is loaded."""
+    return Info(model.name, model.shape, model.rule, tuple(model.hook_dict), model.checks, model.refused)

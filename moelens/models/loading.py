@@ -54,6 +54,8 @@ def load(
     source = str(DEMO) if model == "demo" else model
     if model == "demo" and not (DEMO / "model.safetensors").exists():
         raise MoeLensError("the bundled model is missing from this installation; install moelens again")
+    if model == "demo":
+        transformers.utils.logging.disable_progress_bar()  # a quarter of a second is no progress to watch
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)

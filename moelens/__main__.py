@@ -1,0 +1,7 @@
+"""`python -m moelens`."""
+
+import sys
+
+from moelens.cli import main
+
+sys.exit(main())

@@ -1,0 +1,133 @@
+"""The command line: each command is one call of a public function, and a mistake is one line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from moelens import __version__
+from moelens.errors import MoeLensError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser() -> Parser:
+    main = Parser(prog="moelens", description="See which experts of a Mixture-of-Experts model handle which Japanese.")
+    main.add_argument("--version", action="version", version=f"moelens {__version__}")
+    main.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = main.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+
+    demo = commands.add_parser("demo", help="run the main job on the bundled model and corpus")
+    demo.add_argument("--out", type=Path, default=Path("moelens-demo"), help="folder to write (%(default)s)")
+    demo.add_argument("--force", action="store_true", help="replace what an earlier run left there")
+    demo.set_defaults(run=run_demo)
+
+    info = commands.add_parser("info", help="show what a model is made of")
+    info.add_argument("model", nargs="?", help="demo, a folder, an architecture such as deepseek_v3, or a hub name")
+    info.add_argument("--architectures", action="store_true", help="list the architectures and how they are reached")
+    info.set_defaults(run=run_info)
+
+    record = commands.add_parser("record", help="run a model over a corpus and keep its routes")
+    record.add_argument("model", help="demo, a folder or a hub name")
+    record.add_argument("corpus", help="demo, a .txt file (a document a line) or a .jsonl[.gz] file")
+    record.add_argument("--out", type=Path, required=True, help="folder to write")
+    record.add_argument("--batch-tokens", type=int, default=4096, help="tokens that run together (%(default)s)")
+    record.add_argument("--force", action="store_true", help="replace a recording that is there")
+    record.set_defaults(run=run_record)
+
+    label = commands.add_parser("label", help="label a recording's tokens: morphology, script, honorifics")
+    label.add_argument("recording", type=Path)
+    label.add_argument("--policy", default="last", help="token's morpheme: last, majority or any (%(default)s)")
+    label.set_defaults(run=run_label)
+
+    analyze = commands.add_parser("analyze", help="find which experts specialise in a family of labels")
+    analyze.add_argument("recording", type=Path)
+    analyze.add_argument("--labels", default="honorifics", metavar="FAMILY", help="family of labels (%(default)s)")
+    analyze.add_argument("--permutations", type=int, default=500, help="of documents, for the test (%(default)s)")
+    analyze.add_argument("--seed", type=int, default=0)
+    analyze.add_argument("--top", type=int, default=15, help="findings to print (%(default)s)")
+    analyze.add_argument("--out", type=Path, help="JSON file to write the whole result to")
+    analyze.set_defaults(run=run_analyze)
+    return main
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from moelens.demo.run import run_demo
+
+    print(run_demo(args.out, force=args.force))
+
+
+def run_info(args: argparse.Namespace) -> None:
+    from moelens.models.info import info
+    from moelens.models.loading import architectures
+
+    if args.architectures:
+        print("\n".join(f"{name:<24} {how}" for name, how in architectures().items()))
+    elif args.model is None:
+        raise MoeLensError("which model? give a folder, a name, 'demo', or --architectures for what is supported")
+    else:
+        print(info(args.model))
+
+
+def run_record(args: argparse.Namespace) -> None:
+    import moelens
+
+    model = moelens.load(args.model)
+    print(moelens.record(model, args.corpus, args.out, batch_tokens=args.batch_tokens, force=args.force))
+
+
+def run_label(args: argparse.Namespace) -> None:
+    import moelens
+
+    print(moelens.label(moelens.Recording.open(args.recording), policy=args.policy))
+
+
+def run_analyze(args: argparse.Namespace) -> None:
+    import moelens
+
+    recording = moelens.Recording.open(args.recording)
+    labels = moelens.Labels.open(recording)
+    result = moelens.specialization(
+        recording, labels, args.labels, permutations=args.permutations, seed=args.seed, progress=True
+    )
+    print(result.table(args.top))
+    if args.out:
+        result.save(args.out)
+
+
+def quiet() -> None:
+    """No network for what is at hand, and no chatter of libraries around our own lines."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit status: 0, 2 for a mistake, 130 if interrupted."""
+    args: Any = parser().parse_args(argv)
+    quiet()
+    try:
+        args.run(args)
+    except MoeLensError as error:
+        if args.debug:
+            raise
+        print(f"moelens: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("moelens: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        sys.stderr.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

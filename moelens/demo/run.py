@@ -1,0 +1,168 @@
+"""The main job on the bundled model and corpus: record, label, find, report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm.auto import tqdm
+
+from moelens.analysis import Specialization, specialization
+from moelens.errors import RecordingError
+from moelens.japanese import CLASSES, Labels, label
+from moelens.models.hooked import HookedMoE
+from moelens.models.loading import load
+from moelens.models.tokens import TokenSpans
+from moelens.recording import Recording, record
+from moelens.tracing import pieces
+from moelens.views import Example, Report, expert_map, load_plot, report_html, spans_from_labels
+
+FAMILIES = ("honorifics", "pos")
+EXAMPLES = 2  # sentences a class
+STEPS = ("loading", "recording", "labelling", *FAMILIES, "drawing", "report")
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """What the demo found and where it wrote it."""
+
+    path: Path
+    recording: Recording
+    results: dict[str, Specialization]
+
+    def __str__(self) -> str:
+        tables = [self.results["honorifics"].table(2, each=True), self.results["pos"].table(1, each=True)]
+        how = (
+            "lift: how much more often tokens of the label go to the expert than tokens do on the whole.\n"
+            "lift | token: what is left of it once the token itself is known; near 1, the word explains it.\n"
+            "*: survives a permutation test over documents, corrected for all layers, experts and labels."
+        )
+        return "\n\n".join([*tables, how, f"report: {self.path / 'report.html'}"])
+
+
+def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool = True) -> DemoRun:
+    """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
+
+    Writes `recording/`, `figures/*.png`, `honorifics.json`, `pos.json` and `report.html` into `out`.
+
+    Args:
+        out: folder to write.
+        force: replace what an earlier run left there.
+
+    Raises:
+        RecordingError: `out` is taken.
+
+    Example:
+        >>> print(moelens.run_demo("moelens-demo"))  # doctest: +SKIP
+    """
+    out = Path(out)
+    claim(out, force)
+    with tqdm(total=len(STEPS), desc="demo", leave=False, disable=not progress) as bar:
+
+        def step(name: str) -> None:
+            bar.set_description(name)
+            bar.update(0 if name == STEPS[0] else 1)
+
+        step("loading")
+        model = load("demo")
+        step("recording")
+        recording = record(model, "demo", out / "recording", progress=False)
+        step("labelling")
+        labels = label(recording)
+        results = {}
+        for family in FAMILIES:
+            step(family)
+            results[family] = specialization(recording, labels, family)
+            results[family].save(out / f"{family}.json")
+        step("drawing")
+        draw(results, out / "figures")
+        step("report")
+        page = report_html(describe(model, recording, labels, results, out))
+        (out / "report.html").write_text(page, encoding="utf-8")
+        bar.update(1)
+    return DemoRun(out, recording, results)
+
+
+def claim(out: Path, force: bool) -> None:
+    """Make sure that `out` is free; with `force`, clear away what an earlier run wrote, and only that."""
+    ours = [out / name for name in ("recording", "figures", "report.html", *(f"{f}.json" for f in FAMILIES))]
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not force or not out.is_dir():
+            raise RecordingError(f"'{out}' is already there; give another folder with --out, or --force to replace it")
+        if not any(path.exists() for path in ours):
+            raise RecordingError(f"'{out}' holds something else than a demo run; give another folder with --out")
+        for path in ours:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def draw(results: dict[str, Specialization], folder: Path) -> None:
+    """The maps of the honorific classes and the load, as pictures."""
+    folder.mkdir()
+    result = results["honorifics"]
+    plots = {f"map-{i + 1}": expert_map(result, name) for i, name in enumerate(CLASSES)}
+    for name, axes in {**plots, "load": load_plot(result)}.items():
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
+        plt.close(figure)
+
+
+def describe(
+    model: HookedMoE, recording: Recording, labels: Labels, results: dict[str, Specialization], out: Path
+) -> Report:
+    """What the report says, gathered from the results."""
+    shape, registers = model.shape, recording.documents()["register"].to_pylist()
+    kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
+    facts = [
+        (
+            "Model",
+            f"moelens demo: {shape.model_type}, trained on works from Aozora Bunko to show the tool; see its card",
+        ),
+        ("Layers", f"{shape.n_layers}, of which {len(shape.moe_layers)} have experts"),
+        ("Experts", f"{shape.n_experts} a layer and {shape.n_shared} shared; {model.rule}"),
+        ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
+        ("Tokens", f"{recording.n_tokens:,}"),
+        ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
+        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'refused'}" for c in model.checks)),
+    ]
+    return Report(
+        title="Which experts handle Japanese honorifics and morphology?",
+        model=facts,
+        results=results,
+        examples=examples(recording, labels, results["honorifics"]),
+        reproduce=f"pip install .\nmoelens demo --out {out}",
+        notes=["The model is tiny. What is found here shows the method, not how a large model treats Japanese."],
+    )
+
+
+def examples(recording: Recording, labels: Labels, result: Specialization) -> list[Example]:
+    """For each class, short texts in which its strongest expert takes most of its tokens."""
+    names, has = labels.matrix("honorifics")
+    start, end, partial = (recording.column(c) for c in ("char_start", "char_end", "partial"))
+    doc, experts, weights = recording.column("doc"), recording.indices(), recording.weights()
+    texts = recording.documents()["text"].to_pylist()
+    found = []
+    for at, name in enumerate(names):
+        for best in result.top(1, name) if result.label_tokens[at] else ():
+            layer = recording.layers.index(best.layer)
+            taken = has[:, at] & (experts[:, layer] == best.expert).any(-1)
+            score = np.bincount(doc, taken) / np.bincount(doc) ** 0.5
+            for chosen in np.argsort(-score, kind="stable")[:EXAMPLES].tolist():
+                rows = np.flatnonzero((doc == chosen) & (end > start))
+                part = TokenSpans(start[rows], end[rows], partial[rows], "bytes")
+                found.append(
+                    Example(
+                        label=name,
+                        tokens=pieces(texts[chosen], part),
+                        experts=experts[rows, layer],
+                        weights=weights[rows, layer],
+                        spans=spans_from_labels(has[rows], names),
+                        layer=best.layer,
+                        note=f"{taken[rows].sum()} of {has[rows, at].sum()} tokens of {name} at E{best.expert}",
+                    )
+                )
+    return found

@@ -1,0 +1,131 @@
+"""One text through a model, token by token: which experts, with which weights, where the honorifics are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.errors import MoeLensError, unknown
+from moelens.models.hooked import HookedMoE
+from moelens.models.tokens import TokenSpans, token_spans
+
+SHOWN_LAYERS = 4
+MOST_TOKENS = 512
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace:
+    """The routes of a text.
+
+    Attributes:
+        tokens: the piece of the text each token stands for; "·" for a further token of the same character.
+        layers: layer numbers, the order of axis `layer`.
+        experts, weights: `[token, layer, slot]`.
+        spans: honorifics, as first token, token after the last, class.
+
+    Example:
+        >>> moelens.trace(model, "先生がいらっしゃいました。").experts.shape  # doctest: +SKIP
+        (6, 4, 4)
+    """
+
+    model: str
+    text: str
+    tokens: tuple[str, ...]
+    layers: tuple[int, ...]
+    experts: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    spans: tuple[tuple[int, int, str], ...]
+
+    def __repr__(self) -> str:
+        best = np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
+        classes: dict[int, list[str]] = {}
+        for start, end, label in self.spans:
+            for i in range(start, end):
+                classes.setdefault(i, []).append(label)
+        shown = self.shown_layers()
+        lines = [f"{self.model} · expert with the largest weight", "\t".join([*(f"L{n}" for n in shown), "token"])]
+        for i, token in enumerate(self.tokens):
+            experts = [f"E{best[i, self.layers.index(n)]}" for n in shown]
+            lines.append("\t".join([*experts, token.replace("\n", "↵"), " ".join(classes.get(i, []))]).rstrip())
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        from moelens.views import tokens_html
+
+        rows = [
+            tokens_html(self.tokens, self.experts[:, at], self.weights[:, at], spans=self.spans, layer=layer)
+            for layer in self.shown_layers()
+            for at in [self.layers.index(layer)]
+        ]
+        head = f"{escape(self.model)} · {len(self.tokens)} tokens · {self.experts.shape[-1]} experts a token"
+        return f"<div>{head}{''.join(rows)}</div>"
+
+    def shown_layers(self) -> tuple[int, ...]:
+        """The layers its faces show: all, or as many spread over the model."""
+        n = len(self.layers)
+        return tuple(self.layers[i] for i in sorted({round(i) for i in np.linspace(0, n - 1, min(n, SHOWN_LAYERS))}))
+
+    def select(self, layers: Sequence[int]) -> Trace:
+        """The same trace with these layers only."""
+        for layer in layers:
+            if layer not in self.layers:
+                raise unknown("layer", layer, self.layers)
+        at = [self.layers.index(layer) for layer in layers]
+        experts, weights = self.experts[:, at], self.weights[:, at]
+        return Trace(self.model, self.text, self.tokens, tuple(layers), experts, weights, self.spans)
+
+
+def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
+    """What each token shows of the text; tokens that share a character show it once.
+
+    >>> start, end = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
+    >>> spans = TokenSpans(start, end, np.array([False, True, True, False]), "bytes")
+    >>> pieces("敬語", spans)
+    ('', '敬', '·', '語')
+    """
+    shown, last = [], 0
+    for start, end in zip(spans.start.tolist(), spans.end.tolist(), strict=True):
+        shown.append(text[max(start, last) : end] or ("·" if end > start else ""))
+        last = max(last, end)
+    return tuple(shown)
+
+
+def trace(model: HookedMoE, text: str) -> Trace:
+    """Run `model` on a short text and keep its routes.
+
+    Raises:
+        MoeLensError: a text of more than 512 tokens (record it instead), or a model without a tokenizer.
+    """
+    from moelens.japanese import honorifics
+
+    ids = model.to_tokens(text)
+    if ids.shape[1] > MOST_TOKENS:
+        raise MoeLensError(f"{ids.shape[1]} tokens to trace; at most {MOST_TOKENS}: use moelens.record for long texts")
+    names = {
+        kind: [f"blocks.{layer}.mlp.{kind}" for layer in model.shape.moe_layers]
+        for kind in ("hook_expert_indices", "hook_topk_weights")
+    }
+    _, cache = model.run_with_cache(ids, names_filter=[n for group in names.values() for n in group])
+    experts, weights = (np.stack([cache[n][0].float().cpu() for n in group], 1) for group in names.values())
+    spans = token_spans(model.tokenizer, text, ids[0].tolist())
+    inside = [
+        (tokens[0], tokens[-1] + 1, name)
+        for found in honorifics(text)
+        for tokens in [np.flatnonzero((spans.start < found.end) & (spans.end > found.start)).tolist()]
+        for name in found.classes
+        if tokens
+    ]
+    return Trace(
+        model.name,
+        text,
+        pieces(text, spans),
+        model.shape.moe_layers,
+        experts.astype(np.int64),
+        weights.astype(np.float32),
+        tuple(inside),
+    )
