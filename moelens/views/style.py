@@ -108,6 +108,8 @@ def japanese_font() -> Iterator[None]:
     _register_font()
     with matplotlib.rc_context({"font.family": ["IPAexGothic", "DejaVu Sans"]}):
         yield
+        interactive = matplotlib.is_interactive()
+    matplotlib.interactive(interactive)  # a notebook's backend, chosen inside by the first figure, turns it on
 
 
 @cache

@@ -18,11 +18,13 @@ LEFT = "text-align: left; padding: 3px 12px 3px 0"
 RIGHT = "text-align: right; padding: 3px 0 3px 16px"
 TABLE = '<table style="border-collapse: collapse; margin: 6px 0">'
 DASH = "–"
+EACH = 2  # specialists shown of each label
 
 
 def findings_html(result: Specialization, findings: Sequence[Finding] | None = None) -> str:
-    """The strongest specialists, or the given `findings`; what does not survive its control is greyed."""
-    findings = result.top(10) if findings is None else findings
+    """The strongest specialists of each label, or the given `findings`; what does not survive its control is greyed."""
+    if findings is None:
+        findings = [f for name in result.names if name not in result.too_rare for f in result.top(EACH, name)]
     chance = f"{number(100 * result.top_k / result.n_experts)} %"
     header = ("label", "expert", "lift", f"share (chance {chance})", "tokens", "q", "family-wise p", "lift given token")
     rows = [
