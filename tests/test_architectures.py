@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import logits_of
+from packaging.version import Version
 from tiny import ADAPTED, ARCHITECTURES, tiny_inputs, tiny_model
 
 import moelens
 from moelens.models.loading import architectures
 from moelens.models.structure import find_sites
 
+OLD = Version(transformers.__version__) < Version("5.23")
 NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not handed ids and weights
 
 
@@ -50,6 +53,8 @@ def test_architecture(name: str) -> None:
     if name not in ADAPTED:
         model.set_experts_implementation("grouped_mm")
     inputs = tiny_inputs(model)
+    if OLD and name in ("dbrx", "diffusion_gemma"):
+        pytest.skip("this version builds no small model of it")
     seen, handles = watch(model)
     plain = run(model, inputs)
     for handle in handles:
@@ -88,9 +93,9 @@ def test_every_architecture_of_the_installed_transformers_is_tested() -> None:
     assert supported == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", ["phimoe", "inkling"])
-def test_a_router_that_no_rule_explains_is_refused_by_name(name: str) -> None:
-    hooked = moelens.hook(tiny_model(name))
+@pytest.mark.skipif("inkling" not in ARCHITECTURES, reason="this version has no Inkling")
+def test_a_router_that_no_rule_explains_is_refused_by_name() -> None:
+    hooked = moelens.hook(tiny_model("inkling"))
     layer = hooked.shape.moe_layers[-1]
     with pytest.raises(moelens.MoeLensError, match="no known rule leads from this router's logits to its choice"):
         hooked.add_hook(f"blocks.{layer}.mlp.hook_router_scores", lambda t, hook: t)

@@ -59,7 +59,12 @@ def test_routing_stages_equal_a_float64_recomputation(deepseek: HookedMoE, ids: 
 
     assert gate.e_score_correction_bias.abs().max() > 0.05
     assert not torch.equal(logits.topk(2, -1).indices.sort(-1).values, indices.sort(-1).values), "the case is too easy"
-    for name, expected in (("logits", logits), ("scores", scores), ("selection", selection)):
+    for name, expected in (
+        ("logits", logits),
+        ("scores", scores),
+        ("biased", biased),
+        ("selection", selection),
+    ):
         got = cache[at(f"hook_router_{name}")].flatten(0, 1).double()
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     got = cache[at("hook_expert_indices")].flatten(0, 1)
@@ -83,7 +88,7 @@ def block_by_hand(block: Any, x: torch.Tensor, indices: torch.Tensor, weights: t
 
 
 @pytest.mark.parametrize(
-    "case", ["indices", "topk_weights", "expert_weights", "new expert", "logits", "scores", "selection"]
+    "case", ["indices", "topk_weights", "expert_weights", "new expert", "logits", "scores", "biased", "selection"]
 )
 def test_an_edit_of_the_routing_changes_the_output_as_by_hand(
     deepseek: HookedMoE, ids: torch.Tensor, case: str
@@ -122,6 +127,14 @@ def test_an_edit_of_the_routing_changes_the_output_as_by_hand(
             lambda t: torch.zeros_like(t).index_fill(-1, torch.tensor([5, 6]), 9.0),
             torch.tensor([[5, 6]]).expand(24, 2),
             torch.full((24, 2), 0.5 * scale, dtype=torch.float64),
+        ),
+        "biased": (  # 5 is best; 4 is in its group, while 1 has more than 4
+            "hook_router_biased",
+            lambda t: torch.zeros_like(t).index_copy(
+                -1, torch.tensor([5, 4, 1]), t.new_tensor([9, 1, 2]).expand(2, 12, 3)
+            ),
+            torch.tensor([[5, 4]]).expand(24, 2),
+            normalised(torch.tensor([[5, 4]]).expand(24, 2)),
         ),
         "selection": (
             "hook_router_selection",
@@ -179,7 +192,8 @@ def test_gradients_reach_every_point(deepseek: HookedMoE, ids: torch.Tensor) -> 
     with deepseek.hooks(bwd_hooks=[(n, keep) for n in names]):
         deepseek(ids, return_type="loss").backward()
     missing = [n for n in names if n not in grads or not grads[n].abs().sum() > 0]
-    assert missing == [at("hook_router_selection")], "only the selection, which passes on no value, has no gradient"
+    selecting = [at("hook_router_biased"), at("hook_router_selection")]
+    assert missing == selecting, "only what is selected by, and passes on no value, has no gradient"
 
 
 def test_weight_gradient_equals_contribution(deepseek: HookedMoE, ids: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from moelens.errors import CheckError
 from moelens.models.routers import identify
 from moelens.models.structure import input_device, text_config
-from moelens.models.taps import Observed, Tap, first
+from moelens.models.taps import ROUTER_STAGES, Observed, Tap, first
 
 BATCH, POS = 2, 8
 
@@ -166,7 +166,7 @@ def check_replay(taps: dict[int, Tap]) -> Check:
         if tap.replay is None:
             failed.append(i)
             reason = "no known rule leads from this router's logits to its choice"
-            for name in ("replay", "hook_router_scores", "hook_router_selection"):
+            for name in ("replay", *ROUTER_STAGES[1:]):
                 tap.site.refusals[name] = reason
             if seen is None or seen.logits is None:
                 tap.site.refusals["hook_router_logits"] = "this router returns no logits"

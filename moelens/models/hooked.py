@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,12 @@ from transformer_lens.hook_points import HookPoint
 from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.models import adapters, checks, experts
 from moelens.models.checks import Check
+from moelens.models.routers import Replay
 from moelens.models.structure import MoEShape, Site, describe, find_sites, input_device
 from moelens.models.taps import INSIDE, ROUTER_STAGES, Grid, Points, Residual, Tap
+
+if TYPE_CHECKING:
+    from moelens.interventions import Intervention
 
 ROUTING = (*ROUTER_STAGES, "hook_expert_indices", "hook_topk_weights", "hook_expert_weights", "hook_out")
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
@@ -29,7 +33,8 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         blocks.{l}.hook_resid_pre, hook_resid_mid, hook_resid_post   [batch, pos, d_model]
         blocks.{l}.mlp.hook_router_logits                            [batch, pos, expert]  raw
         blocks.{l}.mlp.hook_router_scores                            [batch, pos, expert]  after softmax or sigmoid
-        blocks.{l}.mlp.hook_router_selection                         [batch, pos, expert]  what top-k is taken of
+        blocks.{l}.mlp.hook_router_biased                            [batch, pos, expert]  scores + selection bias
+        blocks.{l}.mlp.hook_router_selection                         [batch, pos, expert]  the same, groups left out
         blocks.{l}.mlp.hook_expert_indices                           [batch, pos, k]
         blocks.{l}.mlp.hook_topk_weights                             [batch, pos, k]       by slot
         blocks.{l}.mlp.hook_expert_weights                           [batch, pos, expert]  by expert, 0 if not chosen
@@ -45,6 +50,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         hf_model: the transformers model.
         tokenizer: its tokenizer, or None.
         shape: what it is made of.
+        running: how the tokens of the running forward pass are laid out, for hooks that need to know.
         checks: what was compared at load, and came out.
         refused: hook names this model does not offer, with the reason.
 
@@ -65,7 +71,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.checks: tuple[Check, ...] = ()
         self.refused: dict[str, str] = {}
-        self._grid = Grid()
+        self.running = Grid()
         self._handles = [hf_model.register_forward_pre_hook(self._note_grid, with_kwargs=True)]
         self._configs: list[tuple[Any, str | None]] = []
         self._taps: dict[int, Tap] = {}
@@ -98,7 +104,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             block.mlp.experts = Points(*INSIDE)
             if site.shared is not None:
                 block.mlp.shared = Points("hook_out")
-            self._taps[index] = Tap(site, block.mlp, self._grid)
+            self._taps[index] = Tap(site, block.mlp, self.running)
         return block
 
     def _install(self, sites: list[Site]) -> None:
@@ -237,11 +243,9 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def generate(self, input: str | Tensor, **kwargs: Any) -> Any:
         """transformers' `generate`, with hooks. Text gives text (the prompt included), ids give ids."""
         self._require_hooked()
-        self._grid.generating = True
-        try:
-            ids = self.hf_model.generate(**self.to_inputs(input), **kwargs)
-        finally:
-            self._grid.generating = False
+        inputs = self.to_inputs(input)
+        with self.running.generation(inputs["input_ids"].shape[1]):
+            ids = self.hf_model.generate(**inputs, **kwargs)
         return self.tokenizer.decode(ids[0], skip_special_tokens=True) if isinstance(input, str) else ids
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
@@ -315,6 +319,20 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs):
             yield self
 
+    @contextmanager
+    def intervene(self, *interventions: Intervention) -> Iterator[HookedMoE]:
+        """Run with experts removed, forced, patched…, see `moelens.interventions`; the model is restored at the end.
+
+        They act in the order of the computation (selection, weights, outputs) and, at the same point of it, in the
+        order given, those of an outer `intervene` first.
+
+        >>> from moelens.interventions import remove              # doctest: +SKIP
+        >>> with model.intervene(remove(layer=3, experts=[5])):   # doctest: +SKIP
+        ...     logits = model("先生がいらっしゃいました。")
+        """
+        with self.hooks(fwd_hooks=[pair for i in interventions for pair in i.hooks(self)]):
+            yield self
+
     # The model underneath
 
     @property
@@ -338,9 +356,14 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @property
+    def rules(self) -> dict[int, Replay]:
+        """How the routers choose, by layer; without the layers that no known rule explains."""
+        return {layer: tap.replay for layer, tap in self._taps.items() if tap.replay}
+
+    @property
     def rule(self) -> str:
         """How the routers choose, in words; "" where no known rule explains them."""
-        return next((tap.replay.describe() for tap in self._taps.values() if tap.replay), "")
+        return next((rule.describe() for rule in self.rules.values()), "")
 
     @property
     def experts_implementation(self) -> str:
@@ -351,7 +374,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if isinstance(ids, Tensor):
-            self._grid.batch, self._grid.pos = ids.shape[:2]
+            self.running.begin(ids.shape[0], ids.shape[1], ids if ids.ndim == 2 else None)
 
     def _require_hooked(self) -> None:
         if not self._handles:

@@ -47,6 +47,8 @@ class Replay:
         fill: selection score of the experts in groups not kept.
         on_logits: the bias is added to the logits, before the sigmoid (Kolibri).
         expert_scale: attribute path of a factor for each expert's weight (Gemma 4); "" for none.
+        jitter: each slot's weight is its softmax over the experts that are left and within this relative distance of
+            it (sparsemixer, arXiv 2409.12136, in evaluation); None for none.
     """
 
     score: str
@@ -60,17 +62,21 @@ class Replay:
     fill: float = float("-inf")
     on_logits: bool = False
     expert_scale: str = ""
+    jitter: float | None = None
 
     def scores(self, logits: Tensor) -> Tensor:
         return SCORES[self.score](logits)
 
-    def selection(self, scores: Tensor, bias: Tensor | None) -> Tensor:
-        """What top-k is taken of: scores plus bias, experts of the groups not kept at `fill` (minus infinity)."""
+    def biased(self, scores: Tensor, bias: Tensor | None) -> Tensor:
+        """Scores plus bias: what groups, and in the kept groups experts, are chosen by."""
         chosen = scores.logit() if self.on_logits else scores
-        chosen = chosen if bias is None else chosen + bias.to(scores)
+        return chosen if bias is None else chosen + bias.to(scores)
+
+    def selection(self, biased: Tensor) -> Tensor:
+        """What top-k is taken of: experts of the groups not kept are at `fill` (minus infinity)."""
         if self.groups == 1:
-            return chosen
-        grouped = chosen.reshape(*chosen.shape[:-1], self.groups, -1)
+            return biased
+        grouped = biased.reshape(*biased.shape[:-1], self.groups, -1)
         best = GROUP_SCORES[self.group_score](grouped).topk(self.kept, dim=-1).indices
         kept = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=best.device).scatter_(-1, best, True)
         masked: Tensor = grouped.masked_fill(~kept.unsqueeze(-1), self.fill)
@@ -81,7 +87,7 @@ class Replay:
 
     def weights(self, scores: Tensor, indices: Tensor, expert_scale: Tensor | None = None) -> Tensor:
         """Gate weights of the chosen experts, from the scores without the bias."""
-        weights = scores.gather(-1, indices)
+        weights = scores.gather(-1, indices) if self.jitter is None else sparsemixer(scores, indices, self.jitter)
         if self.normalised:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         if expert_scale is not None:
@@ -96,7 +102,7 @@ class Replay:
         """
         return "".join(
             [
-                self.score,
+                self.score if self.jitter is None else "sparsemixer",
                 " + bias" if self.bias else "",
                 f", top-{self.top_k}",
                 f" in {self.kept} of {self.groups} groups" if self.groups > 1 else "",
@@ -104,6 +110,18 @@ class Replay:
                 f", times {self.scale:.4g}" if abs(self.scale - 1) > 1e-4 else "",
             ]
         )
+
+
+def sparsemixer(logits: Tensor, indices: Tensor, jitter: float) -> Tensor:
+    """Weights `[token, slot]` of the experts chosen one after another: softmax over what is left and near enough."""
+    left, weights = logits, []
+    for chosen in indices.unbind(-1):
+        at = chosen.unsqueeze(-1)
+        value = logits.gather(-1, at)
+        far = (value - logits) / logits.abs().maximum(value) > jitter
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(-1, at))
+        left = left.scatter(-1, at, float("-inf"))
+    return torch.cat(weights, -1)
 
 
 def biases(block: nn.Module, n_experts: int) -> dict[str, Tensor]:
@@ -118,6 +136,9 @@ def biases(block: nn.Module, n_experts: int) -> dict[str, Tensor]:
 
 def candidates(block: nn.Module, n_experts: int, top_k: int, groups: tuple[int, int] | None) -> Iterator[Replay]:
     """Rules to try, the most specific first: one that ignores a bias or groups can fit by chance, not the reverse."""
+    jitter = next((j for m in block.children() if (j := getattr(m, "router_jitter_noise", None)) is not None), None)
+    if jitter is not None:
+        yield Replay("identity", top_k, jitter=2 * jitter)
     vectors = list(biases(block, n_experts))
     grouping = [(*groups, by, fill) for by in GROUP_SCORES for fill in (float("-inf"), 0.0)] if groups else []
     if groups is None or groups[0] == 1:
@@ -151,7 +172,7 @@ def identify(
     wanted, actual = indices.sort(-1).values, weights.float()
     for rule in candidates(block, logits.shape[-1], indices.shape[-1], groups):
         scores = rule.scores(logits)
-        selection = rule.selection(scores, vector(block, rule.bias))
+        selection = rule.selection(rule.biased(scores, vector(block, rule.bias)))
         if selection.isnan().any() or not torch.equal(rule.indices(selection).sort(-1).values, wanted):
             continue
         own = rule.weights(scores, indices, vector(block, rule.expert_scale))

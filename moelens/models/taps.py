@@ -6,6 +6,8 @@ of it in the routing decision is computed again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,7 @@ from moelens.models.experts import LISTENERS
 from moelens.models.routers import Replay, vector
 from moelens.models.structure import Site
 
-ROUTER_STAGES = ("hook_router_logits", "hook_router_scores", "hook_router_selection")
+ROUTER_STAGES = ("hook_router_logits", "hook_router_scores", "hook_router_biased", "hook_router_selection")
 INSIDE = ("hook_pre", "hook_post", "hook_out")
 
 
@@ -34,11 +36,43 @@ class Points(nn.Module):
 
 @dataclass
 class Grid:
-    """How the flat tokens of the running forward pass are laid out, and whether `generate` is running it."""
+    """How the flat tokens of the running forward pass are laid out, and where `generate`, if it runs, has got to.
+
+    Attributes:
+        start: position of the first token in its sequence; above 0 while `generate` decodes with a cache.
+        prompt: tokens of the prompt while `generate` runs, None outside it.
+        ids: the sequences so far, `[batch, start + pos]`; None where embeddings were given.
+        slots: by layer, the experts `[batch, pos, k]` that the slots of `experts.hook_out` are, edits included.
+    """
 
     batch: int = 1
     pos: int = 0
-    generating: bool = False
+    start: int = 0
+    prompt: int | None = None
+    ids: Tensor | None = None
+    slots: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def generating(self) -> bool:
+        return self.prompt is not None
+
+    def begin(self, batch: int, pos: int, ids: Tensor | None) -> None:
+        """Note the tokens of a forward pass. With a cache, `generate` gives the new ones only."""
+        seen = self.start + self.pos
+        follows = self.prompt is not None and seen > 0 and pos != seen + 1
+        self.start = seen if follows else 0
+        earlier = self.ids if follows else None
+        self.ids = ids if ids is None or earlier is None else torch.cat([earlier, ids], 1)
+        self.batch, self.pos = batch, pos
+        self.slots.clear()
+
+    @contextmanager
+    def generation(self, prompt: int) -> Iterator[None]:
+        self.prompt, self.start, self.pos = prompt, 0, 0
+        try:
+            yield
+        finally:
+            self.prompt, self.start, self.ids = None, 0, None
 
     def shape(self, tokens: int) -> tuple[int, int]:
         return (self.batch, self.pos) if self.batch * self.pos == tokens else (1, tokens)
@@ -195,9 +229,9 @@ class Tap:
         scores, changed = self.fire_grid("hook_router_scores", rule.scores(logits))
         edited |= changed
         self.scores = scores
-        selection, changed = self.fire_grid(
-            "hook_router_selection", rule.selection(scores, vector(self.site.block, rule.bias))
-        )
+        biased, changed = self.fire_grid("hook_router_biased", rule.biased(scores, vector(self.site.block, rule.bias)))
+        edited |= changed
+        selection, changed = self.fire_grid("hook_router_selection", rule.selection(biased))
         edited |= changed
         if not edited:
             return logits, None, None
@@ -250,6 +284,8 @@ class Tap:
                     indices = dense.abs().topk(max(int(wanted), 1), dim=-1).indices.to(indices.dtype)
                 weights = dense.gather(-1, indices.long())
         self.scores = None
+        if self.listens_inside():
+            self.grid.slots[self.site.index] = indices.reshape(*self.grid.shape(len(indices)), -1).long()
         return indices, weights
 
     def require_experts(self, indices: Tensor) -> None:
