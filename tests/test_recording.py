@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
 from moelens.models.tokens import byte_alphabet
-from moelens.recording import Corpus, Recording, record, writer
-from moelens.recording.recorder import batches, windows
+from moelens.recording import Corpus, Recording, record, recorder
+from moelens.recording.windows import batches, windows
 
 BOS = "<s>"
 TEXTS = ["先生がいらっしゃる。", "はい", "", "お荷物をお持ちいたします。", "a b"]
@@ -45,6 +45,7 @@ class Shape:
     moe_layers: tuple[int, ...] = (1, 2, 12)
     n_experts: int = 32
     top_k: int = 2
+    n_layers: int = 13
 
 
 @dataclass
@@ -147,7 +148,7 @@ def test_rows_do_not_depend_on_batches(
 @given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 100), st.one_of(st.none(), st.integers(1, 20)))
 def test_batches_hold_every_row_once(lengths: list[int], tokens: int, context: int | None) -> None:
     found = list(batches(windows(lengths, context), tokens))
-    assert sorted(row for batch in found for sequence in batch for row in sequence) == list(range(sum(lengths)))
+    assert sorted(row for batch in found for w in batch for row in range(w.first, w.stop)) == list(range(sum(lengths)))
     assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= tokens for batch in found)
     assert all(len(sequence) <= (context or 50) for batch in found for sequence in batch)
 
@@ -178,7 +179,7 @@ def test_more_than_256_experts_are_uint16(tmp_path: Path) -> None:
 
 
 def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SHARD_ROWS", 30)
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
     recording = record(Model(), TEXTS, tmp_path / "run", batch_tokens=1, progress=False)
     assert [s["path"] for s in recording.manifest["shards"]] == [f"tokens/tokens-0000{i}.parquet" for i in range(3)]
     assert_recorded(recording, Model(), TEXTS)
@@ -191,8 +192,8 @@ def test_manifest_card_and_repr(made: Recording) -> None:
     assert manifest["n_tokens"] == sum(s["rows"] for s in manifest["shards"]) == len(expected(Model(), TEXTS)["doc"])
     assert manifest["model"] == {"name": "known", "revision": None, "dtype": "bfloat16"}
     assert manifest["engine"]["experts"] == "grouped_mm"
-    assert manifest["shape"] == {"moe_layers": [1, 2, 12], "n_experts": 32, "top_k": 2}
-    assert manifest["capture"]["weight_dtype"] == "float16"
+    assert manifest["shape"] == {"moe_layers": [1, 2, 12], "n_experts": 32, "top_k": 2, "n_layers": 13}
+    assert manifest["capture"]["stored_as"] == "float16"
     assert manifest["tokenizer"]["documents_by_spans"] == {"bytes": 5}
     assert len(manifest["tokenizer"]["sha256"]) == 64
     assert manifest["created"].endswith("+00:00")
@@ -273,25 +274,40 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
     assert record(Model(), ["はい"], tmp_path / "new" / "run", progress=False).n_documents == 1
 
 
-@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-def test_a_crash_leaves_what_was_there(tmp_path: Path, force: bool, stop: type[BaseException]) -> None:
-    out = tmp_path / "run"
-    if force:
-        record(Model(), TEXTS, out, progress=False)
-    model = Model()
+def test_a_run_that_broke_off_goes_on(tmp_path: Path, stop: type[BaseException], monkeypatch: Any) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 30)
+    out, texts, model = tmp_path / "run", TEXTS * 5, Model()
 
     def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if len(model.runs) == 3:
+        if len(model.runs) == 9:
             raise stop("out of memory")
         return tensor
 
     model.edit = crash
     with pytest.raises(stop, match="out of memory"):
-        record(model, TEXTS * 5, out, batch_tokens=30, force=force, progress=False)
-    assert [p.name for p in tmp_path.iterdir()] == (["run"] if force else [])
-    if force:
-        Recording.open(out).verify()
+        record(model, texts, out, batch_tokens=30, progress=False)
+    kept = {p: p.stat().st_mtime_ns for p in (out / "tokens").iterdir()}
+    assert kept
+    assert not [p for p in kept if p.suffix == ".partial"]
+    with pytest.raises(RecordingError, match="is not finished: repeat the command that began it, and it goes on"):
+        Recording.open(out)
+    with pytest.raises(RecordingError) as error:
+        record(Model(), texts, out, batch_tokens=31, progress=False)
+    assert str(error.value).startswith(f"'{out}' holds a recording begun with other settings (capture")
+    whole = Model()
+    assert_recorded(record(whole, texts, out, batch_tokens=30, progress=False), whole, texts)
+    assert len(whole.runs) < 25
+    assert all(p.stat().st_mtime_ns == time for p, time in kept.items())
+
+
+def test_a_crash_before_anything_is_kept_leaves_nothing(tmp_path: Path) -> None:
+    def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        record(Model(edit=crash), TEXTS, tmp_path / "run", progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 # What the model may not say
@@ -323,12 +339,13 @@ def first_layer(point: str, value: float | None) -> Any:
         (
             "hook_topk_weights",
             70000.0,
-            "layer 2, document 1: routing weight 70000.0 is beyond float16 (65504); leave this document out",
+            "layer 2, document 1: routing weight 70000.0 is beyond float16 (65504); record with dtype='bfloat16'"
+            " (--dtype bfloat16)",
         ),
         (
             "hook_topk_weights",
             None,
-            "model 'known' ran without reporting 'blocks.2.mlp.hook_topk_weights'; its routes cannot be recorded",
+            "model 'known' ran without reporting 'blocks.2.mlp.hook_topk_weights'; it cannot be recorded",
         ),
     ],
 )
@@ -466,7 +483,7 @@ def test_other_corpora(tmp_path: Path) -> None:
         ("c.txt", b"\n", MoeLensError, "corpus '{path}' is empty; give at least one document with text"),
         ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz breaks off after line "),
         ("c.csv", b"text\na\n", MoeLensError,
-         "cannot read 'c.csv' as a corpus; allowed: .txt, .jsonl, .jsonl.gz, or a list of dicts with a text"),
+         "cannot read 'c.csv' as a corpus; allowed: .txt, .jsonl, .jsonl.gz, .parquet, or a list of dicts with a text"),
     ],
 )  # fmt: skip
 def test_corpora_that_cannot_be_read(
@@ -489,7 +506,8 @@ def test_corpora_that_cannot_be_read(
             Model(),
             "先生",
             {},
-            "no such file: '先生'; a corpus is 'demo', a .txt, .jsonl or .jsonl.gz file, or a list of texts",
+            "no such file: '先生'; a corpus is 'demo', a .txt, .jsonl, .jsonl.gz or .parquet file,"
+            " a data set's owner/name on the hub, or a list of texts",
         ),
         (Model(), [], {}, "corpus 'texts' is empty; give at least one document with text"),
         (Model(), [3], {}, "document 0 is of type int; a document is a text, or a dict with a text"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,9 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+HUB = re.compile(r"(hf://datasets/)?[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 BOM = b"\xef\xbb\xbf"
 RESERVED = ("doc", "text")  # columns of the documents' own
 
@@ -38,6 +44,7 @@ class Corpus:
 
     name: str
     read: Callable[[], Iterator[Document]] = field(repr=False)
+    license: str = ""
 
     def __iter__(self) -> Iterator[Document]:
         """The documents in their order.
@@ -53,31 +60,39 @@ class Corpus:
             raise MoeLensError(f"corpus '{self.name}' is empty; give at least one document with text")
 
     @classmethod
-    def of(cls, source: Source, text_column: str = "text") -> Corpus:
+    def of(cls, source: Source, text_column: str = "text", license: str = "") -> Corpus:
         """A corpus from whatever holds texts.
 
         Args:
-            source: texts, or dicts with a text and metadata (a list, a `datasets.Dataset`); the path of a `.txt` file
-                (a document a line), or of a `.jsonl` or `.jsonl.gz` file (a dict a line); "demo", the bundled corpus;
-                or a corpus, which is returned as it is.
+            source: texts, or dicts with a text and metadata (a list, a `datasets.Dataset` or `IterableDataset`); the
+                path of a `.txt` file (a document a line), of a `.jsonl` or `.jsonl.gz` file (a dict a line) or of a
+                `.parquet` file; the name of a data set on the hub, as `owner/name`, `owner/name:configuration` or
+                `owner/name:configuration:split` (the split is "train" by default), which is streamed; "demo", the
+                bundled corpus; or a corpus, which is returned as it is.
             text_column: which key of the dicts holds the text; the others are metadata.
+            license: of the texts, for the dataset card; a data set brings its own.
 
         Raises:
-            UnknownNameError: there is no such file.
+            UnknownNameError: there is no such file or data set.
             MoeLensError: a file in another format. What is wrong inside is said when it is read.
         """
         if isinstance(source, Corpus):
             return source
-        if isinstance(source, (str, Path)):
+        rows: Callable[[], Iterator[tuple[object, str]]]
+        if isinstance(source, (str, Path)) and not is_hub_name(str(source)):
             path = Path(str(files("moelens.demo") / "corpus.jsonl")) if source == "demo" else Path(source)
             require_file(path, str(source))
-            return cls(str(source), lambda: (as_document(row, text_column, at) for row, at in rows_of(path)))
-        kept = list(source) if isinstance(source, Iterator) else source
-
-        def read() -> Iterator[Document]:
-            return (as_document(row, text_column, f"document {i}") for i, row in enumerate(kept))
-
-        return cls("texts", read)
+            name, rows = str(source), lambda: rows_of(path)
+        else:
+            kept: Any = source
+            name = "texts"
+            if isinstance(source, (str, Path)):
+                name, kept = str(source), from_hub(str(source))
+            elif isinstance(source, Iterator):
+                kept = list(source)
+            license = license or str(getattr(getattr(kept, "info", None), "license", None) or "")
+            rows = lambda: ((row, f"document {i}") for i, row in enumerate(kept))  # noqa: E731
+        return cls(name, lambda: (as_document(row, text_column, at) for row, at in rows()), license)
 
 
 Source: TypeAlias = "str | Path | Iterable[str] | Iterable[Mapping[str, Any]] | Corpus"
@@ -87,7 +102,7 @@ def require_file(path: Path, source: str) -> None:
     if not path.is_file():
         raise UnknownNameError(
             f"no such file: {source[:60]!r}; a corpus is 'demo', a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file,"
-            " or a list of texts"
+            " a data set's owner/name on the hub, or a list of texts"
         )
     if not path.name.endswith(SUFFIXES):
         raise MoeLensError(
@@ -95,8 +110,51 @@ def require_file(path: Path, source: str) -> None:
         )
 
 
+def is_hub_name(source: str) -> bool:
+    """Whether a string that is no file looks like the name of a data set: one slash, and no suffix of a file."""
+    name = source.removeprefix("hf://datasets/")
+    written = name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).suffix
+    return written and bool(HUB.fullmatch(source)) and not Path(source).exists()
+
+
+def from_hub(source: str) -> Any:
+    """A data set of the hub, streamed.
+
+    Raises:
+        UnknownNameError: the hub has none of this name, or cannot be reached.
+    """
+    datasets = importlib.import_module("datasets")
+    name, *rest = source.removeprefix("hf://datasets/").split(":")
+    configuration, split = (*rest, None, None)[:2]
+    try:
+        return datasets.load_dataset(name, configuration, split=split or "train", streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:150]
+        raise UnknownNameError(
+            f"no such data set: {source[:60]!r} ({reason}); give owner/name, owner/name:configuration or"
+            " owner/name:configuration:split, or a file"
+        ) from error
+
+
+def parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Each row of a Parquet file, a batch of them in memory."""
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(1024):
+                for row in batch.to_pylist():
+                    yield row, f"{path.name} row {number}"
+                    number += 1
+    except (pa.ArrowInvalid, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise MoeLensError(f"{path.name} breaks off after row {number} ({reason}); fetch it again") from error
+
+
 def rows_of(path: Path) -> Iterator[tuple[str | Mapping[str, Any], str]]:
     """Each line's text or dict, with where it stands; empty lines are passed over."""
+    if path.suffix == ".parquet":
+        yield from parquet_rows(path)
+        return
     for number, line in lines_of(path):
         at = f"{path.name} line {number}"
         try:

@@ -1,4 +1,4 @@
-"""`record`: run a model over a corpus, and write which experts it chose."""
+"""`record`: run a model over a corpus, and write what it did."""
 
 from __future__ import annotations
 
@@ -6,49 +6,39 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from moelens import __version__
-from moelens.errors import CheckError, MoeLensError
-from moelens.models.tokens import TokenSpans, token_spans
-from moelens.recording.corpus import Corpus, Document, Source
-from moelens.recording.documents import DocumentWriter, survey
-from moelens.recording.store import Recording
-from moelens.recording.writer import (
-    FORMAT,
-    TokenWriter,
-    index_type,
-    replacing,
-    token_columns,
-    write_manifest,
-)
+from moelens.errors import MoeLensError
+from moelens.models.tokens import token_spans
+from moelens.recording.captures import Wanted, bytes_per_token, index_type
+from moelens.recording.card import write_card
+from moelens.recording.collector import Collector
+from moelens.recording.corpus import Corpus, Source
+from moelens.recording.parallel import Ranks
+from moelens.recording.passes import Reading, run
+from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
+from moelens.recording.progress import MANIFEST, PROGRESS, SETTINGS, Types, begin, clear, finish, survey, to_do
+from moelens.recording.storage import Folder
+from moelens.recording.store import FORMAT, Recording
+from moelens.recording.writer import Beside, ahead
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
-Array = NDArray[Any]
 CHUNK_BATCHES = 16  # batches that are sorted by length together, and written together
+CHUNK_BYTES = 64 << 20  # of captures that wait in memory to be written, unless a single batch is more
+SHARD_BYTES = 256 << 20  # of captures in one piece, before compression
+SHARD_CHARACTERS = 1 << 20  # of text in one piece, at most
 LIBRARIES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """A document and its tokens: `ids` `[token]` int32, and where they stand in its text."""
-
-    document: Document
-    ids: NDArray[np.int32]
-    spans: TokenSpans
 
 
 def record(
@@ -56,176 +46,183 @@ def record(
     corpus: Source,
     out: str | Path,
     *,
+    capture: str | Sequence[str] = "routes",
+    layers: Sequence[int] | None = None,
+    experts: Sequence[int] | None = None,
+    dtype: str = "float16",
+    generate: int = 0,
+    context: int | None = None,
+    overlap: int = 0,
     batch_tokens: int = 4096,
     force: bool = False,
     progress: bool = True,
 ) -> Recording:
-    """Run `model` over `corpus` and keep in the folder `out` which experts it chose for every token.
+    """Run `model` over `corpus` and keep in the folder `out` what it did with every token.
 
     Documents of like length run together, padded on the right; padding is not recorded, and rows are in the order of
-    the documents whatever `batch_tokens` is. A document longer than the model's context is read in windows one after
-    another, and a token sees only what precedes it in its window. `out` appears complete or not at all.
+    the documents whatever `batch_tokens` is. A run that was interrupted, by whatever, goes on when the same call is
+    made again. Under `accelerate launch` or `torchrun` the processes share the work, and all return the recording.
 
     Args:
         model: a hooked model with a tokenizer, which adds its special tokens.
-        corpus: a `Corpus`, or what `Corpus.of` takes: texts, dicts with a text, a file, or "demo".
+        corpus: a `Corpus`, or what `Corpus.of` takes: texts, dicts with a text, a file, a data set, or "demo".
+        out: a folder, or an fsspec URL such as `s3://bucket/run`.
+        capture: one or several of `routes` (experts and weights), `margin` (how far the last expert chosen was ahead
+            of the next), `logits` or `logits:N` (the N largest), `expert_norms`, `neurons` or `neurons:N` (the N
+            largest by magnitude), `expert_outputs` (before weighting), `shared`, `residuals` (or `residuals:pre`,
+            `residuals:mid`).
+        layers: of all captures; all that have experts, by default.
+        experts: of `neurons` and `expert_outputs`; all that were chosen, by default.
+        dtype: how numbers are kept: "float16", "bfloat16" or "float32"; one that does not fit is an error.
+        generate: tokens that the model is to write after each document, greedily; they are recorded too, and a column
+            `phase` tells "prefill" from "decode".
+        context: longest window in tokens; the model's own by default. A longer document is read in windows.
+        overlap: tokens that a window repeats from the one before it; each token is recorded once.
         batch_tokens: most tokens that run together, padding included (a longer document runs alone).
         force: replace a recording that is in `out`.
         progress: show a progress bar.
 
     Raises:
-        RecordingError: `out` is taken.
+        RecordingError: `out` is taken, full or cannot be written.
         UnknownNameError, MoeLensError: the corpus cannot be read; all of it is looked at before the model runs.
-        CheckError: the model reports an expert that does not exist, or a weight that cannot be recorded.
+        CheckError: the model reports an expert that does not exist, or a number that cannot be kept.
 
     Example:
         >>> model = moelens.load("demo")                                   # doctest: +SKIP
         >>> moelens.record(model, ["先生がお見えになりました。"], "runs/one")   # doctest: +SKIP
         Recording('runs/one': 9 tokens of 1 document, model 'demo', 4 MoE layers, top 4 of 32 experts)
     """
-    if batch_tokens < 1:
-        raise MoeLensError(f"batch_tokens is {batch_tokens}; give 1 or more, such as 4096")
+    reading = Reading(batch_tokens, min(context or 1 << 62, model.context_length or 1 << 62) if context or
+                      model.context_length else None, overlap, generate)  # fmt: skip
+    reading.require()
     if model.tokenizer is None:
         raise MoeLensError(f"model {model.name!r} has no tokenizer; give one to moelens.hook(model, tokenizer)")
-    source, out = Corpus.of(corpus), Path(out)
-    with replacing(out, force) as folder:
-        types, total = survey(source)
-        documents, tokens, methods = DocumentWriter(folder, types), TokenWriter(folder), Counter[str]()
-        with tqdm(total=total, desc="recording", unit="doc", leave=False, disable=not progress) as bar:
-            for chunk in chunks(tokenize(model.tokenizer, source), CHUNK_BATCHES * batch_tokens):
-                tokens.write(run(model, chunk, documents.rows, batch_tokens, bar.update))
-                documents.write([item.document for item in chunk])
-                methods.update(item.spans.method for item in chunk)
-        shards = tokens.close()
-        if not shards:
-            raise MoeLensError(f"corpus '{source.name}' gives no tokens; give at least one document with text")
-        write_manifest(folder, describe(model, source, batch_tokens, methods), shards, documents.close())
+    source, folder = Corpus.of(corpus), Folder.at(out)
+    wanted = Wanted.of(model, capture, layers, experts, dtype)
+    ranks = Ranks.of(model)
+    job = ranks.first_makes(lambda: prepare(model, source, folder, wanted, reading, ranks, force))
+    mine = job.todo[ranks.team :: ranks.teams]
+    try:
+        work(model, source, folder, wanted, reading, job, mine, write=ranks.writes, bar=progress and ranks.first)
+    except BaseException:
+        if ranks.size == 1 and len(to_do(folder, len(job.pieces))) == len(job.pieces):
+            clear(folder)  # there is nothing to go on with
+        raise
+    ranks.wait()
+    ranks.first_makes(lambda: conclude(folder, job))
     return Recording.open(out)
 
 
-def tokenize(tokenizer: Any, corpus: Corpus) -> Iterator[Tokenized]:
-    for document in corpus:
-        ids = tokenizer(document.text, truncation=False, verbose=False)["input_ids"]
-        yield Tokenized(document, np.array(ids, dtype=np.int32), token_spans(tokenizer, document.text, ids))
+@dataclass(frozen=True)
+class Job:
+    """What there is to do: the pieces, as first document and the one after the last, and those not done yet."""
+
+    pieces: list[tuple[int, int]]
+    todo: list[int]
+    types: Types
+    settings: dict[str, Any]
 
 
-def chunks(items: Iterable[Tokenized], tokens: int) -> Iterator[list[Tokenized]]:
-    """Successive documents, of just over this number of tokens together."""
-    chunk: list[Tokenized] = []
-    size = 0
-    for item in items:
-        chunk.append(item)
-        size += len(item.ids)
-        if size >= tokens:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def prepare(
+    model: HookedMoE, corpus: Corpus, folder: Folder, wanted: Wanted, reading: Reading, ranks: Ranks, force: bool
+) -> Job:
+    """Read the corpus, cut it into pieces, and take the folder, or find what is left to do there."""
+    found = survey(corpus)
+    total = sum(found.lengths)
+    size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
+    characters = min(SHARD_CHARACTERS, max(SHARD_BYTES // size, 1))
+    if ranks.teams > 1:
+        characters = min(characters, max(total // (4 * ranks.teams), 1))
+    same = describe(model, corpus, wanted, reading)
+    same["corpus_sha256"] = found.sha256
+    settings = {
+        "same": same,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "pieces": [[p.start, p.stop] for p in found.pieces(characters)],
+    }
+    begun = begin(folder, settings, force)
+    for name in folder.names(".partial"):
+        folder.remove(name)
+    pieces = [(start, stop) for start, stop in begun["pieces"]]
+    todo = [] if folder.exists(MANIFEST) else to_do(folder, len(pieces))
+    return Job(pieces, todo, found.types, begun)
 
 
-def windows(lengths: Iterable[int], context: int | None) -> list[range]:
-    """Rows that run as one sequence: a document, or as much of it as fits the model's context, one after another.
-
-    >>> windows([2, 5], 3)
-    [range(0, 2), range(2, 5), range(5, 7)]
-    """
-    found, row = [], 0
-    for length in lengths:
-        step = context or max(length, 1)
-        found += [range(row + i, row + min(i + step, length)) for i in range(0, length, step)]
-        row += length
-    return found
-
-
-def batches(sequences: Iterable[range], tokens: int) -> Iterator[list[range]]:
-    """Sequences of like length, the longest first, each batch within this number of tokens when padded.
-
-    >>> list(batches([range(0, 2), range(2, 5), range(5, 7)], 4))
-    [[range(2, 5)], [range(0, 2), range(5, 7)]]
-    """
-    batch: list[range] = []
-    for sequence in sorted(sequences, key=len, reverse=True):
-        if batch and len(batch[0]) * (len(batch) + 1) > tokens:
-            yield batch
-            batch = []
-        batch.append(sequence)
-    if batch:
-        yield batch
-
-
-def run(
-    model: HookedMoE, chunk: Sequence[Tokenized], first: int, batch_tokens: int, advance: Callable[[int], object]
-) -> dict[str, Array]:
-    """The columns of a chunk's tokens; `first` is its first document, `advance` hears of documents begun."""
-    lengths, layers = [len(item.ids) for item in chunk], model.shape.moe_layers
-    doc = np.repeat(np.arange(first, first + len(chunk), dtype=np.int32), lengths)
-    pos = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
-    ids = np.concatenate([item.ids for item in chunk])
-    shape = (len(layers), len(ids), model.shape.top_k)
-    indices, weights = np.empty(shape, index_type(model.shape.n_experts)), np.empty(shape, np.float16)
-    for batch in batches(windows(lengths, model.context_length), batch_tokens):
-        rows = np.concatenate([np.array(sequence) for sequence in batch])
-        routes = capture(model, [ids[sequence.start : sequence.stop] for sequence in batch])
-        indices[:, rows], weights[:, rows] = checked(*routes, layers, model.shape.n_experts, doc[rows])
-        advance(int((pos[rows] == 0).sum()))
-    return token_columns(doc, pos, ids, [item.spans for item in chunk], layers, indices, weights)
+def work(
+    model: HookedMoE,
+    corpus: Corpus,
+    folder: Folder,
+    wanted: Wanted,
+    reading: Reading,
+    job: Job,
+    mine: Sequence[int],
+    *,
+    write: bool,
+    bar: bool,
+) -> None:
+    """Run the documents of some pieces; reading goes ahead of the model, and writing behind it."""
+    size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
+    tokens = max(reading.batch_tokens, min(CHUNK_BATCHES * reading.batch_tokens, CHUNK_BYTES // size))
+    writer = PieceWriter(folder, job.types, [c.name for c in wanted.captures])
+    collector = Collector(model, wanted)
+    total = sum(stop - start for start, stop in (job.pieces[piece] for piece in mine))
+    try:
+        with Beside() as beside, tqdm(total=total, desc="recording", unit="doc", leave=False, disable=not bar) as shown:
+            for chunk in ahead(chunks(model.tokenizer, corpus, job.pieces, mine, tokens)):
+                results = run(model, collector, chunk, reading, shown.update)
+                if write:
+                    beside.put(writer.write, chunk, *results)
+            beside.drain()
+    except BaseException as error:
+        writer.abandon(error)
+        raise
 
 
-@torch.no_grad()
-def capture(model: HookedMoE, sequences: Sequence[Array]) -> tuple[Array, Array]:
-    """Experts and weights `[layer, token, slot]` of the sequences' tokens, one sequence after another."""
-    ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.from_numpy(sequence)
-        mask[row, : len(sequence)] = 1
-    seen: dict[str, Tensor] = {}
-
-    def keep(tensor: Tensor, hook: Any) -> None:
-        seen[hook.name] = tensor[mask.to(tensor.device).bool()]
-
-    points = [
-        [f"blocks.{layer}.mlp.{name}" for layer in model.shape.moe_layers]
-        for name in ("hook_expert_indices", "hook_topk_weights")
-    ]
-    with model.hooks(fwd_hooks=[(name, keep) for names in points for name in names]):
-        model(ids.to(model.device), attention_mask=mask.to(model.device))
-    for name in (name for names in points for name in names):
-        if name not in seen:
-            raise CheckError(f"model {model.name!r} ran without reporting {name!r}; its routes cannot be recorded")
-    indices, weights = (torch.stack([seen[name].cpu() for name in names]) for names in points)
-    return indices.numpy(), weights.float().numpy()
+def chunks(
+    tokenizer: Any, corpus: Corpus, pieces: Sequence[tuple[int, int]], mine: Sequence[int], tokens: int
+) -> Iterator[Chunk]:
+    """The documents of some pieces, tokenised, in runs of just over so many tokens."""
+    documents, at = iter(corpus), 0
+    for piece in mine:
+        start, stop = pieces[piece]
+        for _ in islice(documents, start - at):
+            pass
+        items: list[Tokenized] = []
+        size, first = 0, start
+        for at, document in enumerate(islice(documents, stop - start), start + 1):
+            ids = tokenizer(document.text, truncation=False, verbose=False)["input_ids"]
+            items.append(Tokenized(document, np.array(ids, np.int32), token_spans(tokenizer, document.text, ids)))
+            size += len(ids)
+            if size >= tokens or at == stop:
+                yield Chunk(piece, first, items, at == stop)
+                items, size, first = [], 0, at
 
 
-def checked(indices: Array, weights: Array, layers: Sequence[int], n_experts: int, docs: Array) -> tuple[Array, Array]:
-    """The routes `[layer, token, slot]` in the types they are kept in; `docs` `[token]` says whose they are.
-
-    Raises:
-        CheckError: an expert out of range; a weight that is not finite, or not in float16.
-    """
-    with np.errstate(over="ignore"):
-        half = weights.astype(np.float16)
-    absent = (indices < 0) | (indices >= n_experts)
-    for wrong, values, what in (
-        (absent, indices, f"expert {{}} is not one of 0 to {n_experts - 1}; load the model again"),
-        (~np.isfinite(weights), weights, "routing weight {}; load the model with dtype=torch.float32"),
-        (~np.isfinite(half), weights, "routing weight {} is beyond float16 (65504); leave this document out"),
-    ):
-        if wrong.any():
-            at = tuple(np.argwhere(wrong)[0])
-            raise CheckError(f"layer {layers[at[0]]}, document {docs[at[1]]}: " + what.format(values[at]))
-    return indices.astype(index_type(n_experts)), half
+def conclude(folder: Folder, job: Job) -> None:
+    """The documents in one file, the dataset card and, last of all, the manifest: without one it is no recording."""
+    if not folder.exists(MANIFEST):
+        manifest = finish(folder, len(job.pieces), job.settings["same"])
+        if not manifest["n_tokens"]:
+            clear(folder)
+            raise MoeLensError(f"corpus '{manifest['corpus']}' gives no tokens; give at least one document with text")
+        manifest["created"] = job.settings["created"]
+        write_card(folder, manifest)
+        folder.write_json(MANIFEST, manifest)
+    for name in sorted(folder.names(), key=SETTINGS.__eq__):
+        if name.startswith(f"{PROGRESS}/"):
+            folder.remove(name)
+    folder.remove(PROGRESS)
 
 
-def describe(model: HookedMoE, corpus: Corpus, batch_tokens: int, methods: Counter[str]) -> dict[str, Any]:
-    """What the manifest says of how a recording was made."""
+def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading) -> dict[str, Any]:
+    """What the manifest says of how a recording was made; what a run must share with one that it goes on with."""
     shape = asdict(model.shape)
     vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items()), ensure_ascii=False)
     return {
         "format": FORMAT,
         "moelens": __version__,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "corpus": corpus.name,
+        "license": corpus.license,
         "model": {
             "name": model.name,
             "revision": getattr(model, "revision", None),
@@ -235,20 +232,20 @@ def describe(model: HookedMoE, corpus: Corpus, batch_tokens: int, methods: Count
             "name": "transformers",
             "version": importlib.metadata.version("transformers"),
             "experts": model.experts_implementation,
-            "device": str(model.device),
+            "device": str(model.device.type),
         },
         "shape": shape | {"moe_layers": list(model.shape.moe_layers)},
-        "capture": {
-            "what": "routes",
-            "batch_tokens": batch_tokens,
-            "context_length": model.context_length,
+        "capture": wanted.to_dict()
+        | {
+            "batch_tokens": reading.batch_tokens,
+            "context_length": reading.context,
+            "overlap": reading.overlap,
+            "generate": reading.generate,
             "index_dtype": np.dtype(index_type(model.shape.n_experts)).name,
-            "weight_dtype": "float16",
         },
         "tokenizer": {
             "class": type(model.tokenizer).__name__,
             "sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-            "documents_by_spans": dict(methods),
         },
         "libraries": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in LIBRARIES},

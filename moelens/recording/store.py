@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +13,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import RecordingError, unknown
-from moelens.recording.writer import FORMAT, MANIFEST, checksum, index_type, layer_label
+from moelens.recording.captures import index_type
+from moelens.recording.progress import MANIFEST, SETTINGS
+from moelens.recording.storage import Folder
+from moelens.recording.writer import layer_label
+
+FORMAT = 1
 
 
 @dataclass(frozen=True, repr=False)
 class Recording:
-    """The routes of a model over a corpus: a folder of Parquet files, a row a token, in the order of the documents.
+    """What a model did over a corpus: a folder of Parquet files, a row a token, in the order of the documents.
 
     Attributes:
-        path: the folder.
+        folder: where it is.
         manifest: how it was made: model, engine, shape, capture, tokenizer, libraries, shards.
 
     Example:
@@ -31,32 +35,48 @@ class Recording:
         (1432, 4, 4)
     """
 
-    path: Path
+    folder: Folder
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: str | Path) -> Recording:
-        """Open a folder that `record` wrote.
+    def open(cls, where: str | Path) -> Recording:
+        """Open a folder, or an fsspec URL, that `record` wrote.
 
         Raises:
-            RecordingError: there is no recording, or one of a newer moelens.
+            RecordingError: there is no recording, one that is not finished, or one of a newer moelens.
         """
-        path = Path(path)
+        folder = Folder.at(where)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            manifest = folder.read_json(MANIFEST)
             version = int(manifest["format"])
         except (FileNotFoundError, NotADirectoryError) as error:
+            if folder.exists(SETTINGS):
+                what = "is a recording that is not finished: repeat the command that began it, and it goes on"
+                raise RecordingError(f"'{where}' {what}") from error
             raise RecordingError(
-                f"'{path}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
+                f"'{where}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
-            raise RecordingError(f"'{path / MANIFEST}' is damaged ({error!r}); record again with force=True") from error
+            raise RecordingError(
+                f"'{Path(where) / MANIFEST}' is damaged ({error!r}); record again with force=True"
+            ) from error
         if version > FORMAT:
             raise RecordingError(
-                f"'{path}' is in format {version}, of moelens {manifest.get('moelens')}, and this moelens reads up to"
+                f"'{where}' is in format {version}, of moelens {manifest.get('moelens')}, and this moelens reads up to"
                 f" format {FORMAT}; upgrade with pip install -U moelens"
             )
-        return cls(path, manifest)
+        return cls(folder, manifest)
+
+    @property
+    def path(self) -> Path:
+        """The folder, of a recording on this machine.
+
+        Raises:
+            RecordingError: it is behind a URL.
+        """
+        if not self.folder.local:
+            raise RecordingError(f"'{self.folder.where}' is not a local folder; copy it to one for this")
+        return Path(self.folder.where)
 
     @property
     def n_tokens(self) -> int:
@@ -68,8 +88,14 @@ class Recording:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The layers with experts, in the order of `indices()` and `weights()`."""
-        return tuple(self.manifest["shape"]["moe_layers"])
+        """The recorded layers with experts, in the order of `indices()` and `weights()`."""
+        recorded = self.manifest["capture"]["layers"]
+        return tuple(layer for layer in self.manifest["shape"]["moe_layers"] if layer in recorded)
+
+    @property
+    def captures(self) -> tuple[str, ...]:
+        """What was recorded, as it was asked for: `routes`, `neurons:32`, …"""
+        return tuple(self.manifest["capture"]["captures"])
 
     @property
     def n_experts(self) -> int:
@@ -89,7 +115,13 @@ class Recording:
         return pa.concat_tables(self._shards(columns))
 
     def documents(self) -> pa.Table:
-        """`doc`, `text` and the metadata, a row a document."""
+        """`doc`, `text` and the metadata, a row a document.
+
+        Raises:
+            RecordingError: the texts are not known, as of routes that another engine returned.
+        """
+        if not self.manifest["documents"]:
+            raise RecordingError(f"'{self.folder.where}' has no documents; import its routes again with the texts")
         return self._read(self.manifest["documents"]["path"], None)
 
     def column(self, name: str) -> NDArray[Any]:
@@ -97,12 +129,69 @@ class Recording:
         return np.concatenate([as_array(table[name]) for table in self._shards([name])])
 
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
-        """The chosen experts, `[token, layer, slot]`, uint8 (uint16 for more than 256 experts)."""
+        """The chosen experts, `[token, layer, slot]`, uint8 (uint16 for more than 256 experts).
+
+        Raises:
+            RecordingError: the routes were not recorded.
+        """
         return self._routes("experts", np.dtype(index_type(self.n_experts)))
 
+    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
+        """The chosen experts of these tokens, a shard at a time: which tokens, and `[layer, token, slot]` of them.
+
+        Shards that hold none of them are not read.
+
+        Raises:
+            RecordingError: the routes were not recorded.
+        """
+        names, row = self._route_columns("experts"), 0
+        for entry in self.manifest["shards"]:
+            first, last = max(start - row, 0), min(entry["rows"], self.n_tokens if stop is None else stop - row)
+            if first < last:
+                table = self._read(entry["path"], names).slice(first, last - first)
+                yield slice(row + first, row + last), np.stack([as_array(table[name]) for name in names])
+            row += entry["rows"]
+
     def weights(self) -> NDArray[np.float32]:
-        """Their routing weights, `[token, layer, slot]`, float32 (rounded to float16 on disk)."""
+        """Their routing weights, `[token, layer, slot]`, float32 (rounded to float16 on disk).
+
+        Raises:
+            RecordingError: the routes were not recorded, or without weights.
+        """
+        if not self.manifest["capture"].get("weights", True):
+            raise RecordingError(f"'{self.folder.where}' holds experts without weights; its engine returned none")
         return self._routes("weights", np.dtype(np.float32))
+
+    def vectors(self, capture: str, layer: int, experts: Sequence[int] | None = None) -> pa.Table:
+        """Rows of `logits`, `neurons`, `expert_outputs`, `shared` or `residuals` in one layer, in document order.
+
+        Args:
+            capture: the name, without parameters.
+            layer: the layer.
+            experts: of `neurons` and `expert_outputs`, only rows of these.
+
+        Returns:
+            `doc`, `pos`, `layer`, for experts `slot` and `expert`, and `values`; `as_array` makes arrays of columns.
+
+        Raises:
+            UnknownNameError: it was not recorded, or not of this layer.
+        """
+        tables = self.manifest["tables"]
+        if capture not in tables:
+            raise unknown("vectors", capture, tables, f"'{self.folder.where}' holds {', '.join(self.captures)}")
+        if layer not in self.manifest["capture"]["layers"]:
+            raise unknown("layer", layer, self.manifest["capture"]["layers"])
+        wanted = [("layer", "==", layer)]
+        if experts is not None:
+            wanted.append(("expert", "in", list(experts)))  # type: ignore[arg-type]
+        found = [
+            pq.read_table(self.folder.source(e["path"]), filters=wanted, partitioning=None) for e in tables[capture]
+        ]
+        return pa.concat_tables(found)
+
+    def damage(self) -> list[str]:
+        """Every file that is missing, whose contents or rows are not the recorded ones, or that was left behind."""
+        return [str(error) for error in self._damages()]
 
     def verify(self) -> None:
         """Compare every file with what the manifest says of it.
@@ -110,18 +199,34 @@ class Recording:
         Raises:
             RecordingError: the first file that is missing, or whose contents or rows are not the recorded ones.
         """
-        for entry in (*self.manifest["shards"], self.manifest["documents"]):
-            name, path = entry["path"], self.path / entry["path"]
-            if not path.is_file():
-                raise self._damaged(name, "is missing")
-            if checksum(path) != entry["sha256"]:
-                raise self._damaged(name, "is damaged: its sha256 is not the recorded one")
-            rows = pq.read_metadata(path).num_rows
-            if rows != entry["rows"]:
-                raise self._damaged(name, f"has {rows} rows, not {entry['rows']}")
+        for error in self._damages():
+            raise error
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What the manifest says of each file: `path`, `rows`, `sha256`."""
+        tables = [entry for shards in self.manifest["tables"].values() for entry in shards]
+        documents = [self.manifest["documents"]] if self.manifest["documents"] else []
+        return [*self.manifest["shards"], *tables, *documents]
+
+    def _damages(self) -> Iterator[RecordingError]:
+        for entry in self.entries():
+            name = entry["path"]
+            if not self.folder.exists(name):
+                yield self._damaged(name, "is missing")
+            elif self.folder.checksum(name) != entry["sha256"]:
+                yield self._damaged(name, "is damaged: its sha256 is not the recorded one")
+            elif (rows := pq.read_metadata(self.folder.source(name)).num_rows) != entry["rows"]:
+                yield self._damaged(name, f"has {rows} rows, not {entry['rows']}")
+
+    def _route_columns(self, kind: str) -> list[str]:
+        if "routes" not in self.captures:
+            raise RecordingError(
+                f"'{self.folder.where}' holds {', '.join(self.captures)} and no routes; record with capture='routes'"
+            )
+        return [f"{kind}_{layer_label(layer)}" for layer in self.layers]
 
     def _routes(self, kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
-        names = [f"{kind}_{layer_label(layer)}" for layer in self.layers]
+        names = self._route_columns(kind)
         routes = np.empty((self.n_tokens, len(names), self.top_k), dtype)
         row = 0
         for table in self._shards(names):
@@ -135,7 +240,7 @@ class Recording:
 
     def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
         try:
-            file = pq.ParquetFile(self.path / name)
+            file = pq.ParquetFile(self.folder.source(name))
             for column in columns or ():
                 if column not in file.schema_arrow.names:
                     raise unknown("column", column, file.schema_arrow.names)
@@ -147,13 +252,13 @@ class Recording:
 
     def _damaged(self, name: str, what: str) -> RecordingError:
         return RecordingError(
-            f"'{name}' of recording '{self.path}' {what}; copy it again, or record again with force=True"
+            f"'{name}' of recording '{self.folder.where}' {what}; copy it again, or record again with force=True"
         )
 
     def __repr__(self) -> str:
         tokens, documents = counted(self.n_tokens, "token"), counted(self.n_documents, "document")
         return (
-            f"Recording('{self.path}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
+            f"Recording('{self.folder.where}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
             f" {counted(len(self.layers), 'MoE layer')}, top {self.top_k} of {self.n_experts} experts)"
         )
 

@@ -1,64 +1,23 @@
-"""A recording's files: their columns, how they are written, and how they come to stand in their place."""
+"""Parquet files of a recording, written beside the model, and how their columns are laid out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moelens.errors import RecordingError
-from moelens.models.tokens import TokenSpans
+from moelens.recording.storage import Folder, Hashing
 
 Array = NDArray[Any]
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-SHARD_ROWS = 1 << 19
-
-CARD = """---
-pretty_name: Expert routes of {model}
-tags: [mixture-of-experts, interpretability, moelens]
-configs:
-- config_name: tokens
-  data_files: tokens/*.parquet
-  default: true
-- config_name: documents
-  data_files: documents.parquet
----
-# Expert routes of {model}
-
-Which experts `{model}` chose for each of {n_tokens:,} tokens of {n_documents:,} documents (corpus: {corpus}), in layers
-{layers}, {top_k} of {n_experts} experts a token. Recorded with moelens {version}; `manifest.json` says how.
-
-`tokens/*.parquet` holds one row a token, in the order of the documents:
-
-| column | type | |
-|---|---|---|
-| `doc`, `pos` | int32 | row of the document in `documents.parquet`; position of the token in it |
-| `token_id` | int32 | |
-| `char_start`, `char_end` | int32 | characters of the document's text; equal for a special token |
-| `partial` | bool | the token holds only a part of a character |
-| `experts_L00`, … | {index}[{top_k}] | experts chosen in this layer, slot by slot |
-| `weights_L00`, … | float16[{top_k}] | their routing weights |
-
-```python
-datasets.load_dataset("parquet", data_files="tokens/*.parquet")
-duckdb.sql("select unnest(experts_{first}) as expert, count(*) from 'tokens/*.parquet' group by 1")
-moelens.Recording.open(".").indices()  # [token, layer, slot]
-```
-
-The texts in `documents.parquet` stay under the licences of their sources.
-"""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,131 +28,119 @@ class Shard:
     rows: int
     sha256: str
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 def layer_label(layer: int) -> str:
     """`L03`, as columns call a layer."""
     return f"L{layer:02d}"
 
 
-def index_type(n_experts: int) -> type[np.unsignedinteger[Any]]:
-    """The smallest type that holds an expert id."""
-    return np.uint8 if n_experts <= 256 else np.uint16
-
-
-def token_columns(
-    doc: Array,
-    pos: Array,
-    ids: Array,
-    spans: Sequence[TokenSpans],
-    layers: Sequence[int],
-    indices: Array,
-    weights: Array,
-) -> dict[str, Array]:
-    """The columns of tokens: `[token]`, and for each layer of `indices` and `weights` `[layer, token, slot]` two."""
-    columns = {"doc": doc, "pos": pos, "token_id": ids}
-    for name, attribute in (("char_start", "start"), ("char_end", "end"), ("partial", "partial")):
-        columns[name] = np.concatenate([getattr(s, attribute) for s in spans])
-    for layer, chosen, weight in zip(layers, indices, weights, strict=True):
-        columns |= {f"experts_{layer_label(layer)}": chosen, f"weights_{layer_label(layer)}": weight}
-    return columns
-
-
-class TokenWriter:
-    """Writes columns of tokens to shards of about `SHARD_ROWS` rows, a row group a call."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._shards: list[Shard] = []
-        self._file: pq.ParquetWriter | None = None
-        self._rows = 0
-        (folder / "tokens").mkdir()
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / "tokens" / f"tokens-{len(self._shards):05d}.parquet"
-
-    def write(self, columns: dict[str, Array]) -> None:
-        """Append rows: `[token]` columns, and `[token, slot]` ones as fixed-size lists."""
-        table = pa.table({name: as_column(values) for name, values in columns.items()})
-        if not len(table):
-            return
-        if self._file is None:
-            self._file = pq.ParquetWriter(self._path, table.schema, compression="zstd")
-        self._file.write_table(table)
-        self._rows += len(table)
-        if self._rows >= SHARD_ROWS:
-            self._end_shard()
-
-    def close(self) -> list[Shard]:
-        self._end_shard()
-        return self._shards
-
-    def _end_shard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._shards.append(shard(self._folder, self._path, self._rows))
-            self._file, self._rows = None, 0
-
-
 def as_column(values: Array) -> pa.Array:
-    flat = pa.array(values.ravel())
+    """`[row]` as it is, and `[row, slot]` as fixed-size lists."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def shard(folder: Path, path: Path, rows: int) -> Shard:
-    return Shard(path.relative_to(folder).as_posix(), rows, checksum(path))
+def encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How columns are packed for zstd.
 
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any], tokens: Sequence[Shard], documents: Shard) -> None:
-    """The dataset card and, last of all, the manifest: a folder without one is no recording."""
-    manifest |= {
-        "n_documents": documents.rows,
-        "n_tokens": sum(s.rows for s in tokens),
-        "shards": [asdict(s) for s in tokens],
-        "documents": asdict(documents),
-    }
-    shape, layers = manifest["shape"], manifest["shape"]["moe_layers"]
-    card = CARD.format(
-        model=manifest["model"]["name"],
-        n_tokens=manifest["n_tokens"],
-        n_documents=documents.rows,
-        corpus=manifest["corpus"],
-        layers=", ".join(map(str, layers)),
-        first=layer_label(layers[0]),
-        top_k=shape["top_k"],
-        n_experts=shape["n_experts"],
-        index=manifest["capture"]["index_dtype"],
-        version=manifest["moelens"],
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / MANIFEST).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(out: Path, force: bool) -> Iterator[Path]:
-    """A new folder that takes the place of `out` when the block ends, and vanishes when it fails.
-
-    Raises:
-        RecordingError: `out` holds a recording and `force` is not set, or holds something else.
+    Parquet keeps a byte as four: a dictionary gives them back. float32 goes with its bytes apart, so that the lower
+    half of a bfloat16, all zeros, costs nothing; float16 goes as it is, since DuckDB reads no other encoding of it.
     """
-    if out.exists() and not (out / MANIFEST).exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RecordingError(
-            f"'{out}' is in the way and is not a recording; choose another folder, or remove it yourself"
-        )
-    if (out / MANIFEST).exists() and not force:
-        raise RecordingError(
-            f"'{out}' holds a recording already; choose another folder, or replace it with force=True (--force)"
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True) as beside:
-        folder = Path(beside) / "new"
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            out.rename(Path(beside) / "old")
-        folder.rename(out)
+    split, plain = [], []
+    for field in schema:
+        nested = pa.types.is_fixed_size_list(field.type)
+        path = f"{field.name}.list.element" if nested else field.name
+        kind = field.type.value_type if nested else field.type
+        if pa.types.is_float32(kind):
+            split.append(path)
+        elif not pa.types.is_float16(kind):
+            plain.append(path)
+    return {
+        "compression": "zstd",
+        "use_dictionary": plain,
+        "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
+    }
+
+
+class ShardWriter:
+    """Writes one Parquet file, a row group a call; nothing stands under its name before `close`."""
+
+    def __init__(self, folder: Folder, name: str) -> None:
+        self.name, self.rows = name, 0
+        self._folder, self._stack = folder, ExitStack()
+        self._file: Hashing = self._stack.enter_context(folder.writing(name))
+        self._writer: pq.ParquetWriter | None = None
+
+    def write(self, table: pa.Table) -> None:
+        with self._folder.explained():
+            if self._writer is None:
+                options = encoding(table.schema)
+                self._writer = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), table.schema, **options)
+            if len(table):
+                self._writer.write_table(table)
+                self.rows += len(table)
+
+    def close(self) -> Shard:
+        with self._folder.explained():
+            if self._writer is not None:
+                self._writer.close()
+        self._stack.close()
+        return Shard(self.name, self.rows, self._file.sha256)
+
+    def abandon(self, error: BaseException) -> None:
+        """Leave no file."""
+        self._stack.__exit__(type(error), error, error.__traceback__)
+
+
+class Beside:
+    """Runs calls one after another on a thread of its own; `put` waits while `limit` of them are unfinished.
+
+    An error of a call is raised by the next `put`, or by `drain`.
+    """
+
+    def __init__(self, limit: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(1, "moelens-writer")
+        self._pending: deque[Future[Any]] = deque()
+        self._limit = limit
+
+    def put(self, call: Callable[..., Any], *args: Any) -> None:
+        self._pending.append(self._pool.submit(call, *args))
+        while len(self._pending) > self._limit:
+            self._pending.popleft().result()
+
+    def drain(self) -> None:
+        while self._pending:
+            self._pending.popleft().result()
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each computed on another thread while the one before it is used."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "moelens-reader") as pool:
+        future: Future[Any] = pool.submit(next, iterator, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, iterator, end)
+            yield item
+
+
+def merge(folder: Folder, parts: Sequence[str], name: str) -> Shard:
+    """One Parquet file with the rows of `parts`, a row group at a time."""
+    writer = ShardWriter(folder, name)
+    try:
+        for part in parts:
+            with pq.ParquetFile(folder.source(part)) as file:
+                for group in range(file.num_row_groups):
+                    writer.write(file.read_row_group(group))
+    except BaseException as error:
+        writer.abandon(error)
+        raise
+    return writer.close()
