@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from conftest import logits_of
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations import finegrained_fp8 as fp8
@@ -118,13 +119,22 @@ def test_fp8_experts_kept_in_fp8_are_reached_through_their_own_registry(ids: tor
     assert all(c.passed for c in hooked.checks), hooked.checks
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss", "step3p7"])
-def test_disk_offload_keeps_logits_and_records(name: str, tmp_path: Path, ids: torch.Tensor) -> None:
-    from accelerate import disk_offload
+OFFLOADED = ("deepseek_v3", "gpt_oss", *(n for n in ("step3p7", "llama4") if n in ARCHITECTURES))
 
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_layers_on_disk_keep_logits_and_records(name: str, tmp_path: Path, ids: torch.Tensor) -> None:
     model = tiny_model(name)
     plain = logits_of(model(ids))
-    disk_offload(model, str(tmp_path), execution_device=torch.device("cpu"))
+    layers = next(n for n, _ in model.named_modules() if n.endswith("layers"))
+    others = {n.rpartition(".")[0] for n, _ in [*model.named_parameters(), *model.named_buffers()]}
+    places = {n: "cpu" for n in others if not n.startswith(layers)}
+    dispatch_model(
+        model,
+        places | {f"{layers}.{i}": ("cpu", "disk")[i % 2] for i in range(4)},
+        main_device="cpu",
+        offload_dir=str(tmp_path),
+    )
     hooked = moelens.hook(model)
     with torch.no_grad():
         logits, cache = hooked.run_with_cache(ids)

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 MODELS = Path(transformers.__file__).parent / "models"
 
 # Architectures that do not dispatch through the experts interface and are adapted one by one.
-ADAPTED = ("step3p7", "llama4", "dbrx", "longcat_flash", "jetmoe")
+ADAPTED = tuple(n for n in ("step3p7", "llama4", "dbrx", "longcat_flash", "jetmoe") if (MODELS / n).is_dir())
 
 
 def _on_interface() -> tuple[str, ...]:
@@ -114,6 +114,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm5_next": {"index_kpool": 4, "qk_rope_head_dim": 0, "layer_types": INDEXED, "mlp_layer_types": SPARSE,
                   "indexer_types": ["full"] * N_LAYERS},
     "granitemoehybrid": {"layer_types": LINEAR, "mamba_n_groups": 1},
+    "hy_v4_vl": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": LINEAR},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},

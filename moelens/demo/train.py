@@ -39,7 +39,7 @@ SCRIPT_RUNS = "[一-龥々]+|[ぁ-ゖ]+|[ァ-ヶー]+|[a-zA-Z]+|[0-9０-９]+|[^
 class Recipe:
     """Everything that decides the result, besides the corpus."""
 
-    steps: int = 7000
+    steps: int = 6000
     rows: int = 16
     context: int = 128
     vocab_size: int = 6000

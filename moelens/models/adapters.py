@@ -7,11 +7,13 @@ listens to still runs its own code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.integrations.moe import _grouped_linear
 
@@ -173,9 +175,12 @@ def install(module: nn.Module, row: Row) -> None:
         def forward(self: Any, hidden: Tensor, *args: Any) -> Any:
             tap: Any = LISTENERS.get(self)
             if row.block_forward is not None:
-                return (
-                    original(self, hidden) if tap is None or not tap.listens() else row.block_forward(self, hidden, tap)
-                )
+                if tap is None or not tap.listens():
+                    return original(self, hidden)
+                with ExitStack() as stack:  # weights that accelerate has offloaded, and that no forward brings back
+                    for part in (self if row.block_is_experts else self.experts).modules():
+                        stack.enter_context(align_module_device(part))
+                    return row.block_forward(self, hidden, tap)
             if tap is None or not tap.listens_inside():
                 return original(self, hidden, *args)
             return listen_to_experts(row.math(self), tap, hidden, *args)

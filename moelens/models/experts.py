@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers.integrations import finegrained_fp8 as fp8
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
+from moelens.errors import UnsupportedModelError
+
 NAME = "moelens"
 
 
@@ -88,10 +90,9 @@ def fp8_math(module: Any) -> ExpertMath:
             parts, start = [], 0
             for expert, end in enumerate(offsets.tolist()):
                 if end > start:
-                    dense = packed[expert]
-                    if dense.element_size() == 1:
-                        dense = fp8._dequantize_fp8_weight(dense, scale[expert], module.block_size, rows.dtype)
-                    parts.append(rows[start:end] @ dense.to(rows.dtype).T)
+                    parts.append(
+                        rows[start:end] @ dequantise(packed[expert], scale[expert], module.block_size).to(rows.dtype).T
+                    )
                     start = end
             parts.append(rows.new_zeros(len(rows) - start, packed.shape[1]))
             return torch.cat(parts)
@@ -100,6 +101,25 @@ def fp8_math(module: Any) -> ExpertMath:
 
     act = module._apply_gate if module.has_gate else module.act_fn
     return ExpertMath(module.num_experts, linear(name), act, linear("down_proj"))
+
+
+def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """A weight `[out, in]` in FP8, with one scale a block (or, without blocks, one in all), in float32.
+
+    Raises:
+        UnsupportedModelError: packed in FP4.
+    """
+    if weight.dtype == torch.int8:
+        raise UnsupportedModelError("experts packed in FP4 cannot be listened to inside; load the model dequantised")
+    if weight.element_size() > 1:
+        return weight
+    if block is None:
+        return weight.float() * scale.float()
+    rows, columns = block
+    blocks = (
+        scale.float().repeat_interleave(rows, 0)[: weight.shape[0]].repeat_interleave(columns, 1)[:, : weight.shape[1]]
+    )
+    return weight.float() * blocks
 
 
 def listen_to_experts(
@@ -159,7 +179,7 @@ def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top
         name = listener.implementation(module) if listener else "grouped_mm"
         return native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
     math = fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
-    parallel = getattr(module, "_is_expert_parallel", False)
+    parallel = getattr(module, "_is_expert_parallel", True)  # older versions do not say
     return listen_to_experts(math, listener, hidden_states, top_k_index, top_k_weights, mask_outside=parallel)
 
 

@@ -70,7 +70,7 @@ class MoEShape:
 
 
 def is_experts(module: nn.Module) -> bool:
-    on_interface = all(hasattr(module, a) for a in ("has_gate", "is_transposed", "_is_expert_parallel"))
+    on_interface = all(hasattr(module, a) for a in ("has_gate", "is_transposed"))
     return on_interface or isinstance(module, FP8Experts) or type(module).__name__ in ADAPTED
 
 
