@@ -9,14 +9,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Imported at once, since the function takes the name of its module; both modules are light.
+# Imported at once, since these functions take the names of their modules; the modules are light.
 from moelens.japanese.honorifics import CLASSES, HonorificSpan, honorifics
 from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.pairs import Pair, pairs
+from moelens.japanese.register import Sentence, register
 
 if TYPE_CHECKING:
     from moelens.japanese.labels import Labels, label
 
-__all__ = ["CLASSES", "HonorificSpan", "Labels", "Morpheme", "analyze", "honorifics", "label"]
+__all__ = [
+    "CLASSES",
+    "HonorificSpan",
+    "Labels",
+    "Morpheme",
+    "Pair",
+    "Sentence",
+    "analyze",
+    "honorifics",
+    "label",
+    "pairs",
+    "register",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,123 +2,46 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from functools import lru_cache
 
-from moelens.errors import MoeLensError
 from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, fits, rulebook
 
-#: The five classes: respectful, humble toward someone, courteous, polite, beautifying.
-CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
-
-_FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading")
-_EDGE = Morpheme("", 0, 0, ("文境界", "*", "*", "*"), "", "", "", "", "", "")
+__all__ = ["CLASSES", "HonorificSpan", "honorifics", "sentences"]
 
 
 @dataclass(frozen=True, slots=True)
 class HonorificSpan:
-    """An honorific at characters `start` to `end` (exclusive); `rule` is the name of the rule that found it."""
+    """An honorific at characters `start` to `end` (exclusive).
+
+    Attributes:
+        surface: the text from `start` to `end`.
+        classes: the classes it has for certain, of `CLASSES`; none where only the situation tells (`readings`).
+        rule: the name of the rule that found it.
+        raises: whom it raises: "subject", "object", "addressee", or "referent" (the person a noun names or belongs to).
+        plain: what would be said without it, in dictionary form; several where it stands for several words.
+        readings: what it may be, if that is not certain (来られる: 尊敬, 可能, 受身), the likeliest first.
+        double: it is 二重敬語; the sanctioned double forms (お召し上がりになる, お伺いする) are not.
+        tells: what it says of the register of its sentence: "honorific", "noun" (honorific, if the predicate is not
+            plain), "polite" or "nothing".
+    """
 
     start: int
     end: int
     surface: str
     classes: tuple[str, ...]
     rule: str
+    raises: tuple[str, ...] = ()
+    plain: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
+    double: bool = False
+    tells: str = "nothing"
 
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One to `most` morphemes (none, if `optional`) that fit every test; a `context` step is required, not marked."""
-
-    tests: tuple[tuple[str, bool, frozenset[str]], ...]
-    most: int = 1
-    optional: bool = False
-    context: bool = False
-
-    def fits(self, morpheme: Morpheme) -> bool:
-        return all((_value_in(morpheme, feature, values)) == wanted for feature, wanted, values in self.tests)
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A pattern over the morphemes of one sentence, with its examples for and against."""
-
-    name: str
-    classes: tuple[str, ...]
-    pattern: tuple[Step, ...]
-    yes: tuple[str, ...]
-    no: tuple[str, ...]
-
-    def anchors(self) -> tuple[frozenset[str], ...]:
-        """Sets of lemmas; a sentence that has none of one of them cannot match."""
-        return tuple(
-            values
-            for step in self.pattern
-            if not step.optional
-            for feature, wanted, values in step.tests
-            if feature == "lemma" and wanted
-        )
-
-
-def _value_in(morpheme: Morpheme, feature: str, values: frozenset[str]) -> bool:
-    if feature == "pos":
-        levels = morpheme.pos
-        return any("-".join(levels[:depth]) in values for depth in (1, 2, 3, 4))
-    value = getattr(morpheme, feature)
-    if feature in ("ctype", "cform"):  # 五段 fits 五段-ラ行
-        return value in values or value.partition("-")[0] in values
-    return value in values
-
-
-@dataclass(frozen=True, slots=True)
-class RuleBook:
-    """The rules in order of precedence, and the version of the table they came from."""
-
-    version: str
-    rules: tuple[Rule, ...]
-
-
-@cache
-def rulebook() -> RuleBook:
-    """The rules of `rules.toml`, read once.
-
-    >>> rulebook().rules[-1].name
-    'prefix'
-    """
-    return read_rules(files("moelens.japanese").joinpath("rules.toml").read_text("utf-8"))
-
-
-def read_rules(toml: str) -> RuleBook:
-    """A rule book from the text of a table such as `rules.toml`; raises `MoeLensError` naming what is wrong in it."""
-    table = tomllib.loads(toml)
-    rules = tuple(_rule(entry, table["words"]) for entry in table["rule"])
-    return RuleBook(str(table["version"]), rules)
-
-
-def _rule(entry: Mapping[str, Any], words: Mapping[str, Sequence[str]]) -> Rule:
-    name = str(entry["name"])
-    for wrong in (c for c in entry["classes"] if c not in CLASSES):
-        raise MoeLensError(f"rule {name!r} has the class {wrong!r}; allowed: {', '.join(CLASSES)}; correct rules.toml")
-    steps = tuple(_step(name, step, words) for step in entry["pattern"])
-    return Rule(name, tuple(entry["classes"]), steps, tuple(entry["yes"]), tuple(entry.get("no", ())))
-
-
-def _step(rule: str, step: Mapping[str, Any], words: Mapping[str, Sequence[str]]) -> Step:
-    def values(value: str | Sequence[str]) -> frozenset[str]:
-        listed = [value] if isinstance(value, str) else value
-        return frozenset(w for v in listed for w in (words[v[1:]] if v.startswith("$") else [v]))
-
-    tests = dict(step)
-    most, optional, context = (tests.pop(key, d) for key, d in (("most", 1), ("optional", False), ("context", False)))
-    pairs = [(feature, True, value) for feature, value in tests.items() if feature != "not"]
-    pairs += [(feature, False, value) for feature, value in tests.get("not", {}).items()]
-    for wrong in (feature for feature, _, _ in pairs if feature not in _FEATURES):
-        raise MoeLensError(f"rule {rule!r} tests {wrong!r}; allowed: {', '.join(_FEATURES)}; correct rules.toml")
-    return Step(tuple((f, wanted, values(v)) for f, wanted, v in pairs), most, optional, context)
+    @property
+    def certain(self) -> bool:
+        return not self.readings
 
 
 def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> tuple[HonorificSpan, ...]:
@@ -126,71 +49,119 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> tuple[
 
     Earlier rules of the table win. Pass `morphemes` where the text has been analysed already.
 
-    >>> [(s.surface, s.classes) for s in honorifics("お届けいたします")]
-    [('お届けいたし', ('謙譲語I', '謙譲語II')), ('ます', ('丁寧語',))]
+    >>> [(s.surface, s.classes, s.plain) for s in honorifics("お届けいたします")]
+    [('お届けいたし', ('謙譲語I', '謙譲語II'), ('届ける',)), ('ます', ('丁寧語',), ())]
     """
     found: list[HonorificSpan] = []
-    for sentence in _sentences(text, analyze(text) if morphemes is None else morphemes):
-        for rule, first, last in _claims(sentence):
-            if rule.classes:
-                start, end = sentence[first].start, sentence[last].end
-                found.append(HonorificSpan(start, end, text[start:end], rule.classes, rule.name))
+    for sentence in sentences(text, analyze(text) if morphemes is None else morphemes):
+        found += (
+            _span(text, rule, sentence[span.start : span.stop], words)
+            for rule, span, words in _claims(sentence)
+            if not rule.guards
+        )
     return tuple(sorted(found, key=lambda span: span.start))
 
 
-def _sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
+def sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
     """The morphemes sentence by sentence: a full stop or a line break ends one."""
     sentence: list[Morpheme] = []
+    end = 0
     for morpheme in morphemes:
-        if sentence and "\n" in text[sentence[-1].end : morpheme.start]:
+        if sentence and end < morpheme.start and "\n" in text[end : morpheme.start]:
             yield sentence
             sentence = []
         sentence.append(morpheme)
-        if morpheme.pos[1] == "句点":
+        end = morpheme.end
+        if morpheme.word.pos[1] == "句点":
             yield sentence
             sentence = []
     if sentence:
         yield sentence
 
 
-@cache
-def _anchored_rules() -> tuple[tuple[Rule, tuple[frozenset[str], ...]], ...]:
-    return tuple((rule, rule.anchors()) for rule in rulebook().rules)
+def _span(text: str, rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) -> HonorificSpan:
+    start, end = marked[0].start, marked[-1].end
+    return HonorificSpan(
+        start,
+        end,
+        text[start:end],
+        rule.classes,
+        rule.name,
+        rule.raises,
+        _plain(rule, marked, words),
+        rule.readings,
+        rule.double,
+        rule.tells,
+    )
 
 
-def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, int, int]]:
-    """Each rule that matches, with the first and last morpheme it marks; a morpheme is marked once."""
-    lemmas = {m.lemma for m in sentence}
-    padded = [_EDGE, *sentence, _EDGE]
+def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) -> tuple[str, ...]:
+    """What the marked morphemes stand for, as the rule says: a list, or from its words."""
+    if not isinstance(rule.plain, str):
+        return rule.plain
+    words = words or marked
+    written = "".join(m.surface for m in words)
+    if rule.plain == "noun":
+        return (written,)
+    table = rulebook().plain
+    known = next((table[m.lemma] for m in marked if m.lemma in table), None)
+    if known is not None:
+        return known
+    return (dictionary_form(written),)
+
+
+@lru_cache(maxsize=1 << 12)
+def dictionary_form(stem: str) -> str:
+    """The verb that a stem belongs to, in its dictionary form.
+
+    >>> [dictionary_form(stem) for stem in ("待ち", "届け", "案内", "読ま")]
+    ['待つ', '届ける', '案内する', '読む']
+    """
+    for ending in ("ます", "ない"):
+        found = analyze(stem + ending)
+        if len(found) > 1 and found[-1].surface == ending and found[-2].pos[0] == "動詞":
+            return f"{stem[: found[-2].start]}{found[-2].base}"
+    return stem + "する"
+
+
+def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
+    """Each rule that matches, the places it marks and the morphemes of its words; a morpheme is marked once."""
+    edge = fits(EDGE)
+    row = [edge, *(fits(m.word) for m in sentence), edge]
+    present = 0
+    for bits in row:
+        present |= bits
     taken: set[int] = set()
-    for rule, anchors in _anchored_rules():
-        if any(anchor.isdisjoint(lemmas) for anchor in anchors):
+    for rule in rulebook().rules:
+        if rule.needs & ~present:
             continue
-        for at in range(len(padded)):
-            span = _match(rule.pattern, padded, at)
-            if span and taken.isdisjoint(span):
-                taken.update(span)
-                yield rule, span[0] - 1, span[-1] - 1
+        for at, bits in enumerate(row):
+            if bits & rule.starts and (laid := _lay(rule.pattern, row, at)):
+                marked, words = laid
+                if taken.isdisjoint(marked):
+                    taken.update(marked)
+                    yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
 
 
-def _match(pattern: Sequence[Step], row: Sequence[Morpheme], at: int) -> range:
-    """The places in `row` that the pattern marks when it starts at `at`; an empty range if it does not match."""
+def _lay(pattern: Sequence[Step], row: Sequence[int], at: int) -> tuple[range, list[int]] | None:
+    """The places in `row` that the pattern marks when it starts at `at`, and those of its words."""
     cuts = next(_cuts(pattern, row, at), None)
     if cuts is None:
-        return range(0)
-    marked = [i for i, step in enumerate(pattern) if not step.context]
+        return None
     starts = (at, *cuts)
-    return range(starts[marked[0]], cuts[marked[-1]])
+    marked = [i for i, step in enumerate(pattern) if not step.context]
+    words = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], cuts[i])]
+    return range(starts[marked[0]], cuts[marked[-1]]), words
 
 
-def _cuts(pattern: Sequence[Step], row: Sequence[Morpheme], at: int) -> Iterator[tuple[int, ...]]:
+def _cuts(pattern: Sequence[Step], row: Sequence[int], at: int) -> Iterator[tuple[int, ...]]:
     """Every way to lay the pattern from `at` on, longest first: the place after each step."""
     if not pattern:
         yield ()
         return
     step, *rest = pattern
     reach = 0
-    while reach < step.most and at + reach < len(row) and step.fits(row[at + reach]):
+    while reach < step.most and at + reach < len(row) and row[at + reach] & step.bit:
         reach += 1
     for length in range(reach, -1 if step.optional else 0, -1):
         for tail in _cuts(rest, row, at + length):

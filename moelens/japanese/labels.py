@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moelens.errors import RecordingError, unknown
-from moelens.japanese.honorifics import CLASSES, honorifics, rulebook
+from moelens.japanese.honorifics import CLASSES, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Morpheme, analyze, provenance
+from moelens.japanese.rules import rulebook
 
 Policy = Literal["last", "any", "majority"]
 Bools = npt.NDArray[np.bool_]

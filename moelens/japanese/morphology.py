@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
+
+from moelens.errors import MoeLensError, unknown
+
+Analyser = Literal["fugashi", "sudachi"]
 
 #: UniDic's parts of speech (first level), in the order in which they are reported.
 POS = (
@@ -35,26 +41,51 @@ _SCRIPT_OF = re.compile(
 
 # MeCab reads C strings of UTF-8: these characters would end the text or cannot be written.
 _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
+_SUDACHI_READS = 12_000  # characters: Sudachi refuses more than 49,149 bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """An entry of the dictionary in one of its forms, shared by all the places where it stands.
+
+    `pos` holds four levels ("*" where a level is unused); `ctype` and `cform` are the conjugation type and form ("" for
+    words without); `lemma` joins spellings (いたす and 致す are both 致す), `lemma_reading` is its reading, `base` the
+    dictionary form as it is written here; `reading` is that of the surface. Readings are in katakana.
+    """
+
+    surface: str
+    pos: tuple[str, str, str, str] = field(hash=False)
+    ctype: str = field(default="", hash=False)
+    cform: str = ""
+    lemma: str = ""
+    lemma_reading: str = field(default="", hash=False)
+    base: str = field(default="", hash=False)
+    reading: str = field(default="", hash=False)
+    goshu: str = field(default="", hash=False)
+    script: str = field(default="", hash=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Morpheme:
-    """One short unit of UniDic at characters `start` to `end` (exclusive) of the text.
+    """One short unit at characters `start` to `end` (exclusive) of the text: a `Word` in its place.
 
-    `pos` holds UniDic's four levels ("*" where a level is unused); `ctype` and `cform` are the conjugation type and
-    form ("" for words without); `lemma` joins spellings (いたす and 致す are both 致す); `reading` is in katakana.
+    Everything that a `Word` holds can be asked of the morpheme itself (`morpheme.lemma`).
     """
 
-    surface: str
+    word: Word
     start: int
     end: int
-    pos: tuple[str, str, str, str]
-    ctype: str
-    cform: str
-    lemma: str
-    reading: str
-    goshu: str
-    script: str
+
+    surface = property(lambda self: self.word.surface)
+    pos = property(lambda self: self.word.pos)
+    ctype = property(lambda self: self.word.ctype)
+    cform = property(lambda self: self.word.cform)
+    lemma = property(lambda self: self.word.lemma)
+    lemma_reading = property(lambda self: self.word.lemma_reading)
+    base = property(lambda self: self.word.base)
+    reading = property(lambda self: self.word.reading)
+    goshu = property(lambda self: self.word.goshu)
+    script = property(lambda self: self.word.script)
 
 
 def script(surface: str) -> str:
@@ -71,7 +102,7 @@ def script(surface: str) -> str:
 
 
 @cache
-def _tagger() -> Any:
+def _unidic() -> Any:
     import fugashi
     import unidic_lite
 
@@ -79,41 +110,97 @@ def _tagger() -> Any:
     return fugashi.Tagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')
 
 
-def provenance() -> dict[str, str]:
-    """Name and version of the analyser and of its dictionary."""
-    return {"analyser": f"fugashi {version('fugashi')}", "dictionary": f"unidic-lite {version('unidic-lite')}"}
+@cache
+def _sudachi() -> Any:
+    try:
+        sudachi = import_module("sudachipy")
+    except ImportError as error:
+        raise MoeLensError("analyser 'sudachi' is not installed; pip install sudachipy sudachidict-core") from error
+    return sudachi.Dictionary(dict="core").create(mode=sudachi.SplitMode.A)
 
 
-def analyze(text: str) -> tuple[Morpheme, ...]:
+Known = dict[tuple[str, str], Word]
+_known: Known = {}  # words met so far: making one costs more than finding it again
+_MOST_KNOWN = 200_000
+
+
+def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
+    """Name and version of the analyser and of its dictionary.
+
+    >>> list(provenance())
+    ['analyser', 'dictionary']
+    """
+    tool, dictionary = {"fugashi": ("fugashi", "unidic-lite"), "sudachi": ("SudachiPy", "sudachidict-core")}[analyser]
+    return {"analyser": f"{tool} {version(tool)}", "dictionary": f"{dictionary} {version(dictionary)}"}
+
+
+def analyze(text: str, analyser: Analyser = "fugashi") -> tuple[Morpheme, ...]:
     """The morphemes of `text`, in order; only white space lies between them.
+
+    `analyser` is "fugashi" (UniDic's short units, the default) or "sudachi" (SudachiPy's units A, an extra with the
+    same face; its parts of speech are UniDic's, its lemmas are its own normalised forms). Raises `UnknownNameError` for
+    another name, `MoeLensError` if the analyser is not installed.
 
     >>> [(m.surface, m.pos[0], m.lemma) for m in analyze("私が参ります")]
     [('私', '代名詞', '私'), ('が', '助詞', 'が'), ('参り', '動詞', '参る'), ('ます', '助動詞', 'ます')]
     """
-    morphemes = []
+    if analyser not in get_args(Analyser):
+        raise unknown("analyser", analyser, get_args(Analyser))
+    if len(_known) > _MOST_KNOWN:
+        _known.clear()
+    readable = _UNREADABLE.sub("\ufffd", text)
+    return tuple(_by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable))
+
+
+def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
     end = 0
-    for node in _tagger()(_UNREADABLE.sub("\ufffd", text)):
+    for node in _unidic()(readable):
         start = end + len(node.white_space)
         end = start + len(node.surface)
-        morphemes.append(_morpheme(text[start:end], start, node.feature))
-    return tuple(morphemes)
+        key = text[start:end], node.feature_raw
+        yield Morpheme(_known.get(key) or _unidic_word(key, node.feature), start, end)
 
 
-def _morpheme(surface: str, start: int, feature: Any) -> Morpheme:
+def _unidic_word(key: tuple[str, str], feature: Any) -> Word:
     def known(value: str | None) -> str:
         return "" if value in (None, "*") else str(value)
 
+    surface = key[0]
     lemma = known(feature.lemma) or surface
-    return Morpheme(
-        surface=surface,
-        start=start,
-        end=start + len(surface),
-        pos=(feature.pos1, feature.pos2, feature.pos3, feature.pos4),
-        ctype=known(feature.cType),
-        cform=known(feature.cForm),
+    word = _known[key] = Word(
+        surface,
+        (feature.pos1, feature.pos2, feature.pos3, feature.pos4),
+        known(feature.cType),
+        known(feature.cForm),
         # UniDic tells homographs apart by a suffix (私-代名詞, パソコン-personal computer).
-        lemma=lemma.partition("-")[0] or lemma,
-        reading=known(feature.kana),
-        goshu=known(feature.goshu) or "不明",
-        script=script(surface),
+        lemma.partition("-")[0] or lemma,
+        known(feature.lForm),
+        known(feature.orthBase) or surface,
+        known(feature.kana),
+        known(feature.goshu) or "不明",
+        script(surface),
     )
+    return word
+
+
+def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
+    start = 0
+    while start < len(readable):  # Sudachi reads at most 49,149 bytes at once
+        piece = readable[start : start + _SUDACHI_READS]
+        for unit in _sudachi().tokenize(piece):
+            begin, end = start + unit.begin(), start + unit.end()
+            if not text[begin:end].isspace() and begin < end:
+                yield Morpheme(_sudachi_word(text[begin:end], unit), begin, end)
+        start += len(piece)
+
+
+def _sudachi_word(surface: str, unit: Any) -> Word:
+    pos = unit.part_of_speech()
+    key = surface, ",".join((*pos, unit.reading_form(), unit.normalized_form()))
+    if key not in _known:
+        ctype, cform = ("" if level == "*" else level for level in pos[4:6])
+        _known[key] = Word(
+            surface, pos[:4], ctype, cform, unit.normalized_form(), "", unit.dictionary_form(), unit.reading_form(),
+            "不明", script(surface),
+        )  # fmt: skip
+    return _known[key]

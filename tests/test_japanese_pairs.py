@@ -1,0 +1,82 @@
+"""Minimal pairs: what the table makes, checked by the tagger."""
+
+from __future__ import annotations
+
+import tomllib
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from moelens.errors import UnknownNameError
+from moelens.japanese.pairs import Pair, as_dataset, kinds, pairs
+
+TABLE = tomllib.loads(files("moelens.japanese").joinpath("pairs.toml").read_text("utf-8"))
+CONTRAST = {kind["name"]: kind["classes"] for kind in TABLE["kind"]}
+
+
+def test_there_are_enough_and_each_is_once():
+    every = pairs()
+    assert len(every) >= 600
+    assert len({p.id for p in every}) == len({(p.context, p.good, p.bad) for p in every}) == len(every)
+    assert Counter(p.kind for p in every).keys() == set(kinds())
+    assert min(Counter(p.kind for p in every).values()) >= 24
+    assert {p.kind for p in every if p.control} == {"control-tense", "control-polarity", "control-noun"}
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_good_and_bad_differ_by_the_class_of_their_kind(kind: str):
+    """In a kind without a class, and in the controls, the classes do not differ."""
+    contrast = CONTRAST[kind]
+    for pair in pairs(kind):
+        assert pair.good != pair.bad
+        if contrast:
+            assert (contrast in pair.good_classes) != (contrast in pair.bad_classes), pair
+        else:
+            assert pair.good_classes == pair.bad_classes, pair
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_the_halves_share_no_frame(kind: str):
+    frames = [{p.frame for p in pairs(kind, split)} for split in ("discovery", "test")]
+    assert min(map(len, frames)) >= 1
+    assert frames[0].isdisjoint(frames[1])
+    assert len(pairs(kind, "discovery")) + len(pairs(kind, "test")) == len(pairs(kind))
+
+
+@pytest.mark.parametrize(
+    "id, context, good, bad, classes",
+    [
+        ("respectful/teacher/行く", "先生は明日、京都へ", "いらっしゃいます。", "行きます。", ("尊敬語", "丁寧語")),
+        ("humble/guest/送る", "あとで、係の私がお客様を駅まで", "お送りします。", "送ります。", ("謙譲語I", "丁寧語")),
+        ("humble-direction/to-place/海", "部長、私は明日、海へ", "参ります。", "伺います。", ("謙譲語II", "丁寧語")),
+        ("control-polarity/never/する", "父は決してその仕事を", "しません。", "します。", ("丁寧語",)),
+    ],
+)
+def test_pairs_by_id(id, context, good, bad, classes):
+    (pair,) = (p for p in pairs() if p.id == id)
+    assert (pair.context, pair.good, pair.bad, pair.good_classes) == (context, good, bad, classes)
+
+
+def test_continuations_are_left_without_placeholders():
+    assert not [p.id for p in pairs() if set("{}") & set(p.context + p.good + p.bad)]
+
+
+def test_as_dataset():
+    dataset = as_dataset("title")
+    assert dataset.column_names == list(Pair.__dataclass_fields__)
+    assert dataset["id"][:] == [p.id for p in pairs("title")]
+    assert dataset[0]["good_classes"] == list(pairs("title")[0].good_classes)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("respect",), "unknown kind of pairs 'respect'; did you mean 'respectful' or 'respectful-humble'?"),
+        (("title", "dev"), "unknown split 'dev'; allowed: discovery, test"),
+    ],
+)
+def test_unknown_names(arguments, message):
+    with pytest.raises(UnknownNameError) as error:
+        pairs(*arguments)
+    assert str(error.value) == message
