@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from moelens import __version__
 from moelens.errors import MoeLensError
+from moelens.recording.commands import add_commands as recording_commands
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,13 +35,7 @@ def parser() -> Parser:
     info.add_argument("--architectures", action="store_true", help="list the architectures and how they are reached")
     info.set_defaults(run=run_info)
 
-    record = commands.add_parser("record", help="run a model over a corpus and keep its routes")
-    record.add_argument("model", help="demo, a folder or a hub name")
-    record.add_argument("corpus", help="demo, a .txt file (a document a line) or a .jsonl[.gz] file")
-    record.add_argument("--out", type=Path, required=True, help="folder to write")
-    record.add_argument("--batch-tokens", type=int, default=4096, help="tokens that run together (%(default)s)")
-    record.add_argument("--force", action="store_true", help="replace a recording that is there")
-    record.set_defaults(run=run_record)
+    recording_commands(commands)
 
     label = commands.add_parser("label", help="label a recording's tokens: morphology, script, honorifics")
     label.add_argument("recording", type=Path)
@@ -74,13 +69,6 @@ def run_info(args: argparse.Namespace) -> None:
         raise MoeLensError("which model? give a folder, a name, 'demo', or --architectures for what is supported")
     else:
         print(info(args.model))
-
-
-def run_record(args: argparse.Namespace) -> None:
-    import moelens
-
-    model = moelens.load(args.model)
-    print(moelens.record(model, args.corpus, args.out, batch_tokens=args.batch_tokens, force=args.force))
 
 
 def run_label(args: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from moelens.errors import CheckError, MoeLensError
 from moelens.models import adapters
 from moelens.models.experts import LISTENERS
 from moelens.models.routers import Replay, vector
+from moelens.models.sharding import Division, division_of
 from moelens.models.structure import Site
 
 ROUTER_STAGES = ("hook_router_logits", "hook_router_scores", "hook_router_biased", "hook_router_selection")
@@ -134,6 +135,7 @@ class Tap:
     points: Any
     grid: Grid
     native: str = "grouped_mm"
+    division: Division | None = None
     replay: Replay | None = None
     observed: Observed | None = None
     scores: Tensor | None = None
@@ -142,6 +144,7 @@ class Tap:
 
     def attach(self) -> None:
         site = self.site
+        self.division = division_of(site.experts)
         if site.row.block_forward is None:
             LISTENERS[site.experts] = self
             self.handles.append(site.experts.register_forward_pre_hook(self.on_experts, with_kwargs=True))
@@ -167,7 +170,7 @@ class Tap:
     # Inside the experts (the interface of moelens.models.experts.Listener)
 
     def listens_inside(self) -> bool:
-        return any(listening(getattr(self.points.experts, name)) for name in INSIDE)
+        return any(listening(getattr(self.points.experts, name, None)) for name in INSIDE)
 
     def listens(self) -> bool:
         """Whether anyone listens to anything of this layer's routing or experts, or the checks do."""
@@ -179,11 +182,13 @@ class Tap:
         )
 
     def fire_inside(self, stage: str, slots: Tensor) -> Tensor:
-        point = getattr(self.points.experts, stage)
+        point = getattr(self.points.experts, stage, None)
         if not listening(point):
             return slots
-        shown = slots.reshape(*self.grid.shape(slots.shape[0]), *slots.shape[1:])
-        return fire(point, shown)[0].flatten(0, 1)
+        whole = self.division.whole(stage, slots) if self.division else slots
+        shown = whole.reshape(*self.grid.shape(whole.shape[0]), *whole.shape[1:])
+        fired = fire(point, shown)[0].flatten(0, 1)
+        return self.division.own(stage, fired) if self.division else fired
 
     def implementation(self, module: nn.Module) -> str:
         """The implementation to hand over to: `generate` would decode with "batched_mm" on an accelerator."""

@@ -1,7 +1,35 @@
 """Running a model over a corpus, and keeping on disk what it did."""
 
-from moelens.recording.corpus import Corpus, Document
-from moelens.recording.recorder import record
-from moelens.recording.store import Recording, as_array
+from __future__ import annotations
 
-__all__ = ["Corpus", "Document", "Recording", "as_array", "record"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "Corpus": "corpus",
+    "Document": "corpus",
+    "Plan": "planning",
+    "Recording": "store",
+    "as_array": "store",
+    "export": "exports",
+    "import_routes": "imports",
+    "plan": "planning",
+    "record": "recorder",
+}
+
+__all__ = ["Corpus", "Document", "Plan", "Recording", "as_array", "export", "import_routes", "plan", "record"]
+
+if TYPE_CHECKING:
+    from moelens.recording.corpus import Corpus, Document
+    from moelens.recording.exports import export
+    from moelens.recording.imports import import_routes
+    from moelens.recording.planning import Plan, plan
+    from moelens.recording.recorder import record
+    from moelens.recording.store import Recording, as_array
+
+
+def __getattr__(name: str) -> Any:
+    """Import the names when they are first used: the command line's help loads no torch."""
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -107,3 +107,11 @@ def team_size(model: Any) -> int:
     """Over how many processes transformers' tensor or expert parallelism has sharded a model; 1 if it has not."""
     mesh = getattr(model, "_device_mesh", None) or getattr(model, "device_mesh", None)
     return int(mesh.size()) if mesh is not None else 1
+
+
+def sharding(*, by_expert: bool) -> Any:
+    """transformers' configuration that shards a model, or its experts, over all processes."""
+    from transformers.distributed import DistributedConfig
+
+    size = dist.get_world_size()
+    return DistributedConfig(tp_size=size, ep_size=size) if by_expert else DistributedConfig(tp_size=size)

@@ -235,6 +235,10 @@ class Recording:
             row += len(table)
         return routes
 
+    def shard(self, name: str) -> pa.Table:
+        """All columns of one of the manifest's shards."""
+        return self._read(name, None)
+
     def _shards(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         return (self._read(entry["path"], columns) for entry in self.manifest["shards"])
 

@@ -1,0 +1,231 @@
+"""A recording in the formats of others: datasets, safetensors, npz, csv, each with its card."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.recording.card import card
+from moelens.recording.store import Recording, as_array
+from moelens.recording.writer import layer_label
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is exported: layers, the labels that go along, and shares of the documents by the name of a split."""
+
+    layers: tuple[int, ...]
+    labels: tuple[str, ...]
+    splits: dict[str, float]
+
+
+def export(
+    recording: Recording,
+    to: str,
+    out: str | Path,
+    *,
+    layers: Sequence[int] | None = None,
+    labels: Sequence[str] = (),
+    split: str = "",
+    force: bool = False,
+) -> Path:
+    """Write the tokens of a recording, and of its labels, in another format.
+
+    Args:
+        recording: what to export.
+        to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[token, ·]`) or "csv".
+        out: a folder to write.
+        layers: all that were recorded, by default.
+        labels: families of labels to put beside them, such as "honorifics", a column a label.
+        split: shares of the documents, as "train:0.8,test:0.2"; a document goes whole into one of them, by its text.
+        force: replace the folder.
+
+    Raises:
+        UnknownNameError: no such format, layer or family.
+        RecordingError: `out` is taken, or a shard is damaged.
+    """
+    if to not in FORMATS:
+        raise unknown("format", to, FORMATS)
+    recorded = recording.manifest["capture"]["layers"]
+    for layer in layers or ():
+        if layer not in recorded:
+            raise unknown("layer", layer, recorded)
+    chosen = Selection(tuple(layers or recorded), tuple(labels), parse_split(split))
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (force and (out / "README.md").exists()))):
+        raise RecordingError(f"'{out}' is in the way; choose another folder, or replace an export with force=True")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
+        new = Path(beside) / "new"
+        new.mkdir()
+        FORMATS[to](recording, chosen, new)
+        manifest = recording.manifest | {"documents": None, "capture": recording.manifest["capture"]
+                                         | {"layers": [*chosen.layers]}}  # fmt: skip
+        text = card(manifest).split("---\n", 2)[-1]
+        (new / "README.md").write_text(text.replace("`tokens/*.parquet` holds", f"This {to} export holds"), "utf-8")
+        (new / "recording.json").write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        new.rename(out)
+    return out
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """Names and shares, which sum to one; nothing is one split, "train".
+
+    >>> parse_split("train:0.8,test:0.2")
+    {'train': 0.8, 'test': 0.2}
+    """
+    if not text:
+        return {"train": 1.0}
+    try:
+        shares = {n: float(s) for n, s in (part.split(":") for part in text.split(","))}
+    except ValueError as error:
+        raise MoeLensError(f"split {text!r} is not understood; write it as train:0.8,test:0.2") from error
+    if any(s <= 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise MoeLensError(f"the shares of split {text!r} sum to {sum(shares.values()):g}; they have to sum to 1")
+    return shares
+
+
+def split_of(texts: Sequence[str | None], shares: dict[str, float]) -> Array:
+    """The number of the split `[document]` of each text: equal texts go together, and it never changes."""
+    digests = [hashlib.sha256((t if t is not None else str(i)).encode()).digest() for i, t in enumerate(texts)]
+    place = np.array([int.from_bytes(d[:8], "big") / 2**64 for d in digests])
+    return np.minimum(np.searchsorted(np.cumsum([*shares.values()]), place, side="right"), len(shares) - 1)
+
+
+def shards(recording: Recording, chosen: Selection) -> Any:
+    """For each shard a table of the chosen columns, and the split of its rows `[token]`."""
+    texts: list[str | None] = [None] * recording.n_documents
+    if recording.manifest["documents"]:
+        texts = recording.documents()["text"].to_pylist()
+    of = split_of(texts, chosen.splits)
+    dropped = {layer_label(x) for x in recording.manifest["capture"]["layers"]} - set(map(layer_label, chosen.layers))
+    held = label_columns(recording, chosen.labels)
+    row = 0
+    for entry in recording.manifest["shards"]:
+        table = recording.shard(entry["path"])
+        table = table.select([n for n in table.schema.names if n.rpartition("_")[2] not in dropped])
+        for name, values in held.items():
+            table = table.append_column(name, pa.array(values[row : row + len(table)]))
+        row += len(table)
+        yield table, of[table["doc"].to_numpy()]
+
+
+def label_columns(recording: Recording, families: Sequence[str]) -> dict[str, Array]:
+    """Bool `[token]` by the name of a label, `family.name`."""
+    if not families:
+        return {}
+    labels = importlib.import_module("moelens.japanese").Labels.open(recording)
+    columns: dict[str, Array] = {}
+    for family in families:
+        names, has = labels.matrix(family)
+        columns |= {f"{family}.{name}": has[:, i] for i, name in enumerate(names)}
+    return columns
+
+
+# Formats
+
+
+def to_datasets(recording: Recording, chosen: Selection, out: Path) -> None:
+    """Arrow files for `datasets.load_from_disk`, a row a token, with its features."""
+    datasets = importlib.import_module("datasets")
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        paths: dict[str, list[str]] = {name: [] for name in chosen.splits}
+        for i, (table, of) in enumerate(shards(recording, chosen)):
+            for n, name in enumerate(chosen.splits):
+                part = table.filter(pa.array(of == n))
+                if len(part) or not paths[name]:
+                    paths[name].append(f"{scratch}/{name}-{i:05d}.parquet")
+                    pq.write_table(part, paths[name][-1])
+        found = {
+            name: datasets.Dataset.from_parquet(files, cache_dir=f"{scratch}/cache") for name, files in paths.items()
+        }
+        datasets.DatasetDict(found).save_to_disk(str(out))
+
+
+def to_arrays(recording: Recording, chosen: Selection) -> dict[str, dict[str, Array]]:
+    """For each split, every column as an array; experts and weights of all layers as `[token, layer, slot]`."""
+    parts: dict[str, dict[str, list[Array]]] = {name: {} for name in chosen.splits}
+    for table, of in shards(recording, chosen):
+        for n, name in enumerate(chosen.splits):
+            part = table.filter(pa.array(of == n))
+            for column in part.schema.names:
+                values = part[column]
+                if pa.types.is_dictionary(values.type):
+                    values = values.cast(pa.string())
+                array = as_array(values)
+                array = array.astype(str) if array.dtype == object else array
+                parts[name].setdefault(column, []).append(array)
+    return {name: stacked({c: np.concatenate(v) for c, v in columns.items()}, chosen.layers)
+            for name, columns in parts.items()}  # fmt: skip
+
+
+def stacked(columns: dict[str, Array], layers: Sequence[int]) -> dict[str, Array]:
+    """Columns of layers put together, `[token, layer, ·]`, with `layers` `[layer]`."""
+    labels = [layer_label(layer) for layer in layers]
+    result = {n: v for n, v in columns.items() if n.rpartition("_")[2] not in labels}
+    for kind in dict.fromkeys(n.rpartition("_")[0] for n in columns if n not in result):
+        result[kind] = np.stack([columns[f"{kind}_{label}"] for label in labels if f"{kind}_{label}" in columns], 1)
+    return result | {"layers": np.array(layers, np.int32)}
+
+
+def to_npz(recording: Recording, chosen: Selection, out: Path) -> None:
+    for name, arrays in to_arrays(recording, chosen).items():
+        np.savez_compressed(out / f"{name}.npz", allow_pickle=False, **arrays)
+
+
+def to_safetensors(recording: Recording, chosen: Selection, out: Path) -> None:
+    save = importlib.import_module("safetensors.numpy").save_file
+    for name, arrays in to_arrays(recording, chosen).items():
+        numbers = {n: np.ascontiguousarray(v) for n, v in arrays.items() if v.dtype.kind != "U"}
+        if "phase" in arrays:
+            numbers["decode"] = arrays["phase"] == "decode"
+        save(numbers, out / f"{name}.safetensors", metadata={"model": recording.manifest["model"]["name"]})
+
+
+def to_csv(recording: Recording, chosen: Selection, out: Path) -> None:
+    """A row a token; a column a slot."""
+    files: dict[str, Any] = {}
+    try:
+        for table, of in shards(recording, chosen):
+            columns: dict[str, Array] = {}
+            for name in table.schema.names:
+                values = table[name]
+                array = as_array(values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values)
+                columns |= (
+                    {name: array} if array.ndim == 1 else {f"{name}_{k}": array[:, k] for k in range(array.shape[1])}
+                )
+            for n, name in enumerate(chosen.splits):
+                if name not in files:
+                    files[name] = (out / f"{name}.csv").open("w", encoding="utf-8", newline="")
+                    csv.writer(files[name]).writerow(columns)
+                rows = np.flatnonzero(of == n)
+                csv.writer(files[name]).writerows(zip(*(v[rows].tolist() for v in columns.values()), strict=True))
+    finally:
+        for file in files.values():
+            file.close()
+
+
+FORMATS: dict[str, Callable[[Recording, Selection, Path], None]] = {
+    "datasets": to_datasets,
+    "safetensors": to_safetensors,
+    "npz": to_npz,
+    "csv": to_csv,
+}
