@@ -38,6 +38,7 @@ def test_the_bundled_model_is_what_it_should_be(demo: moelens.HookedMoE) -> None
 def test_the_card_keeps_its_promises(demo: moelens.HookedMoE) -> None:
     card = json.loads((DEMO / "training.json").read_text(encoding="utf-8"))
     assert card["bits_per_character"] < card["trigram_bits_per_character"]
+    assert card["bits_per_character"] < card["trigram_bits_per_character_same_number"]
     assert max(card["load_max"]) < 2
     assert min(card["load_min"]) > 0
     text = (DEMO / "README.md").read_text(encoding="utf-8")

@@ -18,13 +18,14 @@ class Report:
     seen_tokens: int
     parameters: int
     recipe: dict[str, Any]
-    minutes: float
     held_out_tokens: int
     characters_per_token: float
     nats_per_token: float
     bits_per_character: float
     trigram_nats_per_token: float
     trigram_bits_per_character: float
+    trigram_nats_per_token_same_number: float
+    trigram_bits_per_character_same_number: float
     load_max: list[float]
     load_min: list[float]
 
@@ -44,8 +45,9 @@ to write sense, and nothing found in it says anything about a large model.
 - **Shape**: 5 layers (the first dense), 32 routed experts of width 96 and one shared expert in each of 4 MoE layers,
   top-4 within 2 of 4 groups, sigmoid scores with a selection bias, MLA attention, hidden size 192, tied embeddings,
   byte-level BPE of {vocab_size:,} tokens within runs of one script. Weights are stored in bfloat16, run in float32.
-- **Data**: {corpus} {train_docs:,} works for training ({train_tokens:,} tokens, at most {max_chars:,} characters of
-  each work), {held_docs} other works held out.
+- **Data**: {corpus}
+  {train_docs:,} works for training ({train_tokens:,} tokens, at most {max_chars:,} characters of each work),
+  {held_docs} other works held out.
 - **Training**: {steps:,} steps of {rows} rows of {context} tokens ({seen_tokens:,} tokens), seed {seed}; Muon for
   matrices, AdamW for the rest; balanced by moving each expert's selection bias against its load, no auxiliary loss.
   `python -m moelens.demo.train --corpus FOLDER` repeats it.
@@ -55,7 +57,8 @@ Held-out text, {held_out_tokens:,} tokens of {characters_per_token:.2f} characte
 | | nats a token | bits a character |
 |---|---|---|
 | this model (windows of {context} tokens, half overlapping) | {nats_per_token:.3f} | {bits_per_character:.3f} |
-| interpolated Kneser-Ney trigram, all training tokens | {trigram} |
+| interpolated Kneser-Ney trigram, as many tokens as the model saw | {trigram_same} |
+| interpolated Kneser-Ney trigram, all {train_tokens:,} training tokens | {trigram_all} |
 
 Load of the experts on the held-out text, relative to the mean of the layer:
 
@@ -77,7 +80,9 @@ def write_card(report: Report, folder: Path) -> None:
         train_docs=report.documents[0],
         held_docs=report.documents[1],
         load="\n".join(rows),
-        trigram=f"{report.trigram_nats_per_token:.3f} | {report.trigram_bits_per_character:.3f}",
+        trigram_all=f"{report.trigram_nats_per_token:.3f} | {report.trigram_bits_per_character:.3f}",
+        trigram_same=f"{report.trigram_nats_per_token_same_number:.3f} | "
+        f"{report.trigram_bits_per_character_same_number:.3f}",
         **{k: v for k, v in values.items() if k != "recipe"},
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

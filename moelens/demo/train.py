@@ -12,7 +12,6 @@ import gzip
 import json
 import math
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,6 +49,11 @@ class Recipe:
     decay: float = 0.3  # the last part of the run, in which the learning rate falls linearly
     bias_step: float = 0.002
     seed: int = 0
+
+    @property
+    def seen_tokens(self) -> int:
+        """Tokens of the corpus in all batches; each row begins with <s>."""
+        return self.steps * self.rows * (self.context - 1)
 
 
 def read_documents(corpus: str, pattern: str = "") -> Iterator[str]:
@@ -288,7 +292,9 @@ def evaluate(
         nats.append(-logp[:, -stride:].flatten().numpy())
     scored = windows[:, -stride:].reshape(-1)
     at = width - stride
-    trigram = trigram_nats(stream, held_out[at - 2 : at + scored.size], recipe.vocab_size)
+    context = held_out[at - 2 : at + scored.size]
+    trigrams = {"": stream, "_same_number": stream[: recipe.seen_tokens]}
+    counted = {name: trigram_nats(tokens, context, recipe.vocab_size) for name, tokens in trigrams.items()}
     vocab = {i: t for t, i in tokenizer.get_vocab().items()}
     # A byte-level token's characters are single bytes; a character of the text starts at each byte not 10xxxxxx.
     alphabet = byte_alphabet()
@@ -303,8 +309,8 @@ def evaluate(
         "characters_per_token": characters / scored.size,
         "nats_per_token": float(model_nats.mean()),
         "bits_per_character": float(model_nats.sum()) / math.log(2) / characters,
-        "trigram_nats_per_token": float(trigram.mean()),
-        "trigram_bits_per_character": float(trigram.sum()) / math.log(2) / characters,
+        **{f"trigram_nats_per_token{n}": float(t.mean()) for n, t in counted.items()},
+        **{f"trigram_bits_per_character{n}": float(t.sum()) / math.log(2) / characters for n, t in counted.items()},
         "load_max": load.max(axis=1).round(3).tolist(),
         "load_min": load.min(axis=1).round(3).tolist(),
     }
@@ -331,15 +337,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     args = parser.parse_args(argv)
-    recipe, began = Recipe(steps=args.steps, seed=args.seed), time.time()
+    recipe = Recipe(steps=args.steps, seed=args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
     texts, held_out_texts = split_documents(args.corpus, recipe)
     tokenizer = build_tokenizer(texts, recipe)
     stream, held_out = encode(tokenizer, texts), encode(tokenizer, held_out_texts)
-    model = build_model(recipe)
-    train(model, stream, sentence_starts(stream, tokenizer), recipe, args.out / "checkpoint")
-    save_model(model, tokenizer, args.out)
+    if not (args.out / "model.safetensors").exists():  # else it was trained before, and is measured again
+        model = build_model(recipe)
+        train(model, stream, sentence_starts(stream, tokenizer), recipe, args.out / "checkpoint")
+        save_model(model, tokenizer, args.out)
 
     # What is shipped is what is measured: the rounded weights, read back.
     shipped = DeepseekV3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, experts_implementation="grouped_mm")
@@ -348,10 +355,9 @@ def main(argv: list[str] | None = None) -> None:
         corpus=args.source or args.corpus,
         documents=(len(texts), len(held_out_texts)),
         train_tokens=len(stream),
-        seen_tokens=recipe.steps * recipe.rows * (recipe.context - 1),
+        seen_tokens=recipe.seen_tokens,
         parameters=sum(p.numel() for p in shipped.parameters()),
         recipe=asdict(recipe),
-        minutes=(time.time() - began) / 60,
         **measured,
     )
     write_card(report, args.out)
