@@ -161,25 +161,42 @@ VOCAB = {BOS: 0, UNK: 1, "tea": 2, "##s": 3, "お": 4, "##茶": 5}
     "tokenizer, text, expected",
     [
         (
-            words(pre_tokenizers.BertPreTokenizer(), models.WordPiece(VOCAB, unk_token=UNK)),
-            "teas お茶 酒",
-            [("", False), ("tea", False), ("s", False), ("お", False), ("茶", False), ("酒", False)],
-        ),
-        (
             words(pre_tokenizers.WhitespaceSplit(), models.WordLevel(VOCAB, unk_token=UNK)),
             " tea  お酒 tea",
             [("", False), ("tea", False), ("お酒", False), ("tea", False)],
         ),
         (byte_level(normalizer="NFKC"), "a㌢", [("", False), ("a", False), ("㌢", True)]),
-        (byte_level(), f"様{BOS}a", [("", False), ("様", True), (BOS, False), ("a", False)]),
     ],
-    ids=["wordpiece", "words", "nfkc", "special token spelt out"],
+    ids=["words", "nfkc"],
 )
 def test_offsets_where_the_text_is_rewritten(
     tokenizer: PreTrainedTokenizerFast, text: str, expected: list[tuple[str, bool]]
 ) -> None:
     assert spans_of(tokenizer, text).method == "offsets"
     assert [row for row, _ in groupby(rows(tokenizer, text))] == expected
+
+
+@pytest.mark.parametrize(
+    "text, method, expected",
+    [
+        ("teas お茶", "bytes", [("", False), ("tea", False), ("s", False), ("お", False), ("茶", False)]),
+        ("tea 酒", "offsets", [("", False), ("tea", False), ("酒", False)]),
+    ],
+)
+def test_wordpiece_is_exact_but_for_unknown_words(text: str, method: str, expected: list[tuple[str, bool]]) -> None:
+    tokenizer = words(pre_tokenizers.BertPreTokenizer(), models.WordPiece(VOCAB, unk_token=UNK))
+    assert spans_of(tokenizer, text).method == method
+    assert rows(tokenizer, text) == expected
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [byte_level(), sentencepiece("bpe", "never")], ids=["byte-level", "sentencepiece"]
+)
+def test_special_tokens_that_the_text_spells_out_stand_for_themselves(tokenizer: PreTrainedTokenizerFast) -> None:
+    spans = spans_of(tokenizer, f"{BOS}様{BOS}a")
+    assert spans.method == "bytes"
+    assert spans.start[0] == spans.end[0] == 0 or spans.end[0] == len(BOS)
+    assert_told(f"{BOS}様{BOS}a", spans)
 
 
 def test_a_mark_the_normalizer_composed_belongs_to_the_token_before() -> None:
@@ -194,7 +211,8 @@ def test_a_mark_the_normalizer_composed_belongs_to_the_token_before() -> None:
 def test_offsets_and_bytes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     cases = [(make(), text) for make in TOKENIZERS.values() for text in (*TEXTS, "𩸽を食べる")]
     exact = [spans_of(*case) for case in cases]
-    monkeypatch.setattr("moelens.models.tokens._spans_by_bytes", lambda text, pieces: None)
+    for exactly in ("_spans_by_bytes", "_spans_by_words"):
+        monkeypatch.setattr(f"moelens.models.tokens.{exactly}", lambda text, pieces: None)
     for (tokenizer, text), known in zip(cases, exact, strict=True):
         spans = spans_of(tokenizer, text)
         assert spans.method == "offsets"

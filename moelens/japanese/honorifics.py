@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from moelens.japanese.morphology import Morpheme, analyze
 from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, fits, rulebook
@@ -124,6 +124,11 @@ def dictionary_form(stem: str) -> str:
     return stem + "する"
 
 
+@cache
+def _by_need() -> tuple[tuple[int, int, Rule], ...]:
+    return tuple((rule.needs, rule.starts, rule) for rule in rulebook().rules)
+
+
 def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
     """Each rule that matches, the places it marks and the morphemes of its words; a morpheme is marked once."""
     edge = fits(EDGE)
@@ -132,11 +137,12 @@ def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Mo
     for bits in row:
         present |= bits
     taken: set[int] = set()
-    for rule in rulebook().rules:
-        if rule.needs & ~present:
+    absent = ~present
+    for needs, starts, rule in _by_need():
+        if needs & absent:
             continue
         for at, bits in enumerate(row):
-            if bits & rule.starts and (laid := _lay(rule.pattern, row, at)):
+            if bits & starts and (laid := _lay(rule.pattern, row, at)):
                 marked, words = laid
                 if taken.isdisjoint(marked):
                     taken.update(marked)

@@ -42,8 +42,8 @@ def register(text: str) -> tuple[Sentence, ...]:
     """The sentences of `text`, each with its register.
 
     A sentence is honorific if one of its predicates raises someone (申します, いらっしゃる, でございます), or one
-    of its nouns or names does (お名前, 貴社) and its last predicate is not plain; polite with です, ます or a request in
-    ください; else plain. What stands in quotation marks says nothing of the sentence around it.
+    of its nouns or names does (お名前, 貴社) and its last predicate is not plain; polite with です, ます or a
+    request in ください; else plain. What stands in quotation marks says nothing of the sentence around it.
 
     >>> [sentence.register for sentence in register("お名前は。先生がいらした。雨です。「行きます」と言った。")]
     ['honorific', 'honorific', 'polite', 'plain']

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from moelens.errors import CheckError
 Ints = NDArray[np.int32]
 BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 MARKER = "▁"
+WORDPIECE = "##"
 
 
 @cache
@@ -50,10 +52,12 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
     """The characters of `text` that each of its tokens `ids` `[token]` stands for.
 
     Every token is read as bytes, in byte-level BPE's alphabet and in SentencePiece's (`▁`, `<0x0A>`), and the reading
-    is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. Where neither is,
-    because the tokenizer rewrites the text, its own offsets are taken: overlapping tokens are partial, and characters
+    is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. WordPiece's tokens
+    are found in the text, white space aside. Where none of these is the text, because the tokenizer rewrites it, the
+    tokenizer's own offsets are taken: overlapping tokens are partial, and characters
     that no token claims, other than white space, go to the token before them. A character shared by several tokens
-    belongs whole to each of them. Special tokens are empty and stand where the token before them ended.
+    belongs whole to each of them. Special tokens that the text spells out, as chat templates do, stand for themselves;
+    others are empty and stand where the token before them ended.
 
     Raises:
         CheckError: `ids` are not what the tokenizer makes of `text`, or it gives neither bytes nor offsets.
@@ -67,28 +71,88 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
     array([1, 2, 2, 2], dtype=int32)
     """
     ids = [int(i) for i in ids]
-    tokens: list[str] = tokenizer.convert_ids_to_tokens(ids)
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
-    special = set(tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
-    for read, read_added in ((_byte_level, str.encode), (_sentencepiece, _sentencepiece)):
+    tokens: list[str | bytes] = tokenizer.convert_ids_to_tokens(ids)
+    added = _added_tokens(tokenizer)
+    for read in (_byte_level, _sentencepiece):
         pieces = [
-            b"" if i in special else read_added(token) if i in added else read(token)
+            read(token) if i not in added else b"" if added[i] else _added(read, str(token))
             for i, token in zip(ids, tokens, strict=True)
         ]
         spans = _spans_by_bytes(text, pieces)
+        if spans is None and any(added.get(i) and str(t) in text for i, t in zip(ids, tokens, strict=True)):
+            spans = _spans_by_bytes(text, _spelt_out(text, tokens, pieces))
         if spans is not None:
             return spans
-    return _spans_by_offsets(text, tokens, _offsets(tokenizer, text, ids))
+    spans = _spans_by_words(text, [None if added.get(i) else str(t) for i, t in zip(ids, tokens, strict=True)])
+    return spans or _spans_by_offsets(text, [str(t) for t in tokens], _offsets(tokenizer, text, ids))
 
 
-def _byte_level(token: str) -> bytes | None:
+_added_by: WeakKeyDictionary[Any, tuple[int, dict[int, bool]]] = WeakKeyDictionary()
+
+
+def _added_tokens(tokenizer: Any) -> dict[int, bool]:
+    """Tokens beside the vocabulary proper, and whether each is special; found again unless the vocabulary grew."""
+    size = len(tokenizer) if hasattr(tokenizer, "__len__") else -1
+    known = _added_by.get(tokenizer)
+    if known is None or known[0] != size:
+        added = {i: bool(token.special) for i, token in tokenizer.added_tokens_decoder.items()}
+        known = _added_by[tokenizer] = size, added | dict.fromkeys(tokenizer.all_special_ids, True)
+    return known[1]
+
+
+@lru_cache(maxsize=1 << 17)
+def _byte_level(token: str | bytes) -> bytes | None:
+    if isinstance(token, bytes):  # as tiktoken's
+        return token
     alphabet = byte_alphabet()
     return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else None
 
 
-def _sentencepiece(token: str) -> bytes:
+@lru_cache(maxsize=1 << 17)
+def _sentencepiece(token: str | bytes) -> bytes:
+    if isinstance(token, bytes):
+        return token
     byte = BYTE_FALLBACK.fullmatch(token)
     return bytes.fromhex(byte[1]) if byte else token.replace(MARKER, " ").encode()
+
+
+def _added(read: Callable[[str | bytes], bytes | None], token: str) -> bytes | None:
+    return token.encode() if read is _byte_level else read(token)
+
+
+def _spelt_out(text: str, tokens: Sequence[str | bytes], pieces: Sequence[bytes | None]) -> list[bytes | None]:
+    """The pieces, with the special tokens that stand in the text (chat templates write them there) as they are."""
+    data, at = text.encode(), 0
+    found: list[bytes | None] = []
+    for token, piece in zip(tokens, pieces, strict=True):
+        if piece == b"" and data.startswith(str(token).encode(), at):
+            piece = str(token).encode()
+        if at == 0 and piece and not data.startswith(piece):
+            at = -1  # the space put before the text
+        found.append(piece)
+        at += len(piece or b"")
+    return found
+
+
+def _spans_by_words(text: str, tokens: Sequence[str | None]) -> TokenSpans | None:
+    """Spans of WordPiece's tokens (`##` goes on with a word), which leave white space out; None where they differ."""
+    start, end = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int32)
+    reach = 0
+    for i, token in enumerate(tokens):
+        start[i] = end[i] = reach
+        if token is None:
+            continue
+        piece = token.removeprefix(WORDPIECE)
+        at = reach
+        while at < len(text) and text[at].isspace():
+            at += 1
+        if not piece or not text.startswith(piece, at):
+            return None
+        start[i], end[i] = at, at + len(piece)
+        reach = at + len(piece)
+    if text[reach:].strip():
+        return None
+    return TokenSpans(start, end, np.zeros(len(tokens), np.bool_), "bytes")
 
 
 def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | None:

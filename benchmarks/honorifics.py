@@ -1,0 +1,232 @@
+"""The honorifics against gold data of others: `python -m benchmarks.honorifics FOLDER [--json]`.
+
+FOLDER holds the files of any split, by the beginning of their names: `keico_*.csv` (KeiCO: levels of honorifics),
+`cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms) and
+`*gsd*.conllu` (UD Japanese-GSD: UniDic's short units). A part whose file is missing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from moelens.japanese import HonorificSpan, analyze, honorifics, register
+from moelens.japanese.morphology import _unidic
+from moelens.japanese.register import REGISTERS
+
+SHOWN = 25  # disagreements listed for each measure
+Scores = dict[str, Any]
+
+
+def scores(texts: Sequence[str], predicted: Sequence[bool], gold: Sequence[bool]) -> Scores:
+    """Precision, recall and F1, with the texts on which prediction and gold disagree."""
+    hits = sum(p and g for p, g in zip(predicted, gold, strict=True))
+    n_predicted, n_gold = sum(predicted), sum(gold)
+    too_many = [t for t, p, g in zip(texts, predicted, gold, strict=True) if p and not g]
+    missed = [t for t, p, g in zip(texts, predicted, gold, strict=True) if g and not p]
+    return {
+        "precision": round(hits / max(n_predicted, 1), 4),
+        "recall": round(hits / max(n_gold, 1), 4),
+        "f1": round(2 * hits / max(n_predicted + n_gold, 1), 4),
+        "n": len(gold),
+        "gold": n_gold,
+        "predicted, not gold": [len(too_many), *too_many[:SHOWN]],
+        "gold, not predicted": [len(missed), *missed[:SHOWN]],
+    }
+
+
+def level(text: str) -> int:
+    """The highest register of a text's sentences: 0 plain, 1 polite, 2 honorific."""
+    return max((REGISTERS.index(sentence.register) for sentence in register(text)), default=0)
+
+
+def keico(folder: Path) -> Iterator[tuple[str, Scores]]:
+    rows = [row for path in folder.glob("keico_*.csv") for row in csv.DictReader(path.open(encoding="utf-8-sig"))]
+    texts, gold = [row["本文"] for row in rows], [int(row["Level"]) for row in rows]
+    found = [level(text) for text in texts]
+    yield "KeiCO: any honorific, Level <= 3", scores(texts, [f >= 1 for f in found], [g <= 3 for g in gold])
+    yield "KeiCO: beyond polite, Level <= 2", scores(texts, [f >= 2 for f in found], [g <= 2 for g in gold])
+
+
+def cocoa(folder: Path) -> Iterator[tuple[str, Scores]]:
+    texts, gold, formal = [], [], []
+    for path in sorted(folder.glob("cocoa_mt_ja_*/*.formal.annotated")):
+        references = [p.read_text("utf-8").splitlines() for p in (path, informal_of(path))]
+        for is_formal, lines in zip((True, False), references, strict=True):
+            texts += ["".join(pieces(line)) for line in lines]
+            gold += [is_formal] * len(lines)
+        formal += zip(*references, strict=True)
+    yield "CoCoA-MT: formal against informal", scores(texts, [level(text) >= 1 for text in texts], gold)
+    for name, differing in (("all", False), ("those that differ from the informal reference", True)):
+        spans = [span for pair in formal for span in formal_spans(*pair, differing)]
+        missed = [f"{text}: {line}" for text, line, touched in spans if not touched]
+        yield (
+            f"CoCoA-MT: [F] spans touched, {name}",
+            {
+                "recall": round(1 - len(missed) / max(len(spans), 1), 4),
+                "n": len(spans),
+                "gold, not predicted": [len(missed), *missed[:SHOWN]],
+            },
+        )
+
+
+def informal_of(path: Path) -> Path:
+    return path.with_name(path.name.replace(".formal.", ".informal."))
+
+
+def pieces(line: str) -> list[str]:
+    """A reference cut at its marks; every second piece was marked."""
+    return re.split(r"\[/?F\]", line)
+
+
+def formal_spans(formal: str, informal: str, differing: bool) -> Iterator[tuple[str, str, bool]]:
+    """Marked spans of a formal reference, the reference, and whether an honorific touches the span."""
+    cut = pieces(formal)
+    unmarked = [piece for i, piece in enumerate(pieces(informal)) if i % 2]
+    found = honorifics("".join(cut))
+    at = 0
+    for i, piece in enumerate(cut):
+        start, at = at, at + len(piece)
+        if i % 2 and not (differing and piece in unmarked):
+            yield piece, formal, any(s.classes and s.start < at and s.end > start for s in found)
+
+
+def unimorph(folder: Path) -> Iterator[tuple[str, Scores]]:
+    tags: dict[str, set[str]] = defaultdict(set)  # a form may be passive and honorific at once
+    for path in folder.glob("j_unimorph_*.tsv"):
+        for line in path.read_text("utf-8").splitlines()[1:]:
+            _, form, label, _ = line.split("\t")
+            tags[form] |= set(label.split(";"))
+    forms, found = list(tags), [honorifics(form) for form in tags]
+    for tag, has in (("HUMB", humble), ("POL", polite), ("ELEV", elevated)):
+        gold = [tag in tags[form] for form in forms]
+        strict = [has(spans) for spans in found]
+        if tag == "ELEV":
+            lenient = [g if ambiguous(f) else s for s, g, f in zip(strict, gold, found, strict=True)]
+            yield "J-UniMorph: ELEV, ambiguous (ら)れる compatible", scores(forms, lenient, gold)
+        yield f"J-UniMorph: {tag}", scores(forms, strict, gold)
+
+
+def humble(spans: Iterable[HonorificSpan]) -> bool:
+    return any({"謙譲語I", "謙譲語II"} & set(span.classes) for span in spans)
+
+
+def polite(spans: Iterable[HonorificSpan]) -> bool:
+    """です, ます or a request in ください, which the gold counts as polite."""
+    return any("丁寧語" in span.classes or "ください" in span.surface for span in spans)
+
+
+def elevated(spans: Iterable[HonorificSpan]) -> bool:
+    """尊敬語 but for the bare request in ください, which the gold does not count as elevating."""
+    return any("尊敬語" in span.classes and span.tells == "honorific" for span in spans)
+
+
+def ambiguous(spans: Iterable[HonorificSpan]) -> bool:
+    return any("尊敬" in span.readings for span in spans)
+
+
+def gsd(folder: Path) -> Iterator[tuple[str, Scores]]:
+    right = both = gold_words = found_words = 0
+    wrong: list[str] = []
+    for path in folder.glob("*gsd*.conllu"):
+        for block in path.read_text("utf-8").strip().split("\n\n"):
+            text = re.findall(r"^# text = (.*)$", block, re.M)[0]
+            rows = [line.split("\t") for line in block.splitlines() if line[0].isdigit()]
+            gold, at = {}, 0
+            for row in rows:
+                at = text.index(row[1], at)
+                gold[at, at + len(row[1])] = "-".join(row[4].split("-")[:2])
+                at += len(row[1])
+            found = {(m.start, m.end): "-".join(level for level in m.pos[:2] if level != "*") for m in analyze(text)}
+            shared = gold.keys() & found.keys()
+            both, gold_words, found_words = both + len(shared), gold_words + len(gold), found_words + len(found)
+            right += sum(gold[span].startswith(found[span].split("-")[0]) for span in shared)
+            wrong += [
+                f"{text[slice(*span)]}: {found[span]}, gold {gold[span]}"
+                for span in shared
+                if gold[span] != found[span]
+            ]
+    accuracy = {
+        "accuracy": round(right / max(both, 1), 4),
+        "segmentation F1": round(2 * both / max(1, gold_words + found_words), 4),
+    }
+    yield (
+        "UD Japanese-GSD: part of speech of rightly cut words",
+        accuracy | {"n": both, "differing": [len(wrong), *wrong[:SHOWN]]},
+    )
+
+
+def speed(folder: Path, repeat: int = 3) -> Iterator[tuple[str, Scores]]:
+    """Sentences a second on one core: the analyser with all its features alone, and all of ours together."""
+    from moelens.models.tokens import token_spans
+
+    rows = [row for path in folder.glob("keico_*.csv") for row in csv.DictReader(path.open(encoding="utf-8-sig"))]
+    texts = [row["本文"] for row in rows][:4000]
+    tokenizer = demo_tokenizer()
+    ids = tokenizer(texts)["input_ids"]
+
+    def bare() -> None:
+        for text in texts:
+            [(node.surface, *node.feature) for node in _unidic()(text)]
+
+    def ours() -> None:
+        for text, tokens in zip(texts, ids, strict=True):
+            honorifics(text, analyze(text))
+            token_spans(tokenizer, text, tokens)
+
+    rates = {
+        name: len(texts) / min(timed(run) for _ in range(repeat)) for name, run in (("bare", bare), ("ours", ours))
+    }
+    yield (
+        "Speed: analysis, honorifics and alignment",
+        {
+            "ratio": round(rates["ours"] / rates["bare"], 3),
+            "sentences/s": round(rates["ours"]),
+            "analyser alone, sentences/s": round(rates["bare"]),
+            "n": len(texts),
+        },
+    )
+
+
+def demo_tokenizer() -> Any:
+    from importlib.resources import files
+
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(files("moelens.demo") / "model"))
+
+
+def timed(run: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--json", action="store_true", help="all figures and disagreements as JSON")
+    parser.add_argument("--no-speed", action="store_true")
+    args = parser.parse_args()
+    parts = {"keico_*.csv": keico, "cocoa_mt_ja_*": cocoa, "j_unimorph_*.tsv": unimorph, "*gsd*.conllu": gsd}
+    measures = {
+        name: s for pattern, part in parts.items() if any(args.folder.glob(pattern)) for name, s in part(args.folder)
+    }
+    if not args.no_speed and any(args.folder.glob("keico_*.csv")):
+        measures |= dict(speed(args.folder))
+    if args.json:
+        print(json.dumps(measures, ensure_ascii=False, indent=1))
+        return
+    for name, measured in measures.items():
+        print(name + ":", ", ".join(f"{key} {value}" for key, value in measured.items() if not isinstance(value, list)))
+
+
+if __name__ == "__main__":
+    main()
