@@ -1,7 +1,7 @@
 """Remove experts from one layer, the routing left as it is: their gate weight becomes 0, nothing takes their place.
 
 This measures the direct effect of what the experts add. The other chosen experts keep their weights; to let the router
-choose replacements instead, edit `hook_router_selection` with minus infinity at the same experts.
+choose replacements instead, set `hook_router_biased` to a very small number at the same experts.
 
     recipe = moelens.load_hooks("hooks/remove_experts.py", layer=3, experts=[5, 9])
     with model.hooks(fwd_hooks=recipe(model)):

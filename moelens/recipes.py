@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import ast
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,36 @@ def load_hooks(path: str | Path, **options: Any) -> Callable[[Any], Hooks]:
         return made
 
     return build
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """`--hooks FILE -o name=value`, for the commands that run a model."""
+    command.add_argument("--hooks", type=Path, metavar="FILE", help="recipe to run the model with, see hooks/README.md")
+    command.add_argument("-o", dest="options", action="append", default=[], metavar="NAME=VALUE", help="its options")
+
+
+def from_arguments(args: argparse.Namespace, model: Any) -> Hooks:
+    """The hooks that these arguments ask for; none without `--hooks`."""
+    if args.hooks is None:
+        if args.options:
+            raise MoeLensError(f"-o {args.options[0]} is an option of a recipe; give its file with --hooks")
+        return []
+    return load_hooks(args.hooks, **parse_options(args.options))(model)
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """Values as Python writes them, or plain text.
+
+    >>> parse_options(["strength=2.0", "experts=[5, 9]", "text=先生が来た。"])
+    {'strength': 2.0, 'experts': [5, 9], 'text': '先生が来た。'}
+    """
+    parsed = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name.isidentifier():
+            raise MoeLensError(f"option {option!r} is not NAME=VALUE, such as strength=2.0")
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return parsed

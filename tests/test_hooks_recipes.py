@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import moelens
+from moelens.recipes import add_arguments, from_arguments, parse_options
 
 HOOKS = Path(__file__).parents[1] / "hooks"
 
@@ -29,6 +36,115 @@ def test_remove_experts(name: str, ids: torch.Tensor) -> None:
     lost = (outputs * (weights * gone).unsqueeze(-1)).sum(2)
     torch.testing.assert_close(cache[at + "hook_out"], clean[at + "hook_out"] - lost, atol=1e-5, rtol=1e-4)
     model.unhook()
+
+
+ARCHITECTURES = ["deepseek_v3", "mixtral", "gpt_oss"]
+TEXT = "明日は学校へ行きます。"
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest) -> Iterator[moelens.HookedMoE]:
+    recipe = (HOOKS / "steer_politeness.py").read_text("utf-8")
+    hooked = moelens.hook(tiny_model(request.param), characters([recipe]))
+    yield hooked
+    hooked.unhook()
+
+
+def characters(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of single Japanese characters."""
+    found = sorted({c for c in "".join(texts) if c > "\u3000"})[:150]
+    vocabulary = {c: i + 5 for i, c in enumerate(found)} | {"[pad]": 0, "[unk]": 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[pad]", unk_token="[unk]")
+
+
+def cached(model: moelens.HookedMoE, name: str, run: str = TEXT, **options: Any) -> Any:
+    with model.hooks(moelens.load_hooks(HOOKS / f"{name}.py", **options)(model) if name else []):
+        return model.run_with_cache(run)[1]
+
+
+def test_force_experts(model: moelens.HookedMoE) -> None:
+    layer = model.shape.moe_layers[-1]
+    chosen = cached(model, "force_experts", layer=layer, experts=[6])[f"blocks.{layer}.mlp.hook_expert_indices"]
+    assert (chosen == 6).any(-1).all()
+    assert not (cached(model, "")[f"blocks.{layer}.mlp.hook_expert_indices"] == 6).any(-1).all()
+
+
+def test_steer_politeness(model: moelens.HookedMoE) -> None:
+    none = cached(model, "steer_politeness", strength=0)
+    for layer in model.shape.moe_layers:
+        name = f"blocks.{layer}.mlp.hook_expert_weights"
+        torch.testing.assert_close(none[name], cached(model, "")[name], atol=1e-5, rtol=1e-4)
+
+    def share(text: str, strength: float) -> float:
+        """Of the tokens that use the expert which polite text prefers most, in the first layer."""
+        layer = model.shape.moe_layers[0]
+        name = f"blocks.{layer}.mlp.hook_expert_indices"
+        recipe = moelens.load_hooks(HOOKS / "steer_politeness.py", strength=1.0)(model)
+        biased = torch.zeros(1, 1, 8)
+        best = int(recipe[0][1](biased, None).argmax())
+        found: torch.Tensor = cached(model, "steer_politeness", text, strength=strength)[name] == best
+        return float(found.any(-1).float().mean())
+
+    assert share(TEXT, 50.0) == 1
+    assert share(TEXT, -50.0) == 0
+
+
+def test_patch_routes(model: moelens.HookedMoE) -> None:
+    other = "雨が降っています。"
+    patched, source, clean = cached(model, "patch_routes", text=other), cached(model, "", other), cached(model, "")
+    n = len(other)
+    for layer in model.shape.moe_layers:
+        name = f"blocks.{layer}.mlp.hook_expert_weights"
+        torch.testing.assert_close(patched[name][0, :n], source[name][0, :n])
+    first = f"blocks.{model.shape.moe_layers[0]}.mlp.hook_expert_weights"
+    torch.testing.assert_close(patched[first][0, n:], clean[first][0, n:])
+
+
+def test_record_norms(model: moelens.HookedMoE, tmp_path: Path) -> None:
+    clean = cached(model, "")
+    written = cached(model, "record_norms", out=str(tmp_path / "norms.csv"))
+    rows = list(csv.DictReader((tmp_path / "norms.csv").open()))
+    assert len(rows) == 8 * len(model.shape.moe_layers)
+    for row in rows:
+        at = f"blocks.{row['layer']}.mlp."
+        assert torch.equal(written[at + "hook_out"], clean[at + "hook_out"])
+        slots = clean[at + "hook_expert_indices"][0] == int(row["expert"])
+        norms = clean[at + "experts.hook_out"][0][slots].norm(dim=-1)
+        assert int(row["tokens"]) == len(norms)
+        assert float(row["mean_norm"]) == pytest.approx(norms.mean().item() if len(norms) else 0, rel=1e-4)
+
+
+def test_token_filter(model: moelens.HookedMoE) -> None:
+    layer = model.shape.moe_layers[-1]
+    name = f"blocks.{layer}.mlp.hook_expert_weights"
+    options = {"layer": layer, "experts": list(range(8)), "pattern": "[ます]"}
+    gone = cached(model, "token_filter", **options)[name][0].sum(-1) == 0
+    assert gone.tolist() == [c in "ます" for c in TEXT]
+
+
+def test_recipes_are_short_and_documented() -> None:
+    table = (HOOKS / "README.md").read_text("utf-8")
+    for path in HOOKS.glob("*.py"):
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) < 60
+        assert text.startswith('"""')
+        assert f'moelens.load_hooks("hooks/{path.name}"' in text
+        assert f"| `{path.name}` |" in table
+
+
+def test_arguments_of_the_command_line() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    model = moelens.hook(tiny_model("mixtral"))
+    given = ["--hooks", str(HOOKS / "force_experts.py"), "-o", "layer=1", "-o", "experts=[6]"]
+    assert [name for name, _ in from_arguments(parser.parse_args(given), model)] == ["blocks.1.mlp.hook_router_biased"]
+    assert from_arguments(parser.parse_args([]), model) == []
+    with pytest.raises(moelens.MoeLensError, match="-o a=1 is an option of a recipe; give its file with --hooks"):
+        from_arguments(parser.parse_args(["-o", "a=1"]), model)
+    with pytest.raises(moelens.MoeLensError, match=r"option 'strength' is not NAME=VALUE, such as strength=2\.0"):
+        parse_options(["strength"])
 
 
 def test_errors(tmp_path: Path) -> None:

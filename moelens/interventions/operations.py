@@ -223,6 +223,28 @@ def replay(recording: Any, docs: Sequence[int] = (0,), *, at: At = None) -> Inte
     return Intervention("replay", None, (), at, source=source)
 
 
+BY_NAME: dict[str, Callable[..., Intervention]] = {
+    f.__name__: f for f in (remove, remove_renorm, reroute, force, scale, swap, steer)
+}
+"""The operations on experts of one layer, by name."""
+
+
+def named(operation: str, layer: int, experts: Experts, value: float | None = None, **where: Any) -> Intervention:
+    """The operation of this name; `value` is the factor of `scale` or the strength of `steer`.
+
+    >>> named("scale", 3, [5], 0.5)
+    scale by 0.5 E5 in layer 3
+    """
+    if operation not in BY_NAME:
+        raise unknown("operation", operation, BY_NAME)
+    if (value is not None) != (operation in ("scale", "steer")):
+        raise MoeLensError(f"{operation} {'needs a value' if value is None else f'takes no value, and got {value}'}")
+    if operation == "swap" and len(experts) != 2:
+        raise MoeLensError(f"swap takes two experts, and got {list(experts)}")
+    arguments = experts if operation == "swap" else (experts,)
+    return BY_NAME[operation](layer, *arguments, *(() if value is None else (value,)), **where)
+
+
 # How each is done
 
 

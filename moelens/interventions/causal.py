@@ -1,0 +1,118 @@
+"""`causes`: which experts cause a preference, by attribution, exact removal and matched controls."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moelens.analysis.tables import number, plain_table
+from moelens.errors import MoeLensError, UnknownNameError
+from moelens.interventions.attribution import Attribution, attribute
+from moelens.interventions.effects import Effect, effect, interval, signed
+from moelens.interventions.operations import remove
+from moelens.interventions.readout import Pair, as_pairs
+
+
+@dataclass(frozen=True, repr=False)
+class Causes:
+    """Which experts cause a preference: found by attribution, removed one by one, held against matched controls.
+
+    Attributes:
+        effects: of removing each routed expert of `attribution.top`, on the test half, in that order.
+        holm: p of each effect corrected for their number (Holm 1979).
+    """
+
+    attribution: Attribution
+    effects: tuple[Effect, ...]
+
+    @property
+    def holm(self) -> tuple[float, ...]:
+        return tuple(holm([e.kinds[0].p for e in self.effects]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        effects = [asdict(e) | {"holm": p} for e, p in zip(self.effects, self.holm, strict=True)]
+        return {"attribution": self.attribution.to_dict(), "effects": effects}
+
+    def __repr__(self) -> str:
+        lines = [repr(self.attribution)]
+        if self.effects:
+            first = self.effects[0]
+            lines.append(
+                f"\non the test half, beside the removal of {first.draws} other experts like each · seed {first.seed}"
+            )
+            header = ("", "change", "95 %", "flip", "controls", "95 %", "p", "p Holm", "KL elsewhere")
+            lines.append(plain_table(header, [_row(e, p) for e, p in zip(self.effects, self.holm, strict=True)]))
+            least = 1 / (1 + first.draws)
+            lines.append(
+                f"smallest p that {first.draws} controls allow: {number(least)}; give --draws more to go below"
+            )
+        return "\n".join(lines)
+
+
+def _row(e: Effect, corrected: float) -> tuple[str, ...]:
+    k = e.kinds[0]
+    spread = (interval(k.low, k.high), number(k.flip), signed(k.control), interval(k.control_low, k.control_high))
+    tests = (number(k.p), number(corrected), number(e.text.kl) if e.text else "–")
+    return (e.interventions[0], signed(k.change), *spread, *tests)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Family-wise p (Holm 1979).
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    values = np.array(p)
+    order = np.argsort(values)
+    scaled = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty(len(values))
+    corrected[order] = np.minimum(scaled, 1)
+    return [float(v) for v in corrected]
+
+
+def causes(
+    model: Any, pairs: Iterable[Any], *, top: int = 5, draws: int = 20, seed: int = 0, progress: bool = False
+) -> Causes:
+    """Find the experts that contribute most to a preference, remove them, and remove others like them.
+
+    Args:
+        pairs: of one kind; found on one half of its frames, tested on the other.
+        top: routed and shared experts that are removed.
+        draws: matched controls for each routed expert.
+
+    Raises:
+        MoeLensError: pairs of several kinds, and as `attribute` and `effect` do.
+    """
+    given = as_pairs(pairs)
+    kinds = list(dict.fromkeys(p.kind for p in given))
+    if len(kinds) > 1:
+        raise MoeLensError(f"pairs of {len(kinds)} kinds, {', '.join(kinds)}; give one kind at a time")
+    found = attribute(model, given, top=top, seed=seed, progress=progress)
+    effects = [
+        effect(model, given, remove(c.layer, [c.expert]), draws=draws, half="test", seed=seed, progress=progress)
+        for c in found.top
+        if c.expert is not None
+    ]
+    return Causes(found, tuple(effects))
+
+
+def read_pairs(source: str) -> tuple[Pair, ...]:
+    """Pairs from a `.jsonl` file, a pair a line, or the bundled ones of a kind.
+
+    Raises:
+        UnknownNameError: neither a file nor a kind.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
+        return as_pairs(json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip())
+    from moelens import japanese
+
+    return as_pairs(japanese.pairs(kind=source))

@@ -1,0 +1,154 @@
+"""What a probe reads of each token, by blocks of tokens, from files, so that memory does not grow with a corpus."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.errors import MoeLensError, RecordingError, unknown
+
+Ints = NDArray[np.int64]
+ROUTES = ("experts", "weights", "paths")
+VECTORS = ("logits", "residuals", "neurons")
+FEATURES = (*ROUTES, *VECTORS)
+"""`experts`: which experts were chosen; `weights`: with which gate weights; `paths`: the experts chosen in this layer
+and every one before it; `logits`, `residuals`, `neurons`: as the recording captured them, neurons slot by slot."""
+
+
+def need(module: str) -> Any:
+    """A module of scikit-learn or of what it comes with, or an error that says how to get it."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise MoeLensError("probes need scikit-learn, which is not installed; pip install 'moelens[probes]'") from error
+
+
+@dataclass(frozen=True)
+class Feature:
+    """`block(rows)` gives `[row, width]`, sparse or dense; `scaled`: its columns have to be standardised."""
+
+    name: str
+    layer: int
+    width: int
+    scaled: bool
+    block: Callable[[Ints], Any]
+
+
+class FeatureStore:
+    """The features of a recording, in files of a temporary folder that goes with `close`."""
+
+    def __init__(self, recording: Any) -> None:
+        self.recording = recording
+        self._folder = tempfile.TemporaryDirectory(prefix="moelens-probe-")
+        self._files: dict[str, Any] = {}
+
+    def close(self) -> None:
+        self._files.clear()
+        self._folder.cleanup()
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def feature(self, name: str, layer: int) -> Feature:
+        """Raises `UnknownNameError` for a feature or layer that does not exist, `RecordingError` if not recorded."""
+        if name not in FEATURES:
+            raise unknown("feature", name, FEATURES)
+        if layer not in self.recording.layers:
+            raise unknown("layer", layer, self.recording.layers)
+        if name in ROUTES:
+            return self._routes(name, layer)
+        values = self._vectors(name, layer)
+        return Feature(name, layer, values.shape[1], True, lambda rows: np.asarray(values[rows], np.float32))
+
+    def _file(self, key: str, shape: tuple[int, ...], dtype: Any) -> Any:
+        self._files[key] = np.memmap(Path(self._folder.name) / key, dtype, "w+", shape=shape)
+        return self._files[key]
+
+    def _routes(self, name: str, layer: int) -> Feature:
+        csr_matrix = need("scipy.sparse").csr_matrix
+        recording, n = self.recording, self.recording.n_experts
+        at = recording.layers.index(layer)
+        used = slice(0, at + 1) if name == "paths" else slice(at, at + 1)
+        indices, width = self._columns("experts"), n * (used.stop - used.start)
+        weights = self._columns("weights") if name == "weights" else None
+
+        def block(rows: Ints) -> Any:
+            chosen = indices[rows][:, used].astype(np.int64)  # [row, layer, slot]
+            columns = (chosen + n * np.arange(chosen.shape[1])[:, None]).reshape(len(rows), -1)
+            values = np.ones(columns.size, np.float32) if weights is None else weights[rows][:, used].ravel()
+            starts = np.arange(len(rows) + 1) * columns.shape[1]
+            return csr_matrix((np.asarray(values, np.float32), columns.ravel(), starts), (len(rows), width))
+
+        return Feature(name, layer, width, False, block)
+
+    def _columns(self, kind: str) -> Any:
+        """`experts_*` or `weights_*` of all layers, `[token, layer, slot]`, copied to a file layer by layer."""
+        if kind not in self._files:
+            recording = self.recording
+            names = [f"{kind}_L{layer:02d}" for layer in recording.layers]
+            for i, name in enumerate(names):
+                column = recording.column(name)
+                if i == 0:
+                    self._file(kind, (len(column), len(names), column.shape[1]), column.dtype)
+                self._files[kind][:, i] = column
+        return self._files[kind]
+
+    def _vectors(self, name: str, layer: int) -> Any:
+        """A captured table, `[token, width]`; neurons `[token, slot * d_expert]`. 0 where a token has no row."""
+        key = f"{name}-{layer}"
+        if key in self._files:
+            return self._files[key]
+        captured = [c.partition(":")[0] for c in getattr(self.recording, "captures", ())]
+        if name not in captured:
+            raise RecordingError(f"the recording holds no {name}; record again with capture=['routes', '{name}']")
+        if any(c.startswith(f"{name}:") and c.rpartition(":")[2].isdigit() for c in self.recording.captures):
+            raise RecordingError(f"the recording holds only the largest {name}; record all of them, capture '{name}'")
+        from moelens.recording.store import as_array
+
+        doc, pos = self.recording.column("doc").astype(np.int64), self.recording.column("pos").astype(np.int64)
+        place = {pair: row for row, pair in enumerate(zip(doc.tolist(), pos.tolist(), strict=True))}
+        table = self.recording.vectors(name, layer)
+        values = as_array(table["values"])
+        slots = table["slot"].to_numpy() if "slot" in table.column_names else np.zeros(len(values), np.int64)
+        width = values.shape[1]
+        file = self._file(key, (len(doc), width * (int(slots.max(initial=0)) + 1)), np.float32)
+        rows = [place[pair] for pair in zip(table["doc"].to_pylist(), table["pos"].to_pylist(), strict=True)]
+        file.reshape(len(doc), -1, width)[rows, slots] = values
+        return file
+
+
+def targets(recording: Any, label: str | Sequence[str | None]) -> tuple[tuple[str, ...], Ints]:
+    """Classes, and the class of each token `[token]`; -1 for tokens that are left out.
+
+    Args:
+        label: a family such as "pos", whose tokens with exactly one label count; a label such as "尊敬語" or
+            "honorifics.尊敬語", which tokens have or have not; or a value for each token, None to leave it out.
+    """
+    text = recording.column("char_end") > recording.column("char_start")
+    if not isinstance(label, str):
+        if len(label) != len(text):
+            raise MoeLensError(f"{len(label)} labels for {len(text)} tokens; give one for each token of the recording")
+        names = tuple(sorted({str(value) for value in label if value is not None}))
+        return names, np.array([-1 if v is None else names.index(str(v)) for v in label])
+    from moelens.japanese import Labels
+
+    labels = Labels.open(recording)
+    families = {family: labels.matrix(family) for family in labels.families}
+    if label in families:
+        names, has = families[label]
+        return names, np.where(text & (has.sum(1) == 1), has.argmax(1), -1)
+    single = {f"{family}.{n}": has[:, i] for family, (names, has) in families.items() for i, n in enumerate(names)}
+    single |= {key.partition(".")[2]: has for key, has in single.items()}
+    if label not in single:
+        raise unknown("label", label, [*families, *single])
+    return (f"not {label}", label), np.where(text, single[label].astype(np.int64), -1)

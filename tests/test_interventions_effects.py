@@ -1,0 +1,332 @@
+"""Effects, controls and attribution: against plain recomputation, and on a planted case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import tiny_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+import moelens
+from moelens import HookedMoE, MoeLensError
+from moelens.interventions import TextPair, attribute, effect, expert_lens, remove, scale, swap
+from moelens.interventions.attribution import contributions
+from moelens.interventions.controls import Usage, control_sets, usage
+from moelens.interventions.readout import as_pairs, batches, bootstrap, half_of, margins, texts_of
+
+L = 3
+CONTEXTS = [
+    "明日は学校へ行",
+    "母と町へ行",
+    "夏には海へ行",
+    "毎朝駅へ行",
+    "友達と山へ行",
+    "来週東京へ行",
+    "今から店へ行",
+    "兄は大阪へ行",
+]
+POLITE = [TextPair(f"p{i}", "plain-polite", c, c, "きます。", "く。") for i, c in enumerate(CONTEXTS)]
+TENSE = [TextPair(f"t{i}", "tense", c, c, "った。", "く。") for i, c in enumerate(CONTEXTS)]
+PLAIN = ["雨が降る。", "山は高い。"]
+
+
+def characters(texts: list[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters; ids from 5 on."""
+    vocabulary = {c: i + 5 for i, c in enumerate(sorted(set("".join(texts))))} | {"[pad]": 0, "[unk]": 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[pad]", unk_token="[unk]")
+
+
+@pytest.fixture
+def model() -> Iterator[HookedMoE]:
+    hooked = moelens.hook(tiny_model("deepseek_v3"), characters([*texts_of([*POLITE, *TENSE]), *PLAIN]), name="tiny")
+    yield hooked
+    hooked.unhook()
+
+
+def margin_by_hand(model: HookedMoE, pair: Any) -> float:
+    total = 0.0
+    for text, sign in ((pair.context + pair.good, 1), (pair.context + pair.bad, -1)):
+        ids = model.to_tokens(text)
+        with torch.no_grad():
+            logp = model(ids)[0].double().log_softmax(-1)
+        total += sign * sum(logp[i - 1, ids[0, i]].item() for i in range(1, ids.shape[1]))
+    return total
+
+
+def test_margins_and_batches(model: HookedMoE) -> None:
+    pairs = [*POLITE, *TENSE]
+    by_hand = [margin_by_hand(model, p) for p in pairs]
+    for batch_tokens in (1, 30, 4096):
+        np.testing.assert_allclose(margins(model, pairs, batch_tokens), by_hand, atol=1e-4)
+    rows = [r for b in batches(model, texts_of(pairs), 30, together=2) for r in b.rows]
+    assert sorted(rows) == list(range(32))
+    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in batches(model, texts_of(pairs), 30, together=2))
+
+
+def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
+    removal = remove(L, [2])
+    result = effect(model, [*POLITE, *TENSE], removal, draws=20, texts=PLAIN)
+    assert [k.kind for k in result.kinds] == ["plain-polite", "tense"]
+    polite = result.kinds[0]
+    before = np.array([margin_by_hand(model, p) for p in POLITE])
+    with model.intervene(removal):
+        after = np.array([margin_by_hand(model, p) for p in POLITE])
+    assert (polite.before, polite.after) == pytest.approx((before.mean(), after.mean()), abs=1e-4)
+    assert polite.change == pytest.approx((after - before).mean(), abs=1e-4)
+    assert polite.low <= polite.change <= polite.high
+    assert polite.flip == ((after > 0) != (before > 0)).mean()
+    assert len(set(result.controls)) == 20
+    assert str(removal) not in result.controls
+    assert 1 / 21 <= polite.p <= 1
+
+    ids = model.to_tokens(PLAIN[0])
+    p = model(ids)[0].log_softmax(-1)
+    with model.intervene(removal):
+        q = model(ids)[0].log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)[:-1].mean().item()
+    alone = effect(model, POLITE, removal, controls=None, texts=PLAIN[:1])
+    assert alone.text is not None
+    assert alone.text.kl == pytest.approx(kl, rel=1e-3)
+    assert alone.text.perplexity_after == pytest.approx(
+        torch.exp(-q[:-1].gather(1, ids[0, 1:, None]).mean()).item(), rel=1e-3
+    )
+    assert np.isnan(alone.kinds[0].p)
+    assert (
+        effect(model, POLITE, removal, texts=PLAIN).to_dict() == effect(model, POLITE, removal, texts=PLAIN).to_dict()
+    )
+    assert "remove E2 in layer 3 · all pairs · 20 matched controls · seed 0" in repr(result)
+    assert "unrelated text (2 texts, 8 tokens): KL" in repr(result)
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gpt_oss"])
+def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -> None:
+    """d margin / d a at a = 1, when all outputs of a layer are multiplied by a."""
+    model = moelens.hook(tiny_model(name), characters(texts_of(POLITE)))
+    found = contributions(model, POLITE[:3])
+    for i, layer in enumerate(model.shape.moe_layers):
+        factor = torch.ones((), requires_grad=True)
+        names = [f"blocks.{layer}.mlp.experts.hook_out", f"blocks.{layer}.mlp.shared.hook_out"]
+        hooks = [(n, lambda t, hook, a=factor: t * a) for n in names if n in model.hook_dict]
+        total = torch.zeros(())
+        with model.hooks(hooks):
+            for text, sign in zip(texts_of(POLITE[:3]), [1, -1] * 3, strict=True):
+                ids = model.to_tokens(text)
+                total = total + sign * model(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
+        (derivative,) = torch.autograd.grad(total, factor)
+        assert found[:, i].sum() == pytest.approx(derivative.item(), rel=2e-3, abs=1e-4)
+    assert np.abs(found).sum() > 0
+    for parameter in model.hf_model.parameters():
+        assert parameter.grad is None
+    frozen = contributions(model, POLITE[:3])
+    model.hf_model.requires_grad_(False)
+    np.testing.assert_allclose(contributions(model, POLITE[:3]), frozen, atol=1e-6)
+    model.unhook()
+
+
+def test_a_contribution_is_weight_times_gradient_times_output(model: HookedMoE) -> None:
+    pair, point = POLITE[0], f"blocks.{L}.mlp."
+    expected = np.zeros(9)
+    for text, sign in ((pair.context + pair.good, 1), (pair.context + pair.bad, -1)):
+        ids, kept = model.to_tokens(text), {}
+        with model.hooks(
+            bwd_hooks=[(point + "hook_out", lambda g, hook, kept=kept: kept.update(g=g.detach().clone()))]
+        ):
+            logits, cache = model.run_with_cache(ids)
+            logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum().backward()
+        outputs, weights = cache[point + "experts.hook_out"], cache[point + "hook_topk_weights"]
+        terms = weights * torch.einsum("bpd,bpkd->bpk", kept["g"], outputs)
+        for expert, term in zip(
+            cache[point + "hook_expert_indices"].flatten().tolist(), terms.flatten().tolist(), strict=True
+        ):
+            expected[expert] += sign * term
+        expected[8] += sign * (kept["g"] * cache[point + "shared.hook_out"]).sum().item()
+    np.testing.assert_allclose(contributions(model, [pair])[0, model.shape.moe_layers.index(L)], expected, atol=1e-4)
+
+
+def plant(model: HookedMoE, expert: int = 5) -> int:
+    """Have the last layer's router send 行 to one expert, and that expert's output raise き over く there."""
+    block, head = model.hf_model.model.layers[L].mlp, model.hf_model.lm_head.weight
+    inputs: list[Tensor] = []
+    handle = block.register_forward_pre_hook(lambda m, args: inputs.append(args[0][0, -1].detach()))
+    for pair in POLITE:
+        model(pair.context)
+    handle.remove()
+    mean = torch.stack(inputs).mean(0)
+    き, く = model.tokenizer.convert_tokens_to_ids(["き", "く"])
+    direction = head[き] - head[く]
+    with torch.no_grad():
+        block.gate.weight[expert] = 4 * mean / mean.square().sum()
+        gate, up = (torch.stack(inputs) @ block.experts.gate_up_proj[expert].T).chunk(2, -1)
+        reading = torch.linalg.pinv(torch.nn.functional.silu(gate) * up) @ torch.ones(len(inputs))
+        block.experts.down_proj[expert] = 3 * torch.outer(direction / direction.norm(), reading)
+    return expert
+
+
+def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None:
+    expert = plant(model)
+    found = attribute(model, POLITE, top=6)
+    assert (found.top[0].layer, found.top[0].expert) == (L, expert)
+    assert found.top[0].attributed > 2 * abs(found.top[1].attributed)
+    assert found.top[0].high < 0
+    assert found.top[0].change == min(c.change for c in found.top)
+    assert found.pairs == (4, 4)
+
+    result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
+    (planted,) = result.kinds
+    assert planted.change == pytest.approx(found.top[0].change, abs=1e-4)
+    assert planted.p == pytest.approx(1 / 21)
+    assert abs(planted.control) < 0.2 * abs(planted.change)
+    assert "found on 4 pairs, verified on 4 of other frames" in repr(found)
+    assert f"L3 E{expert}" in repr(found)
+
+
+def test_the_lens_adds_up(model: HookedMoE) -> None:
+    expert = plant(model)
+    lens = expert_lens(model, CONTEXTS[0], L, contrast=("き", "く"), top=3)
+    assert (lens.voices[0].name, lens.voices[-1].name) == ("all", "shared")
+    by_name = {v.name: v for v in lens.voices}
+    assert by_name[f"E{expert}"].contrast == max(v.contrast for v in lens.voices if v.name.startswith("E"))
+    assert by_name["all"].agreement == pytest.approx(1)
+    logits = model(CONTEXTS[0])[0, -1]
+    head, norm = model.hf_model.lm_head, model.hf_model.model.norm
+    _, cache = model.run_with_cache(CONTEXTS[0])
+    before = head(norm(cache[f"blocks.{L}.hook_resid_mid"][0, -1]))
+    き, く = model.tokenizer.convert_tokens_to_ids(["き", "く"])
+    change = logits - before
+    assert by_name["all"].contrast == pytest.approx((change[き] - change[く]).item(), abs=1e-4)
+    assert f"after '行', layer {L}" in repr(lens)
+    with pytest.raises(MoeLensError, match="'行き' is 2 tokens of this model; a contrast needs single tokens"):
+        expert_lens(model, CONTEXTS[0], L, contrast=("行き", "く"))
+
+
+def test_usage(model: HookedMoE) -> None:
+    texts = [p.context for p in POLITE[:3]]
+    found = usage(model, texts)
+    load, weight, norm = np.zeros(8), np.zeros(8), np.zeros(8)
+    for text in texts:
+        _, cache = model.run_with_cache(text)
+        at = f"blocks.{L}.mlp."
+        rows: list[Tensor] = [cache[at + n] for n in ("hook_expert_indices", "hook_topk_weights", "experts.hook_out")]
+        for e, w, o in zip(rows[0].flatten().tolist(), rows[1].flatten().tolist(), rows[2].flatten(0, 2), strict=True):
+            load[e], weight[e], norm[e] = load[e] + 1, weight[e] + w, norm[e] + o.norm().item()
+    tokens, i = sum(model.to_tokens(t).shape[1] for t in texts), found.layers.index(L)
+    np.testing.assert_allclose(found.load[i], load / tokens)
+    np.testing.assert_allclose(found.weight[i], weight / np.maximum(load, 1), rtol=1e-4)
+    np.testing.assert_allclose(found.norm[i], norm / np.maximum(load, 1), rtol=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.sets(st.integers(0, 31), min_size=1, max_size=3), st.booleans())
+def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, experts: set[int], matched: bool) -> None:
+    rng = np.random.default_rng(seed)
+    found = Usage((1, 4), rng.random((2, 32)), rng.random((2, 32)), rng.random((2, 32)))
+    sets = control_sets(found, 4, sorted(experts), 20, seed, matched)
+    assert len(set(sets)) == 20
+    assert all(len(chosen) == len(experts) for _, chosen in sets)
+    assert all(layer == 4 and experts.isdisjoint(chosen) for layer, chosen in sets)
+    assert sets == control_sets(found, 4, sorted(experts), 20, seed, matched)
+
+
+def test_matched_controls_are_nearer_than_random_ones() -> None:
+    rng = np.random.default_rng(0)
+    found = Usage((1,), rng.random((1, 256)), rng.random((1, 256)), rng.random((1, 256)))
+    features = found.features()[0]
+
+    def distance(matched: bool) -> float:
+        return float(
+            np.mean(
+                [np.linalg.norm(features[e] - features[7]) for _, (e,) in control_sets(found, 1, [7], 20, 0, matched)]
+            )
+        )
+
+    assert distance(True) < 0.6 * distance(False)
+
+
+def test_halves_share_no_frame() -> None:
+    pairs = [*POLITE, *TENSE, *POLITE]
+    discovery, test = half_of(pairs, "discovery", 3), half_of(pairs, "test", 3)
+    assert sorted(p.id for p in (*discovery, *test)) == sorted(p.id for p in pairs)
+    for kind in ("plain-polite", "tense"):
+        frames = [{p.frame for p in half if p.kind == kind} for half in (discovery, test)]
+        assert frames[0].isdisjoint(frames[1])
+        assert {len(f) for f in frames} == {4}
+    assert half_of(pairs, "discovery", 3) != half_of(pairs, "discovery", 4)
+
+
+def test_the_bootstrap_covers_the_mean_and_widens_with_dependence() -> None:
+    rng = np.random.default_rng(0)
+    hits = 0
+    for seed in range(200):
+        values = rng.normal(size=40)
+        low, high = bootstrap(values, range(40), seed, draws=400)
+        hits += low <= 0 <= high
+    assert 0.88 <= hits / 200 <= 0.99
+    twice = np.repeat(rng.normal(size=20), 2)
+    apart, together = bootstrap(twice, range(40), 0), bootstrap(twice, np.repeat(np.arange(20), 2).tolist(), 0)
+    assert together[1] - together[0] > 1.2 * (apart[1] - apart[0])
+
+
+ERRORS: dict[str, tuple[Any, str]] = {
+    "no pairs": (lambda m: effect(m, [], remove(L, [1])), "no pairs; give at least one with id, kind, frame, context"),
+    "field": (lambda m: as_pairs([{"id": "1", "kind": "k"}]), "pair 0 has no 'frame'; a pair has id, kind, frame"),
+    "same": (lambda m: as_pairs([TextPair("a", "k", "f", "c", "x", "x")]), "pair 'a' has the same text twice, 'x'"),
+    "half": (
+        lambda m: effect(m, POLITE, remove(L, [1]), half="first"),
+        "unknown half 'first'; allowed: all, discovery, test",
+    ),
+    "one frame": (
+        lambda m: attribute(m, POLITE[:1]),
+        "kind 'plain-polite' has one frame, '明日は学校へ行', and cannot be halved",
+    ),
+    "draws": (
+        lambda m: effect(m, POLITE, remove(L, [1]), draws=5),
+        "5 control draws cannot reach p = .05; give 20 or more",
+    ),
+    "controls": (
+        lambda m: effect(m, POLITE, remove(L, [1]), controls="match"),
+        "unknown controls 'match'; did you mean 'matched'",
+    ),
+    "shared": (
+        lambda m: effect(m, POLITE, remove(L, "shared")),
+        "has no other experts to be controlled by; use controls=None",
+    ),
+    "too many": (
+        lambda m: effect(m, POLITE, remove(L, [1]), draws=40),
+        r"the model has 23 sets of 1 other experts for 40 controls",
+    ),
+    "layer": (lambda m: expert_lens(m, "行", 0), "unknown layer '0'; allowed: 1, 2, 3"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(model: HookedMoE, case: str) -> None:
+    call, message = ERRORS[case]
+    with pytest.raises(MoeLensError, match=message):
+        call(model)
+
+
+def test_rows_of_a_dataset_are_pairs(model: HookedMoE) -> None:
+    rows = [
+        {
+            "id": 1,
+            "kind": "k",
+            "frame": "f",
+            "context": "毎朝駅へ行",
+            "good": "きます。",
+            "bad": "く。",
+            "labels": ["丁寧語"],
+        }
+    ]
+    assert effect(model, rows, scale(L, [1], 1.0), controls=None, texts=[]).kinds[0].change == 0
+    both = effect(model, rows, [swap(L, 1, 2), swap(L, 1, 2)], controls=None, texts=[])
+    assert both.kinds[0].change == pytest.approx(0, abs=1e-5)
