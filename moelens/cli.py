@@ -45,10 +45,13 @@ def parser() -> Parser:
     analyze = commands.add_parser("analyze", help="find which experts specialise in a family of labels")
     analyze.add_argument("recording", type=Path)
     analyze.add_argument("--labels", default="honorifics", metavar="FAMILY", help="family of labels (%(default)s)")
-    analyze.add_argument("--permutations", type=int, default=500, help="of documents, for the test (%(default)s)")
+    analyze.add_argument(
+        "--given", metavar="CONTROL", help="compare within: token, position, a family, or token,script"
+    )
+    analyze.add_argument("--permutations", type=int, default=1000, help="of documents, for the test (%(default)s)")
     analyze.add_argument("--seed", type=int, default=0)
     analyze.add_argument("--top", type=int, default=15, help="findings to print (%(default)s)")
-    analyze.add_argument("--out", type=Path, help="JSON file to write the whole result to")
+    analyze.add_argument("--out", type=Path, help="JSON or .parquet file to write the whole result to")
     analyze.set_defaults(run=run_analyze)
     return main
 
@@ -79,15 +82,23 @@ def run_label(args: argparse.Namespace) -> None:
 
 def run_analyze(args: argparse.Namespace) -> None:
     import moelens
+    from moelens.recording.parallel import Ranks
 
+    first = Ranks.of(None).first
     recording = moelens.Recording.open(args.recording)
-    labels = moelens.Labels.open(recording)
     result = moelens.specialization(
-        recording, labels, args.labels, permutations=args.permutations, seed=args.seed, progress=True
+        recording,
+        moelens.Labels.open(recording),
+        args.labels,
+        given=args.given and tuple(args.given.split(",")),
+        permutations=args.permutations,
+        seed=args.seed,
+        progress=first,
     )
-    print(result.table(args.top))
-    if args.out:
-        result.save(args.out)
+    if first:
+        print(result.table(args.top))
+        if args.out:
+            result.save(args.out)
 
 
 def quiet() -> None:

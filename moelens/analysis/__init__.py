@@ -2,8 +2,79 @@
 
 from __future__ import annotations
 
+from moelens.analysis.compare import Comparison, compare
 from moelens.analysis.counts import Counts
+from moelens.analysis.experts import (
+    gate_score,
+    saliency,
+    selected_experts,
+    standing_committee,
+    super_experts,
+    token_score,
+)
+from moelens.analysis.labels import (
+    dead_experts,
+    expert_information,
+    layer_information,
+    log_odds,
+    max_violation,
+    npmi,
+    risk_difference,
+)
+from moelens.analysis.measures import Measure, counts_of, measure
 from moelens.analysis.result import Finding, Specialization
+from moelens.analysis.routing import (
+    cluster_order,
+    coactivation,
+    coactivation_lift,
+    consecutive_repetition,
+    next_tokens,
+    normalised_jsd,
+    overlap,
+    pooled_gates,
+    route_flow,
+    router_entropy,
+    saturation,
+    selection_margin,
+    vocabulary_specialization,
+)
 from moelens.analysis.specialize import specialization, specialization_from_arrays
 
-__all__ = ["Counts", "Finding", "Specialization", "specialization", "specialization_from_arrays"]
+__all__ = [
+    "Comparison",
+    "Counts",
+    "Finding",
+    "Measure",
+    "Specialization",
+    "cluster_order",
+    "coactivation",
+    "coactivation_lift",
+    "compare",
+    "consecutive_repetition",
+    "counts_of",
+    "dead_experts",
+    "expert_information",
+    "gate_score",
+    "layer_information",
+    "log_odds",
+    "max_violation",
+    "measure",
+    "next_tokens",
+    "normalised_jsd",
+    "npmi",
+    "overlap",
+    "pooled_gates",
+    "risk_difference",
+    "route_flow",
+    "router_entropy",
+    "saliency",
+    "saturation",
+    "selected_experts",
+    "selection_margin",
+    "specialization",
+    "specialization_from_arrays",
+    "standing_committee",
+    "super_experts",
+    "token_score",
+    "vocabulary_specialization",
+]

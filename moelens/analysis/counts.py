@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from moelens.analysis.arrays import Bools, Floats, Ints, Routes, check_routes, divide
+from moelens.analysis.counting import GROUPS, Kinds, balanced, document_groups, in_parts, tabulate
 from moelens.errors import CheckError, MoeLensError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Tokens by layer, expert and label.
+    """Tokens by group of documents, layer, expert and label.
+
+    Groups are what statistics resample; their number bounds memory, and whoever wants totals reads `count`,
+    `expert_tokens`, `label_tokens` and `n_tokens`.
 
     >>> indices = np.array([[[0, 1]], [[0, 2]], [[0, 1]]])  # [token, layer, slot]
     >>> labels = np.array([[True], [False], [True]])  # [token, label]
@@ -26,68 +28,143 @@ class Counts:
     ([2, 2, 0], [1.0, 1.0, 0.0], [1.0, 1.5, 0.0])
     """
 
-    count: Ints
-    """Tokens of the label that the expert was chosen for, `[layer, expert, label]`."""
-    expert_tokens: Ints
-    """Tokens that the expert was chosen for, `[layer, expert]`; a layer sums to `top_k * n_tokens`."""
-    label_tokens: Ints
-    """Tokens of the label, `[label]`."""
-    n_tokens: int
+    cells: NDArray[np.integer]
+    """Tokens of the label that the expert was chosen for, `[group, layer, expert, label]`."""
+    experts: Ints
+    """Tokens that the expert was chosen for, `[group, layer, expert]`."""
+    labels: Ints
+    """Tokens of the label, `[group, label]`."""
+    tokens: Ints
+    """Tokens, `[group]`."""
     names: tuple[str, ...]
     layers: tuple[int, ...]
     top_k: int
 
     @classmethod
     def from_arrays(
-        cls, indices: NDArray[np.integer], labels: Bools, names: Sequence[str], n_experts: int, layers: Sequence[int]
+        cls,
+        indices: Routes,
+        labels: Bools,
+        names: Sequence[str],
+        n_experts: int,
+        layers: Sequence[int],
+        docs: ArrayLike | None = None,
+        groups: int = GROUPS,
     ) -> Counts:
-        """Count expert ids `indices` `[token, layer, slot]` by `labels` `[token, label]`, layer by layer.
+        """Count expert ids `indices` `[token, layer, slot]` by `labels` `[token, label]`.
 
+        With `docs` `[token]` the counts are kept apart for at most `groups` groups of documents, which `+` keeps.
         Raises `CheckError` where the shapes do not agree or an expert id is out of range.
+
+            data = np.load("esft_intent.npz")  # routing that somebody published
+            Counts.from_arrays(data["expert_ids"], labels, names, 64, range(1, 27))
         """
         labels = np.asarray(labels, bool)
-        check_arrays(indices, labels, names, n_experts, layers)
-        everything = np.ones((len(labels), 1), bool)
-        patterns, pattern = label_patterns(np.hstack([everything, labels]))
-        table = np.stack(
-            [count_layer(indices[:, i], pattern, patterns, n_experts) for i in range(len(layers))]
-            or [np.zeros((n_experts, len(names) + 1))]
-        ).astype(np.int64)
+        check_routes(indices, n_experts, layers, labels, names)
+        group = np.zeros(len(labels), np.int64) if docs is None else document_groups(np.asarray(docs), groups)
+        order = np.argsort(group, kind="stable")
+        kinds, kind = Kinds.of(labels[order])
+        tables = tabulate(in_parts(indices, order), group[order], kind, kinds, n_experts, len(layers))
         return cls(
-            count=table[:, :, 1:],
-            expert_tokens=table[:, :, 0],
-            label_tokens=labels.sum(0, dtype=np.int64),
-            n_tokens=len(labels),
-            names=tuple(names),
-            layers=tuple(int(layer) for layer in layers),
-            top_k=indices.shape[2],
+            tables.cells,
+            tables.experts,
+            tables.kind_tokens @ kinds.labels,
+            tables.kind_tokens.sum(1),
+            tuple(names),
+            tuple(map(int, layers)),
+            indices.shape[2],
         )
+
+    @classmethod
+    def from_table(
+        cls,
+        count: ArrayLike,
+        expert_tokens: ArrayLike,
+        label_tokens: ArrayLike,
+        names: Sequence[str],
+        layers: Sequence[int],
+        top_k: int,
+    ) -> Counts:
+        """Counts that someone else made: `count` `[layer, expert, label]`, `expert_tokens` `[layer, expert]`, of which
+        each layer sums to `top_k` times the tokens, and `label_tokens` `[label]`.
+
+        Raises `CheckError` for tables that contradict each other, or a layer without routes.
+
+        >>> Counts.from_table([[[3], [1]]], [[6, 4]], [4], ["丁寧語"], layers=[0], top_k=1).lift().ravel().round(2)
+        array([1.25, 0.62])
+        """
+        cells, experts, labels = (np.asarray(a, np.int64)[None] for a in (count, expert_tokens, label_tokens))
+        wanted = (1, len(layers), experts.shape[-1], len(names))
+        if cells.shape != wanted or experts.shape != wanted[:3] or labels.shape != (1, len(names)):
+            raise CheckError(
+                f"count, expert_tokens and label_tokens have shapes {list(cells.shape[1:])}, {list(experts.shape[1:])} "
+                f"and {list(labels.shape[1:])}; allowed: [layer, expert, label], [layer, expert] and [label], with "
+                f"{len(layers)} layers and {len(names)} labels"
+            )
+        sums = experts.sum(2)[0]
+        if not sums.all():
+            raise CheckError(f"layer {layers[int(np.argmin(sums))]} has no routes; leave it out of the counts")
+        if (sums != sums[0]).any() or sums[0] % top_k or (cells > experts[..., None]).any():
+            raise CheckError(
+                f"expert_tokens sum to {', '.join(map(str, np.unique(sums)))} a layer; allowed: {top_k} times the "
+                "tokens in every layer, and no count above its expert_tokens; pass the tables of one text"
+            )
+        return cls(cells, experts, labels, sums[:1] // top_k, tuple(names), tuple(map(int, layers)), top_k)
+
+    @cached_property
+    def count(self) -> Ints:
+        """Tokens of the label that the expert was chosen for, `[layer, expert, label]`."""
+        return np.asarray(self.cells.sum(0, dtype=np.int64))
+
+    @cached_property
+    def expert_tokens(self) -> Ints:
+        """Tokens that the expert was chosen for, `[layer, expert]`; a layer sums to `top_k * n_tokens`."""
+        return np.asarray(self.experts.sum(0, dtype=np.int64))
+
+    @cached_property
+    def label_tokens(self) -> Ints:
+        """Tokens of the label, `[label]`."""
+        return np.asarray(self.labels.sum(0, dtype=np.int64))
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.tokens.sum())
 
     @property
     def n_experts(self) -> int:
-        return int(self.count.shape[1])
+        return int(self.cells.shape[2])
 
     def __add__(self, other: Counts) -> Counts:
-        """The counts of both parts of a corpus. Raises `MoeLensError` unless both count the same things."""
+        """The counts of both parts of a corpus, group after group; beyond 200, neighbours are put together.
+
+        Raises `MoeLensError` unless both count the same things.
+        """
         for what in ("names", "layers", "n_experts", "top_k"):
             mine, theirs = getattr(self, what), getattr(other, what)
             if mine != theirs:
                 raise MoeLensError(f"counts with {what} {mine} and {theirs} do not add up; count both parts alike")
-        return Counts(
-            self.count + other.count,
-            self.expert_tokens + other.expert_tokens,
-            self.label_tokens + other.label_tokens,
-            self.n_tokens + other.n_tokens,
-            self.names,
-            self.layers,
-            self.top_k,
+        both = replace(
+            self,
+            cells=np.concatenate([self.cells, other.cells]),
+            experts=np.concatenate([self.experts, other.experts]),
+            labels=np.concatenate([self.labels, other.labels]),
+            tokens=np.concatenate([self.tokens, other.tokens]),
+        )
+        return both if len(both.tokens) <= GROUPS else both.regrouped(GROUPS)
+
+    def regrouped(self, groups: int) -> Counts:
+        """The same totals in at most `groups` groups of neighbours, of like size in tokens."""
+        first = np.unique(balanced(self.tokens, groups), return_index=True)[1]
+        return replace(
+            self,
+            cells=np.add.reduceat(self.cells, first),
+            experts=np.add.reduceat(self.experts, first),
+            labels=np.add.reduceat(self.labels, first),
+            tokens=np.add.reduceat(self.tokens, first),
         )
 
     def load(self) -> Floats:
-        """Relative load `[layer, expert]`: N_i / (k N) · E, 1 where the layer is evenly loaded.
-
-        Its maximum less 1 is MaxVio of Wang et al. 2024, arXiv 2408.15664.
-        """
+        """Relative load `[layer, expert]`: N_i / (k N) · E, 1 where the layer is evenly loaded (arXiv 2408.15664)."""
         return divide(self.expert_tokens * self.n_experts, np.array(self.top_k * self.n_tokens))
 
     def share(self) -> Floats:
@@ -103,45 +180,3 @@ class Counts:
         NaN for a label without tokens and for an expert that was never chosen.
         """
         return divide(self.share(), divide(self.expert_tokens, np.array(self.n_tokens))[:, :, None])
-
-
-def divide(a: NDArray[np.generic], b: NDArray[np.generic]) -> Floats:
-    """a / b in float64, NaN where b is 0."""
-    a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
-    return np.asarray(np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0))
-
-
-def check_arrays(
-    indices: NDArray[np.integer], labels: Bools, names: Sequence[str], n_experts: int, layers: Sequence[int]
-) -> None:
-    """Raise `CheckError` unless routes, labels and names agree with each other and with the model's size."""
-    if indices.ndim != 3 or indices.shape[1] != len(layers):
-        raise CheckError(
-            f"indices have shape {list(indices.shape)}; allowed: [token, layer, slot], {len(layers)} layers"
-        )
-    if labels.ndim != 2 or labels.shape != (len(indices), len(names)):
-        raise CheckError(
-            f"labels have shape {list(labels.shape)}; allowed: [{len(indices)} tokens, {len(names)} labels], "
-            "label the recording again"
-        )
-    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < n_experts:
-        raise CheckError(
-            f"expert ids run from {indices.min()} to {indices.max()}; allowed: 0 to {n_experts - 1}, "
-            "pass the recording's own n_experts"
-        )
-
-
-def label_patterns(labels: Bools) -> tuple[Bools, Ints]:
-    """The distinct rows of `labels` `[pattern, label]`, and which of them each token has `[token]`.
-
-    Tokens share few combinations of labels, so counting combinations costs the same for one label and for twenty.
-    """
-    _, first, pattern = np.unique(np.packbits(labels, axis=1), axis=0, return_index=True, return_inverse=True)
-    return labels[first], pattern.reshape(-1).astype(np.int64)
-
-
-def count_layer(routes: NDArray[np.integer], pattern: Ints, patterns: Bools, n_experts: int) -> Floats:
-    """Tokens by expert and label `[expert, label]` of one layer's `routes` `[token, slot]`."""
-    cells = routes.astype(np.int64) * len(patterns) + pattern[:, None]
-    by_pattern = np.bincount(cells.ravel(), minlength=n_experts * len(patterns)).reshape(n_experts, -1)
-    return np.asarray(by_pattern.astype(float) @ patterns.astype(float))

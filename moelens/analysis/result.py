@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moelens.analysis.counts import Bools, Counts, Floats, Ints
+from moelens.analysis.arrays import Bools, Floats, Ints, divide
+from moelens.analysis.base import Result
+from moelens.analysis.counts import Counts
 from moelens.analysis.tables import number, plain_table
-from moelens.errors import RecordingError, unknown
+from moelens.errors import unknown
 from moelens.shows import Shows
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-FORMAT = "moelens.specialization/1"
 ALPHA = 0.05
-TESTS = ("p", "p_family", "q", "lift_given_token")
+TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
+
+EFFECTS = ("lift", "share", "p", "p_family", "q", "lift_given_token", "lift_given", "low", "high", "left")
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Finding:
     p_family: float
     q: float
     lift_given_token: float
+    lift_given: float
+    low: float
+    high: float
+    left: float
 
     @property
     def significant(self) -> bool:
@@ -46,8 +49,8 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Specialization(Shows):
-    """Experts and labels: effect sizes, a permutation test over documents, and what token identity leaves.
+class Specialization(Shows, Result):
+    """Experts and labels: effect sizes, a randomisation test over documents, and what token identity leaves.
 
     All arrays are `[layer, expert, label]` unless said otherwise; NaN means undefined or not tested.
     Labels and experts too rare to test keep their lift and share.
@@ -62,22 +65,54 @@ class Specialization(Shows):
     [(2, 3, '尊敬語', 0.01)]
     """
 
+    FORMAT: ClassVar[str] = "moelens.specialization/2"
+
     counts: Counts
     p: Floats
-    """Permutation p of the cell alone."""
+    """Of the cell alone."""
     p_family: Floats
-    """Permutation p of the cell among all tested cells (maximum statistic)."""
+    """Of the cell among all tested cells (maximum statistic)."""
     q: Floats
-    """False discovery rate (Benjamini–Hochberg)."""
+    """False discovery rate over all tested cells (Benjamini–Hochberg)."""
     lift_given_token: Floats
     """Tokens of the label at the expert over the number expected from token ids alone; 1 = nothing left."""
+    expected: Floats
+    """The null mean: tokens of the label at the expert if labels were permuted within what is `given`."""
+    null_sd: Floats
+    """How much that varies between documents, at least as much as under permutation."""
+    low: Floats
+    high: Floats
+    """95 % bootstrap interval of `lift_given`, over documents."""
     family: str = "labels"
+    given: tuple[str, ...] = ()
+    """What labels were compared within: nothing, "token", "position" or a family of labels."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def lift(self) -> Floats:
-        """See `Counts.lift`."""
+        """See `Counts.lift`: nothing controlled."""
         return self.counts.lift()
+
+    @cached_property
+    def lift_given(self) -> Floats:
+        """Tokens of the label at the expert over those `expected`; `lift` where nothing is given."""
+        return divide(self.count, np.where(self.expected > 1e-9, self.expected, 0))
+
+    @cached_property
+    def left(self) -> Floats:
+        """Share of the excess over chance that is left when token identity is controlled.
+
+        (count − expected) / (count − count / lift), where expected is given the token. Not bounded: below 0 the
+        control turns the effect round, above 1 it uncovers it.
+        """
+        controlled = self.lift_given if "token" in self.given else self.lift_given_token
+        return divide(self.count - divide(self.count, controlled), self.count - divide(self.count, self.lift))
+
+    @property
+    def null_band(self) -> tuple[Floats, Floats]:
+        """Lower and upper end of the middle 95 % of `lift_given` under the null, by `null_sd`."""
+        half = 1.96 * divide(self.null_sd, self.expected)
+        return np.maximum(1 - half, 0), 1 + half
 
     @cached_property
     def share(self) -> Floats:
@@ -142,7 +177,8 @@ class Specialization(Shows):
     @property
     def control(self) -> str:
         """The control that significance was judged by, in one phrase."""
-        return f"control: {self.provenance.get('permutations', 'no')} permutations over documents"
+        within = "within " + " × ".join(self.given) + ", " if self.given else ""
+        return f"control: {within}{self.provenance.get('permutations', 'no')} permutations over documents"
 
     def label_index(self, label: str) -> int:
         """Position of `label` on the last axis. Raises `UnknownNameError`."""
@@ -170,104 +206,90 @@ class Specialization(Shows):
             layer=self.layers[layer],
             expert=expert,
             label=self.names[label],
-            lift=float(self.lift[cell]),
-            share=float(self.share[cell]),
             count=int(self.count[cell]),
-            **{name: float(getattr(self, name)[cell]) for name in TESTS},
+            **{name: float(getattr(self, name)[cell]) for name in EFFECTS},
         )
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row for each layer, expert and label, with the columns of `Finding` and `load`, `significant`."""
-        import pandas as pd
+    @property
+    def axes(self) -> Mapping[str, tuple[Any, ...]]:
+        return {"layer": self.layers, "expert": tuple(range(self.n_experts)), "label": self.names}
 
-        shape = self.count.shape
-        layer, expert, label = np.indices(shape).reshape(3, -1)
-        columns = {
-            "layer": np.array(self.layers)[layer],
-            "expert": expert,
-            "label": np.array(self.names)[label],
-            "load": self.load[layer, expert],
-        }
-        values = ("lift", "share", "count", *TESTS, "significant")
-        return pd.DataFrame(columns | {name: getattr(self, name).ravel() for name in values})
+    @property
+    def cells(self) -> Mapping[str, NDArray[Any]]:
+        return {"count": self.count} | {name: getattr(self, name) for name in TESTS}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values: counts, tests (None where not tested) and provenance."""
-        counts = {f.name: getattr(self.counts, f.name) for f in fields(Counts)}
-        tests = {name: getattr(self, name) for name in TESTS}
-        return {
-            "format": FORMAT,
-            "family": self.family,
-            "provenance": dict(self.provenance),
-            "counts": {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in counts.items()},
-            **{name: _nulls(v) for name, v in tests.items()},
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        counts = {
+            "expert_tokens": self.counts.expert_tokens.tolist(),
+            "label_tokens": self.label_tokens.tolist(),
+            "n_tokens": self.n_tokens,
+            "top_k": self.top_k,
         }
+        about = {"family": self.family, "given": list(self.given), "provenance": dict(self.provenance)}
+        return about | {"counts": counts}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Specialization:
-        """The inverse of `to_dict`. Raises `RecordingError` for anything else."""
-        if data.get("format") != FORMAT:
-            raise RecordingError(
-                f"format {data.get('format')!r}; allowed: {FORMAT!r}, as Specialization.save writes it"
-            )
-        counts = dict(data["counts"])
-        shape = len(counts["layers"]), -1, len(counts["names"])
-        for name in ("count", "expert_tokens", "label_tokens"):
-            counts[name] = np.array(counts[name], np.int64)
-        counts["count"] = counts["count"].reshape(shape)
-        counts |= {name: tuple(counts[name]) for name in ("names", "layers")}
-        tests = {name: np.array(data[name], float).reshape(shape) for name in TESTS}
-        return cls(Counts(**counts), **tests, family=data["family"], provenance=dict(data["provenance"]))
+    def build(
+        cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
+    ) -> Specialization:
+        kept = facts["counts"]
+        counts = Counts(
+            np.asarray(cells["count"], np.int64)[None],
+            np.array(kept["expert_tokens"], np.int64)[None],
+            np.array(kept["label_tokens"], np.int64)[None],
+            np.array([kept["n_tokens"]]),
+            axes["label"],
+            axes["layer"],
+            kept["top_k"],
+        )
+        return cls(
+            counts,
+            **{name: np.asarray(cells[name], float) for name in TESTS},
+            family=facts["family"],
+            given=tuple(facts["given"]),
+            provenance=facts["provenance"],
+        )
 
-    def save(self, path: str | Path) -> Path:
-        """Write the result as JSON and return where."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        return path
-
-    @classmethod
-    def open(cls, path: str | Path) -> Specialization:
-        """Read what `save` wrote. Raises `RecordingError` when the file is missing or holds something else."""
-        path = Path(path)
-        if not path.is_file():
-            raise RecordingError(f"no specialization at {str(path)!r}; write one with Specialization.save(path)")
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise RecordingError(
-                f"{str(path)!r} is not JSON ({error}); write it again with Specialization.save"
-            ) from error
-        return cls.from_dict(data if isinstance(data, dict) else {})
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """One value for each layer, expert and label: counts, effects, tests, and `load` of the expert."""
+        derived = {name: getattr(self, name).ravel() for name in ("share", "lift", "lift_given", "left", "significant")}
+        return super().columns() | derived | {"load": np.repeat(self.load.ravel(), len(self.names))}
 
     def __repr__(self) -> str:
         return self.table()
 
     def table(self, n: int = 10, *, each: bool = False) -> str:
-        """The `n` strongest specialists, of all labels or of each, as a plain table; a star marks what survives."""
+        """The `n` strongest specialists, of all labels or of each, as a plain table; a star marks what survives.
+
+        "lift | …" is the lift within what is given, with its 95 % interval; "left" is how much of the excess over
+        chance remains within token identity.
+        """
         tested = [name for name in self.names if name not in self.too_rare]
         findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n)
-        header = ("layer", "expert", "label", "lift", "share", "tokens", "q", "p family", "lift | token", "")
+        given = [f"lift | {' + '.join(self.given)}"] if self.given and self.given != ("token",) else []
+        header = ("layer", "expert", "label", "lift", *given, "95 % interval", "share", "tokens")
+        header += ("q", "p family", "lift | token", "left", "")
         rows = [
             (
                 f"L{f.layer}",
                 f"E{f.expert}",
                 f.label,
-                *map(number, (f.lift, f.share)),
+                number(f.lift),
+                *[number(f.lift_given) for _ in given],
+                f"{number(f.low)}–{number(f.high)}",
+                number(f.share),
                 f"{f.count:,}",
                 *map(number, (f.q, f.p_family, f.lift_given_token)),
+                f"{100 * f.left:.0f} %" if np.isfinite(f.left) else number(f.left),
                 "*" if f.significant else "",
             )
             for f in findings
         ]
-        lines = [f"{self.headline} · specialists of {self.family} · {self.control}", plain_table(header, rows)]
+        controlled = "token identity " + ("controlled" if "token" in self.given else "not controlled")
+        head = f"{self.headline} · specialists of {self.family} · {self.control} · {controlled}"
+        lines = [head, plain_table(header, rows)]
         if self.too_rare:
             rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)
             lines.append("too rare to test: " + ", ".join(rare))
         return "\n".join(lines)
-
-
-def _nulls(values: Floats) -> Any:
-    """Nested lists with None for NaN, which JSON does not have."""
-    plain = values.astype(object)
-    plain[~np.isfinite(values)] = None
-    return plain.tolist()

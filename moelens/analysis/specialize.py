@@ -1,31 +1,36 @@
-"""Which experts prefer which labels: counts, a permutation test over documents, and what token identity explains."""
+"""Which experts prefer which labels: counted once, tested over documents, within token identity or not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from moelens.analysis.counts import Bools, Counts, Floats, Ints, check_arrays, divide, label_patterns
-from moelens.analysis.permutation import Routes, benjamini_hochberg, document_shuffles, permutation_p
+from moelens.analysis.arrays import Bools, Routes, check_routes, divide
+from moelens.analysis.counting import Tables, in_parts
+from moelens.analysis.counts import Counts
+from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
 from moelens.analysis.result import Specialization
-from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.analysis.sources import (
+    Given,
+    LabelFamilies,
+    Sample,
+    control_codes,
+    given_names,
+    matrix_of,
+    provenance,
+    strata_of,
+)
+from moelens.errors import MoeLensError
 
 if TYPE_CHECKING:
     from moelens.recording import Recording
 
 LEAST_PERMUTATIONS = 19
-
-
-class LabelFamilies(Protocol):
-    """What is asked of `moelens.japanese.Labels`."""
-
-    @property
-    def families(self) -> tuple[str, ...]: ...
-
-    def matrix(self, family: str) -> tuple[tuple[str, ...], Bools]: ...
+TOKEN = ("token",)
 
 
 def specialization(
@@ -33,49 +38,43 @@ def specialization(
     labels: LabelFamilies,
     family: str = "honorifics",
     *,
-    permutations: int = 500,
+    given: Given = None,
+    permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
     progress: bool = False,
 ) -> Specialization:
     """Test every layer, expert and label of one `family` of `labels` over the tokens of `recording`.
 
-    Tokens without text (the tokenizer's special tokens) are left out. See `specialization_from_arrays` for the test
-    and what it does not rule out. Raises `UnknownNameError` for an unknown family, `RecordingError` for labels of
-    another recording, and `MoeLensError` where there is nothing to test.
+    `given` says what labels are compared within: "token" (the same token id), "position" (places in the document, in
+    doubling bins), any other family of labels such as "script", or several of them. Tokens without text (the
+    tokenizer's special tokens) are left out. Where torch.distributed is initialised the processes share the counting,
+    and all of them get the result. See `specialization_from_arrays` for the test and what it does not rule out.
 
-        result = specialization(recording, label(recording), "honorifics")
+    Raises `UnknownNameError` for an unknown family or control, `RecordingError` for labels of another recording, and
+    `MoeLensError` where there is nothing to test.
+
+        result = specialization(recording, label(recording), "honorifics", given="token")
         result.top(5, "尊敬語")
         result.plot("尊敬語")
     """
-    if family not in labels.families:
-        raise unknown("label family", family, labels.families)
-    names, matrix = labels.matrix(family)
-    if len(matrix) != recording.n_tokens:
-        raise RecordingError(
-            f"labels of {len(matrix)} tokens for a recording of {recording.n_tokens}; "
-            "label this recording again with moelens.label(recording)"
-        )
+    names, matrix = matrix_of(recording, labels, family)
+    others = [name for name in labels.families if name != family]
+    given = given_names(given, ("token", "position", *others))
+    codes = {name: control_codes(recording, labels, name) for name in {*TOKEN, *given}}
+    strata = [strata_of(g, codes, len(matrix)) for g in stratifications(given)]
     text = recording.column("char_end") > recording.column("char_start")
-    return specialization_from_arrays(
-        recording.indices()[text],
-        np.asarray(matrix, bool)[text],
-        names,
-        recording.column("doc")[text],
-        recording.column("token_id")[text],
-        recording.n_experts,
-        recording.layers,
-        family=family,
-        permutations=permutations,
-        seed=seed,
-        min_tokens=min_tokens,
-        progress=progress,
-        provenance=_provenance(recording.manifest) | {"special_tokens_left_out": int((~text).sum())},
-    )
+    sample = Sample.of(matrix, names, recording.column("doc"), strata, text)
+    check_test(sample.documents, permutations)
+    rows = sample.mine()
+    tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
+    about = provenance(recording, labels) | {"special_tokens_left_out": int((~text).sum())}
+    test = Test(family, permutations, seed, min_tokens, progress)
+    return conclude(sample.counts(tables, recording.layers, recording.top_k), sample, tables, given, about, test)
 
 
 def specialization_from_arrays(
-    indices: NDArray[np.integer],
+    indices: Routes,
     label_matrix: Bools,
     names: Sequence[str],
     docs: NDArray[np.integer],
@@ -83,8 +82,10 @@ def specialization_from_arrays(
     n_experts: int,
     layers: Sequence[int],
     *,
+    given: Given = None,
+    strata: Mapping[str, ArrayLike] | None = None,
     family: str = "labels",
-    permutations: int = 500,
+    permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
     progress: bool = False,
@@ -92,96 +93,118 @@ def specialization_from_arrays(
 ) -> Specialization:
     """The same from arrays: `indices` `[token, layer, slot]`, `label_matrix` `[token, label]`, the rest `[token]`.
 
-    Null hypothesis: the labels of a document tell nothing about its routes. Label sequences are exchanged between
-    documents of like length (`document_shuffles`), which keeps the dependence between the tokens of a document on
-    both sides. The statistic is the share difference over its binomial standard error (`standardised`), two-sided,
-    so experts that avoid a label are found too. Labels in fewer than `min_tokens` tokens or 2 documents, and experts
-    with fewer than `min_tokens` tokens, are counted but not tested. The test does not rule out that an expert
-    responds to something that goes with the label: a token (see `lift_given_token`), a script, a place in the
-    sentence. Memory grows with tokens × slots of one layer; layers are taken one by one.
+    `given` is None, "token", or names of `strata`, integer codes `[token]` such as {"script": …}.
 
-    Raises `MoeLensError` for a single document, no label frequent enough or fewer than 19 permutations, and
-    `CheckError` for arrays that do not fit together.
+    Null hypothesis: within what is given, the labels of a document tell nothing about its routes. What is expected is
+    the mean over all permutations of labels within strata; how far chance strays from it is judged by documents, which
+    keep all their tokens (`document_test`), so tokens of a document may depend on each other. More than 200 documents
+    are put together to 200 groups of neighbours. Two-sided, so experts that avoid a label are found too. Labels in
+    fewer than `min_tokens` tokens or 2 documents, and experts with fewer than `min_tokens` tokens, are counted but not
+    tested. The test does not rule out that an expert responds to something else that goes with the label.
+
+    Raises `MoeLensError` for a single document, no label to test or fewer than 19 permutations, `UnknownNameError`
+    for an unknown control, and `CheckError` for arrays that do not fit together.
     """
     labels = np.asarray(label_matrix, bool)
-    check_arrays(indices, labels, names, n_experts, layers)
+    check_routes(indices, n_experts, layers, labels, names)
+    codes = dict(strata or {}) | {"token": token_ids}
+    given = given_names(given, tuple(codes))
     order = np.argsort(docs, kind="stable")
-    docs, labels, token_ids = docs[order], labels[order], token_ids[order]
-    routes = np.ascontiguousarray(np.moveaxis(indices, 1, 0)[:, order])
-    counts = Counts.from_arrays(np.moveaxis(routes, 0, 1), labels, names, n_experts, layers)
-    frequent = _frequent(counts, labels, docs, min_tokens, family)
-    if permutations < LEAST_PERMUTATIONS:
-        raise MoeLensError(f"{permutations} permutations cannot reach p = .05; allowed: {LEAST_PERMUTATIONS} or more")
+    by = [strata_of(g, codes, len(labels))[order] for g in stratifications(given)]
+    sample = Sample.of(labels[order], names, np.asarray(docs)[order], by)
+    check_test(sample.documents, permutations)
+    tables = sample.count(in_parts(indices, order), n_experts, layers)
+    test = Test(family, permutations, seed, min_tokens, progress)
+    return conclude(sample.counts(tables, layers, indices.shape[2]), sample, tables, given, provenance or {}, test)
 
-    used = (counts.expert_tokens >= min_tokens) & (counts.expert_tokens < counts.n_tokens)
-    tested = used[:, :, None] & frequent
-    patterns, pattern = label_patterns(labels)
-    shuffles = _watched(document_shuffles(docs, permutations, seed), permutations, progress)
-    p, p_family = permutation_p(Routes(routes, counts.expert_tokens), pattern, patterns, tested, shuffles)
+
+def stratifications(given: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """What is given; token identity as well where it is not the same, for `lift_given_token`."""
+    return [given] if given == TOKEN else [given, TOKEN]
+
+
+@dataclass(frozen=True)
+class Test:
+    """How to test, see `specialization_from_arrays`."""
+
+    family: str
+    permutations: int
+    seed: int
+    min_tokens: int
+    progress: bool
+
+
+def conclude(
+    counts: Counts, sample: Sample, tables: Tables, given: tuple[str, ...], provenance: Mapping[str, Any], test: Test
+) -> Specialization:
+    """From counted tables to the result; the tokens are not needed any more."""
+    excess = Excess.of(tables, sample.kinds)
+    frequent = frequent_labels(counts, excess, test.min_tokens, test.family, given)
+    used = (counts.expert_tokens >= test.min_tokens) & (counts.expert_tokens < counts.n_tokens)
+    tested = used[:, :, None] & frequent & (excess.variance > 0)
+    verdict = document_test(counts.cells, excess, tested, test.permutations, test.seed, test.progress)
+    beyond = excess.by_group.sum(0, dtype=float)
+    beyond_token = beyond if given == TOKEN else tables.beyond[0]
     return Specialization(
-        counts,
-        p,
-        p_family,
-        benjamini_hochberg(p),
-        lift_given_token(counts.count, routes, labels, token_ids),
-        family,
+        counts.regrouped(1),
+        verdict.p,
+        verdict.p_family,
+        benjamini_hochberg(verdict.p),
+        ratio(counts.count, counts.count - beyond_token),
+        counts.count - beyond,
+        verdict.null_sd,
+        verdict.low,
+        verdict.high,
+        test.family,
+        given,
         {
-            **(provenance or {}),
-            "documents": len(np.unique(docs)),
-            "permutations": permutations,
-            "seed": seed,
-            "min_tokens": min_tokens,
+            **provenance,
+            "documents": sample.documents,
+            "document_groups": len(counts.tokens),
+            "given": " × ".join(given) or "nothing",
+            "permutations": test.permutations,
+            "seed": test.seed,
+            "min_tokens": test.min_tokens,
             "tested_cells": int(tested.sum()),
-            "statistic": "share difference / binomial standard error, two-sided",
+            "statistic": "excess over its mean within strata / its spread over documents, two-sided",
         },
     )
 
 
-def lift_given_token(count: Ints, routes: NDArray[np.integer], labels: Bools, token_ids: NDArray[np.integer]) -> Floats:
-    """Observed over expected `count` `[layer, expert, label]` when a token keeps only what its id tells.
-
-    Expected = Σ over tokens t routed to the expert of P(label | id of t), with P from the same tokens. An id seen once
-    predicts its own label, so rare tokens draw the ratio towards 1: it understates what is left, never the reverse.
-    NaN where nothing is expected. `routes` is `[layer, token, slot]`.
-    """
-    _, token, size = np.unique(token_ids, return_inverse=True, return_counts=True)
-    expected = np.zeros(count.shape)
-    for y in range(count.shape[2]):
-        probability = (np.bincount(token, weights=labels[:, y], minlength=len(size)) / size)[token]
-        weights = np.repeat(probability, routes.shape[2])
-        for layer, chosen in enumerate(routes):
-            expected[layer, :, y] = np.bincount(chosen.ravel(), weights=weights, minlength=count.shape[1])
-    return divide(count, np.where(expected > 1e-9, expected, 0))
+def ratio(count: NDArray[np.integer], expected: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Observed over expected, NaN where nothing is expected (but for rounding)."""
+    return divide(count, np.where(expected > 1e-6, expected, 0))
 
 
-def _frequent(counts: Counts, labels: Bools, docs: NDArray[np.integer], min_tokens: int, family: str) -> Bools:
-    """Labels `[label]` that can be tested. Raises `MoeLensError` where there is none, or one document only."""
-    if len(np.unique(docs)) < 2:
+def check_test(documents: int, permutations: int) -> None:
+    """Raise `MoeLensError` where no test is possible."""
+    if documents < 2:
         raise MoeLensError(
-            f"{len(np.unique(docs))} document: labels cannot be exchanged between documents; allowed: 2 or more, "
+            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more, "
             "record the text as several documents"
         )
-    in_documents = np.array([len(np.unique(docs[column])) for column in labels.T])
-    frequent = (counts.label_tokens >= min_tokens) & (in_documents >= 2) & (counts.label_tokens < counts.n_tokens)
-    if not frequent.any():
-        seen = ", ".join(f"{name} {n}" for name, n in zip(counts.names, counts.label_tokens, strict=True)) or "none"
-        raise MoeLensError(
-            f"no label of family {family!r} is in {min_tokens} tokens and 2 documents (tokens: {seen}); "
-            "record more text or lower min_tokens"
-        )
-    return np.asarray(frequent)
+    if permutations < LEAST_PERMUTATIONS:
+        raise MoeLensError(f"{permutations} permutations cannot reach p = .05; allowed: {LEAST_PERMUTATIONS} or more")
 
 
-def _watched(shuffles: Iterator[Ints], total: int, progress: bool) -> Iterator[Ints]:
-    if not progress:
-        return shuffles
-    from tqdm.auto import tqdm
-
-    return iter(tqdm(shuffles, total=total, desc="permutations", leave=False))
-
-
-def _provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Model name and number of expert groups, which the views print."""
-    model, shape = manifest.get("model", ""), manifest.get("shape", {})
-    name = model.get("name", "") if isinstance(model, Mapping) else model
-    return {"model": str(name), "n_groups": shape.get("n_groups") if isinstance(shape, Mapping) else None}
+def frequent_labels(counts: Counts, excess: Excess, min_tokens: int, family: str, given: tuple[str, ...]) -> Bools:
+    """Labels `[label]` that can be tested. Raises `MoeLensError` where there is none, and says why."""
+    spread = (counts.labels > 0).sum(0)
+    varied: Bools = np.any(excess.variance > 0, axis=(0, 1))
+    frequent = (counts.label_tokens >= min_tokens) & (spread >= 2) & (counts.label_tokens < counts.n_tokens) & varied
+    if frequent.any():
+        return np.asarray(frequent)
+    why = []
+    for name, tokens, documents, varies in zip(
+        counts.names, counts.label_tokens, spread.tolist(), varied.tolist(), strict=True
+    ):
+        if tokens in (0, counts.n_tokens):
+            why.append(f"{name} is {'everywhere' if tokens else 'nowhere'}")
+        elif tokens >= min_tokens and documents > 1 and not varies:
+            why.append(f"{name} is decided by {' × '.join(given)}")
+        else:
+            why.append(f"{name} is on {tokens} tokens of {documents} document" + "s" * (documents != 1))
+    raise MoeLensError(
+        f"no label of family {family!r} can be tested ({', '.join(why) or 'it has none'}); allowed: labels of "
+        f"{min_tokens} tokens and 2 documents that other tokens lack, record more text or lower min_tokens"
+    )

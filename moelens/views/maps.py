@@ -14,7 +14,7 @@ from moelens.errors import unknown
 from moelens.views.style import japanese_font, label_text
 
 if TYPE_CHECKING:
-    from moelens.analysis.counts import Bools, Floats
+    from moelens.analysis.arrays import Bools, Floats
     from moelens.analysis.result import Specialization
 
 # Purple below chance, orange above, the middle as the paper: safe for the common forms of colour blindness.

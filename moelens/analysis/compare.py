@@ -1,0 +1,247 @@
+"""What changed between two models that read the same text, expert by expert and label by label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.analysis.arrays import Bools, Floats, Ints, Routes, divide
+from moelens.analysis.base import Result, number_array, plain
+from moelens.analysis.counting import Tables
+from moelens.analysis.processes import add_up
+from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
+from moelens.analysis.result import ALPHA
+from moelens.analysis.routing import overlap
+from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenance
+from moelens.analysis.specialize import check_test
+from moelens.analysis.tables import number, plain_table
+from moelens.errors import RecordingError, unknown
+
+if TYPE_CHECKING:
+    from moelens.recording import Recording
+
+ALL = "all tokens"
+TESTS = ("p", "p_family", "q", "low", "high")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
+    """Models a and b over the same tokens. All arrays are `[layer, expert, label]` unless said otherwise.
+
+    The first label, "all tokens", shows how the load of experts moved; NaN where not tested.
+    """
+
+    FORMAT: ClassVar[str] = "moelens.comparison/1"
+
+    count_a: Ints
+    """Tokens of the label that a sends to the expert."""
+    count_b: Ints
+    label_tokens: Ints
+    """`[label]`."""
+    kept: Floats
+    """Share of a token's experts that are the same in both, averaged over the label's tokens `[layer, label]`."""
+    p: Floats
+    p_family: Floats
+    q: Floats
+    low: Floats
+    high: Floats
+    """95 % bootstrap interval of `ratio`, over documents."""
+    names: tuple[str, ...]
+    layers: tuple[int, ...]
+    top_k: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def change(self) -> Floats:
+        """Share of the label's tokens that the expert takes in b, less that in a."""
+        return divide(self.count_b - self.count_a, self.label_tokens)
+
+    @property
+    def ratio(self) -> Floats:
+        """Tokens of the label at the expert in b over those in a."""
+        return divide(self.count_b, self.count_a)
+
+    @property
+    def significant(self) -> Bools:
+        """Cells with q or family-wise p below .05."""
+        return np.asarray((self.q < ALPHA) | (self.p_family < ALPHA))
+
+    @property
+    def axes(self) -> Mapping[str, tuple[Any, ...]]:
+        return {"layer": self.layers, "expert": tuple(range(self.count_a.shape[1])), "label": self.names}
+
+    @property
+    def cells(self) -> Mapping[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in ("count_a", "count_b", *TESTS)}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {
+            "label_tokens": self.label_tokens.tolist(),
+            "kept": plain(self.kept),
+            "top_k": self.top_k,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def build(cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Comparison:
+        return cls(
+            count_a=np.asarray(cells["count_a"], np.int64),
+            count_b=np.asarray(cells["count_b"], np.int64),
+            **{name: np.asarray(cells[name], float) for name in TESTS},
+            label_tokens=np.array(facts["label_tokens"], np.int64),
+            kept=number_array(facts["kept"]),
+            names=axes["label"],
+            layers=axes["layer"],
+            top_k=facts["top_k"],
+            provenance=facts["provenance"],
+        )
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        derived = {name: getattr(self, name).ravel() for name in ("change", "ratio", "significant")}
+        return super().columns() | derived
+
+    def top(self, n: int = 10, label: str | None = None) -> tuple[tuple[int, int, str, float], ...]:
+        """Layer, expert, label and change of the `n` greatest changes either way: significant ones first.
+
+        Raises `UnknownNameError` for a label that the comparison does not have.
+        """
+        if label is not None and label not in self.names:
+            raise unknown("label", label, self.names)
+        wanted = np.isfinite(self.change) & (self.change != 0)
+        if label is not None:
+            wanted &= np.arange(len(self.names)) == self.names.index(label)
+        cells = np.argwhere(wanted)
+        order = np.lexsort((-np.abs(self.change[wanted]), ~self.significant[wanted]))
+        found = (tuple(cells[i].tolist()) for i in order[:n])
+        return tuple((self.layers[x], y, self.names[z], float(self.change[x, y, z])) for x, y, z in found)
+
+    def table(self, n: int = 10) -> str:
+        """The `n` greatest changes as a plain table; a star marks what survives."""
+        a, b = self.provenance.get("a") or "a", self.provenance.get("b") or "b"
+        kept = ", ".join(f"{name} {number(100 * k)} %" for name, k in zip(self.names, self.kept.mean(0), strict=True))
+        rows = []
+        for layer, expert, name, change in self.top(n):
+            at = self.layers.index(layer), expert, self.names.index(name)
+            shares = (number(float(c[at] / self.label_tokens[at[2]])) for c in (self.count_a, self.count_b))
+            band = f"{number(float(self.low[at]))}–{number(float(self.high[at]))}"
+            sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
+            rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
+        header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
+        permutations = self.provenance.get("permutations", "no")
+        return (
+            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations} exchanges over documents, "
+            f"token identity the same in both\nexperts kept: {kept}\n{plain_table(header, rows)}"
+        )
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def compare(
+    a: Recording,
+    b: Recording,
+    labels: LabelFamilies | None = None,
+    family: str = "honorifics",
+    *,
+    permutations: int = 1000,
+    seed: int = 0,
+    min_tokens: int = 20,
+) -> Comparison:
+    """What changed in routing from model `a` to model `b`, both recorded over the same text.
+
+    Such as a model before and after Japanese tuning: how many of a token's experts stay (saturation, arXiv 2409.02060,
+    eq. 5), and which experts win or lose tokens of which label. If nothing changed, the two models can be exchanged
+    document by document: that is the permutation test, and it is exact. Token identity is the same in both models and
+    explains no difference. Cells with fewer than `min_tokens` tokens in both models together are not tested.
+
+    Raises `RecordingError` for recordings of different tokens, layers or experts, and `MoeLensError` for a single
+    document.
+
+        moelens.compare(deepseek, rakuten, moelens.label(rakuten)).top(10, "尊敬語")
+    """
+    check_alike(a, b)
+    names: tuple[str, ...] = (ALL,)
+    matrix = np.ones((a.n_tokens, 1), bool)
+    if labels is not None:
+        owner = b if getattr(labels, "path", None) and labels_of(labels, b) else a
+        more, has = matrix_of(owner, labels, family)
+        names, matrix = (*names, *more), np.hstack([matrix, has])
+    text = a.column("char_end") > a.column("char_start")
+    sample = Sample.of(matrix, names, a.column("doc"), (), text)
+    check_test(sample.documents, permutations)
+    in_a, in_b, shared = tabulate_both(a, b, sample, matrix & text[:, None])
+    label_tokens = (matrix & text[:, None]).sum(0, dtype=np.int64)
+    difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
+    count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
+    verdict = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
+    about = provenance(a, labels)
+    return Comparison(
+        count_a,
+        count_b,
+        label_tokens,
+        divide(shared, label_tokens),
+        verdict.p,
+        verdict.p_family,
+        benjamini_hochberg(verdict.p),
+        verdict.low,
+        verdict.high,
+        names,
+        a.layers,
+        a.top_k,
+        {
+            "a": about["model"],
+            "b": provenance(b)["model"],
+            "recordings": [about["recording"], provenance(b)["recording"]],
+            **{key: about[key] for key in ("labels", "moelens")},
+            "permutations": permutations,
+            "seed": seed,
+            "min_tokens": min_tokens,
+        },
+    )
+
+
+def tabulate_both(a: Recording, b: Recording, sample: Sample, has: Bools) -> tuple[Tables, Tables, Floats]:
+    """One pass over both: their tables, and the summed overlap of the tokens of each label `[layer, label]`."""
+    shared = np.zeros((len(a.layers), has.shape[1]))
+    rows = sample.mine()
+    tables: list[Tables] = []
+
+    def both(first: Recording, second: Recording | None) -> Iterator[tuple[slice, Routes]]:
+        for here, routes in first.parts(rows.start, rows.stop):
+            if second is not None:
+                other = np.concatenate([r for _, r in second.parts(here.start, here.stop)], axis=1)
+                kept = overlap(np.moveaxis(routes, 0, 1), np.moveaxis(other, 0, 1))
+                shared[:] += kept.T @ has[here]
+            yield here, routes
+
+    for first, second in ((a, b), (b, None)):
+        tables.append(sample.count(both(first, second), a.n_experts, a.layers))
+    (shared,) = add_up([shared])
+    return tables[0], tables[1], shared
+
+
+def check_alike(a: Recording, b: Recording) -> None:
+    """Raise `RecordingError` unless both recordings hold the same tokens, layers and numbers of experts."""
+    for what in ("n_experts", "top_k", "layers"):
+        mine, theirs = getattr(a, what), getattr(b, what)
+        if mine != theirs:
+            raise RecordingError(
+                f"recordings with {what} {mine} and {theirs}; allowed: the same in both, compare a model with one "
+                "that was tuned from it"
+            )
+    if a.n_tokens != b.n_tokens or any((a.column(c) != b.column(c)).any() for c in ("doc", "token_id")):
+        raise RecordingError(
+            f"recordings of different tokens ({a.n_tokens:,} and {b.n_tokens:,}); allowed: the same text and "
+            "tokenizer, record both models over one corpus"
+        )
+
+
+def labels_of(labels: LabelFamilies, recording: Recording) -> bool:
+    """Whether these labels were written for this recording."""
+    return Path(str(getattr(labels, "path", ""))).parent.resolve() == Path(str(recording.folder.where)).resolve()

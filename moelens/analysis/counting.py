@@ -1,0 +1,220 @@
+"""One pass over routes, into tables whose size does not depend on the number of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.analysis.arrays import Bools, Floats, Ints, Routes
+from moelens.analysis.processes import add_up
+
+STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
+PART = 1 << 19
+GROUPS = 200  # of documents: enough for statistics, few enough for memory
+
+
+@dataclass(frozen=True, eq=False)
+class Kinds:
+    """Distinct combinations of labels, and of strata, that tokens have.
+
+    Tokens share few combinations, so counting them costs the same for one label and for sixty.
+    A stratum in which all tokens have the same labels tells nothing about these: its tokens have stratum −1.
+    """
+
+    labels: Bools
+    """`[kind, label]`."""
+    strata: Ints
+    """`[stratification, kind]`, numbered from 0 within each stratification."""
+
+    @classmethod
+    def of(cls, labels: Bools, stratifications: Sequence[NDArray[np.integer]] = ()) -> tuple[Kinds, Ints]:
+        """The kinds of tokens with `labels` `[token, label]` in strata `[token]`, and the kind of each `[token]`."""
+        pattern = np.zeros(len(labels), np.int64)
+        for byte in np.packbits(labels, axis=1).T:
+            pattern = distinct(pattern * 256 + byte)[1]
+        strata = [undecided(codes, pattern) for codes in stratifications]
+        kind = pattern
+        for codes in strata:
+            kind = distinct(kind * (int(codes.max(initial=-1)) + 2) + codes + 1)[1]
+        first = np.zeros(int(kind.max(initial=-1)) + 1, np.int64)
+        first[kind] = np.arange(len(kind))  # any token of the kind will do
+        found = np.array([codes[first] for codes in strata], np.int64).reshape(len(strata), len(first))
+        return cls(labels[first], found), kind
+
+    def rates(self, kind_tokens: Ints, which: int) -> tuple[Ints, Floats]:
+        """Tokens of each stratum `[stratum]`, and the share of them that has each label `[stratum, label]`."""
+        stratum, inside = self.strata[which], self.strata[which] >= 0
+        size = np.bincount(stratum[inside], kind_tokens[inside])
+        labelled = np.zeros((len(size), self.labels.shape[1]))
+        np.add.at(labelled, stratum[inside], kind_tokens[inside, None] * self.labels[inside])
+        return size.astype(np.int64), labelled / size[:, None]
+
+    def residuals(self, kind_tokens: Ints, which: int) -> Floats:
+        """Each kind's labels less what its stratum has on average `[kind, label]`; 0 where the stratum is −1."""
+        _, rate = self.rates(kind_tokens, which)
+        stratum = self.strata[which]
+        values = np.zeros(self.labels.shape)
+        inside = stratum >= 0
+        values[inside] = self.labels[inside] - rate[stratum[inside]]
+        return values
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """All that statistics need of the routes; everything is a sum over tokens."""
+
+    cells: NDArray[np.int32]
+    """Tokens of the label at the expert `[group, layer, expert, label]`."""
+    experts: Ints
+    """Tokens at the expert `[group, layer, expert]`."""
+    kind_tokens: Ints
+    """Tokens of the kind `[group, kind]`."""
+    undecided: Ints
+    """Tokens at the expert whose stratum does not decide their labels `[group, layer, expert]`."""
+    by_stratum: NDArray[np.int32]
+    """Tokens of the stratum at the expert `[stratum, layer, expert]`."""
+    excess: NDArray[np.float32]
+    """Label residuals of the tokens at the expert `[group, layer, expert, label]`."""
+    beyond: Floats
+    """The same by each further stratification, summed over groups `[stratification, layer, expert, label]`."""
+
+    def over_processes(self) -> Tables:
+        """The sum over the processes of torch.distributed, in all of them; kinds are known to each already."""
+        names = [f.name for f in fields(self) if f.name != "kind_tokens"]
+        return replace(self, **dict(zip(names, add_up([getattr(self, n) for n in names]), strict=True)))
+
+
+def tabulate(
+    parts: Iterable[tuple[slice, Routes]],
+    group: Ints,
+    kind: Ints,
+    kinds: Kinds,
+    n_experts: int,
+    n_layers: int,
+) -> Tables:
+    """Count `parts`: rows of tokens and their routes `[layer, token, slot]`.
+
+    `group` and `kind` are `[token]` of all tokens; one of group −1 is left out. Label residuals by the first
+    stratification of `kinds` are kept for each group, by the others in all.
+    """
+    n_groups, n_labels = int(group.max(initial=-1)) + 1, kinds.labels.shape[1]
+    inside = group >= 0
+    kind_tokens = np.bincount(group[inside] * len(kinds.labels) + kind[inside], minlength=n_groups * len(kinds.labels))
+    kind_tokens = kind_tokens.reshape(n_groups, len(kinds.labels))
+    residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
+    stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
+    shape = n_groups, n_layers, n_experts
+    tables = Tables(
+        np.zeros((*shape, n_labels), np.int32),
+        np.zeros(shape, np.int64),
+        kind_tokens,
+        np.zeros(shape, np.int64),
+        np.zeros((int(stratum.max(initial=-1)) + 1, n_layers, n_experts), np.int32),
+        np.zeros((*shape, n_labels) if residuals else (0,), np.float32),
+        np.zeros((max(0, len(residuals) - 1), n_layers, n_experts, n_labels)),
+    )
+    for rows, routes in parts:
+        for g, run in runs(group[rows]):
+            present, local = distinct(kind[rows][run])
+            weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)], dtype=np.float64)
+            order, starts, strata = sorted_strata(stratum[present])
+            for layer, chosen in enumerate(routes[:, run]):
+                table = tally(chosen, local, len(present), n_experts)
+                sums = np.hsplit(table.T @ weights, 1 + len(residuals))
+                tables.cells[g, layer] += sums[0].astype(np.int32)
+                tables.experts[g, layer] += table.sum(0)
+                if len(residuals):
+                    tables.excess[g, layer] += sums[1].astype(np.float32)
+                for further, values in zip(tables.beyond, sums[2:], strict=True):
+                    further[layer] += values
+                if len(starts):
+                    found = np.add.reduceat(table[order], starts, axis=0)
+                    tables.by_stratum[strata, layer] += found.astype(np.int32)
+                    tables.undecided[g, layer] += found.sum(0)
+    return tables
+
+
+def tally(chosen: Routes, kind: Ints, n_kinds: int, n_experts: int) -> Ints:
+    """Tokens by kind and expert `[kind, expert]`, of routes `[token, slot]` and kinds `[token]`."""
+    table = np.zeros(n_kinds * n_experts, np.int64)
+    keys = kind * n_experts
+    for i in range(0, len(kind), STEP):
+        table += np.bincount((chosen[i : i + STEP] + keys[i : i + STEP, None]).ravel(), minlength=len(table))
+    return table.reshape(n_kinds, n_experts)
+
+
+def in_parts(indices: Routes, rows: Ints) -> Iterator[tuple[slice, Routes]]:
+    """These rows of `indices` `[token, layer, slot]`, in parts with the layer first."""
+    for i in range(0, len(rows), PART):
+        chosen = indices[rows[i : i + PART]]
+        yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
+
+
+def runs(group: Ints) -> Iterator[tuple[int, slice | Ints]]:
+    """Each group that follows another, and where it stands; tokens of group −1 are passed over.
+
+    >>> [(g, [*range(4)][run]) for g, run in runs(np.array([0, 0, 1, 1]))]
+    [(0, [0, 1]), (1, [2, 3])]
+    """
+    kept = np.flatnonzero(group >= 0)
+    edges = np.flatnonzero(np.diff(group[kept])) + 1
+    for rows in np.split(kept, edges):
+        if len(rows):
+            whole = rows[-1] - rows[0] + 1 == len(rows)
+            yield int(group[rows[0]]), slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+
+
+def sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
+    """Rows in the order of their strata, −1 left out; where each stratum starts; which it is."""
+    order = np.argsort(stratum, kind="stable")
+    order = order[np.searchsorted(stratum[order], 0) :]
+    strata, starts = np.unique(stratum[order], return_index=True)
+    return order, starts, strata
+
+
+def undecided(codes: NDArray[np.integer], pattern: Ints) -> Ints:
+    """Strata `[token]` numbered from 0, or −1 where all tokens of the stratum have the same pattern of labels."""
+    stratum = distinct(codes)[1]
+    n = int(stratum.max(initial=-1)) + 1
+    pairs = np.unique(stratum * (int(pattern.max(initial=0)) + 1) + pattern)
+    several = np.bincount(pairs // (int(pattern.max(initial=0)) + 1), minlength=n) > 1
+    return np.where(several, np.cumsum(several) - 1, -1)[stratum]
+
+
+def distinct(codes: NDArray[np.integer]) -> tuple[Ints, Ints]:
+    """The distinct values in ascending order, and the place of each code among them.
+
+    As `np.unique`, without sorting where the values lie close together.
+
+    >>> distinct(np.array([7, 3, 7])).__repr__()
+    '(array([3, 7]), array([1, 0, 1]))'
+    """
+    codes = np.asarray(codes, np.int64)
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+    if high - low > 4 * len(codes) + PART:
+        values, place = np.unique(codes, return_inverse=True)
+        return values, place.reshape(-1)
+    there = np.zeros(high - low + 1, bool)
+    there[codes - low] = True
+    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[codes - low]
+
+
+def document_groups(docs: NDArray[np.integer], groups: int) -> Ints:
+    """The group of each token `[token]`: its document, or neighbouring documents of like size put together."""
+    document = distinct(docs)[1]
+    return balanced(np.bincount(document), groups)[document]
+
+
+def balanced(sizes: NDArray[np.integer], groups: int) -> Ints:
+    """Neighbours put together to at most `groups` groups of like total size, `[item]`.
+
+    >>> balanced(np.array([1, 1, 2, 4]), 2).tolist(), balanced(np.array([5, 1]), 4).tolist()
+    ([0, 0, 0, 1], [0, 1])
+    """
+    if len(sizes) <= groups:
+        return np.arange(len(sizes))
+    middle = np.cumsum(sizes) - sizes / 2
+    return distinct((middle * groups / sizes.sum()).astype(np.int64))[1]

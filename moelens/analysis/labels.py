@@ -1,0 +1,84 @@
+"""Measures of load and of labels, each a pure function on `Counts`; logarithms are natural unless said otherwise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moelens.analysis.arrays import Bools, Floats, Ints, divide, log
+from moelens.analysis.counts import Counts
+
+
+def max_violation(counts: Counts) -> Floats:
+    """MaxVio `[layer]`: the largest relative load less 1, 0 where evenly loaded (Wang et al. 2024, arXiv 2408.15664).
+
+    >>> max_violation(Counts.from_table(np.zeros((1, 2, 0)), [[30, 10]], [], (), layers=[0], top_k=1)).tolist()
+    [0.5]
+    """
+    return np.asarray(counts.load().max(1) - 1)
+
+
+def dead_experts(counts: Counts) -> Bools:
+    """Experts that were never chosen `[layer, expert]`."""
+    return np.asarray(counts.expert_tokens == 0)
+
+
+def risk_difference(counts: Counts) -> Floats:
+    """P(expert | label) − P(expert | not label) `[layer, expert, label]`: c/m − (n − c)/(N − m).
+
+    The specialist Δ of SteerMoE, arXiv 2509.09660. NaN for a label that is everywhere or nowhere.
+    """
+    others = counts.expert_tokens[:, :, None] - counts.count
+    return np.asarray(counts.share() - divide(others, counts.n_tokens - counts.label_tokens))
+
+
+def log_odds(counts: Counts) -> Floats:
+    """Log odds ratio of expert and label `[layer, expert, label]`, ½ added to each of the four counts.
+
+    log[(c + ½)(N − n − m + c + ½) / ((n − c + ½)(m − c + ½))] (Haldane 1956, Anscombe 1956): finite for every cell.
+    """
+    c, n, m = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens
+    neither = counts.n_tokens - n - m + c
+    return np.asarray(log(c + 0.5) + log(neither + 0.5) - log(n - c + 0.5) - log(m - c + 0.5))
+
+
+def npmi(counts: Counts) -> Floats:
+    """Normalised pointwise mutual information `[layer, expert, label]`: log[p(x,y) / p(x)p(y)] / −log p(x,y).
+
+    1 where expert and label only occur together, 0 where they are independent, −1 where they never meet (Bouma 2009;
+    RICE, arXiv 2505.14681). NaN where either never occurs; 1 where both are everywhere.
+    """
+    both = counts.count / max(counts.n_tokens, 1)
+    pointwise = log(counts.lift())
+    with np.errstate(invalid="ignore"):
+        values = divide(pointwise, -log(both))
+    values = np.where(both == 0, -1.0, np.where(both == 1, 1.0, values))
+    return np.asarray(np.where(np.isnan(counts.lift()), np.nan, values))
+
+
+def expert_information(counts: Counts) -> Floats:
+    """Mutual information of "the expert is chosen" and "the token has the label" in bits, `[layer, expert, label]`.
+
+    Σ p(r, l) log2[p(r, l) / p(r) p(l)] over the four cells.
+    """
+    c, n, m, total = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens, counts.n_tokens
+    chosen = _bits(c, n, m, total) + _bits(n - c, n, total - m, total)
+    return chosen + _bits(m - c, total - n, m, total) + _bits(total - n - m + c, total - n, total - m, total)
+
+
+def layer_information(counts: Counts) -> Floats:
+    """Mutual information of a layer's choice and the label in bits, `[layer, label]`.
+
+    The choice is one of the token's experts, each as likely: p(i, l) = c / (k N). At most the label's entropy; the
+    estimate from samples is too high by about (E − 1) / (2 k N ln 2) bits (Miller 1955).
+    """
+    n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.top_k
+    rest = counts.n_tokens - m
+    labelled = _bits(counts.count, n, k * m, k * counts.n_tokens)
+    return np.asarray((labelled + _bits(n - counts.count, n, k * rest, k * counts.n_tokens)).sum(1))
+
+
+def _bits(both: Ints, a: Ints, b: Ints, total: int) -> Floats:
+    """p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
+    p = both / max(total, 1)
+    ratio = divide(both * float(total), a * b.astype(float))
+    return np.where(p > 0, p * log(np.where(p > 0, ratio, 1)) / np.log(2), 0.0)

@@ -1,0 +1,145 @@
+"""A measure of a recording with its axes named: one door to the pure functions of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.analysis import experts, labels, routing
+from moelens.analysis.base import Result
+from moelens.analysis.counts import Counts
+from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenance
+from moelens.analysis.tables import number, plain_table
+from moelens.errors import MoeLensError, unknown
+
+if TYPE_CHECKING:
+    from moelens.recording import Recording
+
+Axes = Mapping[str, tuple[Any, ...]]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Measure(Result):
+    """One number for each place on named axes.
+
+    >>> Measure("load", np.array([[1.5, 0.5]]), {"layer": (3,), "expert": (0, 1)}).top(1)
+    ((3, 0, 1.5),)
+    """
+
+    FORMAT: ClassVar[str] = "moelens.measure/1"
+
+    name: str
+    values: NDArray[Any]
+    places: Axes
+    """The axes in order, with the name of each place on them."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> Axes:
+        return self.places
+
+    @property
+    def cells(self) -> Mapping[str, NDArray[Any]]:
+        return {self.name: self.values}
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"name": self.name, "provenance": dict(self.provenance)}
+
+    @classmethod
+    def build(cls, axes: Axes, cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Measure:
+        return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
+
+    def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:
+        """The `n` places of largest value: the name of each axis's place, then the value. NaN is left out."""
+        flat = self.values.ravel().astype(float)
+        order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: min(n, (~np.isnan(flat)).sum())]
+        places = zip(*np.unravel_index(order, self.values.shape), strict=True)
+        named = (tuple(names[i] for names, i in zip(self.axes.values(), place, strict=True)) for place in places)
+        return tuple((*place, float(flat[i])) for place, i in zip(named, order, strict=True))
+
+    def table(self, n: int = 10) -> str:
+        """The `n` largest values as a plain table."""
+        size = " × ".join(f"{len(names):,} {axis}s" for axis, names in self.axes.items())
+        rows = [(*map(str, place), number(value)) for *place, value in self.top(n)]
+        model = self.provenance.get("model") or "model"
+        return f"{model} · {self.name} · {size}\n" + plain_table((*self.axes, self.name), rows)
+
+    def __repr__(self) -> str:
+        return self.table()
+
+
+def _layer(values: Any, recording: Recording) -> Any:
+    return values, {"layer": recording.layers}
+
+
+def _expert(values: Any, recording: Recording) -> Any:
+    return values, {"layer": recording.layers, "expert": tuple(range(recording.n_experts))}
+
+
+def _pair(values: Any, recording: Recording) -> Any:
+    each = tuple(range(recording.n_experts))
+    return values, {"layer": recording.layers[: len(values)], "expert": each, "other": each}
+
+
+OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
+    "token_score": lambda r: _expert(experts.token_score(r.indices(), r.n_experts), r),
+    "gate_score": lambda r: _expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
+    "pooled_gates": lambda r: _expert(routing.pooled_gates(r.indices(), r.weights(), r.n_experts), r),
+    "coactivation": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts), r),
+    "coactivation_adjacent": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts, "adjacent"), r),
+    "coactivation_lift": lambda r: _pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
+    "route_flow": lambda r: _pair(routing.route_flow(r.indices(), r.n_experts), r),
+    "repetition": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[0], r),
+    "overlap_with_next": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[1], r),
+}
+OF_COUNTS: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
+    "load": Counts.load,
+    "max_violation": labels.max_violation,
+    "dead_experts": labels.dead_experts,
+    "share": Counts.share,
+    "lift": Counts.lift,
+    "log_odds": labels.log_odds,
+    "npmi": labels.npmi,
+    "risk_difference": labels.risk_difference,
+    "expert_information": labels.expert_information,
+    "layer_information": labels.layer_information,
+}
+OF_LABELS = ("share", "lift", "log_odds", "npmi", "risk_difference", "expert_information", "layer_information")
+
+
+def measure(recording: Recording, name: str, of: LabelFamilies | None = None, family: str = "honorifics") -> Measure:
+    """The measure `name` of a recording; those of labels need them: `of`, and which `family`.
+
+    All tokens count, special ones too. Raises `UnknownNameError` for a measure there is not, `MoeLensError` for one
+    of labels without them, and `RecordingError` for gates of a recording without weights.
+
+        measure(recording, "coactivation_lift").top(5)
+        measure(recording, "layer_information", moelens.label(recording), "pos").save("information.parquet")
+    """
+    about = provenance(recording, of)
+    if name in OF_ROUTES:
+        values, axes = OF_ROUTES[name](recording)
+        return Measure(name, values, axes, about)
+    if name not in OF_COUNTS:
+        raise unknown("measure", name, (*OF_COUNTS, *OF_ROUTES))
+    if name in OF_LABELS and of is None:
+        raise MoeLensError(f"measure {name!r} is one of labels; give them, as of=moelens.label(recording)")
+    counts = counts_of(recording, of, family)
+    values = OF_COUNTS[name](counts)
+    every = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
+    kept = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(every)}
+    return Measure(name, values, {axis: every[axis] for axis in kept[values.ndim]}, about)
+
+
+def counts_of(recording: Recording, of: LabelFamilies | None = None, family: str = "honorifics") -> Counts:
+    """The counts of a recording in groups of documents, by labels or without; processes share the counting."""
+    names, matrix = ((), np.zeros((recording.n_tokens, 0), bool)) if of is None else matrix_of(recording, of, family)
+    sample = Sample.of(matrix, names, recording.column("doc"), ())
+    rows = sample.mine()
+    tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
+    return sample.counts(tables, recording.layers, recording.top_k)

@@ -1,0 +1,151 @@
+"""Two models over the same text: what stays, what moves, and for which label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moelens.analysis import Comparison, compare, overlap
+from moelens.errors import MoeLensError, RecordingError, UnknownNameError
+
+T, L, E, K = 2000, 2, 8, 2
+
+
+@dataclass
+class Run:
+    """What is asked of a recording: `[token, layer, slot]` in shards of `step` tokens."""
+
+    routes: np.ndarray
+    name: str = "model"
+    step: int = 700
+    docs: int = 40
+    n_experts: int = E
+    top_k: int = K
+    layers: tuple[int, ...] = (1, 2)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    token_shift: int = 0
+
+    def __post_init__(self) -> None:
+        self.manifest = {"model": {"name": self.name}}
+        self.folder = SimpleNamespace(where=f"/runs/{self.name}")
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.routes)
+
+    def column(self, name: str) -> np.ndarray:
+        row = np.arange(self.n_tokens)
+        values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": (row + self.token_shift) % 97}
+        return values.get(name, row + 1)
+
+    def parts(self, start: int = 0, stop: int | None = None) -> Any:
+        stop = self.n_tokens if stop is None else stop
+        for i in range(0, self.n_tokens, self.step):
+            a, b = max(i, start), min(i + self.step, stop)
+            if a < b:
+                yield slice(a, b), np.moveaxis(self.routes[a:b], 1, 0)
+
+
+@dataclass
+class Labels:
+    has: np.ndarray
+    path: Path = Path("/runs/tuned/labels")
+    families: tuple[str, ...] = ("honorifics",)
+
+    def matrix(self, family: str) -> tuple[tuple[str, ...], np.ndarray]:
+        return ("尊敬語", "丁寧語"), self.has
+
+
+def models(seed: int = 0) -> tuple[Run, Run, Labels]:
+    """Tuning moves a tenth of all routes at random, and 尊敬語 in layer 2 to expert 5."""
+    rng = np.random.default_rng(seed)
+    before = np.argsort(rng.random((T, L, E)), axis=2)[:, :, :K].astype(np.uint8)
+    after = before.copy()
+    moved = rng.random((T, L)) < 0.1
+    after[moved] = np.argsort(rng.random((moved.sum(), E)), axis=1)[:, :K]
+    labels = Labels(rng.random((T, 2)) < (0.1, 0.3))
+    polite = labels.has[:, 0] & (after[:, 1] != 5).all(1) & (rng.random(T) < 0.5)
+    after[polite, 1, 0] = 5
+    return Run(before, "base"), Run(after, "tuned", step=450), labels
+
+
+def test_counts_shares_and_overlap_are_those_of_loops() -> None:
+    a, b, labels = models()
+    found = compare(a, b, labels, permutations=19)
+    assert found.names == ("all tokens", "尊敬語", "丁寧語")
+    every = np.hstack([np.ones((T, 1), bool), labels.has])
+    for layer, expert, label in np.ndindex(L, E, 3):
+        for run, count in ((a, found.count_a), (b, found.count_b)):
+            assert count[layer, expert, label] == ((run.routes[:, layer] == expert).any(1) & every[:, label]).sum()
+    shared = overlap(a.routes, b.routes)
+    assert found.kept == pytest.approx(np.stack([shared[has].mean(0) for has in every.T], axis=1))
+    assert found.change == pytest.approx((found.count_b - found.count_a) / every.sum(0))
+
+
+def test_what_tuning_moved_is_found_and_nothing_else() -> None:
+    a, b, labels = models()
+    found = compare(a, b, labels)
+    layer, expert, label, change = found.top(1, "尊敬語")[0]
+    assert (layer, expert, label) == (2, 5, "尊敬語")
+    assert change > 0.2
+    at = 1, 5, 1
+    assert found.significant[at]
+    assert found.low[at] < found.ratio[at] < found.high[at]
+    assert not found.significant[0].any()
+    assert not found.significant[:, :, 2].any()
+    assert found.kept[1, 1] < found.kept[1, 2]
+    assert repr(found).startswith(
+        "base → tuned · 2,000 tokens · control: 1000 exchanges over documents, token identity"
+    )
+
+
+def test_the_same_model_twice_shows_no_change() -> None:
+    a, _, labels = models()
+    found = compare(a, a, Labels(labels.has, Path("/runs/base/labels")), permutations=99)
+    assert not found.significant.any()
+    assert (found.kept == 1).all()
+    assert found.top(5) == ()
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.parquet"])
+def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
+    found = compare(*models(), permutations=19)
+    again = Comparison.open(found.save(tmp_path / name))
+    assert again.to_dict() == found.to_dict()
+    assert again.top(3) == found.top(3)
+    assert len(found.to_pandas()) == L * E * 3
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        ({"n_experts": 16}, RecordingError, "recordings with n_experts 8 and 16; allowed: the same in both"),
+        ({"layers": (3, 4)}, RecordingError, "recordings with layers (1, 2) and (3, 4); allowed: the same in both"),
+        (
+            {"token_shift": 1},
+            RecordingError,
+            "recordings of different tokens (2,000 and 2,000); allowed: the same text",
+        ),
+        ({"routes": np.zeros((9, L, K), np.uint8)}, RecordingError, "recordings of different tokens (2,000 and 9)"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    a, b, labels = models()
+    with pytest.raises(error) as caught:
+        compare(a, Run(**({"routes": b.routes, "name": "tuned"} | change)), labels)
+    assert text in str(caught.value)
+
+
+def test_other_errors() -> None:
+    a, b, labels = models()
+    with pytest.raises(RecordingError, match="labels of recording '/runs/else' for recording '/runs/base'; label this"):
+        compare(a, b, Labels(labels.has, Path("/runs/else/labels")))
+    with pytest.raises(UnknownNameError, match="unknown label '敬語'"):
+        compare(a, b, labels, permutations=19).top(1, "敬語")
+    with pytest.raises(MoeLensError, match="1 document: labels cannot be compared between documents; allowed: 2 or"):
+        compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)))

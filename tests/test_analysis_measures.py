@@ -1,0 +1,358 @@
+"""Each measure against a plain loop in float64, and on routing that was published with its scores."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moelens.analysis import (
+    Counts,
+    Measure,
+    cluster_order,
+    coactivation,
+    coactivation_lift,
+    consecutive_repetition,
+    dead_experts,
+    expert_information,
+    gate_score,
+    layer_information,
+    log_odds,
+    max_violation,
+    measure,
+    next_tokens,
+    normalised_jsd,
+    npmi,
+    overlap,
+    pooled_gates,
+    risk_difference,
+    route_flow,
+    router_entropy,
+    saliency,
+    saturation,
+    selected_experts,
+    selection_margin,
+    standing_committee,
+    super_experts,
+    token_score,
+    vocabulary_specialization,
+)
+from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
+
+PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "routing"
+T, L, E, K = 80, 3, 6, 3
+
+
+def sample(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Routes `[token, layer, slot]` and weights of the same shape."""
+    rng = np.random.default_rng(seed)
+    indices = np.argsort(rng.random((T, L, E)), axis=2)[:, :, :K].astype(np.uint8)
+    return indices, -np.sort(-rng.random((T, L, K)), axis=2)
+
+
+def by_cell(value: Callable[[int, int, int, int], float], seed: int = 1) -> tuple[Counts, np.ndarray]:
+    """Counts of random routes and labels, and `value(both, expert, label, all)` of each cell, by loops."""
+    indices, _ = sample(seed)
+    labels = np.random.default_rng(seed).random((T, 2)) < 0.3
+    expected = np.zeros((L, E, 2))
+    for layer in range(L):
+        for expert in range(E):
+            chosen = np.array([expert in token[layer] for token in indices])
+            for label in range(2):
+                has = labels[:, label]
+                expected[layer, expert, label] = value(int((chosen & has).sum()), int(chosen.sum()), int(has.sum()), T)
+    return Counts.from_arrays(indices, labels, ("a", "b"), E, range(L)), expected
+
+
+def plain_information(table: np.ndarray) -> float:
+    """Mutual information in bits of a table of counts, by its definition."""
+    p = table / table.sum()
+    rows, columns = p.sum(1), p.sum(0)
+    return sum(p[i, j] * math.log2(p[i, j] / rows[i] / columns[j]) for i, j in np.ndindex(p.shape) if p[i, j])
+
+
+OF_CELLS = {
+    "risk_difference": (risk_difference, lambda c, n, m, N: c / m - (n - c) / (N - m)),
+    "log_odds": (
+        log_odds,
+        lambda c, n, m, N: math.log((c + 0.5) * (N - n - m + c + 0.5) / ((n - c + 0.5) * (m - c + 0.5))),
+    ),
+    "npmi": (npmi, lambda c, n, m, N: math.log(c / N / (n / N * m / N)) / -math.log(c / N) if c else -1.0),
+    "expert_information": (
+        expert_information,
+        lambda c, n, m, N: plain_information(np.array([[c, n - c], [m - c, N - n - m + c]])),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_CELLS)
+def test_measures_of_labels_are_what_their_formula_says(name: str) -> None:
+    function, formula = OF_CELLS[name]
+    counts, expected = by_cell(formula)
+    assert function(counts) == pytest.approx(expected)
+
+
+def test_information_of_a_layer_is_that_of_the_table_of_choices() -> None:
+    counts, _ = by_cell(lambda *_: 0)
+    for layer, label in np.ndindex(L, 2):
+        chosen = counts.count[layer, :, label]
+        table = np.stack([chosen, counts.expert_tokens[layer] - chosen], axis=1)
+        assert layer_information(counts)[layer, label] == pytest.approx(plain_information(table))
+
+
+def test_information_is_all_of_the_label_where_an_expert_is_the_label() -> None:
+    labels = np.tile([True, False], 20)[:, None]
+    counts = Counts.from_arrays(np.where(labels, 0, 1)[:, None], labels, ("a",), 3, [0])
+    assert layer_information(counts).item() == pytest.approx(1)
+    assert expert_information(counts)[0, :, 0] == pytest.approx([1, 1, 0])
+    assert npmi(counts)[0, :2, 0] == pytest.approx([1, -1])
+    assert math.isnan(npmi(counts)[0, 2, 0])
+    assert dead_experts(counts).tolist() == [[False, False, True]]
+    assert max_violation(counts).tolist() == [0.5]
+
+
+def test_entropy_margin_and_divergence() -> None:
+    scores = np.random.default_rng(0).random((5, 7))
+    p = scores / scores.sum(1, keepdims=True)
+    assert router_entropy(scores) == pytest.approx([-sum(x * math.log(x) for x in row) for row in p])
+    assert selection_margin(scores, 2) == pytest.approx([sorted(row)[-2] - sorted(row)[-3] for row in scores])
+    assert np.isinf(selection_margin(np.array([0.3, 0.2, -np.inf]), 2))
+    a, b = p[0], p[1]
+    middle = (a + b) / 2
+    jsd = sum(x * math.log(x / m) / 2 for y in (a, b) for x, m in zip(y, middle, strict=True))
+    assert normalised_jsd(a, b) == pytest.approx(jsd / (math.log(7) - (router_entropy(a) + router_entropy(b)) / 2))
+    assert normalised_jsd(a, a) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(normalised_jsd(np.ones(4), np.ones(4)))
+
+
+@pytest.mark.parametrize("pairs", ["all", "adjacent"])
+def test_coactivation_counts_pairs(pairs: Any) -> None:
+    indices, _ = sample()
+    both, alone = np.zeros((L, E, E)), np.zeros((L, E))
+    for token, layer in np.ndindex(T, L):
+        chosen = indices[token, layer].tolist()
+        for expert in chosen:
+            alone[layer, expert] += 1
+        for i, j in combinations(chosen, 2) if pairs == "all" else pairwise(chosen):
+            both[layer, i, j] += 1
+            both[layer, j, i] += 1
+    assert coactivation(indices, E, pairs) == pytest.approx(both / alone[:, :, None])
+    if pairs == "all":
+        assert coactivation_lift(indices, E) == pytest.approx(both * T / (alone[:, :, None] * alone[:, None, :]))
+        assert coactivation(indices, E).sum(2) == pytest.approx(K - 1)
+
+
+def test_clusters_stand_together() -> None:
+    group = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], 4))
+    similarity = np.where(group[:, None] == group, 1.0, 0.1) + np.random.default_rng(1).random((12, 12)) / 100
+    order = group[cluster_order(similarity)]
+    assert sorted(cluster_order(similarity)) == list(range(12))
+    assert (np.diff(order) != 0).sum() == 2
+
+
+def test_repetition_follows_documents() -> None:
+    indices, _ = sample()
+    docs = np.arange(T) // 9
+    first, common = np.zeros(L), np.zeros(L)
+    pairs = [(t, t + 1) for t in range(T - 1) if docs[t] == docs[t + 1]]
+    for t, u in pairs:
+        for layer in range(L):
+            first[layer] += indices[t, layer, 0] == indices[u, layer, 0]
+            common[layer] += bool(set(indices[t, layer]) & set(indices[u, layer]))
+    repeated = consecutive_repetition(indices, docs)
+    assert repeated[0] == pytest.approx(first / len(pairs))
+    assert repeated[1] == pytest.approx(common / len(pairs))
+    assert np.isnan(consecutive_repetition(indices[:1], docs[:1])[0]).all()
+
+
+def test_flow_overlap_and_vocabulary() -> None:
+    indices, _ = sample()
+    other, _ = sample(5)
+    flow = np.zeros((L - 1, E, E))
+    alone = np.zeros((L, E))
+    for token, layer in np.ndindex(T, L):
+        for i in indices[token, layer]:
+            alone[layer, i] += 1
+            if layer + 1 < L:
+                for j in indices[token, layer + 1]:
+                    flow[layer, i, j] += 1
+    assert route_flow(indices, E) == pytest.approx(flow / alone[:-1, :, None])
+    shared = [
+        [len(set(a) & set(b)) / K for a, b in zip(x, y, strict=True)] for x, y in zip(indices, other, strict=True)
+    ]
+    assert overlap(indices, other) == pytest.approx(np.array(shared))
+    assert saturation(indices, other) == pytest.approx(np.mean(shared, 0))
+    assert saturation(indices, indices[:, :, ::-1]).tolist() == [1, 1, 1]
+    ids = np.random.default_rng(2).integers(0, 5, T)
+    ids[ids == 4] = np.where(np.arange((ids == 4).sum()) < 3, 4, 0)
+    types, shares = vocabulary_specialization(indices, ids, E)
+    assert types.tolist() == [0, 1, 2, 3], "a type seen three times is left out"
+    for row, (x, layer, expert) in enumerate(np.ndindex(4, L, E)):
+        takes = [expert in indices[t, layer] for t in range(T) if ids[t] == types[x]]
+        assert shares.reshape(-1)[row] == pytest.approx(np.mean(takes))
+    following = next_tokens(ids, np.arange(T) // 9)
+    assert all(following[t] == (ids[t + 1] if (t + 1) % 9 and t + 1 < T else -1) for t in range(T))
+    assert -1 not in vocabulary_specialization(indices, following, E, 1)[0]
+
+
+def test_scores_of_experts() -> None:
+    indices, weights = sample()
+    norms = np.random.default_rng(3).random(indices.shape) * 5
+    n, g, s = np.zeros((L, E)), np.zeros((L, E)), np.zeros((L, E))
+    for t, layer, slot in np.ndindex(T, L, K):
+        cell = layer, indices[t, layer, slot]
+        n[cell] += 1
+        g[cell] += weights[t, layer, slot]
+        s[cell] += weights[t, layer, slot] * norms[t, layer, slot]
+    assert token_score(indices, E) == pytest.approx(n / (K * T))
+    assert gate_score(indices, weights, E) == pytest.approx(g / T)
+    assert pooled_gates(indices, weights, E) == pytest.approx(g / g.sum(1, keepdims=True))
+    assert saliency(indices, weights, norms, E) == pytest.approx(s / n)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 1))
+@settings(max_examples=40, deadline=None)
+def test_the_fewest_experts_that_reach_p(seed: int, p: float) -> None:
+    scores = np.random.default_rng(seed).random((2, 8))
+    chosen = selected_experts(scores, p)
+    for row, kept in zip(scores, chosen, strict=True):
+        best = np.sort(row)[::-1] / row.sum()
+        fewest = next(i for i in range(1, 9) if best[:i].sum() >= p - 1e-9)
+        assert kept.sum() == fewest
+        assert row[kept].min() >= row[~kept].max(initial=0)
+
+
+def test_super_experts_and_committee() -> None:
+    largest = np.random.default_rng(0).random((4, 100))
+    largest[2, 7] = 80
+    assert np.argwhere(super_experts(largest)).tolist() == [[2, 7]]
+    assert not super_experts(largest, [True, True, False, True]).any()
+    # Ranks by domain: expert 0 always first; expert 1 always second; expert 2 third or (in one domain of five) sixth.
+    load = np.tile([9.0, 8, 7, 1, 2, 3], (5, 1, 1))
+    load[4, 0] = [9, 8, 0, 1, 2, 3]
+    assert np.flatnonzero(standing_committee(load, 3)[0]).tolist() == [0]
+    load[0, 0, :2] = load[1, 0, :2] = 8, 9  # now expert 1 ranks better on average than neither, and varies alike
+    assert np.flatnonzero(standing_committee(load, 3)[0]).tolist() == [0]
+    assert standing_committee(load, 2, 0.9)[0, :2].any()
+
+
+def esft() -> Any:
+    if not (PUBLISHED / "esft_intent.npz").exists():
+        pytest.skip("routing published with ESFT is not at hand")
+    return np.load(PUBLISHED / "esft_intent.npz"), json.loads(
+        (PUBLISHED / "esft_intent_published_scores.json").read_text()
+    )
+
+
+@pytest.mark.parametrize("kind", ["token_scores", "gate_scores"])
+def test_published_scores_are_reproduced_to_the_digits_printed(kind: str) -> None:
+    routing, published = esft()
+    indices, weights = routing["expert_ids"], routing["gate_weights"]
+    scores = token_score(indices, 64) if kind == "token_scores" else gate_score(indices, weights, 64)
+    expected = np.array([[published[kind][str(layer)][str(e)] for e in range(64)] for layer in range(1, 27)])
+    assert scores.round(4) == pytest.approx(expected, abs=1e-9)
+
+
+def test_published_routing_as_counts() -> None:
+    routing, _ = esft()
+    lengths = routing["sequence_lengths"]
+    docs = np.repeat(np.arange(len(lengths)), lengths)
+    labels = np.stack([docs % 2 == 0, docs % 3 == 0], axis=1)
+    counts = Counts.from_arrays(routing["expert_ids"], labels, ("even", "third"), 64, range(1, 27), docs)
+    assert counts.cells.shape == (127, 26, 64, 2)
+    assert counts.expert_tokens / (6 * 8222) == pytest.approx(token_score(routing["expert_ids"], 64))
+    table = Counts.from_table(
+        counts.count, counts.expert_tokens, counts.label_tokens, counts.names, counts.layers, counts.top_k
+    )
+    assert np.array_equal(table.lift(), counts.lift())
+    assert table.n_tokens == 8222
+
+
+def test_a_measure_is_saved_and_opened(tmp_path: Path) -> None:
+    values = np.array([[0.5, np.nan, 2.0], [1.0, 3.0, 0.1]])
+    found = Measure("load", values, {"layer": (3, 4), "expert": (0, 1, 2)}, {"model": "demo"})
+    assert found.top(2) == ((4, 1, 3.0), (3, 2, 2.0))
+    assert len(found.top(10)) == 5
+    assert repr(found).splitlines()[:2] == ["demo · load · 2 layers × 3 experts", "layer  expert   load"]
+    for name in ("m.json", "m.parquet"):
+        again = Measure.open(found.save(tmp_path / name))
+        assert again.to_dict() == found.to_dict()
+    assert found.to_pandas().iloc[4].to_dict() == {"layer": 4, "expert": 1, "load": 3.0}
+
+
+class Silent:
+    """A recording whose engine gave no weights."""
+
+    n_experts, layers, top_k, n_tokens, manifest = E, tuple(range(L)), K, T, {"model": {"name": "silent"}}
+
+    def indices(self) -> np.ndarray:
+        return sample()[0]
+
+    def weights(self) -> np.ndarray:
+        raise RecordingError("'silent' holds experts without weights; its engine returned none")
+
+    def column(self, name: str) -> np.ndarray:
+        return np.arange(T) // 9
+
+    def parts(self, start: int = 0, stop: int | None = None) -> Any:
+        yield slice(start, stop), np.moveaxis(sample()[0], 1, 0)[:, start:stop]
+
+
+@pytest.mark.parametrize(
+    "name", ["load", "max_violation", "dead_experts", "token_score", "coactivation_lift", "route_flow"]
+)
+def test_measures_of_a_recording_have_named_axes(name: str) -> None:
+    found = measure(Silent(), name)
+    assert next(iter(found.axes)) == "layer"
+    assert found.values.shape == tuple(len(places) for places in found.axes.values())
+    assert found.provenance["model"] == "silent"
+
+
+@pytest.mark.parametrize(
+    "call, error, text",
+    [
+        (lambda: measure(Silent(), "gate_score"), RecordingError, "'silent' holds experts without weights"),
+        (lambda: measure(Silent(), "lod"), UnknownNameError, "unknown measure 'lod'; did you mean 'load'"),
+        (lambda: measure(Silent(), "npmi"), MoeLensError, "measure 'npmi' is one of labels; give them, as of="),
+        (lambda: gate_score(sample()[0], None, E), MoeLensError, "gate scores of routes without weights; use"),
+        (lambda: gate_score(sample()[0], np.ones((2, 2)), E), CheckError, "weights have shape [2, 2]; allowed"),
+        (lambda: overlap(sample()[0], sample()[0][1:]), CheckError, "routes have shapes [80, 3, 3] and [79,"),
+        (lambda: selected_experts(np.ones((1, 2)), 0), CheckError, "p is 0; allowed: above 0, up to 1"),
+        (lambda: router_entropy(np.array([-1.0, 2])), CheckError, "scores go down to -1; allowed: 0 or more"),
+        (lambda: selection_margin(np.ones(3), 3), CheckError, "k is 3 of 3 experts; allowed: 1 to 2"),
+        (lambda: coactivation(sample()[0], E, "near"), UnknownNameError, "unknown pairs 'near'; allowed: all,"),
+        (
+            lambda: Counts.from_arrays(np.array([[[0], [-1]]]), np.ones((1, 1)), ("a",), 2, (4, 7)),
+            CheckError,
+            "layer 7 has no routes; leave it out of indices and layers",
+        ),
+        (
+            lambda: Counts.from_table([[[1]], [[0]]], [[4], [0]], [1], ("a",), (2, 3), 1),
+            CheckError,
+            "layer 3 has no routes; leave it out of the counts",
+        ),
+        (
+            lambda: Counts.from_table([[[5]]], [[4]], [5], ("a",), (2,), 1),
+            CheckError,
+            "expert_tokens sum to 4 a layer; allowed: 1 times the tokens in every layer, and no count above",
+        ),
+        (
+            lambda: Counts.from_table([[5]], [[4]], [5], ("a",), (2,), 1),
+            CheckError,
+            "count, expert_tokens and label_tokens have shapes [1, 1], [1, 1] and [1]; allowed: [layer, expert, label]",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        call()
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)

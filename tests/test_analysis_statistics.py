@@ -1,0 +1,223 @@
+"""What the statistics promise, by simulation: false findings stay rare, a planted specialist is found."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moelens.analysis import Counts, Specialization, specialization_from_arrays
+from moelens.analysis.counting import Kinds, balanced, document_groups, in_parts, tabulate
+from moelens.analysis.randomize import Excess
+from moelens.errors import MoeLensError, UnknownNameError
+
+
+def top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k best experts `[token, layer = 1, slot]` of `scores` `[token, expert]`."""
+    return np.argpartition(-scores, k, axis=1)[:, None, :k].astype(np.uint8)
+
+
+def null(
+    seed: int,
+    given: str | None = None,
+    documents: int = 60,
+    experts: int = 16,
+    labels: int = 3,
+    skew: tuple[float, float] = (0.6, 1.4),
+) -> Specialization:
+    """Documents, and token types, that differ in labels and in experts, one independent of the other."""
+    rng = np.random.default_rng(seed)
+    docs = np.repeat(np.arange(documents), rng.integers(5, 40, documents))
+    ids = rng.integers(0, 30, len(docs))
+    often = rng.beta(*skew, (documents, labels))[docs]
+    if given:  # within a type labels and routes are unrelated; the type itself decides much of both
+        often = often * rng.random((30, labels))[ids]
+    has = rng.random(often.shape) < often
+    taste = rng.normal(0, 1, (documents, experts))[docs] + rng.gumbel(size=(len(docs), experts))
+    if given:
+        taste += rng.normal(0, 1.5, (30, experts))[ids]
+    names = [str(i) for i in range(labels)]
+    return specialization_from_arrays(
+        top_k(taste, 2), has, names, docs, ids, experts, [0], given=given, permutations=199, seed=seed
+    )
+
+
+NULLS = [
+    {},
+    {"given": "token"},
+    {"documents": 120, "experts": 64, "labels": 5, "skew": (0.2, 4)},
+    {"documents": 120, "experts": 64, "labels": 5, "skew": (0.2, 4), "given": "token"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", NULLS, ids=str)
+def test_300_runs_without_a_specialist(case: dict[str, Any]) -> None:
+    runs = [null(seed, **case) for seed in range(300)]
+    assert np.mean([(run.p_family < 0.05).any() for run in runs]) <= 0.07
+    # Nothing is to be found, so every discovery is false: the false discovery rate is the share of runs with one.
+    assert np.mean([(run.q < 0.05).any() for run in runs]) <= 0.05
+
+
+def with_specialist(seed: int, tokens: int = 50_000, experts: int = 256, k: int = 8) -> Specialization:
+    """Expert 3 of 256 takes tokens of the first of two labels twice as often as other tokens."""
+    rng = np.random.default_rng(seed)
+    docs = np.sort(rng.integers(0, 250, tokens))
+    has = rng.random((tokens, 2)) < rng.beta(1, 19, (250, 2))[docs]
+    indices = (rng.integers(0, experts, (tokens, 1)) + np.arange(k) * (experts // k)) % experts
+    taken = (indices == 3).any(1)
+    base = taken.mean()
+    drawn = has[:, 0] & ~taken & (rng.random(tokens) < base / (1 - base))
+    indices[drawn, 0] = 3
+    return specialization_from_arrays(
+        indices[:, None].astype(np.uint8), has, ("a", "b"), docs, docs, experts, [0], permutations=199, seed=seed
+    )
+
+
+@pytest.mark.slow
+def test_a_specialist_of_twice_the_base_rate_is_found() -> None:
+    runs = [with_specialist(seed) for seed in range(100)]
+    assert np.median([run.lift[0, 3, 0] for run in runs]) == pytest.approx(2 / 1.05, abs=0.1)
+    assert np.mean([run.p_family[0, 3, 0] < 0.05 for run in runs]) >= 0.95
+    found = [run.q < 0.05 for run in runs]
+    assert np.mean([f[0, 3, 0] for f in found]) >= 0.95
+    false = [(f.sum() - f[0, 3, 0]) / max(f.sum(), 1) for f in found]
+    assert np.mean(false) <= 0.05
+    inside = [run.low[0, 3, 0] <= 2 / 1.05 <= run.high[0, 3, 0] for run in runs]
+    assert np.mean(inside) >= 0.85
+
+
+def corpus(seed: int = 0, tokens: int = 3000) -> dict[str, Any]:
+    """Tokens of 12 types, which decide much of the label and of the route; types 10 and 11 settle the label."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 12, tokens)
+    rate = np.concatenate([rng.random(10), [0, 1]])[ids]
+    taste = rng.normal(0, 2, (12, 8))[ids] + rng.gumbel(size=(tokens, 8))
+    return {
+        "indices": top_k(taste, 2),
+        "label_matrix": (rng.random(tokens) < rate)[:, None],
+        "names": ["丁寧語"],
+        "docs": np.arange(tokens) // 30,
+        "token_ids": ids,
+        "n_experts": 8,
+        "layers": [0],
+        "permutations": 199,
+    }
+
+
+@pytest.mark.parametrize("given", ["token", ("token", "script")])
+def test_expected_is_the_mean_over_labels_permuted_within_strata(given: Any) -> None:
+    data = corpus()
+    ids, script = data["token_ids"], np.arange(3000) % 2
+    stratum = ids if given == "token" else ids * 2 + script
+    found = specialization_from_arrays(**data, given=given, strata={"script": script})
+    rng, labels, counts = np.random.default_rng(1), data["label_matrix"][:, 0], []
+    place = np.argsort(stratum, kind="stable")
+    for _ in range(400):
+        moved = np.empty_like(labels)
+        moved[place] = labels[np.lexsort((rng.random(3000), stratum))]
+        counts.append(np.bincount(data["indices"][moved].ravel(), minlength=8))
+    error = np.std(counts, axis=0) / 20
+    assert np.abs(found.expected[0, :, 0] - np.mean(counts, 0)).max() < 4 * error.max()
+    # Tokens are independent here, so the spread over documents is that of permutations.
+    assert found.null_sd[0, :, 0] == pytest.approx(np.std(counts, axis=0), rel=0.3)
+
+
+def test_token_identity_explains_a_lift_and_the_table_says_so() -> None:
+    free, held = (specialization_from_arrays(**corpus(), given=given) for given in (None, "token"))
+    assert free.significant.any()
+    assert not held.significant.any()
+    assert np.array_equal(free.lift, held.lift)
+    assert free.lift_given == pytest.approx(free.lift)
+    assert held.lift_given == pytest.approx(held.lift_given_token)
+    assert free.lift_given_token == pytest.approx(held.lift_given_token)
+    strong = np.abs(free.lift - 1) > 0.3
+    assert np.abs(held.left[strong]).max() < 0.3
+    assert "control: 199 permutations over documents · token identity not controlled" in repr(free)
+    assert "control: within token, 199 permutations over documents · token identity controlled" in repr(held)
+    low, high = held.null_band
+    assert ((low < held.lift_given) & (held.lift_given < high)).mean() > 0.8
+
+
+def test_what_the_token_does_not_tell_is_found_within_tokens() -> None:
+    data = corpus(3)
+    taken = data["label_matrix"][:, 0] & (np.random.default_rng(0).random(3000) < 0.3)
+    data["indices"][taken, 0, 0] = 5
+    data["indices"][taken & (data["indices"][:, 0, 1] == 5), 0, 1] = 4
+    first = specialization_from_arrays(**data, given="token").top(1)[0]
+    assert (first.expert, first.significant) == (5, True)
+    assert first.low > 1
+    assert first.low < first.lift_given < first.high
+
+
+def test_counts_do_not_depend_on_how_tokens_are_dealt_out() -> None:
+    data = corpus()
+    indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
+    kinds, kind = Kinds.of(labels, [ids])
+    group = document_groups(docs, 7)
+    whole = tabulate(in_parts(indices, np.arange(3000)), group, kind, kinds, 8, 1)
+    routes = np.moveaxis(indices, 1, 0)
+    parts = [(slice(i, min(i + 700, 3000)), routes[:, i : i + 700]) for i in range(0, 3000, 700)]
+    again = tabulate(iter(parts), group, kind, kinds, 8, 1)
+    for name in ("cells", "experts", "undecided", "by_stratum"):
+        assert np.array_equal(getattr(whole, name), getattr(again, name))
+    assert whole.excess == pytest.approx(again.excess, abs=1e-3)
+    assert whole.experts.sum() == 2 * 3000
+
+
+def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
+    data = corpus(tokens=600)
+    indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
+    kinds, kind = Kinds.of(labels, [ids])
+    excess = Excess.of(tabulate(in_parts(indices, np.arange(600)), docs, kind, kinds, 8, 1), kinds)
+    chosen = (indices[:, 0, :, None] == np.arange(8)).any(1).astype(float)
+    for s in range(12):
+        chosen[ids == s] -= chosen[ids == s].mean(0)
+    off = labels[:, 0] - np.array([labels[ids == s, 0].mean() for s in range(12)])[ids]
+    expected = np.array([(chosen * off[:, None])[docs == g].sum(0) for g in range(20)])
+    assert excess.by_group[:, 0, :, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_counts_of_several_recordings_add_up_exactly() -> None:
+    data = corpus()
+    indices, labels, docs = data["indices"], data["label_matrix"], data["docs"]
+    whole = Counts.from_arrays(indices, labels, ["丁寧語"], 8, [0], docs)
+    edges = [0, 450, 1500, 1530, 3000]
+    parts = [Counts.from_arrays(indices[a:b], labels[a:b], ["丁寧語"], 8, [0], docs[a:b]) for a, b in pairwise(edges)]
+    total = parts[0] + parts[1] + parts[2] + parts[3]
+    for name in ("cells", "experts", "labels", "tokens"):
+        assert np.array_equal(getattr(total, name), getattr(whole, name))
+    many = total + total + total
+    assert len(many.tokens) == 200
+    assert np.array_equal(many.count, 3 * whole.count)
+    assert many.n_tokens == 9000
+
+
+def test_groups_of_documents_are_even() -> None:
+    sizes = np.random.default_rng(0).integers(1, 60, 5000)
+    filled = np.bincount(balanced(sizes, 200), sizes)
+    assert len(filled) == 200
+    assert filled.max() < 1.5 * filled.mean()
+    assert (np.diff(balanced(sizes, 200)) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "change, error, text",
+    [
+        ({"given": "word"}, UnknownNameError, "unknown control 'word'; allowed: token (given=)"),
+        (
+            {"label_matrix": np.ones((3000, 1), bool)},
+            MoeLensError,
+            "no label of family 'labels' can be tested (丁寧語 is everywhere); allowed: labels of 20 tokens and 2",
+        ),
+        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "(丁寧語 is nowhere)"),
+        ({"label_matrix": np.arange(3000)[:, None] < 30}, MoeLensError, "(丁寧語 is on 30 tokens of 1 document)"),
+        ({"token_ids": np.arange(3000), "given": "token"}, MoeLensError, "(丁寧語 is decided by token)"),
+    ],
+)
+def test_what_cannot_be_tested_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error) as caught:
+        specialization_from_arrays(**(corpus() | change))
+    assert text in str(caught.value)
