@@ -15,11 +15,14 @@ _PUBLIC = {
     "MoeLensError": "errors",
     "Recording": "recording",
     "Specialization": "analysis",
+    "attribute": "interventions",
+    "effect": "interventions",
     "hook": "models.hooked",
     "info": "models.info",
     "label": "japanese",
     "load": "models.loading",
     "load_hooks": "recipes",
+    "probe": "probes",
     "record": "recording",
     "run_demo": "demo.run",
     "specialization": "analysis",
@@ -35,11 +38,14 @@ __all__ = [
     "Recording",
     "Specialization",
     "__version__",
+    "attribute",
+    "effect",
     "hook",
     "info",
     "label",
     "load",
     "load_hooks",
+    "probe",
     "record",
     "run_demo",
     "specialization",
@@ -50,11 +56,13 @@ if TYPE_CHECKING:
     from moelens.analysis import Counts, Specialization, specialization
     from moelens.demo.run import run_demo
     from moelens.errors import MoeLensError
+    from moelens.interventions import attribute, effect
     from moelens.japanese import Labels, label
     from moelens.models.hooked import HookedMoE, hook
     from moelens.models.info import info
     from moelens.models.loading import load
     from moelens.models.structure import MoEShape
+    from moelens.probes import probe
     from moelens.recipes import load_hooks
     from moelens.recording import Recording, record
     from moelens.tracing import trace

@@ -122,7 +122,7 @@ def attribute(
         MoeLensError: no pairs, or a kind with one frame only.
 
     Example:
-        >>> moelens.attribute(model, moelens.japanese.pairs(kind="plain-polite"), top=5)  # doctest: +SKIP
+        >>> moelens.attribute(model, moelens.japanese.pairs(kind="polite-ending"), top=5)  # doctest: +SKIP
     """
     given = as_pairs(pairs)
     discovery, test = half_of(given, "discovery", seed), half_of(given, "test", seed)

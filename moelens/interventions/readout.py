@@ -52,6 +52,7 @@ class TextPair:
     context: str
     good: str
     bad: str
+    split: str = ""
 
 
 def as_pairs(source: Iterable[Any]) -> tuple[Pair, ...]:
@@ -66,7 +67,7 @@ def as_pairs(source: Iterable[Any]) -> tuple[Pair, ...]:
             missing = [name for name in FIELDS if name not in row]
             if missing:
                 raise MoeLensError(f"pair {len(pairs)} has no {missing[0]!r}; a pair has {', '.join(FIELDS)}")
-            row = TextPair(**{name: str(row[name]) for name in FIELDS})
+            row = TextPair(**{name: str(row[name]) for name in FIELDS}, split=str(row.get("split") or ""))
         pairs.append(cast(Pair, row))
     if not pairs:
         raise MoeLensError("no pairs; give at least one with " + ", ".join(FIELDS))
@@ -79,7 +80,8 @@ def as_pairs(source: Iterable[Any]) -> tuple[Pair, ...]:
 def half_of(pairs: Sequence[Pair], half: Half, seed: int = 0) -> tuple[Pair, ...]:
     """The pairs of one half of the frames, so that what is discovered in one is tested in sentences it never saw.
 
-    Frames are dealt out at random within each kind, the larger part to "discovery".
+    Pairs that say which half they belong to (`split`, as the bundled ones do) keep to it; else frames are dealt out at
+    random within each kind, the larger part to "discovery".
 
     Raises:
         MoeLensError: a kind with one frame only.
@@ -88,6 +90,8 @@ def half_of(pairs: Sequence[Pair], half: Half, seed: int = 0) -> tuple[Pair, ...
         raise unknown("half", half, ("all", "discovery", "test"))
     if half == "all":
         return tuple(pairs)
+    if all(getattr(p, "split", "") in ("discovery", "test") for p in pairs):
+        return tuple(p for p in pairs if getattr(p, "split", "") == half)
     rng = np.random.default_rng(seed)
     discovery: set[tuple[str, str]] = set()
     for kind in dict.fromkeys(p.kind for p in pairs):

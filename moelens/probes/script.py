@@ -60,7 +60,7 @@ class Script:
 
         [[effect]]
         name = "remove-17"
-        pairs = "plain-polite"          # or a .jsonl file
+        pairs = "polite-ending"         # or a .jsonl file
         operation = "remove"
         layer = 3
         experts = [17]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moelens.errors import MoeLensError, RecordingError
+from moelens.recipes import add_arguments, from_arguments
 
 
 def add_commands(commands: Any) -> None:
@@ -73,6 +74,7 @@ def add_record(commands: Any) -> None:
     shared.add_argument("--tensor-parallel", action="store_true", help="shard the model over torchrun's processes")
     shared.add_argument("--expert-parallel", action="store_true", help="shard its experts over torchrun's processes")
     record.add_argument("--force", action="store_true", help="replace a recording that is there")
+    add_arguments(record)
     record.set_defaults(run=run_record)
 
 
@@ -82,11 +84,12 @@ def run_record(args: argparse.Namespace) -> None:
 
     corpus = Corpus.of(args.corpus, args.text_column, args.license)
     model = moelens.load(args.model, dtype=args.dtype, revision=args.revision, **placement(args))
-    recording = moelens.record(
-        model, corpus, args.out, capture=args.capture, layers=args.layers, experts=args.experts, dtype=args.numbers,
-        generate=args.generate, context=args.context, overlap=args.overlap, batch_tokens=args.batch_tokens,
-        force=args.force,
-    )  # fmt: skip
+    with model.hooks(fwd_hooks=from_arguments(args, model)):
+        recording = moelens.record(
+            model, corpus, args.out, capture=args.capture, layers=args.layers, experts=args.experts, dtype=args.numbers,
+            generate=args.generate, context=args.context, overlap=args.overlap, batch_tokens=args.batch_tokens,
+            force=args.force,
+        )  # fmt: skip
     if int(os.environ.get("RANK", "0")) == 0:
         print(recording)
 
