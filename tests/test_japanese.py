@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
-from moelens.japanese import CLASSES, Labels, analyze, honorifics, label
-from moelens.japanese.labels import FAMILIES, character_labels, endings, on_tokens
+from moelens.japanese import CLASSES, Labels, analyze, honorifics, label, register
+from moelens.japanese.families import FAMILIES, FILES, character_labels
+from moelens.japanese.labels import on_tokens
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script
 from moelens.japanese.rules import Rule, read_rules, rulebook
 
@@ -209,6 +210,52 @@ def test_label_policies_on_tokens_that_cross_morphemes(tmp_path, policy, pos, ho
     assert shown(labels, "honorifics") == honorific
 
 
+def test_families_of_a_sentence(tmp_path):
+    labels = label(FakeRecording(tmp_path, "先生|がい|らっしゃ|います|か", "僕|は|行こ|う"))
+    assert shown(labels, "position") == [
+        "",
+        "whole",
+        "begin",
+        "inside",
+        "whole",
+        "whole",
+        "",
+        "whole",
+        "whole",
+        "begin",
+        "end",
+    ]
+    assert shown(labels, "function") == [
+        "",
+        "",
+        "",
+        "",
+        "丁寧",
+        "終助詞か",
+        "",
+        "",
+        "係助詞は",
+        "意志・推量",
+        "意志・推量",
+    ]
+    assert shown(labels, "raises") == ["", "", "subject", "subject", "addressee", "", "", "", "", "", ""]
+    assert shown(labels, "reference") == ["", "", "", "", "", "", "", "一人称・くだけた", "", "", ""]
+    assert shown(labels, "document_register")[1] == "honorific"
+    assert shown(labels, "register_evidence") == ["", "", "evidence", "evidence", "", "", "", "", "", "", ""]
+
+
+def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("moelens.japanese.labels._CHUNK", 10)
+    recording = FakeRecording(tmp_path, *["雨が|降ります|。", "お届け|いたします。"] * 4)
+    alone = {f: label(recording, processes=1).matrix(f)[1] for f in FAMILIES}
+    shared = label(recording, processes=2)
+    for family, expected in alone.items():
+        np.testing.assert_array_equal(shared.matrix(family)[1], expected)
+    with pytest.raises(MoeLensError) as error:
+        label(recording, processes=0)
+    assert str(error.value) == "processes=0; allowed: 1 or more, or None"
+
+
 def test_labels_on_disk(tmp_path):
     recording = FakeRecording(tmp_path, "お届け|いたします。", "雨|。")
     label(recording)
@@ -221,8 +268,12 @@ def test_labels_on_disk(tmp_path):
     assert labels.metadata["rules"] == rulebook().version
     assert re.fullmatch(r"fugashi \d[\d.]*", labels.metadata["analyser"])
     assert re.fullmatch(r"unidic-lite \d[\d.]*", labels.metadata["dictionary"])
-    for file in ("morphology.parquet", "honorifics.parquet"):
-        assert pq.read_metadata(tmp_path / "labels" / file).num_rows == 6
+    for file in FILES:
+        assert pq.read_metadata(tmp_path / "labels" / f"{file}.parquet").num_rows == 6
+    assert labels.table("pos", ["lemma"])["lemma"].to_pylist() == ["", "届ける", "。", "", "雨", "。"]
+    assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "o-itasu", "", "", "", ""]
+    assert shown(labels, "reference") == ["", "主語なし・話し手側", "", "", "", ""]
+    assert shown(labels, "register") == ["", "honorific", "honorific", "", "plain", "plain"]
 
 
 def test_documents_may_come_in_any_order(tmp_path):
@@ -244,7 +295,7 @@ def test_errors_of_labels(tmp_path):
     labels = label(recording)
     with pytest.raises(UnknownNameError) as family:
         labels.matrix("敬語")
-    assert str(family.value) == "unknown label family '敬語'; allowed: pos, script, goshu, ending, honorifics"
+    assert str(family.value) == "unknown label family '敬語'; there are 13, from 'pos' to 'register_evidence'"
     recording.rows.pop()
     with pytest.raises(RecordingError) as stale:
         Labels.open(recording)
@@ -254,8 +305,8 @@ def test_errors_of_labels(tmp_path):
 @given(TEXTS, st.data())
 @settings(deadline=None, max_examples=50)
 def test_policies_against_a_plain_reference(text, data):
-    characters = character_labels(text)
-    inside = characters.any(axis=1)
+    labels = character_labels(text)
+    characters, inside = labels.has, labels.morpheme >= 0
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, len(text)))
     places = [i for i in range(start, end) if inside[i]]
@@ -267,7 +318,7 @@ def test_policies_against_a_plain_reference(text, data):
         "majority": 2 * np.sum(rows, axis=0) > len(rows) if rows else nothing,
     }
     for policy, row in expected.items():
-        found = on_tokens(characters, np.array([start], np.int32), np.array([end], np.int32), policy)
+        found = on_tokens(characters, np.array([start], np.int32), np.array([end], np.int32), policy, inside)
         np.testing.assert_array_equal(found, [row])
 
 
@@ -279,12 +330,14 @@ def test_policies_against_a_plain_reference(text, data):
         ("彼は黙っていた。寒い。", ["いた/常体", "寒い/常体"]),
         ("休館日のお知らせ。", ["知らせ/体言止め"]),
         ("静かな海だ。", ["海だ/常体"]),
+        ("どうぞお構いなく。", ["なく/言いさし"]),
         ("", []),
         ("。", []),
     ],
 )
 def test_endings(text, expected):
-    assert [f"{text[a:b]}/{name}" for a, b, name in endings(analyze(text))] == expected
+    found = [s for s in register(text) if s.ending]
+    assert [f"{text[slice(*s.predicate)]}/{s.ending}" for s in found] == expected
 
 
 # ---- the bundled corpus --------------------------------------------------------------------------------------------

@@ -1,11 +1,15 @@
-"""Labels: which morphology and which honorifics each token of a recording belongs to."""
+"""Labels: which morphology, functions, honorifics, references and register each token of a recording belongs to."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -14,26 +18,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moelens.errors import RecordingError, unknown
-from moelens.japanese.honorifics import CLASSES, honorifics
-from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Morpheme, analyze, provenance
+from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.japanese.families import COLUMNS, FAMILIES, FILES, Bools, character_labels
+from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
 
 Policy = Literal["last", "any", "majority"]
-Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int32]
 
-#: The last predicate of a sentence: polite (です・ます), plain, or no predicate but a noun.
-ENDINGS = ("敬体", "常体", "体言止め")
-
-#: What can be asked for, and the names within it; a name that a recording never shows is False throughout.
-FAMILIES: Mapping[str, tuple[str, ...]] = {
-    "pos": POS,
-    "script": SCRIPTS,
-    "goshu": GOSHU,
-    "ending": ENDINGS,
-    "honorifics": CLASSES,
-}
-_FILES = {"morphology.parquet": ("pos", "script", "goshu", "ending"), "honorifics.parquet": ("honorifics",)}
+_WORDS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
+_CHUNK = 100_000  # characters that are labelled together
+_POSITION = COLUMNS.index("position.begin")
 
 
 class _Recording(Protocol):
@@ -55,14 +50,13 @@ class Labels:
     def open(cls, recording: _Recording) -> Labels:
         """The labels written for `recording`; raises `RecordingError` if there are none, or not one row a token."""
         path = Path(recording.path) / "labels"
-        missing = [name for name in _FILES if not (path / name).exists()]
+        missing = [name for name in FILES if not (path / f"{name}.parquet").exists()]
         if missing:
-            raise RecordingError(f"no {missing[0]} in {path}; write it with moelens.japanese.label(recording)")
-        labels = cls(path)
-        rows, tokens = labels._table("honorifics", []).num_rows, recording.tokens(["doc"]).num_rows
+            raise RecordingError(f"no {missing[0]}.parquet in {path}; write it with moelens.japanese.label(recording)")
+        rows, tokens = pq.read_metadata(path / "honorifics.parquet").num_rows, recording.tokens(["doc"]).num_rows
         if rows != tokens:
             raise RecordingError(f"{path} has {rows} rows for {tokens} tokens; write it anew with label(recording)")
-        return labels
+        return cls(path)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -70,7 +64,7 @@ class Labels:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Analyser, dictionary, version of the rules and policy."""
+        """Analyser, dictionary, version of the rules, policy, and how the tokens were aligned."""
         stored = pq.read_schema(self.path / "honorifics.parquet").metadata
         return {k.decode().removeprefix("moelens."): v.decode() for k, v in stored.items() if k.startswith(b"moelens.")}
 
@@ -83,14 +77,18 @@ class Labels:
         if family not in FAMILIES:
             raise unknown("label family", family, FAMILIES)
         names = FAMILIES[family]
-        table = self._table(family, [f"{family}.{name}" for name in names])
+        table = self.table(family, [f"{family}.{name}" for name in names])
         return names, np.stack([column.to_numpy() for column in table.columns], axis=1)
 
-    def _table(self, family: str, columns: list[str]) -> Any:
-        return pq.read_table(self.path / next(f for f, held in _FILES.items() if family in held), columns=columns)
+    def table(self, family: str, columns: list[str] | None = None) -> Any:
+        """The columns of the file that holds a family, or these of them, as an Arrow table."""
+        file = next(file for file, held in FILES.items() if family in held)
+        return pq.read_table(self.path / f"{file}.parquet", columns=columns)
 
 
-def label(recording: _Recording, policy: Policy = "last") -> Labels:
+def label(
+    recording: _Recording, policy: Policy = "last", analyser: Analyser = "fugashi", processes: int | None = None
+) -> Labels:
     """Analyse the documents of `recording` and label each of its tokens.
 
     A token may cover several morphemes, or a part of one. `policy` says when it has a label: "last", if its last
@@ -98,84 +96,128 @@ def label(recording: _Recording, policy: Policy = "last") -> Labels:
     characters has it; "majority", if more than half of them have it. White space between morphemes does not count.
     Special tokens, which cover no characters, have no label.
 
-    Writes `labels/morphology.parquet` and `labels/honorifics.parquet`, one row a token, one column a label
-    (`pos.名詞`, `honorifics.尊敬語`).
+    Writes one Parquet file for each of morphology, function, honorifics, reference and register to `labels/`, one row
+    a token, one column a label (`pos.名詞`, `honorifics.尊敬語`), and beside them the levels of the part of speech,
+    conjugation, lemma and its reading, and the rule that found the honorific, of the token's last character.
+    `processes` share the work, and documents are written as they are done. By default these are as many as there are
+    cores, but one in a script: a process begins by importing the script, so ask for several from under
+    `if __name__ == "__main__":`.
+
+    Raises `UnknownNameError` for another policy or analyser, `MoeLensError` for fewer than one process.
 
     >>> labels = label(recording)  # doctest: +SKIP
     >>> names, has = labels.matrix("honorifics")  # doctest: +SKIP
     >>> dict(zip(names, has.mean(axis=0)))  # doctest: +SKIP
     """
-    if policy not in get_args(Policy):
-        raise unknown("label policy", policy, get_args(Policy))
+    for kind, value, allowed in (("label policy", policy, Policy), ("analyser", analyser, Analyser)):
+        if value not in get_args(allowed):
+            raise unknown(kind, value, get_args(allowed))
+    if processes is not None and processes < 1:
+        raise MoeLensError(f"processes={processes}; allowed: 1 or more, or None")
     tokens = recording.tokens(["doc", "char_start", "char_end"])
     doc, start, end = (tokens[name].to_numpy() for name in ("doc", "char_start", "char_end"))
+    order = np.argsort(doc, kind="stable")
+    bounds = np.flatnonzero(np.diff(doc[order])) + 1
+    rows = [rows for rows in np.split(order, bounds) if len(rows)]
     documents = recording.documents()
     texts = dict(zip(documents["doc"].to_pylist(), documents["text"].to_pylist(), strict=True))
-
-    has: Bools = np.zeros((len(doc), sum(map(len, FAMILIES.values()))), dtype=np.bool_)
-    for rows in _rows_of_documents(doc):
-        has[rows] = on_tokens(character_labels(texts[int(doc[rows[0]])]), start[rows], end[rows], policy)
-    return _write(Path(recording.path) / "labels", has, policy)
-
-
-def _rows_of_documents(doc: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.intp]]:
-    order = np.argsort(doc, kind="stable")
-    return (rows for rows in np.split(order, np.flatnonzero(np.diff(doc[order])) + 1) if len(rows))
-
-
-def character_labels(text: str) -> Bools:
-    """Bool `[character, label]`: the labels of all families, one family after the other."""
-    column = {(family, name): i for i, (family, name) in enumerate((f, n) for f in FAMILIES for n in FAMILIES[f])}
-    has: Bools = np.zeros((len(text), len(column)), dtype=np.bool_)
-    morphemes = analyze(text)
-    for m in morphemes:
-        for key in (("pos", m.pos[0]), ("script", m.script), ("goshu", m.goshu)):
-            if key in column:
-                has[m.start : m.end, column[key]] = True
-    for start, end, ending in endings(morphemes):
-        has[start:end, column["ending", ending]] = True
-    for span in honorifics(text, morphemes):
-        for name in span.classes:
-            has[span.start : span.end, column["honorifics", name]] = True
-    return has
+    jobs = [
+        ([(texts[int(doc[r[0]])], start[r], end[r]) for r in group], policy, analyser)
+        for group in _groups(rows, [len(texts[int(doc[r[0]])]) for r in rows])
+    ]
+    tables = _labelled(jobs, processes or _cores())
+    if (np.diff(order) < 0).any():  # the documents do not come in their order
+        whole = pa.concat_tables([_empty(), *tables])
+        tables = iter([whole.take(np.argsort(order, kind="stable"))])
+    facts = {**provenance(analyser), "rules": rulebook().version, "policy": policy, "alignment": _alignment(recording)}
+    return _write(Path(recording.path) / "labels", tables, facts)
 
 
-def endings(morphemes: tuple[Morpheme, ...]) -> Iterator[tuple[int, int, str]]:
-    """The last predicate of each sentence, as start, end and one of `ENDINGS`.
+def _cores() -> int:
+    """Processes to use unasked: in a script one, since starting more would run it again."""
+    return 1 if hasattr(sys.modules["__main__"], "__file__") else os.cpu_count() or 1
 
-    It is the last verb, adjective or noun before the full stop, with the auxiliaries that follow it.
 
-    >>> list(endings(analyze("雨が降りました。寒い。")))
-    [(2, 7, '敬体'), (8, 10, '常体')]
+def _groups(rows: Sequence[Any], lengths: Sequence[int]) -> Iterator[list[Any]]:
+    """Documents that are labelled together."""
+    group: list[Any] = []
+    size = 0
+    for item, length in zip(rows, lengths, strict=True):
+        group.append(item)
+        size += length
+        if size >= _CHUNK:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+Job = tuple[list[tuple[str, Ints, Ints]], Policy, Analyser]
+
+
+def _labelled(jobs: Sequence[Job], processes: int) -> Iterator[Any]:
+    """A table for each job, in their order; a few jobs are under way at once."""
+    processes = min(processes, len(jobs))
+    if processes < 2:
+        yield from map(_label_documents, jobs)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting = iter(jobs)
+        while some := list(islice(waiting, 4 * processes)):
+            yield from pool.map(_label_documents, some)
+
+
+def _label_documents(job: Job) -> Any:
+    documents, policy, analyser = job
+    return pa.concat_tables([_label_text(*document, policy, analyser) for document in documents])
+
+
+def _label_text(text: str, start: Ints, end: Ints, policy: Policy, analyser: Analyser) -> Any:
+    labels = character_labels(text, analyser)
+    has = on_tokens(labels.has, start, end, policy, labels.morpheme >= 0)
+    last = last_characters(labels.morpheme >= 0, start, end)
+    words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
+    for row, m in enumerate(words):
+        if m is not None:
+            begins, ends = start[row] <= m.start, end[row] >= m.end
+            has[row, _POSITION + (3 if begins and ends else 0 if begins else 2 if ends else 1)] = True
+    told = {
+        **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
+        **{name: [getattr(m, name) if m else "" for m in words] for name in _WORDS[4:]},
+        "rule": [labels.rule[i] if i >= 0 else "" for i in last],
+    }
+    return pa.table(
+        {column: has[:, i] for i, column in enumerate(COLUMNS)} | {k: pa.array(v, pa.string()) for k, v in told.items()}
+    )
+
+
+def _empty() -> Any:
+    nothing = np.zeros(0, np.int32)
+    return _label_text("", nothing, nothing, "last", "fugashi")
+
+
+def last_characters(inside: Bools, start: Ints, end: Ints) -> npt.NDArray[np.int64]:
+    """For each token `[token]` the place of its last character that a morpheme holds, or -1."""
+    if not len(inside):
+        return np.full(len(start), -1, dtype=np.int64)
+    place = np.maximum.accumulate(np.where(inside, np.arange(len(inside)), -1))[np.maximum(end - 1, 0)]
+    return np.where((place >= start) & (end > start), place, -1)
+
+
+def on_tokens(characters: Bools, start: Ints, end: Ints, policy: Policy = "last", inside: Bools | None = None) -> Bools:
+    """From bool `[character, label]` to bool `[token, label]`, by the policies of `label`.
+
+    `inside` `[character]` says which characters a morpheme holds (by default those with a label).
     """
-    stops = [i for i, m in enumerate(morphemes) if m.pos[1] == "句点"]
-    for before, stop in pairwise([-1, *stops, len(morphemes)]):
-        sentence = list(morphemes[before + 1 : stop])
-        while sentence and sentence[-1].pos[0] in ("助詞", "補助記号", "記号", "空白"):
-            sentence.pop()
-        last = len(sentence) - 1
-        while last > 0 and sentence[last].pos[0] == "助動詞":
-            last -= 1
-        if not sentence:
-            continue
-        tail = sentence[last:]
-        lemmas = {m.lemma for m in tail if m.pos[0] == "助動詞"}
-        polite = not lemmas.isdisjoint(("です", "ます"))
-        nominal = len(tail) == 1 and tail[0].pos[0] in ("名詞", "代名詞", "接尾辞", "形状詞")
-        yield tail[0].start, tail[-1].end, "敬体" if polite else "体言止め" if nominal else "常体"
-
-
-def on_tokens(
-    characters: Bools, start: npt.NDArray[np.int32], end: npt.NDArray[np.int32], policy: Policy = "last"
-) -> Bools:
-    """From bool `[character, label]` to bool `[token, label]`, by the policies of `label`."""
     if not len(characters):
         return np.zeros((len(start), characters.shape[1]), dtype=np.bool_)
-    inside: Bools = np.asarray(characters.any(axis=1))  # false between morphemes
+    inside = np.asarray(characters.any(axis=1)) if inside is None else inside
     if policy == "last":
-        place = np.maximum.accumulate(np.where(inside, np.arange(len(inside)), -1))[np.maximum(end - 1, 0)]
-        return np.asarray(characters[place] & (place >= start)[:, None] & (end > start)[:, None])
-    summed = np.concatenate([np.zeros((1, characters.shape[1]), np.int64), np.cumsum(characters, axis=0)])
+        place = last_characters(inside, start, end)
+        return np.asarray(characters[place] & (place >= 0)[:, None])
+    summed = np.concatenate(
+        [np.zeros((1, characters.shape[1]), np.int64), np.cumsum(characters & inside[:, None], axis=0)]
+    )
     counts = summed[end] - summed[start]
     if policy == "any":
         return np.asarray(counts > 0)
@@ -183,14 +225,37 @@ def on_tokens(
     return np.asarray(2 * counts > (lengths[end] - lengths[start])[:, None])
 
 
-def _write(folder: Path, has: Bools, policy: Policy) -> Labels:
+def _alignment(recording: _Recording) -> str:
+    """How the tokens' characters were found, of how many documents, as the recording says."""
+    manifest = getattr(recording, "manifest", {})
+    methods = manifest.get("tokenizer", {}).get("documents_by_spans", {})
+    return ", ".join(f"{method}: {n}" for method, n in sorted(methods.items())) or "unknown"
+
+
+def _write(folder: Path, tables: Iterator[Any], facts: dict[str, str]) -> Labels:
+    """Write the tables one after another, each file under another name until all are complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {**provenance(), "rules": rulebook().version, "policy": policy}
     metadata = {f"moelens.{name}": value for name, value in facts.items()}
-    keys = [(family, name) for family, names in FAMILIES.items() for name in names]
-    for file, families in _FILES.items():
-        columns = {f"{family}.{name}": has[:, i] for i, (family, name) in enumerate(keys) if family in families}
-        table = pa.table(columns).replace_schema_metadata(metadata)
-        pq.write_table(table, folder / f".{file}", compression="zstd")
-        os.replace(folder / f".{file}", folder / file)
+    words = {"morphology": _WORDS, "honorifics": ("rule",)}
+    columns = {
+        file: [c for c in COLUMNS if c.partition(".")[0] in held] + list(words.get(file, ()))
+        for file, held in FILES.items()
+    }
+    with ExitStack() as stack:
+        schema = _empty().schema.with_metadata(metadata)
+        writers = {
+            file: stack.enter_context(
+                pq.ParquetWriter(
+                    folder / f".{file}.parquet",
+                    pa.schema([schema.field(name) for name in names], metadata=metadata),
+                    compression="zstd",
+                )
+            )
+            for file, names in columns.items()
+        }
+        for table in tables:
+            for file, names in columns.items():
+                writers[file].write_table(table.select(names).replace_schema_metadata(metadata))
+    for file in FILES:
+        os.replace(folder / f".{file}.parquet", folder / f"{file}.parquet")
     return Labels(folder)
