@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,8 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert found.top[0].high < 0
     assert found.top[0].change == min(c.change for c in found.top)
     assert found.pairs == (4, 4)
+    split = [replace(p, split="test" if i < 2 else "discovery") for i, p in enumerate(POLITE)]
+    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs that say their half keep to it"
 
     result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
     (planted,) = result.kinds
@@ -230,11 +233,14 @@ def test_usage(model: HookedMoE) -> None:
 def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, experts: set[int], matched: bool) -> None:
     rng = np.random.default_rng(seed)
     found = Usage((1, 4), rng.random((2, 32)), rng.random((2, 32)), rng.random((2, 32)))
-    sets = control_sets(found, 4, sorted(experts), 20, seed, matched)
-    assert len(set(sets)) == 20
-    assert all(len(chosen) == len(experts) for _, chosen in sets)
-    assert all(layer == 4 and experts.isdisjoint(chosen) for layer, chosen in sets)
-    assert sets == control_sets(found, 4, sorted(experts), 20, seed, matched)
+    groups = [(4, tuple(sorted(experts))), (1, (5,))]
+    for wanted in (groups, groups[:1]):
+        sets = control_sets(found, wanted, 20, seed, matched)
+        assert len(set(sets)) == 20
+        for drawn in sets:
+            assert [(layer, len(chosen)) for layer, chosen in drawn] == [(layer, len(e)) for layer, e in wanted]
+            assert all(set(chosen).isdisjoint(e) for (_, chosen), (_, e) in zip(drawn, wanted, strict=True))
+        assert sets == control_sets(found, wanted, 20, seed, matched)
 
 
 def test_matched_controls_are_nearer_than_random_ones() -> None:
@@ -243,11 +249,8 @@ def test_matched_controls_are_nearer_than_random_ones() -> None:
     features = found.features()[0]
 
     def distance(matched: bool) -> float:
-        return float(
-            np.mean(
-                [np.linalg.norm(features[e] - features[7]) for _, (e,) in control_sets(found, 1, [7], 20, 0, matched)]
-            )
-        )
+        sets = control_sets(found, [(1, (7,))], 20, 0, matched)
+        return float(np.mean([np.linalg.norm(features[e] - features[7]) for ((_, (e,)),) in sets]))
 
     assert distance(True) < 0.6 * distance(False)
 

@@ -64,6 +64,7 @@ class Attribution:
         layers: the layers' numbers.
         top: the experts with the largest contributions, verified on the test half by removing them one by one.
         rank_correlation: Spearman's, of `attributed` (discovery) with what removal costs (test), over `top`.
+        rank_correlation_test: the same of `repeated`, attribution on the very pairs of the removal.
         pairs: how many pairs each half has.
     """
 
@@ -74,15 +75,15 @@ class Attribution:
     shared: Floats
     top: tuple[Contribution, ...]
     rank_correlation: float
+    rank_correlation_test: float
     pairs: tuple[int, int]
     seed: int
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         arrays = {name: getattr(self, name).tolist() for name in ("routed", "shared")}
-        plain = {
-            name: getattr(self, name) for name in ("model", "kinds", "layers", "rank_correlation", "pairs", "seed")
-        }
+        names = ("model", "kinds", "layers", "rank_correlation", "rank_correlation_test", "pairs", "seed")
+        plain = {name: getattr(self, name) for name in names}
         return plain | arrays | {"top": [asdict(c) for c in self.top]}
 
     def table(self) -> str:
@@ -96,7 +97,8 @@ class Attribution:
                 f"{self.model} · contributions to {', '.join(self.kinds)}, nats · found on {self.pairs[0]} pairs, "
                 f"verified on {self.pairs[1]} of other frames · seed {self.seed}",
                 plain_table(header, rows),
-                f"rank correlation, attribution (discovery) with removal (test): {number(self.rank_correlation)}",
+                f"rank correlation with removal (test): of attribution (discovery) {number(self.rank_correlation)}, "
+                f"of attribution (test) {number(self.rank_correlation_test)}",
             ]
         )
 
@@ -147,6 +149,7 @@ def attribute(
         both[0][:, -1],
         tuple(found),
         rank_correlation([c.attributed for c in found], [-c.change for c in found]),
+        rank_correlation([c.repeated for c in found], [-c.change for c in found]),
         (len(discovery), len(test)),
         seed,
     )

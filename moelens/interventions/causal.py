@@ -25,10 +25,12 @@ class Causes:
     Attributes:
         effects: of removing each routed expert of `attribution.top`, on the test half, in that order.
         holm: p of each effect corrected for their number (Holm 1979).
+        joint: of removing all of these at once; None where there are fewer than two.
     """
 
     attribution: Attribution
     effects: tuple[Effect, ...]
+    joint: Effect | None
 
     @property
     def holm(self) -> tuple[float, ...]:
@@ -37,22 +39,24 @@ class Causes:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
         effects = [asdict(e) | {"holm": p} for e, p in zip(self.effects, self.holm, strict=True)]
-        return {"attribution": self.attribution.to_dict(), "effects": effects}
+        joint = None if self.joint is None else asdict(self.joint)
+        return {"attribution": self.attribution.to_dict(), "effects": effects, "joint": joint}
 
     def __repr__(self) -> str:
-        lines = [repr(self.attribution)]
-        if self.effects:
-            first = self.effects[0]
-            lines.append(
-                f"\non the test half, beside the removal of {first.draws} other experts like each · seed {first.seed}"
-            )
-            header = ("", "change", "95 %", "flip", "controls", "95 %", "p", "p Holm", "KL elsewhere")
-            lines.append(plain_table(header, [_row(e, p) for e, p in zip(self.effects, self.holm, strict=True)]))
-            least = 1 / (1 + first.draws)
-            lines.append(
-                f"smallest p that {first.draws} controls allow: {number(least)}; give --draws more to go below"
-            )
-        return "\n".join(lines)
+        if not self.effects:
+            return repr(self.attribution)
+        first = self.effects[0]
+        header = ("", "change", "95 %", "flip", "controls", "95 %", "p", "p Holm", "KL elsewhere")
+        rows = [_row(e, p) for e, p in zip(self.effects, self.holm, strict=True)]
+        lines = [
+            repr(self.attribution),
+            f"\non the test half, beside the removal of {first.draws} other experts like each; the smallest p is "
+            f"{number(1 / (1 + first.draws))}",
+        ]
+        if self.joint is not None:
+            rows.append(("all of these", *_row(self.joint, float("nan"))[1:]))
+            lines[-1] += f" ({self.joint.draws} sets of them for all, {number(1 / (1 + self.joint.draws))})"
+        return "\n".join([*lines, plain_table(header, rows)])
 
 
 def _row(e: Effect, corrected: float) -> tuple[str, ...]:
@@ -77,14 +81,22 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def causes(
-    model: Any, pairs: Iterable[Any], *, top: int = 5, draws: int = 20, seed: int = 0, progress: bool = False
+    model: Any,
+    pairs: Iterable[Any],
+    *,
+    top: int = 5,
+    draws: int = 20,
+    joint_draws: int = 100,
+    seed: int = 0,
+    progress: bool = False,
 ) -> Causes:
     """Find the experts that contribute most to a preference, remove them, and remove others like them.
 
     Args:
         pairs: of one kind; found on one half of its frames, tested on the other.
         top: routed and shared experts that are removed.
-        draws: matched controls for each routed expert.
+        draws: matched controls for each routed expert alone.
+        joint_draws: matched controls for all of them together, of which there are many more.
 
     Raises:
         MoeLensError: pairs of several kinds, and as `attribute` and `effect` do.
@@ -94,12 +106,11 @@ def causes(
     if len(kinds) > 1:
         raise MoeLensError(f"pairs of {len(kinds)} kinds, {', '.join(kinds)}; give one kind at a time")
     found = attribute(model, given, top=top, seed=seed, progress=progress)
-    effects = [
-        effect(model, given, remove(c.layer, [c.expert]), draws=draws, half="test", seed=seed, progress=progress)
-        for c in found.top
-        if c.expert is not None
-    ]
-    return Causes(found, tuple(effects))
+    removals = [remove(c.layer, [c.expert]) for c in found.top if c.expert is not None]
+    options: dict[str, Any] = {"half": "test", "seed": seed, "progress": progress}
+    effects = tuple(effect(model, given, removal, draws=draws, **options) for removal in removals)
+    joint = effect(model, given, removals, draws=joint_draws, **options) if len(removals) > 1 else None
+    return Causes(found, effects, joint)
 
 
 def read_pairs(source: str) -> tuple[Pair, ...]:
@@ -113,6 +124,6 @@ def read_pairs(source: str) -> tuple[Pair, ...]:
         if not path.is_file():
             raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
         return as_pairs(json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip())
-    from moelens import japanese
+    from moelens.japanese.pairs import pairs
 
-    return as_pairs(japanese.pairs(kind=source))
+    return as_pairs(pairs(kind=source))

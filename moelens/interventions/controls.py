@@ -73,41 +73,50 @@ def usage(model: Any, texts: Sequence[str], batch_tokens: int = 2048) -> Usage:
     return Usage(tuple(layers), sums[0] / tokens, sums[1] / count, sums[2] / count)
 
 
+Group = tuple[int, tuple[int, ...]]
+"""A layer's number and experts of it."""
+
+
 def control_sets(
-    found: Usage, layer: int, experts: Sequence[int], draws: int, seed: int, matched: bool = True
-) -> list[tuple[int, tuple[int, ...]]]:
-    """`draws` different sets of other experts, as (layer, experts), each expert like its counterpart.
+    found: Usage, groups: Sequence[Group], draws: int, seed: int, matched: bool = True
+) -> list[tuple[Group, ...]]:
+    """`draws` different counterparts of `groups`: as many other experts, each like the one in whose place it is.
 
     Matched, an expert is drawn from those nearest to its counterpart in load, weight and norm (`Usage.features`): the
-    `draws` nearest for a single expert, the 10 nearest for several. They come from the same layer; where that has too
-    few sets, from all layers.
+    `draws` nearest for a single expert, the 10 nearest where there are several. They come from the same layers; where
+    those have too few sets, from all.
 
     Raises:
         MoeLensError: fewer than `draws` sets of other experts exist, or `draws` is below 20.
     """
     if draws < LEAST_DRAWS:
         raise MoeLensError(f"{draws} control draws cannot reach p = .05; give {LEAST_DRAWS} or more, or controls=None")
-    rng, features = np.random.default_rng(seed), found.features()
-    own = found.layers.index(layer)
-    nearest = features.shape[1] if not matched else draws if len(experts) == 1 else 10
-    sets: dict[tuple[int, tuple[int, ...]], None] = {}
-    for places in ([own], list(range(len(found.layers)))):
+    rng, features, n = np.random.default_rng(seed), found.features(), sum(len(experts) for _, experts in groups)
+    nearest = features.shape[1] if not matched else draws if n == 1 else 10
+    own = {found.layers.index(layer): list(experts) for layer, experts in groups}
+    sets: dict[tuple[Group, ...], None] = {}
+    for same_layer in (True, False):
         for _ in range(TRIALS * draws):
-            place = int(rng.choice(places))
-            chosen: list[int] = []
-            for expert in experts:
-                distance = np.linalg.norm(features[place] - features[own, expert], axis=-1)
-                distance[[*chosen, *(experts if place == own else ())]] = np.inf
-                near = np.argsort(distance)[:nearest]
-                near = near[np.isfinite(distance[near])]
-                if len(near):
-                    chosen.append(int(rng.choice(near)))
-            if len(chosen) == len(experts):
-                sets[found.layers[place], tuple(sorted(chosen))] = None
+            taken = {place: own.get(place, []).copy() for place in range(len(found.layers))}
+            drawn: list[Group] = []
+            for layer, experts in groups:
+                here = found.layers.index(layer)
+                place = here if same_layer else int(rng.integers(len(found.layers)))
+                chosen: list[int] = []
+                for expert in experts:
+                    distance = np.linalg.norm(features[place] - features[here, expert], axis=-1)
+                    distance[taken[place]] = np.inf
+                    near = np.argsort(distance)[:nearest]
+                    near = near[np.isfinite(distance[near])]
+                    chosen += [int(rng.choice(near))] if len(near) else []
+                    taken[place] += chosen[-1:]
+                drawn.append((found.layers[place], tuple(sorted(chosen))))
+            if sum(len(experts) for _, experts in drawn) == n:
+                sets[tuple(drawn)] = None
             if len(sets) == draws:
                 return list(sets)
     raise MoeLensError(
-        f"the model has {len(sets)} sets of {len(experts)} other experts for {draws} controls; "
+        f"the model has {len(sets)} sets of {n} other experts for {draws} controls; "
         "give fewer draws (20 or more), or controls=None"
     )
 
@@ -120,13 +129,14 @@ def control_interventions(
     Raises:
         MoeLensError: an intervention that does not act on routed experts of one layer.
     """
-    columns = []
-    for i, intervention in enumerate(interventions):
-        if intervention.layer is None or intervention.experts in ("shared", ()):
+    groups: list[Group] = []
+    for i in interventions:
+        if i.layer is None or i.experts == "shared" or not i.experts:
             raise MoeLensError(
-                f"'{intervention}' has no other experts to be controlled by; use controls=None, or experts of one layer"
+                f"'{i}' has no other experts to be controlled by; use controls=None, or experts of one layer"
             )
-        experts = [int(e) for e in intervention.experts]
-        sets = control_sets(found, intervention.layer, experts, draws, seed + i, matched)
-        columns.append([intervention.with_experts(layer, chosen) for layer, chosen in sets])
-    return list(zip(*columns, strict=True))
+        groups.append((i.layer, i.experts))
+    return [
+        tuple(i.with_experts(layer, experts) for i, (layer, experts) in zip(interventions, drawn, strict=True))
+        for drawn in control_sets(found, groups, draws, seed, matched)
+    ]

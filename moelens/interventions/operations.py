@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
-from moelens.interventions.where import At, Phase, require_label, token_mask
+from moelens.interventions.where import At, Phase, require_label, text_labels, token_mask
 
 Hooks = list[tuple[str, Callable[..., Any]]]
 Edit = Callable[[Tensor, Any], Tensor]
@@ -69,7 +69,7 @@ class Intervention:
         if self.layer is not None and self.layer not in shape.moe_layers:
             raise unknown("layer", self.layer, shape.moe_layers, f"layers of {model.name!r} with experts")
         if isinstance(self.at, str):
-            require_label(self.at)
+            require_label(self.at, text_labels())
         if self.experts == "shared":
             if shape.n_shared == 0:
                 raise MoeLensError(f"{model.name!r} has no shared expert; give ids of routed experts")

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.interventions.where import require_label
 
 Ints = NDArray[np.int64]
 ROUTES = ("experts", "weights", "paths")
@@ -148,7 +149,5 @@ def targets(recording: Any, label: str | Sequence[str | None]) -> tuple[tuple[st
         names, has = families[label]
         return names, np.where(text & (has.sum(1) == 1), has.argmax(1), -1)
     single = {f"{family}.{n}": has[:, i] for family, (names, has) in families.items() for i, n in enumerate(names)}
-    single |= {key.partition(".")[2]: has for key, has in single.items()}
-    if label not in single:
-        raise unknown("label", label, [*families, *single])
-    return (f"not {label}", label), np.where(text, single[label].astype(np.int64), -1)
+    found = single[require_label(label, single)]
+    return (f"not {label}", label), np.where(text, found.astype(np.int64), -1)
