@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
+from moelens.japanese.faces import Face, InText
 from moelens.japanese.morphology import Morpheme, analyze
 from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, fits, rulebook
 
@@ -43,9 +44,20 @@ class HonorificSpan:
     def certain(self) -> bool:
         return not self.readings
 
+    def face(self) -> Face:
+        details = {
+            "rule": self.rule,
+            "raises": ", ".join(self.raises),
+            "plain": ", ".join(self.plain),
+            "or": ", ".join(self.readings),
+            "double": "二重敬語" if self.double else "",
+        }
+        return Face("・".join(self.classes) or "？", (*self.classes, "")[0], details)
 
-def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> tuple[HonorificSpan, ...]:
+
+def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> InText[HonorificSpan]:
     """The honorifics of `text` in order of their place, none overlapping; one may have several classes.
+    A notebook shows them as coloured text.
 
     Earlier rules of the table win. Pass `morphemes` where the text has been analysed already.
 
@@ -59,7 +71,7 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> tuple[
             for rule, span, words in _claims(sentence)
             if not rule.guards
         )
-    return tuple(sorted(found, key=lambda span: span.start))
+    return InText(text, sorted(found, key=lambda span: span.start))
 
 
 def sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:

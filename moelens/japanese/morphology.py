@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese.faces import Face, InText
 
 Analyser = Literal["fugashi", "sudachi"]
 
@@ -87,6 +88,11 @@ class Morpheme:
     goshu = property(lambda self: self.word.goshu)
     script = property(lambda self: self.word.script)
 
+    def face(self) -> Face:
+        above = "" if self.script in ("hiragana", "katakana", "punctuation") else self.reading
+        pos = "-".join(level for level in self.pos if level != "*")
+        return Face(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})
+
 
 def script(surface: str) -> str:
     """The writing system of a word, one of `SCRIPTS`.
@@ -116,7 +122,7 @@ def _sudachi() -> Any:
         sudachi = import_module("sudachipy")
     except ImportError as error:
         raise MoeLensError("analyser 'sudachi' is not installed; pip install sudachipy sudachidict-core") from error
-    return sudachi.Dictionary(dict="core").create(mode=sudachi.SplitMode.A)
+    return sudachi.Dictionary(dict="core").tokenizer(mode=sudachi.SplitMode.A)
 
 
 Known = dict[tuple[str, str], Word]
@@ -134,8 +140,8 @@ def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
     return {"analyser": f"{tool} {version(tool)}", "dictionary": f"{dictionary} {version(dictionary)}"}
 
 
-def analyze(text: str, analyser: Analyser = "fugashi") -> tuple[Morpheme, ...]:
-    """The morphemes of `text`, in order; only white space lies between them.
+def analyze(text: str, analyser: Analyser = "fugashi") -> InText[Morpheme]:
+    """The morphemes of `text`, in order; only white space lies between them. A notebook shows them with their readings.
 
     `analyser` is "fugashi" (UniDic's short units, the default) or "sudachi" (SudachiPy's units A, an extra with the
     same face; its parts of speech are UniDic's, its lemmas are its own normalised forms). Raises `UnknownNameError` for
@@ -149,7 +155,8 @@ def analyze(text: str, analyser: Analyser = "fugashi") -> tuple[Morpheme, ...]:
     if len(_known) > _MOST_KNOWN:
         _known.clear()
     readable = _UNREADABLE.sub("\ufffd", text)
-    return tuple(_by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable))
+    found = _by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable)
+    return InText(text, tuple(found))
 
 
 def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
