@@ -58,8 +58,8 @@ def markdown(found: dict[str, Causes], args: argparse.Namespace) -> str:
     sure = sum(float(row[-2]) < 0.05 for row in rows)
     head = (
         f"{args.model}, seed {args.seed}: the routed experts among the {args.top} largest contributions to each kind "
-        f"of pair, removed together, beside {args.draws} sets of matched experts. Margins and changes in nats, means over "
-        f"the test half. {sure} of {len(rows)} survive Holm's correction at .05. rank: correlation of attribution and "
+        f"of pair, removed together, beside {args.draws} sets of matched experts. Margins and changes in nats, means "
+        f"over the test half. {sure} of {len(rows)} survive Holm's correction at .05. rank: correlation of attribution and "
         "exact removal of the single experts, on the test half."
     )
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *rows)]

@@ -1,0 +1,75 @@
+"""`moelens effect`, on the bundled model and on pairs from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import moelens
+from moelens.cli import main
+from moelens.interventions import TextPair, causes
+from moelens.interventions.causal import holm, read_pairs
+from moelens.interventions.operations import named
+
+CONTEXTS = ["明日は学校へ", "母と町へ", "夏には海へ", "兄は大阪へ"]
+ROWS = [
+    {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
+    for c in CONTEXTS
+]
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_effect_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "effect.json"
+    assert main(["effect", "demo", "--pairs", str(pairs), "--top", "4", "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "contributions to polite-ending, nats · found on 2 pairs, verified on 2 of other frames" in shown
+    assert "rank correlation with removal (test): of attribution (discovery)" in shown
+    data = json.loads(out.read_text("utf-8"))
+    assert len(data["attribution"]["top"]) == 4
+    assert all(len(e["controls"]) == 20 and e["half"] == "test" for e in data["effects"])
+    assert "remove E" in shown
+
+
+def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["effect", "demo", "--pairs", str(pairs), "--operation"]
+    assert main([*base, "remove", "--layer", "3", "--experts", "shared"]) == 0
+    assert "remove shared expert in layer 3 · all pairs · no controls" in capsys.readouterr().out
+    for arguments, message in (
+        (["remove"], "--operation remove needs --layer and --experts, such as --layer 3 --experts 5,9"),
+        (["remove", "--layer", "3", "--experts", "a"], "--experts a are not ids; give some such as 5,9, or shared"),
+        (["delete", "--layer", "3", "--experts", "1"], "unknown operation 'delete'"),
+        (["scale", "--layer", "3", "--experts", "1"], "scale needs a value"),
+        (["remove", "--layer", "3", "--experts", "1", "--value", "2"], "remove takes no value, and got 2.0"),
+    ):
+        assert main([*base, *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_pairs_by_kind_or_file(pairs: Path) -> None:
+    assert [p.id for p in read_pairs(str(pairs))] == CONTEXTS
+    assert {p.kind for p in read_pairs("respectful-humble")} == {"respectful-humble"}
+    with pytest.raises(moelens.MoeLensError, match=r"no pairs at 'none.jsonl'; give a .jsonl file with a pair a line"):
+        read_pairs("none.jsonl")
+    with pytest.raises(moelens.MoeLensError, match="unknown kind of pairs 'respect'; did you mean 'respectful'"):
+        read_pairs("respect")
+    two = [TextPair("a", "k1", "f", "c", "x", "y"), TextPair("b", "k2", "f", "c", "x", "y")]
+    with pytest.raises(moelens.MoeLensError, match="pairs of 2 kinds, k1, k2; give one kind at a time"):
+        causes(None, two)
+
+
+def test_named_operations_and_holm() -> None:
+    assert str(named("swap", 3, [1, 2])) == "swap E1, E2 in layer 3"
+    assert str(named("steer", 3, [1], 0.5, at="尊敬語")) == "steer by 0.5 E1 in layer 3 at 尊敬語"
+    with pytest.raises(moelens.MoeLensError, match=r"swap takes two experts, and got \[1\]"):
+        named("swap", 3, [1])
+    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

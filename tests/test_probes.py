@@ -1,0 +1,279 @@
+"""Probes: planted signals and none, baselines by hand, codes, scripts that resume and fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import NearestCentroid
+
+from moelens import MoeLensError
+from moelens.cli import main
+from moelens.probes import classifiers, probe, run_script
+from moelens.probes.classifiers import fit
+from moelens.probes.features import FeatureStore
+from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
+
+E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
+N = DOCS * LENGTH
+
+
+class Fake:
+    """What probes ask of a recording: routes that follow the class of a token in layer 3, and nothing in layer 1."""
+
+    layers, n_experts, captures = LAYERS, E, ("routes", "residuals")
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.classes = rng.integers(0, 3, N)
+        routes = np.stack([np.stack([rng.choice(E, K, replace=False) for _ in range(N)]) for _ in LAYERS], 1)
+        follows = rng.random(N) < 0.8
+        routes[follows, 1, 0] = self.classes[follows]
+        routes[follows, 1, 1] = rng.integers(8, E, int(follows.sum()))
+        self.columns: dict[str, Any] = {
+            "doc": np.repeat(np.arange(DOCS), LENGTH).astype(np.int32),
+            "pos": np.tile(np.arange(LENGTH), DOCS).astype(np.int32),
+            "token_id": rng.integers(0, 50, N).astype(np.int32),
+            "char_start": np.zeros(N, np.int32),
+            "char_end": np.ones(N, np.int32),
+        }
+        for i, layer in enumerate(LAYERS):
+            self.columns[f"experts_L{layer:02d}"] = routes[:, i].astype(np.uint8)
+            self.columns[f"weights_L{layer:02d}"] = rng.random((N, K)).astype(np.float16)
+        self.residuals = rng.normal(size=(N, 6)) + 2 * np.eye(6)[self.classes]
+
+    def column(self, name: str) -> Any:
+        return self.columns[name]
+
+    def vectors(self, name: str, layer: int) -> pa.Table:
+        order = np.random.default_rng(1).permutation(N)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(self.residuals[order].ravel()), 6)
+        return pa.table({"doc": self.columns["doc"][order], "pos": self.columns["pos"][order], "values": values})
+
+    @property
+    def labels(self) -> list[str | None]:
+        return ["名詞動詞助詞"[2 * c : 2 * c + 2] for c in self.classes]
+
+
+@pytest.fixture(scope="module")
+def fake() -> Fake:
+    return Fake()
+
+
+def test_a_signal_is_found_where_it_is(fake: Fake) -> None:
+    result = probe(fake, fake.labels, ["experts", "residuals"], progress=False)
+    rows = {(r.feature, r.layer, r.probe): r for r in result.rows}
+    there, nowhere = rows["experts", 3, "logistic"], rows["experts", 1, "logistic"]
+    assert there.accuracy > 0.75 > 0.45 > nowhere.accuracy
+    assert there.selectivity > 0.3 > 0.1 > abs(nowhere.selectivity)
+    assert there.compression > 1.5 > 1.1 > nowhere.compression
+    assert rows["experts", 3, "centroid"].accuracy > 0.7
+    assert rows["residuals", 1, "logistic"].accuracy > 0.7, "rows of captured vectors are put to their tokens"
+    assert there.low < there.accuracy < there.high
+    assert result.best.layer == 3
+    assert (result.tokens, result.documents, result.classes) == (N, DOCS, ("助詞", "動詞", "名詞"))
+    assert 0.3 < result.majority < 0.4
+    assert result.per_token < 0.45
+    assert np.isnan(rows["experts", 3, "centroid"].bits)
+    again = probe(fake, fake.labels, ["experts"], layers=[3], progress=False)
+    assert repr(again.rows) == repr(tuple(r for r in result.rows if (r.feature, r.layer) == ("experts", 3)))
+    assert "3 classes · 1,200 tokens of 40 documents · 5 folds of documents" in repr(result)
+
+
+def test_features(fake: Fake) -> None:
+    rows = np.array([3, 700, 5])
+    with FeatureStore(fake) as store:
+        experts, weights, paths = (
+            store.feature(name, 3).block(rows).toarray() for name in ("experts", "weights", "paths")
+        )
+        residuals = store.feature("residuals", 3).block(rows)
+    for i, row in enumerate(rows):
+        first, second = (fake.columns[f"experts_L0{layer}"][row] for layer in LAYERS)
+        assert sorted(experts[i].nonzero()[0]) == sorted(second)
+        assert sorted(paths[i].nonzero()[0]) == sorted([*first, *(second.astype(int) + E)])
+        np.testing.assert_allclose(weights[i, second], fake.columns["weights_L03"][row])
+    np.testing.assert_allclose(residuals, fake.residuals[rows], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["experts", "residuals"])
+def test_probes_equal_plain_scikit_learn(fake: Fake, name: str) -> None:
+    rows, held, y = np.arange(800), np.arange(800, N), fake.classes
+    with FeatureStore(fake) as store:
+        feature = store.feature(name, 3)
+        x = np.asarray(feature.block(np.arange(N)).toarray() if name == "experts" else feature.block(np.arange(N)))
+        if name == "residuals":
+            x = (x - x[rows].mean(0)) / x[rows].std(0)
+        for kind, plain in (("logistic", LogisticRegression(max_iter=200, tol=1e-3)), ("centroid", NearestCentroid())):
+            ours = fit(kind, feature, rows, y, 3, 0)(held).argmax(1)  # type: ignore[arg-type]
+            assert (ours == plain.fit(x[rows], y[rows]).predict(x[held])).mean() > 0.99, kind
+
+
+def test_blocks_train_as_well_as_the_whole(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, held = np.arange(800), np.arange(800, N)
+
+    def accuracy() -> float:
+        with FeatureStore(fake) as store:
+            predict = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3, 0)
+        return float((predict(held).argmax(1) == fake.classes[held]).mean())
+
+    whole = accuracy()
+    monkeypatch.setattr(classifiers, "WHOLE", 10)
+    monkeypatch.setattr(classifiers, "BLOCK", 100)
+    monkeypatch.setattr(classifiers, "PASSES", 20)
+    assert accuracy() > whole - 0.05
+
+
+def test_a_class_never_seen_costs_a_finite_code(fake: Fake) -> None:
+    with FeatureStore(fake) as store:
+        rows = np.flatnonzero(fake.classes == 0)[:50]
+        log_p = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3, 0)(np.arange(10))
+    np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
+    np.testing.assert_allclose(log_p[:, 1], np.log(1 / 53))
+
+
+def test_baselines_by_hand() -> None:
+    tokens, y = np.array([7, 7, 7, 8, 8, 9, 7, 8, 5]), np.array([0, 0, 1, 1, 1, 0, 0, 0, 1])
+    fold, rows = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1]), np.arange(9)
+    # fold 1: 7 -> 0 (right), 8 -> 1 (wrong), 5 unknown -> tie of 3 and 3, the first class (wrong)
+    # fold 0: 7 -> 0, 0, 0; 8 -> 0, 0; 9 unknown -> 0: right for 0 0 and 9
+    assert per_token_accuracy(tokens, y, rows, fold, 2) == pytest.approx(4 / 9)
+    control = control_labels(tokens, y, rows, 0)
+    assert all(len(set(control[tokens == t])) == 1 for t in set(tokens))
+    many = control_labels(np.arange(20000), np.repeat([0, 1], [15000, 5000]), np.arange(20000), 0)
+    assert (many == 1).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_folds_keep_documents_whole_and_balance_tokens() -> None:
+    docs = np.repeat(np.arange(30), np.arange(1, 31))
+    fold = fold_of(docs, np.arange(len(docs)), 5, 0)
+    assert all(len(set(fold[docs == d])) == 1 for d in range(30))
+    sizes = np.bincount(fold)
+    assert len(sizes) == 5
+    assert sizes.max() - sizes.min() <= 30
+    low, high = document_interval(np.ones(len(docs)), docs, 0)
+    assert (low, high) == (1, 1)
+
+
+ERRORS: dict[str, tuple[dict[str, Any], str]] = {
+    "feature": ({"features": ["expert"]}, "unknown feature 'expert'; did you mean 'experts'"),
+    "layer": ({"layers": [2]}, "unknown layer '2'; allowed: 1, 3"),
+    "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
+    "folds": ({"folds": 50}, "40 documents for 50 folds; record more, or give fewer folds"),
+    "not recorded": ({"features": ["logits"]}, r"holds no logits; record again with capture=\['routes', 'logits'\]"),
+    "length": ({"label": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
+    "one class": ({"label": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(fake: Fake, case: str) -> None:
+    options, message = ERRORS[case]
+    with pytest.raises(MoeLensError, match=message):
+        probe(fake, **({"label": fake.labels, "progress": False} | options))
+
+
+def test_without_scikit_learn(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
+    with pytest.raises(
+        MoeLensError, match=r"probes need scikit-learn, which is not installed; pip install 'moelens\[probes\]'"
+    ):
+        probe(fake, fake.labels)
+
+
+SCRIPT = """
+model = "demo"
+corpus = "texts.txt"
+out = "run"
+
+[[probe]]
+name = "politeness"
+label = "丁寧語"
+features = ["experts"]
+layers = [3]
+folds = 3
+expect = ["accuracy > 0.5", "selectivity > 5"]
+
+[[effect]]
+name = "remove"
+pairs = "pairs.jsonl"
+operation = "remove"
+layer = 3
+experts = [5]
+controls = "none"
+expect = "pairs >= 2"
+"""
+PAIRS = [
+    {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
+    for c in ("明日は学校へ", "母と町へ")
+]
+
+
+def write_script(folder: Path, text: str = SCRIPT) -> Path:
+    texts = [
+        "先生がいらっしゃいます。",
+        "犬がいる。",
+        "雨が降りました。",
+        "本を読む。",
+        "駅まで歩きます。",
+        "空が青い。",
+    ]
+    (folder / "texts.txt").write_text("\n".join(texts * 2), encoding="utf-8")
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)), encoding="utf-8")
+    (folder / "probes.toml").write_text(text, encoding="utf-8")
+    return folder / "probes.toml"
+
+
+@pytest.mark.slow
+def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = write_script(tmp_path)
+    first = run_script(script, progress=False)
+    assert [(o.name, o.resumed, bool(o.failed)) for o in first] == [
+        ("politeness", False, True),
+        ("remove", False, False),
+    ]
+    assert first[0].failed[0].startswith("selectivity > 5 was expected, and it is ")
+    for name in ("politeness.json", "politeness.parquet", "politeness.png", "remove.json", "remove.parquet"):
+        assert (tmp_path / "run" / name).exists()
+    assert pq.read_table(tmp_path / "run" / "politeness.parquet").num_rows == 2
+
+    with pytest.raises(SystemExit, match="1"):
+        main(["probe", str(script)])
+    out = capsys.readouterr().out
+    assert "FAILED  politeness: selectivity > 5 was expected, and it is" in out
+    assert "ok      remove: as expected, from an earlier run" in out
+    write_script(
+        tmp_path, SCRIPT.replace("selectivity > 5", "selectivity > -2").replace("experts = [5]", "experts = [6]")
+    )
+    again = run_script(script, progress=False)
+    assert [(o.resumed, o.failed) for o in again] == [(True, ()), (False, ())]
+
+
+BAD_SCRIPTS = {
+    "[[probe]]\nname='a'": 'needs out = "FOLDER" and at least one',
+    "out='x'": 'needs out = "FOLDER" and at least one',
+    "out='x'\nmodle='demo'\n[[effect]]\nname='a'": "unknown setting 'modle'; did you mean 'model'",
+    "out='x'\n[[effect]]\nname='a'\nlayers=[1]": "unknown setting 'layers'; did you mean 'layer'",
+    "out='x'\n[[effect]]\nname='a/b'": r"every \[\[effect\]\] needs a name of its own, of letters",
+    "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a name of its own",
+    "out='x'\n[[probe]]\nname='a'": 'needs recording = "FOLDER", or model and corpus to make one',
+    "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": "expectation 'p is small' is not NAME > NUMBER",
+    "out=": "is not TOML",
+}
+
+
+@pytest.mark.parametrize("text", BAD_SCRIPTS)
+def test_a_wrong_script_says_so_before_anything_runs(tmp_path: Path, text: str) -> None:
+    with pytest.raises(MoeLensError, match=BAD_SCRIPTS[text]):
+        run_script(write_script(tmp_path, text))
+    assert not (tmp_path / "x").exists()
+
+
+def test_no_script() -> None:
+    with pytest.raises(MoeLensError, match=r"no script at 'none.toml'; give a TOML file with \[\[probe\]\]"):
+        run_script("none.toml")
