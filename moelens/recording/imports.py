@@ -31,6 +31,7 @@ from moelens.recording.writer import ShardWriter, as_column, layer_label
 Array = NDArray[Any]
 INDICES = ("expert_ids", "indices", "experts", "routed_experts")
 WEIGHTS = ("gate_weights", "weights", "expert_weights", "routing_weights")
+GROUP_ROWS = 1 << 16
 KINDS = ("npz", "sglang", "vllm")
 
 
@@ -141,25 +142,8 @@ def write(
     weighted, phased = same["capture"]["weights"], any(d.decode is not None for d in documents)
     writer = ShardWriter(folder, "tokens/tokens-00000.parquet")
     try:
-        for doc, d in enumerate(documents):
-            n = len(d.indices)
-            columns: dict[str, Array] = {
-                "doc": np.full(n, doc, np.int32),
-                "pos": np.arange(n, dtype=np.int32),
-                "token_id": np.full(n, -1, np.int32) if d.ids is None else d.ids[:n].astype(np.int32),
-                "char_start": np.zeros(n, np.int32),
-                "char_end": np.zeros(n, np.int32),
-                "partial": np.zeros(n, np.bool_),
-            }
-            for i, layer in enumerate(layers):
-                columns[f"experts_{layer_label(layer)}"] = d.indices[:, i].astype(index_type(n_experts))
-                if weighted and d.weights is not None:
-                    columns[f"weights_{layer_label(layer)}"] = d.weights[:, i].astype(np.float16)
-            table = pa.table({name: as_column(values) for name, values in columns.items()})
-            if phased:
-                decode = np.zeros(n, np.bool_) if d.decode is None else d.decode
-                table = table.add_column(6, "phase", phase_column(decode))
-            writer.write(table)
+        for first, group in grouped(documents):
+            writer.write(token_table(first, group, layers, n_experts, weighted, phased))
         shard = writer.close()
         texts = ShardWriter(folder, part_name(0))
         texts.write(pa.table({"doc": pa.array(range(len(documents)), pa.int32()),
@@ -172,6 +156,46 @@ def write(
     write_card(folder, manifest)
     folder.write_json(MANIFEST, manifest)
     folder.remove("progress")
+
+
+def grouped(documents: list[Routes]) -> Iterator[tuple[int, list[Routes]]]:
+    """Successive documents of just over `GROUP_ROWS` tokens, with the number of the first."""
+    group: list[Routes] = []
+    size = 0
+    for i, document in enumerate(documents, 1):
+        group.append(document)
+        size += len(document.indices)
+        if size >= GROUP_ROWS or i == len(documents):
+            yield i - len(group), group
+            group, size = [], 0
+
+
+def token_table(
+    first: int, documents: list[Routes], layers: list[int], n_experts: int, weighted: bool, phased: bool
+) -> pa.Table:
+    """The rows of some documents; they stand nowhere in their texts, as engines do not say where."""
+    lengths = [len(d.indices) for d in documents]
+    n = sum(lengths)
+    columns: dict[str, Array] = {
+        "doc": np.repeat(np.arange(first, first + len(lengths), dtype=np.int32), lengths),
+        "pos": np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+        "token_id": np.concatenate([np.full(len(d.indices), -1) if d.ids is None else d.ids for d in documents]),
+        "char_start": np.zeros(n, np.int32),
+        "char_end": np.zeros(n, np.int32),
+        "partial": np.zeros(n, np.bool_),
+    }
+    columns["token_id"] = columns["token_id"].astype(np.int32)
+    indices = np.concatenate([d.indices for d in documents]).astype(index_type(n_experts))
+    weights = np.concatenate([d.weights for d in documents if d.weights is not None]) if weighted else None
+    for i, layer in enumerate(layers):
+        columns[f"experts_{layer_label(layer)}"] = indices[:, i]
+        if weights is not None:
+            columns[f"weights_{layer_label(layer)}"] = weights[:, i].astype(np.float16)
+    table = pa.table({name: as_column(values) for name, values in columns.items()})
+    if not phased:
+        return table
+    decode = [np.zeros(len(d.indices), np.bool_) if d.decode is None else d.decode for d in documents]
+    return table.add_column(6, "phase", phase_column(np.concatenate(decode)))
 
 
 # Sources

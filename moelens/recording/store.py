@@ -136,8 +136,8 @@ class Recording:
         """
         return self._routes("experts", np.dtype(index_type(self.n_experts)))
 
-    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, NDArray[Any]]]:
-        """The chosen experts of these tokens, a shard at a time: which tokens, and `[layer, token, slot]` of them.
+    def parts(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
+        """The chosen experts of these tokens, a shard at a time: which tokens, and `[token, slot]` for each layer.
 
         Shards that hold none of them are not read.
 
@@ -149,7 +149,7 @@ class Recording:
             first, last = max(start - row, 0), min(entry["rows"], self.n_tokens if stop is None else stop - row)
             if first < last:
                 table = self._read(entry["path"], names).slice(first, last - first)
-                yield slice(row + first, row + last), np.stack([as_array(table[name]) for name in names])
+                yield slice(row + first, row + last), [as_array(table[name]) for name in names]
             row += entry["rows"]
 
     def weights(self) -> NDArray[np.float32]:

@@ -98,18 +98,25 @@ class ShardWriter:
 class Beside:
     """Runs calls one after another on a thread of its own; `put` waits while `limit` of them are unfinished.
 
-    An error of a call is raised by the next `put`, or by `drain`.
+    An error of a call is raised by the next `put`, or by `drain`; the calls after it are not made.
     """
 
     def __init__(self, limit: int = 2) -> None:
         self._pool = ThreadPoolExecutor(1, "moelens-writer")
         self._pending: deque[Future[Any]] = deque()
-        self._limit = limit
+        self._limit, self._failed = limit, False
 
     def put(self, call: Callable[..., Any], *args: Any) -> None:
-        self._pending.append(self._pool.submit(call, *args))
+        self._pending.append(self._pool.submit(self._run, call, args))
         while len(self._pending) > self._limit:
             self._pending.popleft().result()
+
+    def _run(self, call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if self._failed:
+            return
+        self._failed = True  # until the call returns
+        call(*args)
+        self._failed = False
 
     def drain(self) -> None:
         while self._pending:

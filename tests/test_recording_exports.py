@@ -1,0 +1,260 @@
+"""What others write and read: every export opened without moelens, every import against its source, and plans."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_recording import TEXTS, Model
+
+from moelens.cli import main
+from moelens.errors import MoeLensError, RecordingError, UnknownNameError
+from moelens.recording import Recording, export, import_routes, plan, record
+from moelens.recording.exports import parse_split, split_of
+
+ROUTING = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return record(Model(), TEXTS, tmp_path_factory.mktemp("runs") / "run", progress=False)
+
+
+SPLIT = "train:0.6,test:0.4"
+
+
+def rows_of(recording: Recording, split: str) -> np.ndarray:
+    of = split_of(recording.documents()["text"].to_pylist(), parse_split(SPLIT))
+    return np.flatnonzero(of[recording.column("doc")] == list(parse_split(SPLIT)).index(split))
+
+
+# Exports
+
+
+def test_datasets(recording: Recording, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_from_disk(str(export(recording, "datasets", tmp_path / "out", split=SPLIT)))
+    assert set(loaded) == {"train", "test"}
+    features = loaded["train"].features
+    assert features["doc"].dtype == "int32"
+    assert (features["experts_L02"].length, features["experts_L02"].feature.dtype) == (2, "uint8")
+    assert features["weights_L02"].feature.dtype == "float16"
+    for name in loaded:
+        rows = rows_of(recording, name)
+        np.testing.assert_array_equal(loaded[name]["token_id"][:], recording.column("token_id")[rows])
+        np.testing.assert_array_equal(loaded[name]["experts_L12"][:], recording.column("experts_L12")[rows])
+
+
+@pytest.mark.parametrize("form", ["npz", "safetensors"])
+def test_arrays(recording: Recording, tmp_path: Path, form: str) -> None:
+    out = export(recording, form, tmp_path / "out", layers=[1, 12], split=SPLIT)
+    for name in ("train", "test"):
+        path = out / f"{name}.{form}"
+        if form == "npz":
+            arrays: Any = np.load(path, allow_pickle=False)
+        else:
+            arrays = pytest.importorskip("safetensors.numpy").load_file(path)
+        rows = rows_of(recording, name)
+        np.testing.assert_array_equal(arrays["experts"], recording.indices()[rows][:, [0, 2]])
+        np.testing.assert_array_equal(arrays["weights"], recording.weights()[rows][:, [0, 2]])
+        np.testing.assert_array_equal(arrays["doc"], recording.column("doc")[rows])
+        assert arrays["layers"].tolist() == [1, 12]
+
+
+def test_csv(recording: Recording, tmp_path: Path) -> None:
+    out = export(recording, "csv", tmp_path / "out")
+    with (out / "train.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["experts_L02_1"]) for r in rows] == recording.column("experts_L02")[:, 1].tolist()
+    assert [np.float16(r["weights_L12_0"]) for r in rows] == recording.column("weights_L12")[:, 0].tolist()
+    duckdb = pytest.importorskip("duckdb")
+    assert duckdb.sql(f"select count(*) from '{out}/train.csv'").fetchall() == [(recording.n_tokens,)]
+
+
+def test_exports_carry_their_card(recording: Recording, tmp_path: Path) -> None:
+    out = export(recording, "npz", tmp_path / "out")
+    text = (out / "README.md").read_text("utf-8")
+    for part in ("| model | known |", "| dtype | bfloat16 |", "transformers", "(corpus: texts)", "Captured: routes"):
+        assert part in text
+    assert json.loads((out / "recording.json").read_text("utf-8")) == recording.manifest
+
+
+def test_labels_go_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    made = record(Model(), TEXTS, out, progress=False)
+    labels = pytest.importorskip("moelens.japanese").label(made)
+    assert main(["export", str(out), "--to", "npz", "--out", str(tmp_path / "x"), "--labels", "honorifics"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'x'}\n"
+    names, has = labels.matrix("honorifics")
+    arrays = np.load(tmp_path / "x" / "train.npz", allow_pickle=False)
+    for i, name in enumerate(names):
+        np.testing.assert_array_equal(arrays[f"honorifics.{name}"], has[:, i])
+
+
+def test_splits_are_by_document_and_stable() -> None:
+    texts = [f"文{i}" for i in range(4000)]
+    of = split_of(texts * 2, {"train": 0.8, "validation": 0.1, "test": 0.1})
+    np.testing.assert_array_equal(of[:4000], of[4000:])
+    np.testing.assert_allclose(np.bincount(of) / len(of), [0.8, 0.1, 0.1], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"to": "cvs"}, UnknownNameError, "unknown format 'cvs'; did you mean 'csv'?"),
+        ({"to": "csv", "layers": [4]}, UnknownNameError, "unknown layer '4'; allowed: 1, 2, 12"),
+        ({"to": "csv", "split": "train"}, MoeLensError, "split 'train' is not understood; write it as train:"),
+        ({"to": "csv", "split": "a:1,b:1"}, MoeLensError, "the shares of split 'a:1,b:1' sum to 2; they have"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_exported(
+    recording: Recording, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        export(recording, out=tmp_path / "out", **options)
+    assert str(raised.value).startswith(message)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_only_an_export(recording: Recording, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("言葉")
+    with pytest.raises(RecordingError, match="is in the way; choose another folder, or replace an export"):
+        export(recording, "csv", tmp_path, force=True)
+    out = export(recording, "csv", tmp_path / "out")
+    with pytest.raises(RecordingError, match="is in the way"):
+        export(recording, "npz", out)
+    assert sorted(p.name for p in export(recording, "npz", out, force=True).iterdir()) == [
+        "README.md", "recording.json", "train.npz"]  # fmt: skip
+
+
+# Imports
+
+ROUTES = np.random.default_rng(0).integers(0, 16, (7, 3, 2))
+
+
+def test_real_routing_from_arrays(tmp_path: Path) -> None:
+    if not ROUTING.exists():
+        pytest.skip(f"no {ROUTING.name} beside the project")
+    made = import_routes(ROUTING, tmp_path / "run", layers=list(range(1, 27)), n_experts=64, model="esft")
+    source = np.load(ROUTING)
+    np.testing.assert_array_equal(made.indices(), source["expert_ids"])
+    np.testing.assert_array_equal(made.weights(), source["gate_weights"].astype(np.float16))
+    assert np.bincount(made.column("doc")).tolist() == source["sequence_lengths"].tolist()
+    assert (made.layers[0], made.layers[-1], made.n_experts) == (1, 26, 64)
+    size = sum((made.path / e["path"]).stat().st_size for e in made.manifest["shards"])
+    assert size / (source["expert_ids"].size * 3) <= 0.70
+
+
+def test_experts_without_weights_are_no_zeros(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", expert_ids=ROUTES)
+    made = import_routes(tmp_path / "r.npz", tmp_path / "run")
+    np.testing.assert_array_equal(made.indices(), ROUTES)
+    assert not [n for n in made.tokens().schema.names if n.startswith("weights")]
+    with pytest.raises(RecordingError, match="holds experts without weights; its engine returned none"):
+        made.weights()
+    made.verify()
+
+
+def sglang(ids: list[int]) -> dict[str, Any]:
+    data = base64.b64encode(ROUTES[: len(ids) - 1].astype(np.int32).tobytes()).decode()
+    return {"text": "はい", "input_ids": ids[:5], "output_ids": ids[5:], "meta_info": {"routed_experts": data}}
+
+
+def vllm(ids: list[int]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    np.save(buffer, ROUTES[: len(ids) - 1].astype(np.int16))
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return {
+        "prompt": "はい",
+        "prompt_token_ids": ids[:5],
+        "outputs": [{"token_ids": ids[5:], "routed_experts": encoded}],
+    }
+
+
+@pytest.mark.parametrize("kind, response", [("sglang", sglang), ("vllm", vllm)])
+def test_responses_of_engines(tmp_path: Path, kind: str, response: Any) -> None:
+    lengths, path = (8, 6), tmp_path / "r.jsonl"
+    path.write_text("\n".join(json.dumps(response(list(range(10, 10 + n)))) for n in lengths), "utf-8")
+    argv = ["import", str(path), "--out", str(tmp_path / "run"), "--from", kind, "--shape", "3", "2", "--experts", "16"]
+    assert main(argv) == 0
+    made = Recording.open(tmp_path / "run")
+    np.testing.assert_array_equal(made.indices(), np.concatenate([ROUTES[: n - 1] for n in lengths]))
+    assert made.column("token_id").tolist() == [i for n in lengths for i in range(10, 10 + n - 1)]
+    assert made.tokens(["phase"])["phase"].to_pylist()[:7] == ["prefill"] * 5 + ["decode"] * 2
+    assert made.documents()["text"].to_pylist() == ["はい", "はい"]
+
+
+def test_lists_of_experts_and_some_layers(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"outputs": [{"routed_experts": ROUTES.tolist()}]}), "utf-8")
+    made = import_routes(path, tmp_path / "run", kind="vllm", layers=[1, 2])
+    np.testing.assert_array_equal(made.indices(), ROUTES[:, 1:])
+    assert made.layers == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "name, data, options, message",
+    [
+        ("r.npz", {"a": np.zeros(3)}, {}, "r.npz holds a; it needs integers 'expert_ids' [token, layer, slot]"),
+        ("r.npz", {"expert_ids": ROUTES, "sequence_lengths": np.array([3])}, {},
+         "r.npz: sequence_lengths sum to 3, and there are 7 tokens"),
+        ("r.npz", {"expert_ids": np.array([[[{}]]], dtype=object)}, {}, "r.npz is not an .npz of plain arrays"),
+        ("r.npz", {"expert_ids": ROUTES}, {"n_experts": 4}, "r.npz has 3 layers and ids up to 15; 3 layers and 4"),
+        ("r.jsonl", {"text": "a"}, {"kind": "sglang"}, "r.jsonl line 1 lacks meta_info.routed_experts; start"),
+        ("r.jsonl", sglang([1] * 8), {"kind": "sglang"}, "r.jsonl line 1: SGLang's bytes do not say their shape;"),
+        ("r.jsonl", sglang([1] * 8), {"kind": "sglang", "shape": (4, 4)}, "r.jsonl line 1: routed_experts is not"),
+        ("r.jsonl", {"outputs": [{}]}, {"kind": "vllm"}, "r.jsonl line 1 lacks routed_experts; start vLLM with"),
+        ("r.jsonl", {}, {}, "unknown kind of routes ''; allowed: npz, sglang, vllm (choose with kind= (--from))"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imported(tmp_path: Path, name: str, data: Any, options: dict[str, Any], message: str) -> None:
+    if name.endswith("npz"):
+        np.savez(tmp_path / name, **data)
+    else:
+        (tmp_path / name).write_text(json.dumps(data), "utf-8")
+    with pytest.raises(MoeLensError) as error:
+        import_routes(tmp_path / name, tmp_path / "run", **options)
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+# Plans
+
+
+def test_deepseek_v3_on_eight_gpus() -> None:
+    fp8, bf16 = (
+        plan("deepseek_v3", gpus=8, gpu_memory="141GiB", dtype=dtype, tokens="100M") for dtype in ("fp8", "bf16")
+    )
+    assert fp8.fits
+    assert 670e9 < fp8.parameters < 672e9
+    assert "fits on 8 x 141.0 GiB" in repr(fp8)
+    assert "torchrun --nproc_per_node 8 -m moelens record deepseek_v3 CORPUS --out DIR --expert-parallel" in repr(fp8)
+    assert not bf16.fits
+    assert bf16.gpus_needed == 12
+    assert "387.5 GiB too much for the 1,015.2 GiB that weights may take; it would fit on 12" in repr(bf16)
+    assert bf16.token_bytes == {"routes": 1392}
+    assert bf16.disk == 139_200_000_000
+    assert sum(fp8.devices) == fp8.weights
+    assert max(fp8.devices) <= 0.9 * 141 * 2**30
+
+
+def test_the_plan_of_a_model_that_fits_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "demo", "--gpus", "2", "--tokens", "10K", "--capture", "routes", "neurons:8"]) == 0
+    out = capsys.readouterr().out
+    assert "  neurons:8 512 bytes a token" in out
+    assert (
+        "accelerate launch --num_processes 2 -m moelens record demo CORPUS --out DIR --capture routes neurons:8" in out
+    )
+
+
+def test_what_cannot_be_planned() -> None:
+    with pytest.raises(MoeLensError, match="'much' is not an amount; write it as 100M, 80GB or 141GiB"):
+        plan("demo", gpu_memory="much")
+    with pytest.raises(UnknownNameError, match="unknown dtype 'fp9'; did you mean 'fp8'"):
+        plan("demo", dtype="fp9")

@@ -1,0 +1,187 @@
+"""Nothing is lost: killed runs go on, full disks and damage are said clearly, any file system will do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_recording import TEXTS, Model, assert_recorded
+
+from moelens.cli import main
+from moelens.errors import MoeLensError, RecordingError
+from moelens.recording import Recording, record, recorder
+from moelens.recording.progress import MANIFEST, SETTINGS
+from moelens.recording.storage import Folder
+
+LONG = TEXTS * 8
+
+
+def run_and_die(out: Path, after: float) -> None:
+    """Record in a child process, and SIGKILL it after so many seconds, unless it is done."""
+    child = os.fork()
+    if child == 0:
+        try:
+            record(Model(), LONG, out, batch_tokens=30, progress=False)
+        finally:
+            os._exit(0)
+    time.sleep(after)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 20)
+    began = time.monotonic()
+    record(Model(), LONG, tmp_path / "undisturbed", batch_tokens=30, progress=False)
+    lasts = time.monotonic() - began
+    generator, unfinished = random.Random(0), 0
+    for i in range(20):
+        out = tmp_path / str(i)
+        run_and_die(out, generator.uniform(0, lasts))
+        unfinished += not (out / MANIFEST).exists()
+        if not (out / MANIFEST).exists() or (out / SETTINGS).exists():
+            record(Model(), LONG, out, batch_tokens=30, progress=False)
+        recording = Recording.open(out)
+        assert_recorded(recording, Model(), LONG)
+        assert recording.documents()["text"].to_pylist() == LONG
+        recording.verify()
+        assert {p.name for p in out.iterdir()} == {"README.md", "documents.parquet", MANIFEST, "tokens"}
+        assert len(list((out / "tokens").iterdir())) == len(recording.manifest["shards"])
+    assert unfinished >= 5
+
+
+@pytest.mark.parametrize("stop", ["documents.parquet", "README.md", MANIFEST, "progress/00001.json", "progress/00000"])
+def test_an_interrupted_end_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    real = Folder.writing
+
+    def writing(self: Folder, name: str) -> Any:
+        if name.startswith(stop):
+            raise KeyboardInterrupt
+        return real(self, name)
+
+    monkeypatch.setattr(Folder, "writing", writing)
+    with pytest.raises(KeyboardInterrupt):
+        record(Model(), TEXTS, tmp_path / "run", progress=False)
+    monkeypatch.setattr(Folder, "writing", real)
+    assert_recorded(record(Model(), TEXTS, tmp_path / "run", progress=False), Model(), TEXTS)
+
+
+@pytest.mark.parametrize(
+    "number, message",
+    [
+        (errno.ENOSPC, "no space left in '{out}'; free some and run the same command again, it goes on"),
+        (errno.EACCES, "'{out}' cannot be written (Permission denied); choose another folder, or change its rights"),
+    ],
+)
+def test_a_full_disk_costs_only_the_piece_at_hand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
+) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    out, real = tmp_path / "run", Folder.at(tmp_path).fs.open
+
+    def full(path: str, *args: Any, **kwargs: Any) -> Any:
+        if "tokens-00001" in path:
+            raise OSError(number, os.strerror(number))
+        return real(path, *args, **kwargs)
+
+    fs = type(Folder.at(tmp_path).fs)
+    monkeypatch.setattr(fs, "open", lambda self, path, *args, **kwargs: full(path, *args, **kwargs))
+    with pytest.raises(RecordingError) as error:
+        record(Model(), TEXTS, out, progress=False)
+    assert str(error.value) == message.format(out=out)
+    kept = (out / "tokens" / "tokens-00000.parquet").read_bytes()
+    monkeypatch.undo()
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    assert_recorded(record(Model(), TEXTS, out, progress=False), Model(), TEXTS)
+    assert (out / "tokens" / "tokens-00000.parquet").read_bytes() == kept
+
+
+def test_a_committed_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    model, out = Model(), tmp_path / "run"
+
+    def crash(name: str, tensor: Any) -> Any:
+        if len(model.runs) == 3:
+            raise RuntimeError("out of memory")
+        return tensor
+
+    model.edit = crash
+    with pytest.raises(RuntimeError):
+        record(model, TEXTS, out, progress=False)
+    (out / "tokens" / "tokens-00000.parquet").unlink()
+    with pytest.raises(
+        RecordingError, match=r"'tokens/tokens-00000\.parquet' of the unfinished recording .* is missing"
+    ):
+        record(Model(), TEXTS, out, progress=False)
+
+
+@pytest.mark.parametrize("url", ["memory://runs/one", "file://{tmp}/run"])
+def test_recordings_behind_urls(tmp_path: Path, url: str) -> None:
+    url = url.format(tmp=tmp_path)
+    recording = record(Model(), TEXTS, url, force=True, progress=False)
+    assert_recorded(recording, Model(), TEXTS)
+    recording.verify()
+    assert Recording.open(url).documents()["text"].to_pylist() == TEXTS
+    if url.startswith("memory"):
+        with pytest.raises(RecordingError, match="'memory://runs/one' is not a local folder; copy it to one for this"):
+            _ = recording.path
+
+
+def test_urls_that_cannot_be_reached() -> None:
+    with pytest.raises(MoeLensError, match=r"cannot reach 'nonsense://x': .*; give a local folder or an fsspec URL"):
+        Folder.at("nonsense://x")
+
+
+def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    out = tmp_path / "run"
+    record(Model(), TEXTS, out, progress=False)
+    assert main(["verify", str(out)]) == 0
+    assert capsys.readouterr().out.endswith("files are as they were written\n")
+    first, second = sorted((out / "tokens").iterdir())[:2]
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:100])
+    assert main(["verify", str(out)]) == 2
+    err = capsys.readouterr().err
+    assert f"'tokens/{first.name}' of recording '{out}' is damaged" in err
+    assert f"'tokens/{second.name}' of recording '{out}' is damaged" in err
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that wait to be written are few, however many there are."""
+    from moelens.recording import pieces
+
+    alive, most = 0, 0
+    real = pieces.PieceWriter.write
+
+    def slow(self: Any, *args: Any) -> None:
+        nonlocal alive
+        time.sleep(0.01)
+        real(self, *args)
+        alive -= 1
+
+    def counted(*args: Any) -> Any:
+        nonlocal alive, most
+        alive += 1
+        most = max(most, alive)
+        return run(*args)
+
+    run = recorder.run
+    monkeypatch.setattr(pieces.PieceWriter, "write", slow)
+    monkeypatch.setattr(recorder, "run", counted)
+    monkeypatch.setattr(recorder, "CHUNK_BATCHES", 1)
+    recording = record(Model(), TEXTS * 10, tmp_path / "run", batch_tokens=10, progress=False)
+    assert most <= 4
+    assert len(np.unique(recording.column("doc"))) == 50
