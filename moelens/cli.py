@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from moelens import __version__
 from moelens.errors import MoeLensError
+from moelens.interventions.command import add_command as effect_command
+from moelens.probes.command import add_command as probe_command
 from moelens.recording.commands import add_commands as recording_commands
 
 
@@ -37,9 +39,11 @@ def parser() -> Parser:
 
     recording_commands(commands)
 
-    label = commands.add_parser("label", help="label a recording's tokens: morphology, script, honorifics")
+    label = commands.add_parser("label", help="label a recording's tokens, from morphology to register")
     label.add_argument("recording", type=Path)
     label.add_argument("--policy", default="last", help="token's morpheme: last, majority or any (%(default)s)")
+    label.add_argument("--analyser", default="fugashi", help="fugashi or sudachi (%(default)s)")
+    label.add_argument("--processes", type=int, default=os.cpu_count(), help="that share the work (%(default)s)")
     label.set_defaults(run=run_label)
 
     analyze = commands.add_parser("analyze", help="find which experts specialise in a family of labels")
@@ -53,6 +57,9 @@ def parser() -> Parser:
     analyze.add_argument("--top", type=int, default=15, help="findings to print (%(default)s)")
     analyze.add_argument("--out", type=Path, help="JSON or .parquet file to write the whole result to")
     analyze.set_defaults(run=run_analyze)
+
+    effect_command(commands)
+    probe_command(commands)
     return main
 
 
@@ -77,7 +84,8 @@ def run_info(args: argparse.Namespace) -> None:
 def run_label(args: argparse.Namespace) -> None:
     import moelens
 
-    print(moelens.label(moelens.Recording.open(args.recording), policy=args.policy))
+    recording = moelens.Recording.open(args.recording)
+    print(moelens.label(recording, args.policy, args.analyser, args.processes))
 
 
 def run_analyze(args: argparse.Namespace) -> None:
