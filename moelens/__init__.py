@@ -16,6 +16,7 @@ _PUBLIC = {
     "Recording": "recording",
     "Specialization": "analysis",
     "attribute": "interventions",
+    "compare": "analysis",
     "effect": "interventions",
     "hook": "models.hooked",
     "info": "models.info",
@@ -39,6 +40,7 @@ __all__ = [
     "Specialization",
     "__version__",
     "attribute",
+    "compare",
     "effect",
     "hook",
     "info",
@@ -53,7 +55,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moelens.analysis import Counts, Specialization, specialization
+    from moelens.analysis import Counts, Specialization, compare, specialization
     from moelens.demo.run import run_demo
     from moelens.errors import MoeLensError
     from moelens.interventions import attribute, effect

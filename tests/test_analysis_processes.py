@@ -1,4 +1,4 @@
-"""Counting a recording on two processes gives what one process gives."""
+"""Analyses of a recording on disk: by controls, beside itself, measured, and counted by two processes."""
 
 from __future__ import annotations
 
@@ -7,24 +7,53 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moelens
+from moelens.analysis import counts_of, measure
+
+TEXTS = ["社長がいらっしゃいました。", "資料をお送りいたします。", "雨が降っていた。", "召し上がってください。"]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> moelens.Recording:
+    folder = tmp_path_factory.mktemp("analysis") / "run"
+    recording = moelens.record(moelens.load("demo"), TEXTS * 8, folder, progress=False)
+    moelens.label(recording)
+    return recording
+
+
+@pytest.mark.parametrize("given", ["script", ("position", "script")])
+def test_controls_of_a_recording(recording: moelens.Recording, given: str | tuple[str, ...]) -> None:
+    found = moelens.specialization(recording, moelens.Labels.open(recording), "pos", given=given, permutations=19)
+    assert found.provenance["given"] == " × ".join((given,) if isinstance(given, str) else given)
+    assert found.provenance["recording"] == str(recording.path)
+    assert found.provenance["moelens"] == moelens.__version__
+    assert "last" in found.provenance["labels"]
+    assert not np.isnan(found.low[np.isfinite(found.p)]).any()
+
+
+def test_a_recording_beside_itself(recording: moelens.Recording) -> None:
+    found = moelens.compare(recording, recording, moelens.Labels.open(recording), permutations=19)
+    assert (found.kept[:, found.label_tokens > 0] == 1).all()
+    assert not found.significant.any()
+
+
+def test_measures_of_a_recording(recording: moelens.Recording) -> None:
+    labels = moelens.Labels.open(recording)
+    assert measure(recording, "layer_information", labels, "pos").values.max() > 0.05
+    assert (measure(recording, "gate_score").values.sum(1) > 0).all()
+    whole = counts_of(recording, labels, "pos")
+    assert measure(recording, "load").values == pytest.approx(whole.load())
 
 
 @pytest.mark.slow
-def test_two_processes_count_what_one_counts(tmp_path: Path) -> None:
-    texts = [
-        "社長がいらっしゃいました。",
-        "明日、資料をお送りいたします。",
-        "雨が降っていた。",
-        "どうぞ召し上がってください。",
-    ]
-    recording = moelens.record(moelens.load("demo"), texts * 8, tmp_path / "run", progress=False)
-    alone = moelens.specialization(recording, moelens.label(recording), given="position", permutations=99)
+def test_two_processes_count_what_one_counts(recording: moelens.Recording, tmp_path: Path) -> None:
+    alone = moelens.specialization(recording, moelens.Labels.open(recording), given="position", permutations=99)
     out = tmp_path / "two.json"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]
-    command += ["analyze", str(tmp_path / "run"), "--given", "position", "--permutations", "99", "--out", str(out)]
+    command += ["analyze", str(recording.path), "--given", "position", "--permutations", "99", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("specialists of honorifics") == 1

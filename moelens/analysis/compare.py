@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis.arrays import Bools, Floats, Ints, Routes, divide
+from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.base import Result, number_array, plain
-from moelens.analysis.counting import Tables
+from moelens.analysis.counting import Part, Tables
 from moelens.analysis.processes import add_up
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
 from moelens.analysis.result import ALPHA
@@ -212,11 +212,11 @@ def tabulate_both(a: Recording, b: Recording, sample: Sample, has: Bools) -> tup
     rows = sample.mine()
     tables: list[Tables] = []
 
-    def both(first: Recording, second: Recording | None) -> Iterator[tuple[slice, Routes]]:
+    def both(first: Recording, second: Recording | None) -> Iterator[Part]:
         for here, routes in first.parts(rows.start, rows.stop):
             if second is not None:
-                other = np.concatenate([r for _, r in second.parts(here.start, here.stop)], axis=1)
-                kept = overlap(np.moveaxis(routes, 0, 1), np.moveaxis(other, 0, 1))
+                other = np.concatenate([np.stack(list(r), axis=1) for _, r in second.parts(here.start, here.stop)])
+                kept = overlap(np.stack(list(routes), axis=1), other)
                 shared[:] += kept.T @ has[here]
             yield here, routes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from moelens.analysis.arrays import Bools, Floats, Ints, Routes
 from moelens.analysis.processes import add_up
 
+Part: TypeAlias = tuple[slice, Iterable[Routes]]
 STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
 PART = 1 << 19
 GROUPS = 200  # of documents: enough for statistics, few enough for memory
@@ -88,14 +90,14 @@ class Tables:
 
 
 def tabulate(
-    parts: Iterable[tuple[slice, Routes]],
+    parts: Iterable[Part],
     group: Ints,
     kind: Ints,
     kinds: Kinds,
     n_experts: int,
     n_layers: int,
 ) -> Tables:
-    """Count `parts`: rows of tokens and their routes `[layer, token, slot]`.
+    """Count `parts`: rows of tokens, and their routes `[token, slot]` for each layer.
 
     `group` and `kind` are `[token]` of all tokens; one of group −1 is left out. Label residuals by the first
     stratification of `kinds` are kept for each group, by the others in all.
@@ -119,11 +121,13 @@ def tabulate(
     for rows, routes in parts:
         for g, run in runs(group[rows]):
             present, local = distinct(kind[rows][run])
-            weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)], dtype=np.float64)
+            # Matrix products in a type that holds every count of this run exactly.
+            exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
+            weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)]).astype(exact)
             order, starts, strata = sorted_strata(stratum[present])
-            for layer, chosen in enumerate(routes[:, run]):
-                table = tally(chosen, local, len(present), n_experts)
-                sums = np.hsplit(table.T @ weights, 1 + len(residuals))
+            for layer, chosen in enumerate(routes):
+                table = tally(chosen[run], local, len(present), n_experts)
+                sums = np.hsplit(table.T.astype(exact) @ weights, 1 + len(residuals))
                 tables.cells[g, layer] += sums[0].astype(np.int32)
                 tables.experts[g, layer] += table.sum(0)
                 if len(residuals):
@@ -146,7 +150,7 @@ def tally(chosen: Routes, kind: Ints, n_kinds: int, n_experts: int) -> Ints:
     return table.reshape(n_kinds, n_experts)
 
 
-def in_parts(indices: Routes, rows: Ints) -> Iterator[tuple[slice, Routes]]:
+def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
     """These rows of `indices` `[token, layer, slot]`, in parts with the layer first."""
     for i in range(0, len(rows), PART):
         chosen = indices[rows[i : i + PART]]

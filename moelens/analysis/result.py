@@ -180,6 +180,11 @@ class Specialization(Shows, Result):
         within = "within " + " × ".join(self.given) + ", " if self.given else ""
         return f"control: {within}{self.provenance.get('permutations', 'no')} permutations over documents"
 
+    @property
+    def token_control(self) -> str:
+        """Whether labels were compared within token identity, in one phrase."""
+        return "token identity " + ("controlled" if "token" in self.given else "not controlled")
+
     def label_index(self, label: str) -> int:
         """Position of `label` on the last axis. Raises `UnknownNameError`."""
         if label not in self.names:
@@ -286,8 +291,7 @@ class Specialization(Shows, Result):
             )
             for f in findings
         ]
-        controlled = "token identity " + ("controlled" if "token" in self.given else "not controlled")
-        head = f"{self.headline} · specialists of {self.family} · {self.control} · {controlled}"
+        head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
         lines = [head, plain_table(header, rows)]
         if self.too_rare:
             rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens import __version__
-from moelens.analysis.arrays import Bools, Ints, Routes
-from moelens.analysis.counting import GROUPS, Kinds, Tables, distinct, document_groups, tabulate
+from moelens.analysis.arrays import Bools, Ints
+from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_groups, tabulate
 from moelens.analysis.counts import Counts
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
@@ -60,8 +60,8 @@ class Sample:
             kind, group = (spread(values, keep) for values in (kind, group))
         return cls(tuple(names), group, kind, kinds, documents)
 
-    def count(self, parts: Iterator[tuple[slice, Routes]], n_experts: int, layers: Sequence[int]) -> Tables:
-        """One pass over `parts`, each rows and their routes `[layer, token, slot]`."""
+    def count(self, parts: Iterable[Part], n_experts: int, layers: Sequence[int]) -> Tables:
+        """One pass over `parts`: rows, and their routes `[token, slot]` for each layer."""
         return tabulate(parts, self.group, self.kind, self.kinds, n_experts, len(layers)).over_processes()
 
     def counts(self, tables: Tables, layers: Sequence[int], top_k: int) -> Counts:
