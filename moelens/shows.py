@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from moelens.analysis.result import Specialization
+    from moelens.recording import Recording
 
 
 class Shows:
@@ -18,6 +19,12 @@ class Shows:
         from moelens.views import expert_map
 
         return expert_map(cast("Specialization", self), label, value=value, ax=ax)
+
+    def explore(self, recording: Recording | None = None) -> Any:
+        """The live map with the card of the chosen expert; with a `recording`, its words and sentences too."""
+        from moelens.views.widgets import explorer
+
+        return explorer(cast("Specialization", self), recording)
 
     def _repr_html_(self) -> str:
         from moelens.views.tables import findings_html

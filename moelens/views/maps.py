@@ -41,23 +41,31 @@ def expert_map(result: Specialization, label: str, *, value: str = "lift", ax: A
 
         expert_map(result, "尊敬語")
     """
-    index = result.label_index(label)
-    if value not in VALUES:
-        raise unknown("value", value, VALUES)
+    index, ratio = result.label_index(label), ratios(result, label, value)
     with japanese_font():
         ax = ax or _new_axes(map_size(result, label))
         if not result.label_tokens[index]:
             return _empty(ax, result, f"no label {label} in this recording (0 tokens)")
-        ratio = {
-            "lift": result.lift,
-            "share": result.share * result.n_experts / result.top_k,
-            "lift_given_token": result.lift_given_token,
-        }[value][:, :, index]
-        significant = result.significant[:, :, index]
-        _draw(ax, ratio, significant)
+        _draw(ax, ratio, result.significant[:, :, index])
         _axes(ax, result)
-        ax.set_title(_title(result, label, VALUES[value]), loc="left", fontsize=9, linespacing=1.4)
+        ax.set_title(map_title(result, label, VALUES[value]), loc="left", fontsize=9, linespacing=1.4)
     return ax
+
+
+def ratios(result: Specialization, label: str, value: str = "lift") -> Floats:
+    """What a map shows, `[layer, expert]`, 1 = chance. Raises `UnknownNameError` for an unknown label or value."""
+    index = result.label_index(label)
+    if value not in VALUES:
+        raise unknown("value", value, VALUES)
+    if value == "share":
+        return np.asarray(result.share[:, :, index] * result.n_experts / result.top_k)
+    return np.asarray(getattr(result, value)[:, :, index])
+
+
+def clip_of(logs: Floats) -> float:
+    """Where the colours of log2 ratios end: the 99.5th percentile of their size, at least a factor of 2."""
+    finite = np.abs(logs[np.isfinite(logs)])
+    return max(1.0, float(np.percentile(finite, CLIP)) if finite.size else 1.0)
 
 
 def load_plot(result: Specialization, *, ax: Axes | None = None) -> Axes:
@@ -102,8 +110,7 @@ def _is_dark(ax: Axes) -> bool:
 def _draw(ax: Axes, ratio: Floats, significant: Bools) -> None:
     with np.errstate(divide="ignore"):
         logs = np.log2(ratio)
-    finite = np.abs(logs[np.isfinite(logs)])
-    limit = max(1.0, float(np.percentile(finite, CLIP)) if finite.size else 1.0)
+    limit = clip_of(logs)
     scale = ScalarMappable(Normalize(-limit, limit, clip=True), DARK if _is_dark(ax) else LIGHT)
     ax.imshow(_colours(logs, significant, scale, to_rgb(ax.get_facecolor())), aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(scale, ax=ax, pad=0.012, fraction=0.03, aspect=14, shrink=0.95)
@@ -153,7 +160,7 @@ def _layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
     axis.set_ticks(list(places), [f"L{layers[i]}" for i in places])  # type: ignore[attr-defined]
 
 
-def _title(result: Specialization, label: str, what: str) -> str:
+def map_title(result: Specialization, label: str, what: str) -> str:
     index = result.label_index(label)
     above = result.significant[:, :, index] & (result.lift[:, :, index] > 1)
     if label in result.too_rare:

@@ -1,0 +1,101 @@
+"""One expert: how much it is used, what it prefers, which words and sentences it takes."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moelens.analysis.tables import number
+from moelens.errors import unknown
+from moelens.views.style import label_html
+
+Ints = NDArray[Any]
+
+if TYPE_CHECKING:
+    from moelens.analysis.result import Specialization
+    from moelens.recording import Recording
+
+WORDS, CONTEXTS, COMPANIONS, AROUND = 12, 5, 4, 14
+ROW = "padding: 1px 10px 1px 0; text-align: left"
+
+
+def card_html(result: Specialization, layer: int, expert: int, recording: Recording | None = None) -> str:
+    """A card for `expert` of `layer` (the layer's number in the model), as inline-styled HTML.
+
+    With a `recording`, the words it takes most, sentences in which it takes them, and the experts it goes with.
+    Raises `UnknownNameError` for an expert or layer that does not exist.
+    """
+    if layer not in result.layers:
+        raise unknown("layer", layer, result.layers)
+    if not 0 <= expert < result.n_experts:
+        raise unknown("expert", expert, range(result.n_experts))
+    at = result.layers.index(layer)
+    load = result.load[at, expert]
+    parts = [f"<b>L{layer} · E{expert}</b> &nbsp; load {number(load)}× the mean", _labels(result, at, expert)]
+    if recording is not None:
+        parts.append(_words(recording, at, expert))
+    return f'<div style="line-height: 1.5">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
+
+
+def _labels(result: Specialization, at: int, expert: int) -> str:
+    """The labels it takes more often than chance, the strongest first; what does not survive is greyed."""
+    lift = result.lift[at, expert]
+    order = [int(i) for i in np.argsort(-np.nan_to_num(lift)) if lift[i] > 1]
+    if not order:
+        return "takes no label of this family more often than chance"
+    rows = "".join(
+        f'<tr style="opacity: {1 if result.significant[at, expert, i] else 0.45}"><td style="{ROW}">'
+        f'{label_html(result.names[i])}</td><td style="{ROW}">lift {number(float(lift[i]))}</td><td style="{ROW}">'
+        f"given token {number(float(result.lift_given_token[at, expert, i]))}</td>"
+        f'<td style="{ROW}">q {number(float(result.q[at, expert, i]))}</td></tr>'
+        for i in order
+    )
+    return f'<table style="border-collapse: collapse">{rows}</table>'
+
+
+def _words(recording: Recording, at: int, expert: int) -> str:
+    experts = recording.indices()[:, at]
+    taken = (experts == expert).any(-1)
+    doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
+    texts = recording.documents()["text"].to_pylist()
+    taken &= end > start
+    if not taken.any():
+        return "no token in this recording"
+    kinds, first, counts = np.unique(ids[taken], return_index=True, return_counts=True)
+    rows = np.flatnonzero(taken)
+    words = []
+    for i in np.argsort(-counts, kind="stable")[:WORDS]:
+        row = rows[first[i]]
+        share = counts[i] / (ids == kinds[i]).sum()
+        word = escape(texts[doc[row]][start[row] : end[row]].replace("\n", "↵"))
+        words.append(f'<span title="{counts[i]} times, {share:.0%} of this token">{word}</span>')
+    return (
+        f'words: <span lang="ja">{" &nbsp;".join(words)}</span><br>{_companions(experts, taken, expert)}'
+        f'<div lang="ja" style="margin-top: 3px">{_contexts(texts, rows, doc, start, end)}</div>'
+    )
+
+
+def _companions(experts: NDArray[Any], taken: NDArray[np.bool_], expert: int) -> str:
+    """Experts chosen together with it, by how much more often than by their load."""
+    n = int(max(experts.max(), expert)) + 1
+    together = np.bincount(experts[taken].ravel(), minlength=n) / taken.sum()
+    lift = together / np.maximum(np.bincount(experts.ravel(), minlength=n) / len(experts), 1e-12)
+    lift[expert] = 0
+    best = [int(i) for i in np.argsort(-lift)[:COMPANIONS] if lift[i] > 1]
+    return "together with " + ", ".join(f"E{i} (lift {number(float(lift[i]))})" for i in best) if best else ""
+
+
+def _contexts(texts: list[str], rows: Ints, doc: Ints, start: Ints, end: Ints) -> str:
+    """Passages from different documents, the token marked."""
+    shown: list[str] = []
+    seen: set[int] = set()
+    for row in rows:
+        if doc[row] not in seen and len(shown) < CONTEXTS:
+            seen.add(doc[row])
+            text, a, b = texts[doc[row]], int(start[row]), int(end[row])
+            left, right = text[max(0, a - AROUND) : a], text[b : b + AROUND]
+            shown.append(f"…{escape(left)}<mark>{escape(text[a:b])}</mark>{escape(right)}…")
+    return "<br>".join(shown)

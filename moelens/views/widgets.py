@@ -1,0 +1,119 @@
+"""Live views: the browser draws and sends what was chosen, Python holds the data and sends one slice at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import ipywidgets
+import numpy as np
+import traitlets
+
+from moelens.views.cards import card_html
+from moelens.views.maps import LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
+from moelens.views.pictures import picture
+
+if TYPE_CHECKING:
+    from moelens.analysis.result import Specialization
+    from moelens.recording import Recording
+
+STATIC = Path(__file__).parent / "static"
+
+
+class ExpertMap(anywidget.AnyWidget):
+    """The map of a result, live: choose label and metric, click, brush, move by keys, search, sort within layers.
+
+    Attributes:
+        label, metric: what is shown.
+        selected: `[position of the layer, expert]`.
+        brushed: `[first layer, last layer, first expert, last expert]` by position, or empty.
+        opened: counts how often Enter asked for the selected expert.
+
+    Example:
+        >>> widget = ExpertMap(result)                                         # doctest: +SKIP
+        >>> widget.observe(lambda change: print(change["new"]), "selected")    # doctest: +SKIP
+    """
+
+    _esm = STATIC / "map.js"
+    _css = STATIC / "map.css"
+    values = traitlets.Bytes().tag(sync=True)
+    significant = traitlets.Bytes().tag(sync=True)
+    lut = traitlets.Bytes().tag(sync=True)
+    clip = traitlets.Float(1.0).tag(sync=True)
+    shape = traitlets.List(traitlets.Int()).tag(sync=True)
+    layers = traitlets.List(traitlets.Int()).tag(sync=True)
+    groups = traitlets.Int(1).tag(sync=True)
+    heading = traitlets.Unicode().tag(sync=True)
+    labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    label = traitlets.Unicode().tag(sync=True)
+    metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    metric = traitlets.Unicode("lift").tag(sync=True)
+    sorted = traitlets.Bool(False).tag(sync=True)
+    selected = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
+    brushed = traitlets.List(traitlets.Int()).tag(sync=True)
+    opened = traitlets.Int(0).tag(sync=True)
+
+    def __init__(self, result: Specialization, label: str | None = None, metric: str = "lift") -> None:
+        self.result = result
+        shown = [name for name in result.names if name not in result.too_rare] or list(result.names)
+        label = shown[0] if label is None else label
+        best = result.top(1, label)
+        super().__init__(
+            shape=[len(result.layers), result.n_experts],
+            layers=list(result.layers),
+            groups=result.provenance.get("n_groups") or 1,
+            labels=shown,
+            label=label,
+            metrics=list(VALUES),
+            metric=metric,
+            selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
+            lut=bytes(np.round(255 * LIGHT(np.arange(256) / 255)[:, :3]).astype(np.uint8)),
+            **self._slice(label, metric),
+        )
+
+    def _slice(self, label: str, metric: str) -> dict[str, Any]:
+        """One label and one metric: log2 ratios as float32, and which of them survive."""
+        with np.errstate(divide="ignore"):
+            logs = np.log2(ratios(self.result, label, metric))
+        significant = self.result.significant[:, :, self.result.label_index(label)]
+        return {
+            "significant": significant.astype(np.uint8).tobytes(),
+            "clip": clip_of(logs),
+            "heading": map_title(self.result, label, VALUES[metric]).replace("\n", " · "),
+            "values": logs.astype("<f4").tobytes(),
+        }
+
+    @traitlets.observe("label", "metric")
+    def _changed(self, change: Any) -> None:
+        if self.values:  # else it is being made
+            with self.hold_sync():
+                self.set_trait("heading", "")
+                for name, value in self._slice(self.label, self.metric).items():
+                    self.set_trait(name, value)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live widget, and the same map as a picture for where no kernel answers."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        return {**data, "text/html": self.static_html()}, metadata
+
+    def static_html(self) -> str:
+        size = map_size(self.result, self.label)
+        return picture(lambda ax: expert_map(self.result, self.label, value=self.metric, ax=ax), size, self.heading)
+
+
+def explorer(result: Specialization, recording: Recording | None = None) -> ipywidgets.VBox:
+    """The map and the card of the expert that is chosen in it, linked."""
+    board = ExpertMap(result)
+    card = ipywidgets.HTML()
+
+    def show(change: Any = None) -> None:
+        layer, expert = board.selected
+        card.value = card_html(result, result.layers[layer], expert, recording)
+
+    board.observe(show, "selected")
+    show()
+    box = ipywidgets.VBox([board, card])
+    box.map, box.card = board, card
+    return box
