@@ -113,10 +113,11 @@ def sizes() -> dict[str, dict[str, float]]:
         real = np.load(REAL)
         found["real routing (26 layers, top-6 of 64)"] = size(real["expert_ids"], real["gate_weights"].astype("f2"))
     for name, (layers, k, experts) in GEOMETRIES.items():
-        shape = (16384, layers, k)
+        shape = (1 << 16, layers, k)  # as many as a chunk of a recording
         indices = generator.integers(0, experts, shape).astype(np.uint8 if experts <= 256 else np.uint16)
-        bits = generator.integers(0, 0x7C00, shape).astype(np.uint16)  # any finite number: the worst case
-        found[f"{name}, random"] = size(indices, bits.view(np.float16))
+        scores = generator.random(shape)
+        weights = (scores / scores.sum(-1, keepdims=True)).astype(np.float16)  # nothing but normalised: the worst case
+        found[f"{name}, random"] = size(indices, weights)
     return found
 
 

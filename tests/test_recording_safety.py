@@ -6,7 +6,10 @@ import errno
 import os
 import random
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +162,7 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     assert f"'tokens/{second.name}' of recording '{out}' is damaged" in err
 
 
-def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that wait to be written are few, however many there are."""
+def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from moelens.recording import pieces
 
     alive, most = 0, 0
@@ -185,3 +187,34 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
     recording = record(Model(), TEXTS * 10, tmp_path / "run", batch_tokens=10, progress=False)
     assert most <= 4
     assert len(np.unique(recording.column("doc"))) == 50
+
+
+class Many:
+    """The same document so many times, one after another."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __iter__(self) -> Iterator[str]:
+        return repeat("先生がいらっしゃいました。お荷物をお持ちいたします。" * 3, self.n)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    psutil = pytest.importorskip("psutil")
+    process, peaks = psutil.Process(), []
+    for n in (100, 300, 3000):  # the first warms up
+        peak, done = [0], threading.Event()
+
+        def watch(peak: list[int] = peak, done: threading.Event = done) -> None:
+            while not done.wait(0.01):
+                peak[0] = max(peak[0], process.memory_info().rss)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        recording = record(Model(), Many(n), tmp_path / str(n), progress=False)
+        done.set()
+        watcher.join()
+        assert recording.n_documents == n
+        peaks.append(peak[0])
+    assert peaks[2] < 1.05 * peaks[1]

@@ -48,12 +48,15 @@ def encoding(schema: pa.Schema) -> dict[str, Any]:
 
     Parquet keeps a byte as four: a dictionary gives them back. float32 goes with its bytes apart, so that the lower
     half of a bfloat16, all zeros, costs nothing; float16 goes as it is, since DuckDB reads no other encoding of it.
+    Least and largest values, by which readers skip row groups, are kept where a value stands alone.
     """
-    split, plain = [], []
+    split, plain, single = [], [], []
     for field in schema:
         nested = pa.types.is_fixed_size_list(field.type)
         path = f"{field.name}.list.element" if nested else field.name
         kind = field.type.value_type if nested else field.type
+        if not nested:
+            single.append(path)
         if pa.types.is_float32(kind):
             split.append(path)
         elif not pa.types.is_float16(kind):
@@ -61,6 +64,7 @@ def encoding(schema: pa.Schema) -> dict[str, Any]:
     return {
         "compression": "zstd",
         "use_dictionary": plain,
+        "write_statistics": single,
         "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     }
 
