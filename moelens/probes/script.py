@@ -176,16 +176,15 @@ def run_script(
     Example:
         >>> all(not outcome.failed for outcome in run_script("probes.toml"))  # doctest: +SKIP
     """
-    from accelerate import PartialState
+    from moelens.recording.parallel import Ranks
 
-    script, state = Script.open(path), PartialState()
-    runner = Runner(script, hooks, progress and state.is_main_process)
+    script, ranks = Script.open(path), Ranks.of(None)
+    runner = Runner(script, hooks, progress and ranks.first)
     script.out.mkdir(parents=True, exist_ok=True)
-    with state.main_process_first():
-        if any(kind == "probe" for kind, _ in script.entries):
-            runner.recording()
-    mine = script.entries[state.process_index :: state.num_processes]
-    return tuple(runner.run(kind, entry) for kind, entry in mine)
+    if any(kind == "probe" for kind, _ in script.entries):
+        runner.recording()  # all processes record together
+        ranks.first_makes(runner.label)
+    return tuple(runner.run(kind, entry) for kind, entry in script.entries[ranks.rank :: ranks.size])
 
 
 class Runner:
@@ -208,7 +207,7 @@ class Runner:
         return self._model
 
     def recording(self) -> Any:
-        """The script's recording, or one made of its corpus, with labels."""
+        """The script's recording, or one made of its corpus."""
         import moelens
 
         settings, made = self.script.settings, self.script.out / "recording"
@@ -220,9 +219,14 @@ class Runner:
             options = {"capture": settings["capture"]} if "capture" in settings else {}
             corpus = self.script.place(settings["corpus"])
             self._recording = moelens.record(self.model(), corpus, made, progress=self.progress, **options)
-        if not (self._recording.path / "labels").exists():
-            moelens.label(self._recording)
         return self._recording
+
+    def label(self) -> None:
+        """Label the recording, where it is not labelled yet."""
+        import moelens
+
+        if not (self.recording().path / "labels").exists():
+            moelens.label(self.recording())
 
     def run(self, kind: str, entry: Mapping[str, Any]) -> Outcome:
         path = self.script.out / f"{entry['name']}.json"
