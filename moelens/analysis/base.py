@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -124,7 +123,3 @@ def plain(values: NDArray[Any]) -> Any:
     held = values.astype(object)
     held[~np.isfinite(values)] = None
     return held.tolist()
-
-
-def finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

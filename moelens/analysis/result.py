@@ -96,7 +96,7 @@ class Specialization(Shows, Result):
     @cached_property
     def lift_given(self) -> Floats:
         """Tokens of the label at the expert over those `expected`; `lift` where nothing is given."""
-        return divide(self.count, np.where(self.expected > 1e-9, self.expected, 0))
+        return divide(self.count, np.where(self.expected > 1e-6, self.expected, 0))
 
     @cached_property
     def left(self) -> Floats:
@@ -157,8 +157,8 @@ class Specialization(Shows, Result):
     def significant(self) -> Bools:
         """Cells with q or family-wise p below .05.
 
-        Either correction will do: Benjamini–Hochberg's q cannot fall below tested cells / (permutations + 1) for a
-        cell that stands alone, the maximum statistic can.
+        Either correction will do: q bounds the share of false ones among all findings, the family-wise p the chance of
+        any false one.
         """
         return np.asarray((self.q < ALPHA) | (self.p_family < ALPHA))
 
@@ -192,13 +192,13 @@ class Specialization(Shows, Result):
         return self.names.index(label)
 
     def top(self, n: int = 10, label: str | None = None) -> tuple[Finding, ...]:
-        """The `n` strongest specialists (lift above 1): significant ones first, then by share beyond chance.
+        """The `n` strongest specialists (`lift_given` above 1): significant ones first, then by share beyond chance.
 
-        Share beyond chance is `share` less the expert's share of all tokens. By lift alone the first would be experts
-        that are hardly used. Raises `UnknownNameError` for a label that the analysis does not have.
+        Share beyond chance is (count − expected) / tokens of the label. By lift alone the first would be experts that
+        are hardly used. Raises `UnknownNameError` for a label that the analysis does not have.
         """
-        beyond = self.share - (self.counts.expert_tokens / self.n_tokens)[:, :, None]
-        wanted = beyond > 0
+        beyond = divide(self.count - self.expected, self.label_tokens)
+        wanted = beyond > 1e-6
         if label is not None:
             wanted &= np.arange(len(self.names)) == self.label_index(label)
         cells = np.argwhere(wanted)
@@ -267,14 +267,14 @@ class Specialization(Shows, Result):
     def table(self, n: int = 10, *, each: bool = False) -> str:
         """The `n` strongest specialists, of all labels or of each, as a plain table; a star marks what survives.
 
-        "lift | …" is the lift within what is given, with its 95 % interval; "left" is how much of the excess over
-        chance remains within token identity.
+        "lift | …" is the lift within that; the interval is that of the lift before it; "left" is how much of the
+        excess over chance remains within token identity.
         """
         tested = [name for name in self.names if name not in self.too_rare]
         findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n)
-        given = [f"lift | {' + '.join(self.given)}"] if self.given and self.given != ("token",) else []
-        header = ("layer", "expert", "label", "lift", *given, "95 % interval", "share", "tokens")
-        header += ("q", "p family", "lift | token", "left", "")
+        given = [f"lift | {' + '.join(self.given)}"] if self.given else []
+        token = ["lift | token"] if self.given != ("token",) else []
+        header = ("layer", "expert", "label", "lift", *given, "95 % interval", "share", "tokens", "q", "p family")
         rows = [
             (
                 f"L{f.layer}",
@@ -285,14 +285,15 @@ class Specialization(Shows, Result):
                 f"{number(f.low)}–{number(f.high)}",
                 number(f.share),
                 f"{f.count:,}",
-                *map(number, (f.q, f.p_family, f.lift_given_token)),
+                *map(number, (f.q, f.p_family)),
+                *[number(f.lift_given_token) for _ in token],
                 f"{100 * f.left:.0f} %" if np.isfinite(f.left) else number(f.left),
                 "*" if f.significant else "",
             )
             for f in findings
         ]
         head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
-        lines = [head, plain_table(header, rows)]
+        lines = [head, plain_table((*header, *token, "left", ""), rows)]
         if self.too_rare:
             rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)
             lines.append("too rare to test: " + ", ".join(rare))
