@@ -20,6 +20,7 @@ from moelens.interventions import (
     force,
     patch_outputs,
     patch_routes,
+    recorded,
     remove,
     remove_renorm,
     replay,
@@ -366,6 +367,26 @@ def test_replay_of_a_recording(deepseek: HookedMoE, ids: Tensor) -> None:
     assert torch.equal(other[at("hook_expert_weights", 1)][0, 5:], cache[at("hook_expert_weights", 1)][0, 5:])
     with pytest.raises(MoeLensError, match="unknown document '7'; allowed: 0, 1"):
         replay(recorded, [7])
+
+
+@pytest.mark.slow
+def test_outputs_and_routes_of_a_real_recording(tmp_path: Any) -> None:
+    """Another text's experts, taken from disk, give another text's logits where everything else is the same."""
+    model = moelens.load("demo")
+    texts = ["先生がいらっしゃいました。", "犬がいました。"]
+    options = {"capture": ["routes", "expert_outputs"], "dtype": "float32", "progress": False}
+    recording = moelens.record(model, texts, tmp_path / "r", **options)
+    source, layer = recorded(recording, [1], outputs=True), recording.layers[-1]
+    _, other = model.run_with_cache(texts[1])
+    n = other[at("hook_expert_indices", layer)].shape[1]
+    with model.intervene(patch_routes(source, layer), patch_outputs(source, layer)):
+        _, cache = model.run_with_cache(texts[0])
+    routed = (cache[at("hook_out", layer)] - cache[at("shared.hook_out", layer)])[:, :n]
+    expected = other[at("hook_out", layer)] - other[at("shared.hook_out", layer)]
+    torch.testing.assert_close(routed, expected, atol=2e-3, rtol=2e-2)  # weights are kept as float16
+    clean = model(texts)
+    with model.intervene(replay(recording, [0, 1])):
+        torch.testing.assert_close(model(texts), clean, atol=5e-2, rtol=5e-2)
 
 
 ERRORS: dict[str, tuple[Callable[[], Intervention], str]] = {

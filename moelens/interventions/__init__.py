@@ -24,6 +24,7 @@ _WHERE = dict.fromkeys(_OPERATIONS, "operations") | {
     "causes": "causal",
     "effect": "effects",
     "expert_lens": "lens",
+    "recorded": "sources",
 }
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         swap,
     )
     from moelens.interventions.readout import TextPair
+    from moelens.interventions.sources import recorded
 
 __all__ = [
     "Attribution",
@@ -60,6 +62,7 @@ __all__ = [
     "force",
     "patch_outputs",
     "patch_routes",
+    "recorded",
     "remove",
     "remove_renorm",
     "replay",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
+from moelens.interventions.sources import recorded
 from moelens.interventions.where import At, Phase, require_label, text_labels, token_mask
 
 Hooks = list[tuple[str, Callable[..., Any]]]
@@ -203,24 +204,7 @@ def replay(recording: Any, docs: Sequence[int] = (0,), *, at: At = None) -> Inte
     Raises:
         UnknownNameError: a document that the recording does not have.
     """
-    import numpy as np
-
-    doc, indices, weights = recording.column("doc"), recording.indices(), recording.weights()
-    for wanted in docs:
-        if not 0 <= wanted < recording.n_documents:
-            raise unknown("document", wanted, range(recording.n_documents))
-    rows = [np.flatnonzero(doc == wanted) for wanted in docs]
-    chosen, weight = (
-        torch.nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(values[r].astype(kind)) for r in rows], batch_first=True, padding_value=fill
-        )
-        for values, kind, fill in ((indices, np.int64, -1), (weights, np.float32, 0))
-    )
-    source = {}
-    for i, layer in enumerate(recording.layers):
-        source[f"blocks.{layer}.mlp.hook_expert_indices"] = chosen[:, :, i]
-        source[f"blocks.{layer}.mlp.hook_topk_weights"] = weight[:, :, i]
-    return Intervention("replay", None, (), at, source=source)
+    return Intervention("replay", None, (), at, source=recorded(recording, docs))
 
 
 BY_NAME: dict[str, Callable[..., Intervention]] = {
