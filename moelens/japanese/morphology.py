@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -45,7 +45,7 @@ _UNREADABLE = re.compile("[\x00\ud800-\udfff]")
 _SUDACHI_READS = 12_000  # characters: Sudachi refuses more than 49,149 bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # one object an entry: compared and hashed by identity, which is quick
 class Word:
     """An entry of the dictionary in one of its forms, shared by all the places where it stands.
 
@@ -55,15 +55,15 @@ class Word:
     """
 
     surface: str
-    pos: tuple[str, str, str, str] = field(hash=False)
-    ctype: str = field(default="", hash=False)
+    pos: tuple[str, str, str, str]
+    ctype: str = ""
     cform: str = ""
     lemma: str = ""
-    lemma_reading: str = field(default="", hash=False)
-    base: str = field(default="", hash=False)
-    reading: str = field(default="", hash=False)
-    goshu: str = field(default="", hash=False)
-    script: str = field(default="", hash=False)
+    lemma_reading: str = ""
+    base: str = ""
+    reading: str = ""
+    goshu: str = ""
+    script: str = ""
 
 
 @dataclass(frozen=True, slots=True)
