@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ TEXTS = [
     "行く",
     "どうぞ召し上がってください。",
 ] * 3
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "-m", "moelens"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "moelens"]
 ACCELERATE = [
     *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"),
     *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "moelens"),
@@ -44,23 +46,17 @@ def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return moelens.record(moelens.load("demo"), corpus, out, capture=CAPTURE, layers=[1, 3], progress=False)
 
 
-def launch(launcher: list[str], corpus: Path, out: Path, *options: str) -> Recording:
-    arguments = [
-        "record",
-        "demo",
-        str(corpus),
-        "--out",
-        str(out),
-        "--capture",
-        *CAPTURE,
-        "--layers",
-        "1",
-        "3",
-        *options,
-    ]
+def command(launcher: list[str], corpus: Path, out: Path, *options: str) -> dict[str, Any]:
+    """What to hand to `subprocess`, with the CPU alone."""
+    what = ["--layers", "1", "3", "--capture", *CAPTURE]
+    arguments = ["record", "demo", str(corpus), "--out", str(out), *what, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, env=environment,
-                          timeout=600, check=False)  # fmt: skip
+    return {"args": [sys.executable, *launcher, *arguments], "env": environment, "text": True,
+            "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}  # fmt: skip
+
+
+def launch(launcher: list[str], corpus: Path, out: Path, *options: str) -> Recording:
+    done = subprocess.run(**command(launcher, corpus, out, *options), timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Recording(") == 1  # one process speaks
     return Recording.open(out)
@@ -100,3 +96,22 @@ def test_sharding_needs_processes(capsys: pytest.CaptureFixture[str], tmp_path: 
 
     assert main(["record", "demo", "demo", "--out", str(tmp_path / "x"), "--tensor-parallel"]) == 2
     assert "start them with torchrun --nproc_per_node N -m moelens" in capsys.readouterr().err
+
+
+def test_a_rank_that_was_killed(one: Recording, corpus: Path, tmp_path: Path) -> None:
+    """One of two processes dies after the first piece is kept; the same command again ends as if nothing had been."""
+    psutil, out = pytest.importorskip("psutil"), tmp_path / "run"
+    options = ("--batch-tokens", "1")
+    process = subprocess.Popen(**command(TORCHRUN, corpus, out, *options))
+    while process.poll() is None and not list((out / "progress").glob("0*.json")):
+        time.sleep(0.01)
+    ranks = [p for p in psutil.Process(process.pid).children(recursive=True) if "moelens" in " ".join(p.cmdline())]
+    for rank in ranks[-1:]:
+        rank.kill()
+    process.communicate(timeout=300)
+    kept = {p.name: p.stat().st_mtime_ns for p in (out / "tokens").glob("*.parquet")}
+    assert kept
+    if not (out / "manifest.json").exists():
+        launch(TORCHRUN, corpus, out, *options)
+    assert all((out / "tokens" / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert_same(one, Recording.open(out), 1e-3)
