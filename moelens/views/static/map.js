@@ -29,7 +29,7 @@ function render({ model, el }) {
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-label", "layers by experts; arrow keys move, Enter opens the expert, s sorts within layers");
   canvas.dataset.lmSuppressShortcuts = "true"; // on the focusable node itself, else the notebook takes its keys
-  canvas.style.cssText = "width: 100%; image-rendering: pixelated; cursor: crosshair; touch-action: none";
+  canvas.style.cssText = "width: 100%; cursor: crosshair; touch-action: none";
   const heading = element("div", { className: "moelens-heading" });
   const readout = element("output", { className: "moelens-readout" });
   readout.setAttribute("aria-live", "polite");
