@@ -1,0 +1,228 @@
+"""Counting routes beside DuckDB, NumPy and pandas: `python -m benchmarks.analysis [--tokens N] [--json FILE]`.
+
+Routes of 26 layers, top-6 of 64 experts, are written to Parquet as a recording holds them, with one label column and
+60 more; everybody counts tokens by layer, expert and label from these files. `--routing FILE.npz` repeats the real
+routes in its `expert_ids` `[token, layer, slot]`; without it they are drawn, skewed. pandas, and for 60
+labels DuckDB and NumPy too, count a part of the tokens, since their rates do not depend on the number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moelens.analysis.counting import GROUPS, Tables, balanced
+from moelens.analysis.randomize import Excess, document_test
+from moelens.analysis.sources import Sample
+from moelens.recording.store import as_array
+
+SHARD = 1 << 19
+LABELS = 60
+DOCUMENT = 500  # tokens
+EXPERTS, LAYERS, SLOTS = 64, 26, 6
+ONE = ["one"]
+SIXTY = [f"label_{i:02d}" for i in range(LABELS)]
+COLUMNS = [f"experts_L{layer:02d}" for layer in range(LAYERS)]
+
+
+def routes(path: Path | None) -> np.ndarray:
+    """Expert ids `[token, layer, slot]` to repeat."""
+    if path is not None:
+        return np.asarray(np.load(path)["expert_ids"])
+    rng = np.random.default_rng(0)
+    liking = 1.5 * rng.gumbel(size=(LAYERS, EXPERTS))
+    return np.argsort(-(liking + rng.gumbel(size=(8192, LAYERS, EXPERTS))), axis=2)[:, :, :SLOTS].astype(np.uint8)
+
+
+def write(folder: Path, ids: np.ndarray, tokens: int) -> None:
+    """Shards of tokens: documents, routes by layer, one label on a twentieth of them, 60 in a few combinations."""
+    rng = np.random.default_rng(1)
+    combinations = rng.random((400, LABELS)) < 0.05
+    for start in range(0, tokens, SHARD):
+        rows = np.arange(start, min(start + SHARD, tokens))
+        many = combinations[rng.integers(0, len(combinations), len(rows))]
+        columns = {"doc": pa.array((rows // DOCUMENT).astype(np.int32)), "one": pa.array(rng.random(len(rows)) < 0.05)}
+        columns |= {name: pa.array(many[:, i]) for i, name in enumerate(SIXTY)}
+        for layer, name in enumerate(COLUMNS):
+            flat = pa.array(ids[rows % len(ids), layer].ravel())
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, SLOTS)
+        pq.write_table(pa.table(columns), folder / f"tokens-{start // SHARD:05d}.parquet", compression="zstd")
+
+
+def shards(folder: Path, columns: list[str], limit: int) -> Iterator[pa.Table]:
+    row = 0
+    for path in sorted(folder.glob("*.parquet")):
+        if row < limit:
+            table = pq.read_table(path, columns=columns).slice(0, limit - row)
+            yield table
+            row += len(table)
+
+
+def column(folder: Path, name: str, limit: int) -> np.ndarray:
+    return np.concatenate([as_array(table[name]) for table in shards(folder, [name], limit)])
+
+
+def floor(folder: Path, names: list[str], limit: int) -> None:
+    """Nothing but reading what is needed."""
+    for _ in shards(folder, ["doc", *names, *COLUMNS], limit):
+        pass
+
+
+def moelens(folder: Path, names: list[str], limit: int) -> Tables:
+    """All that `moelens.specialization` counts, in groups of documents."""
+    held = pa.concat_tables(shards(folder, ["doc", *names], limit))
+    labels, docs = np.stack([as_array(held[name]) for name in names], axis=1), as_array(held["doc"])
+    sample = Sample.of(labels, names, docs, [np.zeros(len(docs), np.int64)] if len(names) > 1 else [])
+
+    def parts() -> Iterator[tuple[slice, list[np.ndarray]]]:
+        row = 0
+        for table in shards(folder, COLUMNS, limit):
+            yield slice(row, row + len(table)), [as_array(table[name]) for name in COLUMNS]
+            row += len(table)
+
+    return sample.count(parts(), EXPERTS, range(LAYERS))
+
+
+def duckdb(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """GROUP BY expert and label, or by expert with a sum for each label, layer by layer."""
+    import duckdb as engine
+
+    files, found = f"'{folder}/*.parquet'", []
+    for name in COLUMNS:
+        tokens = f"(select unnest({name}) as expert, {', '.join(names)} from (select * from {files} limit {limit}))"
+        if len(names) == 1:
+            query = f"select expert, {names[0]}, count(*) from {tokens} group by all"
+            rows = engine.sql(query).fetchnumpy()
+            table = np.zeros((EXPERTS, 1))
+            has = rows[names[0]].astype(bool)
+            table[rows["expert"][has], 0] = rows["count_star()"][has]
+        else:
+            sums = ", ".join(f"sum({label}::int) as {label}" for label in names)
+            rows = engine.sql(f"select expert, {sums} from {tokens} group by expert order by expert").fetchnumpy()
+            table = np.zeros((EXPERTS, len(names)))
+            table[rows["expert"]] = np.stack([rows[label] for label in names], axis=1)
+        found.append(table)
+    return np.stack(found)
+
+
+def numpy(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """One bincount for each layer and label."""
+    labels = [column(folder, name, limit) for name in names]
+    found = np.zeros((LAYERS, EXPERTS, len(names)))
+    for layer, name in enumerate(COLUMNS):
+        chosen = column(folder, name, limit).astype(np.int64)
+        for i, label in enumerate(labels):
+            keys = (chosen * 2 + label[:, None]).ravel()
+            found[layer, :, i] = np.bincount(keys, minlength=2 * EXPERTS).reshape(-1, 2)[:, 1]
+    return found
+
+
+def pandas(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """read_parquet, explode and groupby, layer by layer."""
+    import pandas as pd
+
+    found = []
+    for name in COLUMNS:
+        frame = pd.concat(table.to_pandas() for table in shards(folder, [name, *names], limit)).explode(name)
+        sums = frame.groupby(name)[names].sum().reindex(range(EXPERTS), fill_value=0)
+        found.append(sums.to_numpy())
+    return np.stack(found)
+
+
+def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = call(*args)
+    return time.perf_counter() - start, value
+
+
+def beside(folder: Path, names: list[str], tokens: int, part: int) -> dict[str, Any]:
+    """Million assignments a second of each, all on files read once before, and whether they agree."""
+    floor(folder, names, tokens)
+    rates = {}
+    others = tokens if len(names) == 1 else part
+    for call, limit in ((floor, tokens), (moelens, tokens), (duckdb, others), (numpy, others), (pandas, part)):
+        seconds, table = timed(call, folder, names, limit)
+        rates[call.__name__] = round(limit * LAYERS * SLOTS / seconds / 1e6, 1)
+        if call not in (floor, moelens):
+            ours = moelens(folder, names, limit).cells.sum(0)
+            assert np.array_equal(ours, table), f"{call.__name__} counts otherwise"
+    ratios = {f"times {name}": round(rates["moelens"] / rates[name], 1) for name in ("duckdb", "numpy", "pandas")}
+    return (
+        {"million assignments a second": rates} | ratios | {"of reading": round(rates["moelens"] / rates["floor"], 2)}
+    )
+
+
+def permutations(folder: Path, tokens: int) -> dict[str, Any]:
+    """1,000 permutations of 60 labels from tables that were counted before."""
+    labels = np.stack([column(folder, name, tokens) for name in SIXTY], axis=1)
+    sample = Sample.of(labels, SIXTY, column(folder, "doc", tokens), [np.zeros(tokens, np.int64)])
+    excess = Excess.of(tables := moelens(folder, SIXTY, tokens), sample.kinds)
+    tested = excess.variance > 0
+    seconds, _ = timed(document_test, tables.cells, excess, tested, 1000, 0)
+    return {"cells": int(tested.sum()), "groups": len(tables.cells), "seconds": round(seconds, 1)}
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of counting and testing 58 layers × 256 experts × 60 labels in 200 groups of documents."""
+    rng, tokens, layers, experts, slots = np.random.default_rng(0), 40_000, 58, 256, 8
+    labels = (rng.random((400, LABELS)) < 0.05)[rng.integers(0, 400, tokens)]
+    group = balanced(np.full(400, tokens // 400), GROUPS).repeat(tokens // 400)
+    sample = Sample.of(labels, SIXTY, group, [np.zeros(tokens, np.int64)])
+    chosen = ((rng.integers(0, 32, (layers, tokens, 1)) + 32 * np.arange(slots)) % experts).astype(np.uint8)
+    tables = sample.count([(slice(0, tokens), chosen)], experts, range(layers))
+    excess = Excess.of(tables, sample.kinds)
+    seconds, _ = timed(document_test, tables.cells, excess, excess.variance > 0, 1000, 0)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform == "darwin" else 1024) / 1024
+    return {
+        "cells in groups": tables.cells.size,
+        "peak GiB": round(peak, 2),
+        "1,000 permutations, seconds": round(seconds, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=10_000_000)
+    parser.add_argument("--part", type=int, default=500_000, help="tokens on which 60 labels are counted by others")
+    parser.add_argument("--routing", type=Path, help="npz file with expert_ids [token, layer, slot]")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--memory", action="store_true", help="only the memory of the largest size, on standard output")
+    args = parser.parse_args()
+    if args.memory:
+        print(json.dumps(memory()))
+        return
+    part = min(args.part, args.tokens)
+    result = {"tokens": args.tokens, "routing": args.routing.name if args.routing else "drawn"}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, routes(args.routing), args.tokens)
+        report(result, "one label", beside(folder, ONE, args.tokens, part))
+        report(result, f"{LABELS} labels", beside(folder, SIXTY, args.tokens, part) | {"tokens of the others": part})
+        report(result, "1,000 permutations", permutations(folder, args.tokens))
+    alone = [sys.executable, "-m", "benchmarks.analysis", "--memory"]
+    done = subprocess.run(alone, capture_output=True, text=True, check=True)
+    report(result, "largest size", json.loads(done.stdout))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def report(result: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
+    """Keep and print the figures of one part as soon as they are known."""
+    result[name] = figures
+    print(f"{name}: {json.dumps(figures, indent=1)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
