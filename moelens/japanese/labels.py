@@ -120,7 +120,10 @@ def label(
     bounds = np.flatnonzero(np.diff(doc[order])) + 1
     rows = [rows for rows in np.split(order, bounds) if len(rows)]
     documents = recording.documents()
-    texts = dict(zip(documents["doc"].to_pylist(), documents["text"].to_pylist(), strict=True))
+    written = documents["generated"] if "generated" in documents.column_names else None  # characters go on in it
+    after = written.to_pylist() if written is not None else [""] * documents.num_rows
+    read = zip(documents["doc"].to_pylist(), documents["text"].to_pylist(), after, strict=True)
+    texts = {d: (text or "") + (more or "") for d, text, more in read}
     jobs = [
         ([(texts[int(doc[r[0]])], start[r], end[r]) for r in group], policy, analyser)
         for group in _groups(rows, [len(texts[int(doc[r[0]])]) for r in rows])
