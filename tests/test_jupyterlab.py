@@ -22,7 +22,9 @@ CELLS = [
     "texts = ['社長がいらっしゃいました。', '資料をお送りいたします。', '雨が降っていた。'] * 10\n"
     "recording = moelens.record(model, texts, tempfile.mkdtemp() + '/run', progress=False)\n"
     "result = moelens.specialization(recording, moelens.label(recording), 'pos', permutations=50)",
-    "box = result.explore(recording)\nbox.map.observe(lambda c: print('chosen', c['new']), 'selected')\nbox",
+    "import ipywidgets\nlog, box = ipywidgets.Label(), result.explore(recording)\n"
+    "box.map.observe(lambda c: setattr(log, 'value', f'chosen {c.new}'), 'selected')\n"
+    "ipywidgets.VBox([box, log])",
 ]
 
 

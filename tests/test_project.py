@@ -65,4 +65,4 @@ def test_torch_range_admits_the_version_developed_on() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_pickle(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"\bimport pickle|\btorch\.load\(|allow_pickle|\btorch\.save\(", text)
+    assert not re.search(r"\bimport pickle|\btorch\.load\(|allow_pickle\s*=\s*True|\btorch\.save\(", text)
