@@ -20,7 +20,7 @@ from moelens.recording import Recording, record
 from moelens.tracing import pieces
 from moelens.views import Example, Report, expert_map, load_plot, report_html, spans_from_labels
 
-FAMILIES = ("honorifics", "pos")
+FAMILIES = ("honorifics", "honorifics within token", "pos")
 EXAMPLES = 2  # sentences a class
 STEPS = ("loading", "recording", "labelling", *FAMILIES, "drawing", "report")
 
@@ -34,11 +34,16 @@ class DemoRun:
     results: dict[str, Specialization]
 
     def __str__(self) -> str:
-        tables = [self.results["honorifics"].table(2, each=True), self.results["pos"].table(1, each=True)]
+        found = self.results
+        tables = [
+            found["honorifics"].table(2, each=True),
+            found["honorifics within token"].table(5),
+            found["pos"].table(1, each=True),
+        ]
         how = (
             "lift: how much more often tokens of the label go to the expert than tokens do on the whole.\n"
-            "lift | token: what is left of it once the token itself is known; near 1, the word explains it.\n"
-            "*: survives a permutation test over documents, corrected for all layers, experts and labels."
+            "lift | token: the same among tokens that are the same; near 1, the word explains it. left: what remains.\n"
+            "*: survives a test over documents, corrected for all layers, experts and labels."
         )
         return "\n\n".join([*tables, how, f"report: {self.path / 'report.html'}"])
 
@@ -46,7 +51,7 @@ class DemoRun:
 def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool = True) -> DemoRun:
     """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
 
-    Writes `recording/`, `figures/*.png`, `honorifics.json`, `pos.json` and `report.html` into `out`.
+    Writes `recording/`, `figures/*.png`, one JSON file a result and `report.html` into `out`.
 
     Args:
         out: folder to write.
@@ -75,8 +80,9 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
         results = {}
         for family in FAMILIES:
             step(family)
-            results[family] = specialization(recording, labels, family)
-            results[family].save(out / f"{family}.json")
+            name, _, given = family.partition(" within ")
+            results[family] = specialization(recording, labels, name, given=given or None)
+            results[family].save(out / filename(family))
         step("drawing")
         draw(results, out / "figures")
         step("report")
@@ -86,9 +92,13 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
     return DemoRun(out, recording, results)
 
 
+def filename(family: str) -> str:
+    return f"{family.replace(' ', '-')}.json"
+
+
 def claim(out: Path, force: bool) -> None:
     """Make sure that `out` is free; with `force`, clear away what an earlier run wrote, and only that."""
-    ours = [out / name for name in ("recording", "figures", "report.html", *(f"{f}.json" for f in FAMILIES))]
+    ours = [out / name for name in ("recording", "figures", "report.html", *map(filename, FAMILIES))]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force or not out.is_dir():
             raise RecordingError(f"'{out}' is already there; give another folder with --out, or --force to replace it")

@@ -141,8 +141,8 @@ def _where(family: str, result: Specialization, labels: Sequence[str] | None) ->
 
 
 def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
-    if family == "honorifics":
-        return result.names
+    if family.startswith("honorifics"):
+        return [name for name in result.names if not result.given or name not in result.too_rare]
     tested = [i for i in np.argsort(-result.label_tokens, kind="stable") if result.names[i] not in result.too_rare]
     return [result.names[i] for i in tested[:MAPS_PER_FAMILY]]
 
@@ -182,15 +182,15 @@ def _load(result: Specialization, figures: Sequence[tuple[str, Figure]]) -> str:
 def _honesty(result: Specialization, notes: Sequence[str]) -> str:
     about = result.provenance
     cells, permutations = about.get("tested_cells", 0), about.get("permutations", 0)
-    floor = min(1.0, cells / (permutations + 1))
     points = [
-        f"Significance is a permutation test over {about.get('documents', 0):,} documents: whole label sequences are "
-        "exchanged between documents of like length, so tokens of one document never count as independent. "
-        f"{permutations:,} permutations, seed {about.get('seed', 0)}.",
+        f"Significance is a randomisation test over {about.get('documents', 0):,} documents: what is expected is the "
+        "mean over all permutations of the labels, and how far chance strays from it is judged by whole documents, so "
+        f"tokens of one document never count as independent. {permutations:,} draws, seed {about.get('seed', 0)}.",
         f"{cells:,} cells were tested. A finding counts when its q (Benjamini–Hochberg) or its family-wise p (maximum "
-        f"statistic) is below .05. A single cell cannot reach a q below {floor:.2g} here; the family-wise p can.",
-        "The test does not rule out token identity. An expert that takes one frequent word has a high lift for every "
-        "label of that word. The column lift given token shows what is left: near 1, the token explains it.",
+        "statistic) is below .05.",
+        "Without a control the test does not rule out token identity: an expert that takes one frequent word has a "
+        "high lift for every label of that word. Lift given token and left show what remains; the section within token "
+        "identity tests it.",
         "It does not rule out script, place in the sentence or subject matter either, where they go with the label.",
         "Nothing here is causal. A router that prefers an expert does not show that the model needs it; for that, "
         "remove the expert and compare with matched controls.",

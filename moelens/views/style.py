@@ -63,7 +63,13 @@ GLOSS: Mapping[str, str] = MappingProxyType(
 )
 
 FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
-    {"honorifics": "Honorifics", "pos": "Parts of speech", "script": "Scripts", "ending": "Sentence endings"}
+    {
+        "honorifics": "Honorifics",
+        "honorifics within token": "Honorifics, within token identity",
+        "pos": "Parts of speech",
+        "script": "Scripts",
+        "ending": "Sentence endings",
+    }
 )
 
 

@@ -26,26 +26,29 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
     if findings is None:
         findings = [f for name in result.names if name not in result.too_rare for f in result.top(EACH, name)]
     chance = f"{number(100 * result.top_k / result.n_experts)} %"
-    header = ("label", "expert", "lift", f"share (chance {chance})", "tokens", "q", "family-wise p", "lift given token")
+    within = f"lift within {' and '.join(result.given) or 'all tokens'}"
+    header = ("label", "expert", within, "95 %", f"share (chance {chance})", "tokens", "q", "family-wise p", "left")
     rows = [
         _row(
             (
                 label_html(f.label),
                 f"L{f.layer} · E{f.expert}",
-                f"{number(f.lift)}",
+                number(f.lift_given),
+                f"[{number(f.low)}, {number(f.high)}]",
                 f"{number(100 * f.share)} %",
                 f"{f.count:,}",
                 number(f.q),
                 number(f.p_family),
-                number(f.lift_given_token),
+                f"{100 * f.left:.0f} %" if np.isfinite(f.left) else DASH,
             ),
             "" if f.significant else "opacity: 0.45",
         )
         for f in findings
     ]
     if not findings:
-        rows = [_row(("no expert takes any of these labels more often than chance", *[DASH] * 7))]
-    head = f"{escape(result.headline)} · specialists of {escape(result.family)} · {escape(result.control)}"
+        rows = [_row(("no expert takes any of these labels more often than chance", *[DASH] * 8))]
+    about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
+    head = " · ".join(map(escape, about))
     return f"<div>{head}{_table(header, rows)}{_rare(result)}</div>"
 
 
