@@ -55,7 +55,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moelens.analysis import Counts, Specialization, compare, specialization
+    from moelens.analysis import Counts, Specialization, specialization
+    from moelens.analysis.compare import compare
     from moelens.demo.run import run_demo
     from moelens.errors import MoeLensError
     from moelens.interventions import attribute, effect
