@@ -27,7 +27,8 @@ class Listener(Protocol):
     native: str
 
     def listens_inside(self) -> bool: ...
-    def fire_inside(self, stage: str, slots: Tensor) -> Tensor: ...
+    def listens_to(self, stage: str) -> bool: ...
+    def fire_inside(self, stage: str, slots: Tensor) -> tuple[Tensor, bool]: ...
     def implementation(self, module: nn.Module) -> str: ...
 
 
@@ -145,19 +146,20 @@ def listen_to_experts(
     def report(stage: str, rows: Tensor) -> Tensor:
         if outside is not None:  # the grouped kernel leaves these rows unwritten
             rows = torch.where(outside, inputs if stage == "hook_out" and math.identity else 0, rows)
-        return listener.fire_inside(stage, rows[back].view(n, k, -1))
-
-    def sort(slots: Tensor) -> Tensor:
-        return slots.reshape(n * k, -1)[order]
+        if not listener.listens_to(stage):
+            return rows
+        slots, edited = listener.fire_inside(stage, rows[back].view(n, k, -1))
+        # Where gradients flow, what the hooks saw has to lie on their way.
+        return slots.reshape(n * k, -1)[order] if edited or slots.requires_grad else rows
 
     inputs = hidden[order // k]
     if math.weights_on_input:
         inputs = inputs * weights.reshape(-1)[order].unsqueeze(-1)
     elif outside is not None and not math.identity:
         inputs = inputs.masked_fill(outside, 0.0)
-    pre = sort(report("hook_pre", math.up(inputs, ids, offsets)))
-    post = sort(report("hook_post", math.act(pre)))
-    out = report("hook_out", math.down(post, ids, offsets))
+    pre = report("hook_pre", math.up(inputs, ids, offsets))
+    post = report("hook_post", math.act(pre))
+    out = report("hook_out", math.down(post, ids, offsets))[back].view(n, k, -1)
     if not math.weights_on_input:
         out = out * weights.unsqueeze(-1)
     return out.sum(1).to(hidden.dtype)

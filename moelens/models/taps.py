@@ -170,7 +170,7 @@ class Tap:
     # Inside the experts (the interface of moelens.models.experts.Listener)
 
     def listens_inside(self) -> bool:
-        return any(listening(getattr(self.points.experts, name, None)) for name in INSIDE)
+        return any(map(self.listens_to, INSIDE))
 
     def listens(self) -> bool:
         """Whether anyone listens to anything of this layer's routing or experts, or the checks do."""
@@ -181,14 +181,16 @@ class Tap:
             or any(listening(getattr(self.points, n, None)) for n in names)
         )
 
-    def fire_inside(self, stage: str, slots: Tensor) -> Tensor:
-        point = getattr(self.points.experts, stage, None)
-        if not listening(point):
-            return slots
+    def listens_to(self, stage: str) -> bool:
+        return listening(getattr(self.points.experts, stage, None))
+
+    def fire_inside(self, stage: str, slots: Tensor) -> tuple[Tensor, bool]:
+        """Fire a stage with `[token, slot, ·]` of all processes; returns this one's, and whether they were edited."""
         whole = self.division.whole(stage, slots) if self.division else slots
         shown = whole.reshape(*self.grid.shape(whole.shape[0]), *whole.shape[1:])
-        fired = fire(point, shown)[0].flatten(0, 1)
-        return self.division.own(stage, fired) if self.division else fired
+        fired, edited = fire(getattr(self.points.experts, stage), shown)
+        fired = fired.flatten(0, 1)
+        return (self.division.own(stage, fired) if self.division else fired), edited
 
     def implementation(self, module: nn.Module) -> str:
         """The implementation to hand over to: `generate` would decode with "batched_mm" on an accelerator."""
