@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -71,36 +71,64 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
     array([1, 2, 2, 2], dtype=int32)
     """
     ids = [int(i) for i in ids]
-    tokens: list[str | bytes] = tokenizer.convert_ids_to_tokens(ids)
-    added = _added_tokens(tokenizer)
-    for read in (_byte_level, _sentencepiece):
-        pieces = [
-            read(token) if i not in added else b"" if added[i] else _added(read, str(token))
-            for i, token in zip(ids, tokens, strict=True)
-        ]
+    tokens = _tokens(tokenizer, ids)
+    for way in (0, 1):
+        pieces = [token.pieces[way] for token in tokens]
         spans = _spans_by_bytes(text, pieces)
-        if spans is None and any(added.get(i) and str(t) in text for i, t in zip(ids, tokens, strict=True)):
+        if spans is None and any(token.special and token.text in text for token in tokens):
             spans = _spans_by_bytes(text, _spelt_out(text, tokens, pieces))
         if spans is not None:
             return spans
-    spans = _spans_by_words(text, [None if added.get(i) else str(t) for i, t in zip(ids, tokens, strict=True)])
-    return spans or _spans_by_offsets(text, [str(t) for t in tokens], _offsets(tokenizer, text, ids))
+    spans = _spans_by_words(text, [None if token.special else token.text for token in tokens])
+    return spans or _spans_by_offsets(text, [token.text for token in tokens], _offsets(tokenizer, text, ids))
 
 
-_added_by: WeakKeyDictionary[Any, tuple[int, dict[int, bool]]] = WeakKeyDictionary()
+class _Token(NamedTuple):
+    """A token as it is written, whether it is special, and its bytes read as byte-level BPE and as SentencePiece."""
+
+    text: str
+    special: bool
+    pieces: tuple[bytes | None, bytes | None]
 
 
-def _added_tokens(tokenizer: Any) -> dict[int, bool]:
-    """Tokens beside the vocabulary proper, and whether each is special; found again unless the vocabulary grew."""
+@dataclass(frozen=True)
+class _Vocabulary:
+    """Tokens met so far, and those beside the vocabulary proper: whether each is special."""
+
+    size: int
+    added: dict[int, bool]
+    met: dict[int, _Token] = field(default_factory=dict)
+
+
+_vocabularies: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
+
+
+def _tokens(tokenizer: Any, ids: list[int]) -> list[_Token]:
+    """The tokens of `ids`; each is read once, as long as the vocabulary does not grow."""
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else -1
-    known = _added_by.get(tokenizer)
-    if known is None or known[0] != size:
+    known = _vocabularies.get(tokenizer)
+    if known is None or known.size != size:
         added = {i: bool(token.special) for i, token in tokenizer.added_tokens_decoder.items()}
-        known = _added_by[tokenizer] = size, added | dict.fromkeys(tokenizer.all_special_ids, True)
-    return known[1]
+        added |= dict.fromkeys(tokenizer.all_special_ids, True)
+        known = _vocabularies[tokenizer] = _Vocabulary(size, added)
+    met = known.met
+    if unmet := [i for i in dict.fromkeys(ids) if i not in met]:
+        for i, token in zip(unmet, tokenizer.convert_ids_to_tokens(unmet), strict=True):
+            met[i] = _token(token, known.added.get(i))
+    return [met[i] for i in ids]
 
 
-@lru_cache(maxsize=1 << 17)
+def _token(token: str | bytes, special: bool | None) -> _Token:
+    """`special` is None for a token of the vocabulary proper; one added to it is written as it is."""
+    if special is None:
+        pieces = _byte_level(token), _sentencepiece(token)
+    elif special:
+        pieces = b"", b""
+    else:
+        pieces = str(token).encode(), _sentencepiece(str(token))
+    return _Token(str(token), bool(special), pieces)
+
+
 def _byte_level(token: str | bytes) -> bytes | None:
     if isinstance(token, bytes):  # as tiktoken's
         return token
@@ -108,7 +136,6 @@ def _byte_level(token: str | bytes) -> bytes | None:
     return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else None
 
 
-@lru_cache(maxsize=1 << 17)
 def _sentencepiece(token: str | bytes) -> bytes:
     if isinstance(token, bytes):
         return token
@@ -116,17 +143,14 @@ def _sentencepiece(token: str | bytes) -> bytes:
     return bytes.fromhex(byte[1]) if byte else token.replace(MARKER, " ").encode()
 
 
-def _added(read: Callable[[str | bytes], bytes | None], token: str) -> bytes | None:
-    return token.encode() if read is _byte_level else read(token)
-
-
-def _spelt_out(text: str, tokens: Sequence[str | bytes], pieces: Sequence[bytes | None]) -> list[bytes | None]:
+def _spelt_out(text: str, tokens: Sequence[_Token], pieces: Sequence[bytes | None]) -> list[bytes | None]:
     """The pieces, with the special tokens that stand in the text (chat templates write them there) as they are."""
     data, at = text.encode(), 0
     found: list[bytes | None] = []
     for token, piece in zip(tokens, pieces, strict=True):
-        if piece == b"" and data.startswith(str(token).encode(), at):
-            piece = str(token).encode()
+        written = token.text.encode()
+        if piece == b"" and data.startswith(written, at):
+            piece = written
         if at == 0 and piece and not data.startswith(piece):
             at = -1  # the space put before the text
         found.append(piece)
@@ -157,19 +181,34 @@ def _spans_by_words(text: str, tokens: Sequence[str | None]) -> TokenSpans | Non
 
 def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | None:
     """Spans of tokens with these bytes, or None where they are not the bytes of `text`."""
+    if None in pieces:
+        return None
     known = [piece for piece in pieces if piece is not None]
     data, joined = text.encode(), b"".join(known)
-    if len(known) < len(pieces) or joined not in (data, b" " + data):
-        return None
-    synthetic = len(joined) - len(data)  # the space some tokenizers put before the text
-    stop = np.maximum(np.cumsum([len(piece) for piece in known], dtype=np.int64) - synthetic, 0)
-    first = np.concatenate([[0], stop])[:-1]
-    begins = np.concatenate([np.frombuffer(data, np.uint8) >> 6 != 2, [True]])  # [byte], a character begins here
-    before = np.concatenate([[0], np.cumsum(begins)])[:-1]  # [byte], characters that began earlier
-    held, end = stop > first, before[stop]
-    start = np.where(held, before[first] - ~begins[first], end)
-    partial = held & ~(begins[first] & begins[stop])
-    return TokenSpans(start.astype(np.int32), end.astype(np.int32), partial, "bytes")
+    if joined != data:
+        if joined != b" " + data:
+            return None
+        first = next(i for i, piece in enumerate(known) if piece)
+        known[first] = known[first][1:]  # the space some tokenizers put before the text
+    start, end, partial = [], [], []
+    reach = last = 0  # characters begun so far, the last token that holds text
+    for i, piece in enumerate(known):
+        inside, begun = _characters(piece)
+        start.append(reach - inside)
+        reach += begun
+        end.append(reach)
+        partial.append(inside)
+        partial[last] |= inside
+        if piece:
+            last = i
+    return TokenSpans(np.array(start, np.int32), np.array(end, np.int32), np.array(partial, np.bool_), "bytes")
+
+
+@lru_cache(maxsize=1 << 17)
+def _characters(piece: bytes) -> tuple[bool, int]:
+    """Whether a piece goes on with a character begun before it, and how many characters begin in it."""
+    begun = sum(byte >> 6 != 2 for byte in piece)
+    return bool(piece) and piece[0] >> 6 == 2, begun
 
 
 def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
