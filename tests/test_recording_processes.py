@@ -110,15 +110,13 @@ def test_a_rank_that_was_killed(one: Recording, corpus: Path, tmp_path: Path) ->
     for rank in ranks[-1:]:
         rank.kill()
     process.communicate(timeout=300)
-    if (out / "manifest.json").exists():  # it had ended before the kill
-        commits = [out / "manifest.json"]
-    else:
-        commits = list((out / "progress").glob("0*.json"))
+    ended = (out / "manifest.json").exists()  # before the kill
+    commits = [out / "manifest.json"] if ended else list((out / "progress").glob("0*.json"))
     # A shard that was renamed but not yet committed is rightly written again.
     paths = [shard["path"] for file in commits for shard in json.loads(file.read_text(encoding="utf-8"))["shards"]]
     kept = {path: (out / path).stat().st_mtime_ns for path in paths}
     assert kept
-    if commits[0].name != "manifest.json":
+    if not ended:
         launch(TORCHRUN, corpus, out, *options)
     assert all((out / path).stat().st_mtime_ns == time for path, time in kept.items())
     assert_same(one, Recording.open(out), 1e-3)
