@@ -133,7 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has enough
         sys.stderr.close()
+    finally:
+        leave()
     return 0
+
+
+def leave() -> None:
+    """Close the ties between processes: left open, their threads can abort the interpreter as it exits."""
+    dist = sys.modules.get("torch.distributed")  # a command that did without torch need not load it now
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
