@@ -25,6 +25,7 @@ _PUBLIC = {
     "load_hooks": "recipes",
     "probe": "probes",
     "record": "recording",
+    "report": "reporting",
     "run_demo": "demo.run",
     "specialization": "analysis",
     "trace": "tracing",
@@ -49,6 +50,7 @@ __all__ = [
     "load_hooks",
     "probe",
     "record",
+    "report",
     "run_demo",
     "specialization",
     "trace",
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from moelens.probes import probe
     from moelens.recipes import load_hooks
     from moelens.recording import Recording, record
+    from moelens.reporting import report
     from moelens.tracing import trace
 
 

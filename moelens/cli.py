@@ -60,6 +60,12 @@ def parser() -> Parser:
 
     effect_command(commands)
     probe_command(commands)
+
+    report = commands.add_parser("report", help="write one HTML file about a recording: where, what, how sure")
+    report.add_argument("recording", help="folder of a recording")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)")
+    report.add_argument("--permutations", type=int, default=1000, help="of documents, in each test (%(default)s)")
+    report.set_defaults(run=run_report)
     return main
 
 
@@ -107,6 +113,12 @@ def run_analyze(args: argparse.Namespace) -> None:
         print(result.table(args.top))
         if args.out:
             result.save(args.out)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    import moelens
+
+    print(moelens.report(args.recording, args.out, permutations=args.permutations, progress=True))
 
 
 def quiet() -> None:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 from tqdm.auto import tqdm
 
-from moelens.analysis import Specialization, specialization
+from moelens import reporting
+from moelens.analysis import Specialization
 from moelens.errors import RecordingError
 from moelens.japanese import CLASSES, Labels, label
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
-from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording, record
-from moelens.tracing import pieces
-from moelens.views import Example, Report, expert_map, load_plot, report_html, spans_from_labels
+from moelens.views import Report, expert_map, load_plot, report_html
 
-FAMILIES = ("honorifics", "honorifics within token", "pos")
-EXAMPLES = 2  # sentences a class
-STEPS = ("loading", "recording", "labelling", *FAMILIES, "drawing", "report")
+STEPS = ("loading", "recording", "labelling", "analysing", "drawing", "report")
 
 
 @dataclass(frozen=True)
@@ -77,12 +73,10 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
         recording = record(model, "demo", out / "recording", progress=False)
         step("labelling")
         labels = label(recording)
-        results = {}
-        for family in FAMILIES:
-            step(family)
-            name, _, given = family.partition(" within ")
-            results[family] = specialization(recording, labels, name, given=given or None)
-            results[family].save(out / filename(family))
+        step("analysing")
+        results, _ = reporting.analyses(recording, labels)
+        for family, result in results.items():
+            result.save(out / filename(family))
         step("drawing")
         draw(results, out / "figures")
         step("report")
@@ -98,7 +92,7 @@ def filename(family: str) -> str:
 
 def claim(out: Path, force: bool) -> None:
     """Make sure that `out` is free; with `force`, clear away what an earlier run wrote, and only that."""
-    ours = [out / name for name in ("recording", "figures", "report.html", *map(filename, FAMILIES))]
+    ours = [out / name for name in ("recording", "figures", "report.html", *map(filename, reporting.FAMILIES))]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force or not out.is_dir():
             raise RecordingError(f"'{out}' is already there; give another folder with --out, or --force to replace it")
@@ -124,7 +118,7 @@ def draw(results: dict[str, Specialization], folder: Path) -> None:
 def describe(
     model: HookedMoE, recording: Recording, labels: Labels, results: dict[str, Specialization], out: Path
 ) -> Report:
-    """What the report says, gathered from the results."""
+    """What the report says of the bundled model, beside what is said of any recording."""
     shape, registers = model.shape, recording.documents()["register"].to_pylist()
     kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
     facts = [
@@ -139,40 +133,6 @@ def describe(
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
         ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'refused'}" for c in model.checks)),
     ]
-    return Report(
-        title="Which experts handle Japanese honorifics and morphology?",
-        model=facts,
-        results=results,
-        examples=examples(recording, labels, results["honorifics"]),
-        reproduce=f"pip install .\nmoelens demo --out {out}",
-        notes=["The model is tiny. What is found here shows the method, not how a large model treats Japanese."],
-    )
-
-
-def examples(recording: Recording, labels: Labels, result: Specialization) -> list[Example]:
-    """For each class, short texts in which its strongest expert takes most of its tokens."""
-    names, has = labels.matrix("honorifics")
-    start, end, partial = (recording.column(c) for c in ("char_start", "char_end", "partial"))
-    doc, experts, weights = recording.column("doc"), recording.indices(), recording.weights()
-    texts = recording.documents()["text"].to_pylist()
-    found = []
-    for at, name in enumerate(names):
-        for best in result.top(1, name) if result.label_tokens[at] else ():
-            layer = recording.layers.index(best.layer)
-            taken = has[:, at] & (experts[:, layer] == best.expert).any(-1)
-            score = np.bincount(doc, taken) / np.bincount(doc) ** 0.5
-            for chosen in np.argsort(-score, kind="stable")[:EXAMPLES].tolist():
-                rows = np.flatnonzero((doc == chosen) & (end > start))
-                part = TokenSpans(start[rows], end[rows], partial[rows], "bytes")
-                found.append(
-                    Example(
-                        label=name,
-                        tokens=pieces(texts[chosen], part),
-                        experts=experts[rows, layer],
-                        weights=weights[rows, layer],
-                        spans=spans_from_labels(has[rows], names),
-                        layer=best.layer,
-                        note=f"{taken[rows].sum()} of {has[rows, at].sum()} tokens of {name} at E{best.expert}",
-                    )
-                )
-    return found
+    tiny = "The model is tiny. What is found here shows the method, not how a large model treats Japanese."
+    found = reporting.describe(recording, labels, results, notes=[tiny])
+    return replace(found, model=facts, reproduce=f"pip install .\nmoelens demo --out {out}")

@@ -1,0 +1,178 @@
+"""`report`: one HTML file about a recording, with its analyses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from moelens.errors import MoeLensError, RecordingError
+from moelens.models.tokens import TokenSpans
+from moelens.recording import Recording
+from moelens.tracing import pieces
+
+if TYPE_CHECKING:
+    from moelens.analysis import Specialization
+    from moelens.japanese import Labels
+    from moelens.views import Example, Report
+
+TITLE = "Which experts handle Japanese honorifics and morphology?"
+FAMILIES = ("honorifics", "honorifics within token", "pos")
+EXAMPLES = 2  # sentences a class
+EXAMPLE_TOKENS = 80
+
+
+def report(
+    recording: Recording | str | Path,
+    out: str | Path = "report.html",
+    labels: Labels | None = None,
+    *,
+    results: Mapping[str, Specialization] | None = None,
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+    permutations: int = 1000,
+    progress: bool = False,
+) -> Path:
+    """Write one self-contained HTML file that says where, what and how sure; it asks the network for nothing.
+
+    Args:
+        recording: or the folder of one.
+        out: file to write, replaced if it is there.
+        labels: of the recording; None for those in its folder, written if there are none yet.
+        results: results of `specialization` by their names; None for honorifics, honorifics within token identity and
+            parts of speech, computed here.
+        notes: further limits of what is shown, a sentence each.
+        permutations: of documents, in each test.
+
+    Returns:
+        The file.
+
+    Raises:
+        MoeLensError: `out` is a folder, or there is nothing to test, as in a recording of one document.
+        RecordingError: the recording has no routes or no texts.
+
+    Example:
+        >>> moelens.report("runs/demo", "report.html")  # doctest: +SKIP
+        PosixPath('report.html')
+    """
+    out = Path(out)
+    if out.is_dir():
+        raise MoeLensError(f"out='{out}' is a folder; give a file such as '{out / 'report.html'}'")
+    recording = recording if isinstance(recording, Recording) else Recording.open(recording)
+    labels = labels or labels_of(recording)
+    if results is None:
+        results, left_out = analyses(recording, labels, permutations, progress)
+        notes = [*notes, *left_out]
+    from moelens.views import report_html
+
+    page = report_html(describe(recording, labels, results, title, notes))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def labels_of(recording: Recording) -> Labels:
+    """The labels in the recording's folder, written first where there are none that fit it."""
+    from moelens.japanese import Labels, label
+
+    try:
+        return Labels.open(recording)
+    except RecordingError:
+        return label(recording)
+
+
+def analyses(
+    recording: Recording, labels: Labels, permutations: int = 1000, progress: bool = False
+) -> tuple[dict[str, Specialization], list[str]]:
+    """The results a report shows when it is given none, and a sentence about each that cannot be had.
+
+    Raises `MoeLensError` when there is none at all.
+    """
+    from moelens.analysis import specialization
+
+    found, left_out = {}, []
+    for family in tqdm(FAMILIES, desc="analysing", leave=False, disable=not progress):
+        name, _, given = family.partition(" within ")
+        try:
+            found[family] = specialization(recording, labels, name, given=given or None, permutations=permutations)
+        except RecordingError:
+            raise
+        except MoeLensError as error:  # nothing of this family to test
+            left_out.append(f"Left out, {family}: {error}.")
+    if not found:
+        raise MoeLensError(f"nothing to report: {left_out[0].removesuffix('.')}")
+    return found, left_out
+
+
+def texts_of(recording: Recording) -> list[str]:
+    """The text of each document, with what the model wrote after it."""
+    documents = recording.documents()
+    texts: list[str] = documents["text"].to_pylist()
+    if "generated" not in documents.column_names:
+        return texts
+    return [text + (more or "") for text, more in zip(texts, documents["generated"].to_pylist(), strict=True)]
+
+
+def describe(
+    recording: Recording,
+    labels: Labels,
+    results: Mapping[str, Specialization],
+    title: str = TITLE,
+    notes: Sequence[str] = (),
+) -> Report:
+    """What a report says, gathered from a recording and the results on it."""
+    from moelens.recording.card import facts
+    from moelens.views import Report
+
+    shape = recording.manifest["shape"]
+    layers = f"{len(recording.layers)} with experts recorded"
+    about = [
+        *((name.capitalize(), value) for name, value in facts(recording.manifest).items()),
+        ("Layers", f"{shape['n_layers']}, {layers}" if shape.get("n_layers") else layers),
+        ("Experts", f"{recording.n_experts} a layer, {recording.top_k} chosen for each token"),
+        ("Corpus", f"{recording.manifest['corpus']}: {recording.n_documents:,} documents"),
+        ("Tokens", f"{recording.n_tokens:,}"),
+        ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
+    ]
+    shown = results.get("honorifics")
+    return Report(
+        title=title,
+        model=about,
+        results=results,
+        examples=() if shown is None else tuple(examples(recording, labels, shown)),
+        reproduce=f"moelens report {recording.folder.where}",
+        notes=notes,
+    )
+
+
+def examples(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
+    """For each class, short texts in which its strongest expert takes most of its tokens."""
+    from moelens.views import Example, spans_from_labels
+
+    names, has = labels.matrix("honorifics")
+    start, end, partial = (recording.column(c) for c in ("char_start", "char_end", "partial"))
+    doc, experts = recording.column("doc"), recording.indices()
+    weights = recording.weights() if recording.manifest["capture"].get("weights", True) else None
+    texts = texts_of(recording)
+    for at, name in enumerate(names):
+        for best in result.top(1, name) if result.label_tokens[at] else ():
+            layer = recording.layers.index(best.layer)
+            taken = has[:, at] & (experts[:, layer] == best.expert).any(-1)
+            score = np.bincount(doc, taken) / np.maximum(np.bincount(doc), 1) ** 0.5
+            for chosen in np.argsort(-score, kind="stable")[:EXAMPLES].tolist():
+                rows = np.flatnonzero((doc == chosen) & (end > start))
+                first = max(0, int(np.argmax(taken[rows])) - EXAMPLE_TOKENS // 2)
+                rows = rows[first : first + EXAMPLE_TOKENS]
+                part = TokenSpans(start[rows], end[rows], partial[rows], "bytes")
+                yield Example(
+                    label=name,
+                    tokens=pieces(texts[chosen], part),
+                    experts=experts[rows, layer],
+                    weights=None if weights is None else weights[rows, layer],
+                    spans=spans_from_labels(has[rows], names),
+                    layer=best.layer,
+                    note=f"{taken[rows].sum()} of {has[rows, at].sum()} tokens of {name} at E{best.expert}",
+                )
