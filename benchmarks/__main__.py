@@ -1,0 +1,94 @@
+"""Every benchmark, one after another, as one table and one JSON file.
+
+    python -m benchmarks --out benchmarks/results/all.json
+
+Each part runs in a process of its own and can be run alone: `python -m benchmarks.capture --json`, and so on. A part
+that cannot run here says why; `causal` takes some ten minutes and runs only if it is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from benchmarks.machine import machine
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+PARTS = ("start", "capture", "gpu", "recording", "analysis", "honorifics", "pairs", "causal")
+SHELL = "from IPython.core.interactiveshell import InteractiveShell as S; shell = S.instance()"
+STARTS = {
+    "import moelens": ("", "import moelens"),
+    "%load_ext moelens": (SHELL, "shell.run_line_magic('load_ext', 'moelens')"),
+    "moelens info demo": (
+        "import subprocess, sys",
+        "subprocess.run([sys.executable, '-m', 'moelens', 'info', 'demo'])",
+    ),
+}
+
+
+def start(rounds: int = 7) -> dict[str, Any]:
+    """Seconds that each of `STARTS` takes in a fresh interpreter, median."""
+    found = {}
+    for name, (before, statement) in STARTS.items():
+        code = f"{before}\nimport time; began = time.perf_counter()\n{statement}\nprint(time.perf_counter() - began)"
+        taken = [float(output([sys.executable, "-c", code]).split()[-1]) for _ in range(rounds)]
+        found[f"{name}, s"] = round(statistics.median(taken), 3)
+    return found
+
+
+def output(command: list[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def run(part: str, data: Path) -> Any:
+    """What a part found, or why it did not run."""
+    if part == "start":
+        return start()
+    command = [sys.executable, "-m", f"benchmarks.{part}", "--json"]
+    if part == "honorifics":
+        command.append(str(data / "honorifics"))
+    try:
+        return json.loads(output(command))
+    except subprocess.CalledProcessError as error:
+        return {"did not run": (error.stderr.strip().splitlines() or ["no reason given"])[-1]}
+
+
+def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Every figure with the path to it; of cases listed one by one, how many there are."""
+    if isinstance(value, dict):
+        return [row for key, item in value.items() for row in figures(item, f"{name} / {key}" if name else str(key))]
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return [(name, f"{len(value)} cases")]
+    shown = (
+        ", ".join(map(str, value)) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
+    )
+    return [(name, str(shown))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all but causal if none is named")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/, the development data")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    result: dict[str, Any] = {"machine": machine()}
+    for part in tqdm(args.parts or PARTS[:-1], desc="benchmarks"):
+        result[part] = run(part, args.data)
+    for name, value in figures(result):
+        print(f"{name:<100} {value}")
+    if args.out:
+        args.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""What it costs to capture what the experts do, beside other tools, on the same small models.
+
+    python -m benchmarks.capture --json
+
+Every tool runs the same batch, in an order drawn anew each round; the time over that of the bare forward pass in the
+same round counts, as median and quartiles. What a tool captured is not taken from its manual: what it returned is
+searched for the quantities that a reference run holds. With a CUDA device a model of 30 B parameters follows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+import moelens
+from benchmarks.machine import interleaved, machine, spread
+
+VOCABULARY, BATCH, POS = 4000, 8, 128
+COMMON = {
+    "vocab_size": VOCABULARY, "hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8,
+    "num_experts_per_tok": 4, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "DeepSeek-V3": ("deepseek_v3", {
+        "intermediate_size": 768, "moe_intermediate_size": 192, "n_routed_experts": 32, "n_shared_experts": 1,
+        "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "kv_lora_rank": 64, "q_lora_rank": 128,
+        "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32, "num_key_value_heads": 8}),
+    "Qwen3-MoE": ("qwen3_moe", {
+        "intermediate_size": 768, "moe_intermediate_size": 192, "num_experts": 32, "num_key_value_heads": 4,
+        "head_dim": 48, "norm_topk_prob": True}),
+    "Mixtral": ("mixtral", {
+        "intermediate_size": 384, "num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "OLMoE": ("olmoe", {"intermediate_size": 192, "num_experts": 32, "num_key_value_heads": 8}),
+}  # fmt: skip
+ROUTES = ("hook_expert_indices", "hook_topk_weights")
+INSIDE = ("experts.hook_post", "experts.hook_out")
+QUANTITIES = {"logits": ("hook_router_logits",), "ids": ("hook_expert_indices",),
+              "weights": ("hook_topk_weights", "hook_expert_weights"),  # by slot, or by expert with zeros between
+              "neurons": ("experts.hook_post",), "outputs": ("experts.hook_out",)}  # fmt: skip
+
+
+def build(kind: str, settings: dict[str, Any], folder: str) -> None:
+    """Write a random model, with weights large enough that tokens are routed apart."""
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(kind, **(COMMON | settings))
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.04)
+    model.save_pretrained(folder)
+
+
+def load(folder: str) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def ours(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    model = moelens.hook(load(folder))
+
+    def cache(*stages: str) -> Any:
+        with torch.no_grad():
+            return model.run_with_cache(ids, names_filter=lambda name: name.endswith(stages))[1]
+
+    return {
+        "moelens: routes": lambda: cache(*ROUTES),
+        "moelens: routes, logits": lambda: cache(*ROUTES, "hook_router_logits"),
+        "moelens: routes, logits, neurons, outputs": lambda: cache(*ROUTES, "hook_router_logits", *INSIDE),
+    }
+
+
+def bridge(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    model = load(folder)
+    lens = build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=None)
+
+    def cache(**options: Any) -> Any:
+        with torch.no_grad():
+            return lens.run_with_cache(ids, **options)[1]
+
+    def router(name: str) -> bool:
+        return ".mlp.gate.hook_out" in name or "hook_expert" in name or "hook_router" in name
+
+    return {
+        "TransformerBridge: router hooks": lambda: cache(names_filter=router),
+        "TransformerBridge: all": cache,
+    }
+
+
+def nnsight_trace(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    from nnsight import NNsight
+
+    model = load(folder)
+    traced = NNsight(model)
+    layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
+
+    def routers() -> Any:
+        with torch.no_grad(), traced.trace(ids, use_cache=False):
+            found = list().save()  # noqa: C408 (nnsight follows a call, not a literal)
+            for i in layers:
+                found.append(traced.model.layers[i].mlp.gate.output)
+        return found
+
+    return {"nnsight: router outputs": routers}
+
+
+def output_router_logits(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    model = load(folder)
+
+    @torch.no_grad()
+    def run() -> Any:
+        return getattr(model(ids, use_cache=False, output_router_logits=True), "router_logits", None)
+
+    return {"transformers: output_router_logits": run}
+
+
+def bare(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    model = load(folder)
+
+    @torch.no_grad()
+    def run() -> None:
+        model(ids, use_cache=False)
+
+    return {"bare": run}
+
+
+TOOLS = (bare, ours, bridge, nnsight_trace, output_router_logits)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """All tensors in what a tool returned."""
+    if isinstance(value, Tensor):
+        yield value
+    elif hasattr(value, "values") and callable(value.values):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors(item)
+
+
+def held(value: Any) -> int:
+    """Bytes of the storages behind what a tool returned, each once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(value)}.values())
+
+
+def found_in(value: Any, reference: dict[str, list[Tensor]]) -> list[str]:
+    """The quantities of the last layer that are among the tensors, in whatever order of tokens and slots."""
+
+    def numbers(tensor: Tensor) -> Tensor:
+        return tensor.detach().float().flatten().sort().values
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return len(a) == len(b) and torch.allclose(a, b, atol=1e-4, rtol=1e-3)
+
+    given = [numbers(tensor) for tensor in tensors(value)]
+    return [n for n, wanted in reference.items() if any(same(g, numbers(w)) for w in wanted for g in given)]
+
+
+def compare(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
+    """Each way to capture: time over the bare forward's, bytes held, quantities found."""
+    ids = torch.randint(3, VOCABULARY, (BATCH, POS), generator=torch.Generator().manual_seed(1))
+    runs: dict[str, Callable[[], Any]] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        build(kind, settings, folder)
+        for tool in TOOLS:
+            try:
+                ways = tool(folder, ids)
+                for way in ways.values():
+                    way()
+                runs |= ways
+            except Exception as error:  # another tool may not know the architecture: that is a result
+                failed[tool.__name__] = {"did not run": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+        model = moelens.hook(load(folder))
+        last = f"blocks.{model.shape.moe_layers[-1]}.mlp."
+        with torch.no_grad():
+            cache = model.run_with_cache(ids, names_filter=lambda name: name.startswith(last))[1]
+    reference = {name: [cache[last + point] for point in points] for name, points in QUANTITIES.items()}
+    seconds = interleaved(runs, rounds)
+    return {
+        name: {
+            "time over bare": spread([s / b for s, b in zip(seconds[name], seconds["bare"], strict=True)]),
+            "MB held": round(held(value := run()) / 1e6, 1),
+            "captured": found_in(value, reference),
+        }
+        for name, run in runs.items()
+        if name != "bare"
+    } | failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--rounds", type=int, default=15, help="times each is measured (%(default)s)")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    result: dict[str, Any] = {
+        "machine": machine("nnsight"),
+        "batch": [BATCH, POS],
+        "models": {name: compare(*SHAPES[name], args.rounds) for name in args.shapes},
+    }
+    print(json.dumps(result, indent=1) if args.json else table(result))
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [result["machine"], f"batch of {BATCH} x {POS} tokens; time over the bare forward's: median [quartiles]"]
+    for model, ways in result["models"].items():
+        lines.append(f"\n{model}")
+        for name, row in ways.items():
+            if "did not run" in row:
+                lines.append(f"  {name:<44} did not run: {row['did not run']}")
+                continue
+            time = row["time over bare"]
+            took = f"{time['median']:5.2f} [{time['low']:.2f}, {time['high']:.2f}]"
+            captured = ", ".join(row["captured"]) or "none of them"
+            lines.append(f"  {name:<44} {took} {row['MB held']:8.1f} MB  {captured}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
