@@ -145,6 +145,7 @@ def describe(
         examples=() if shown is None else tuple(examples(recording, labels, shown)),
         reproduce=f"moelens report {recording.folder.where}",
         notes=notes,
+        recording=recording,
     )
 
 

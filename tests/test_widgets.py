@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 import moelens
 from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.views.cards import card_html
-from moelens.views.widgets import STATIC, ExpertMap, explorer
+from moelens.views.widgets import ExpertMap, explorer
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -164,13 +163,11 @@ def page(browser: Any) -> Iterator[Any]:
 
 
 def mount(page: Any, widget: ExpertMap) -> Any:
-    state = {
-        k: v for k, v in widget.get_state().items() if k in widget.trait_names(sync=True) and not k.startswith("_")
-    }
+    state = widget.state()
     buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes | memoryview)}
-    plain = json.loads(json.dumps({k: v for k, v in state.items() if k not in buffers}, default=str))
+    plain = {k: v for k, v in state.items() if k not in buffers}
     page.goto("about:blank")
-    page.evaluate(FAKE, [(STATIC / "map.js").read_text(encoding="utf-8"), plain, buffers])
+    page.evaluate(FAKE, [widget._esm, plain, buffers])
     return page.get_by_role("application")
 
 

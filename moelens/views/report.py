@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from html import escape
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +13,16 @@ from numpy.typing import ArrayLike
 
 from moelens.errors import MoeLensError
 from moelens.views.maps import expert_map, load_plot, map_size
+from moelens.views.page import Page
 from moelens.views.pictures import image, picture
 from moelens.views.style import FAMILY_TITLE, GLOSS, label_html, text_html
 from moelens.views.tables import findings_html, summary_html
 from moelens.views.text import Span, tokens_html
+from moelens.views.widgets import ExpertMap
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
+    from moelens.recording import Recording
 
 MAPS_PER_FAMILY = 4
 FINDINGS_PER_LABEL = 3
@@ -45,7 +46,8 @@ class Report:
     """All that a report says. `results` maps a label family to its result; `model` holds facts as pairs of plain text.
 
     `maps` names the labels to draw for a family; without it all honorific classes and the four most frequent tested
-    labels of any other family are drawn. `figures` are further figures with their captions.
+    labels of any other family are drawn. `figures` are further figures with their captions. With a `recording` the live
+    map shows words and sentences of the chosen expert.
     """
 
     title: str
@@ -56,6 +58,7 @@ class Report:
     figures: Sequence[tuple[str, Figure]] = ()
     reproduce: str = ""
     notes: Sequence[str] = ()
+    recording: Recording | None = None
 
 
 def report_html(report: Report) -> str:
@@ -69,30 +72,19 @@ def report_html(report: Report) -> str:
         raise MoeLensError(
             "a report of 0 results; allowed: 1 or more, pass results={'honorifics': specialization(...)}"
         )
-    first = next(iter(report.results.values()))
+    first, page = next(iter(report.results.values())), Page()
     body = [
         f"<h1>{text_html(report.title)}</h1>",
         f'<p class="lead">{escape(first.headline)} · {escape(first.control)}</p>',
         _what_this_is(report),
-        *(_where(family, result, report.maps.get(family)) for family, result in report.results.items()),
+        *(_where(page, family, result, report) for family, result in report.results.items()),
         _what(report.examples),
         _load(first, report.figures),
         _honesty(first, report.notes),
         _reproduce(report.reproduce, first),
         "<footer>Made with moelens. This file is self-contained.</footer>",
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(report.title)}</title><style>{_css()}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
-
-
-@cache
-def _css() -> str:
-    return files("moelens.views").joinpath("report.css").read_text("utf-8")
+    return page.html(report.title, "\n".join(body))
 
 
 def _section(question: str, title: str, *parts: str) -> str:
@@ -113,7 +105,8 @@ def _what_this_is(report: Report) -> str:
     )
 
 
-def _where(family: str, result: Specialization, labels: Sequence[str] | None) -> str:
+def _where(page: Page, family: str, result: Specialization, report: Report) -> str:
+    labels = report.maps.get(family)
     labels = _labels_to_draw(family, result) if labels is None else labels
     maps = [
         "<figure>"
@@ -125,6 +118,7 @@ def _where(family: str, result: Specialization, labels: Sequence[str] | None) ->
         + "</figure>"
         for label in labels
     ]
+    live = page.live(ExpertMap(result, recording=report.recording), "".join(maps))
     findings = [
         f for label in result.names for f in result.top(FINDINGS_PER_LABEL, label) if label not in result.too_rare
     ]
@@ -134,7 +128,7 @@ def _where(family: str, result: Specialization, labels: Sequence[str] | None) ->
         "<p>Lift is the share of a label's tokens that an expert takes over its share of all tokens: 1 is chance. "
         "<em>Lift given token</em> is what is left of it when the identity of the token is accounted for.</p>",
         f'<div class="scroll">{summary_html(result)}</div>',
-        *maps,
+        live,
         f"<h3>The {FINDINGS_PER_LABEL} strongest experts of each label</h3>",
         f'<div class="scroll">{findings_html(result, findings)}</div>',
     )

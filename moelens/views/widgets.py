@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import anywidget
 import ipywidgets
 import numpy as np
 import traitlets
+from matplotlib.colors import Colormap
 
 from moelens.views.cards import card_html
-from moelens.views.maps import LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
+from moelens.views.live import Live, module
+from moelens.views.maps import DARK, LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
 from moelens.views.pictures import picture
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.recording import Recording
 
-STATIC = Path(__file__).parent / "static"
+MOST_CARDS = 120
 
 
-class ExpertMap(anywidget.AnyWidget):
+class ExpertMap(Live):
     """The map of a result, live: choose label and metric, click, brush, move by keys, search, sort within layers.
 
     Attributes:
@@ -35,16 +37,17 @@ class ExpertMap(anywidget.AnyWidget):
         >>> widget.observe(lambda change: print(change["new"]), "selected")    # doctest: +SKIP
     """
 
-    _esm = STATIC / "map.js"
-    _css = STATIC / "map.css"
+    ASKS = ("label", "metric")
+    MODULE = "map"
+    _esm = module("map.js")
     values = traitlets.Bytes().tag(sync=True)
     significant = traitlets.Bytes().tag(sync=True)
     lut = traitlets.Bytes().tag(sync=True)
+    lut_dark = traitlets.Bytes().tag(sync=True)
     clip = traitlets.Float(1.0).tag(sync=True)
     shape = traitlets.List(traitlets.Int()).tag(sync=True)
     layers = traitlets.List(traitlets.Int()).tag(sync=True)
     groups = traitlets.Int(1).tag(sync=True)
-    heading = traitlets.Unicode().tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     label = traitlets.Unicode().tag(sync=True)
     metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -54,8 +57,14 @@ class ExpertMap(anywidget.AnyWidget):
     brushed = traitlets.List(traitlets.Int()).tag(sync=True)
     opened = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, result: Specialization, label: str | None = None, metric: str = "lift") -> None:
-        self.result = result
+    def __init__(
+        self,
+        result: Specialization,
+        label: str | None = None,
+        metric: str = "lift",
+        recording: Recording | None = None,
+    ) -> None:
+        self.result, self.recording = result, recording
         shown = [name for name in result.names if name not in result.too_rare] or list(result.names)
         label = shown[0] if label is None else label
         best = result.top(1, label)
@@ -68,39 +77,45 @@ class ExpertMap(anywidget.AnyWidget):
             metrics=list(VALUES),
             metric=metric,
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
-            lut=bytes(np.round(255 * LIGHT(np.arange(256) / 255)[:, :3]).astype(np.uint8)),
-            **self._slice(label, metric),
+            lut=_colours(LIGHT),
+            lut_dark=_colours(DARK),
         )
 
-    def _slice(self, label: str, metric: str) -> dict[str, Any]:
+    def slice(self, *asked: Any) -> dict[str, Any]:
         """One label and one metric: log2 ratios as float32, and which of them survive."""
+        label, metric = asked
         with np.errstate(divide="ignore"):
             logs = np.log2(ratios(self.result, label, metric))
         significant = self.result.significant[:, :, self.result.label_index(label)]
         return {
+            "values": logs.astype("<f4").tobytes(),
             "significant": significant.astype(np.uint8).tobytes(),
             "clip": clip_of(logs),
             "heading": map_title(self.result, label, VALUES[metric]).replace("\n", " · "),
-            "values": logs.astype("<f4").tobytes(),
         }
 
-    @traitlets.observe("label", "metric")
-    def _changed(self, change: Any) -> None:
-        if self.values:  # else it is being made
-            with self.hold_sync():
-                self.set_trait("heading", "")
-                for name, value in self._slice(self.label, self.metric).items():
-                    self.set_trait(name, value)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live widget, and the same map as a picture for where no kernel answers."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        return {**data, "text/html": self.static_html()}, metadata
+    def every(self) -> Iterator[tuple[Any, ...]]:
+        return product(self.labels, self.metrics)
 
     def static_html(self) -> str:
         size = map_size(self.result, self.label)
         return picture(lambda ax: expert_map(self.result, self.label, value=self.metric, ax=ax), size, self.heading)
+
+    def cards(self) -> Iterator[tuple[str, str]]:
+        """The experts that prefer some label most, as many as a file should carry."""
+        result, found = self.result, dict[tuple[int, int], None]()
+        for finding in result.top(MOST_CARDS):
+            found.setdefault((result.layers.index(finding.layer), finding.expert))
+        for name in self.labels:
+            found.update(dict.fromkeys((result.layers.index(f.layer), f.expert) for f in result.top(3, name)))
+        yield "", "Cards are kept for the experts that prefer some label most; open the others in a notebook."
+        for layer, expert in found:
+            yield f"{layer},{expert}", card_html(result, result.layers[layer], expert, self.recording)
+
+
+def _colours(colours: Colormap) -> bytes:
+    """256 colours, three bytes each."""
+    return bytes(np.round(255 * colours(np.arange(256) / 255)[:, :3]).astype(np.uint8))
 
 
 def explorer(result: Specialization, recording: Recording | None = None) -> ipywidgets.VBox:

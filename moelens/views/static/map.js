@@ -1,120 +1,106 @@
 // Layers x experts on a canvas. Python owns the data: the browser gets one slice (one label, one metric) at a time.
 const MARGIN = { left: 34, top: 4, bottom: 16 };
-
-function floats(view) {
-  return new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
-}
-
-function element(tag, properties, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
-
-function choice(model, name, options, title) {
-  const select = element("select", { title });
-  const fill = () => {
-    select.replaceChildren(...model.get(options).map((value) => element("option", { value, textContent: value })));
-    select.value = model.get(name);
-  };
-  select.lang = "ja";
-  select.addEventListener("change", () => { model.set(name, select.value); model.save_changes(); });
-  model.on(`change:${name}`, fill);
-  fill();
-  return select;
-}
+const KEYS = "layers by experts; arrow keys move, Enter opens the expert, s sorts within layers, Escape ends a selection";
 
 function render({ model, el }) {
-  const canvas = element("canvas", { tabIndex: 0 });
-  canvas.setAttribute("role", "application");
-  canvas.setAttribute("aria-label", "layers by experts; arrow keys move, Enter opens the expert, s sorts within layers");
-  canvas.dataset.lmSuppressShortcuts = "true"; // on the focusable node itself, else the notebook takes its keys
-  canvas.style.cssText = "width: 100%; cursor: crosshair; touch-action: none";
+  el.classList.add("moelens");
+  const canvas = takesKeys(element("canvas", { className: "moelens-map" }), KEYS);
   const heading = element("div", { className: "moelens-heading" });
   const readout = element("output", { className: "moelens-readout" });
   readout.setAttribute("aria-live", "polite");
+  const hint = element("span", { className: "moelens-soft" });
   const search = element("input", { type: "search", placeholder: "L3 E17", size: 8, title: "go to an expert" });
   search.dataset.lmSuppressShortcuts = "true";
   const sorted = element("input", { type: "checkbox", checked: model.get("sorted") });
+  const [labels, onLabel] = choice(model, "label", "labels", "label");
+  const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", (name) => name.replaceAll("_", " "));
+  const bar = element("span", { className: "moelens-bar" }), low = element("span"), high = element("span");
   el.append(
     heading,
-    element("div", { className: "moelens-controls" },
-      choice(model, "label", "labels", "label"), " ", choice(model, "metric", "metrics", "metric"), " ",
-      search, " ", element("label", {}, sorted, " sort within layer")),
-    canvas, readout);
+    element("div", { className: "moelens-controls" }, labels, metrics, search,
+      element("label", {}, sorted, " sort within layer"),
+      element("span", { className: "moelens-legend" }, low, bar, high, " · faded: does not survive the control")),
+    canvas,
+    element("div", { className: "moelens-foot" }, readout, hint));
 
-  let values, significant, order, cell, row, drag = null;
+  let values, significant, order, cell, row, lut, drag = null;
+  const cells = document.createElement("canvas"); // the coloured cells, painted once a slice; marks are drawn over them
+  const ratio = Math.max(1, window.devicePixelRatio || 1);
+  const left = MARGIN.left * ratio, top = MARGIN.top * ratio, bottom = MARGIN.bottom * ratio;
   const shape = () => model.get("shape");
 
   function read() {
     const [layers, experts] = shape();
     values = floats(model.get("values"));
-    significant = new Uint8Array(model.get("significant").buffer, model.get("significant").byteOffset);
+    significant = octets(model.get("significant"));
     order = Array.from({ length: layers }, (_, l) => {
       const ids = Array.from({ length: experts }, (_, e) => e);
       const at = (e) => (Number.isNaN(values[l * experts + e]) ? -Infinity : values[l * experts + e]);
       return model.get("sorted") ? ids.sort((a, b) => at(b) - at(a)) : ids;
     });
-    cell = Math.max(4, Math.floor(960 / experts));
-    row = Math.max(5, Math.min(22, Math.floor(420 / layers)));
+    cell = Math.max(4, Math.floor((960 * ratio) / experts));
+    row = Math.max(5, Math.min(24 * ratio, Math.floor((420 * ratio) / layers)));
   }
 
   // What does not survive its control fades into the page, light or dark.
-  const dark = () => /^rgba?\((\d+)/.exec(getComputedStyle(el).color)?.[1] > 127;
-
-  function colour(value, sure, page) {
-    if (Number.isNaN(value)) return [page, page, page];
-    const lut = model.get("lut"), clip = model.get("clip");
-    const at = Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * value) / clip)));
-    const rgb = [0, 1, 2].map((i) => lut.getUint8(3 * at + i));
-    if (sure) return rgb;
-    const grey = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2];
-    return rgb.map(() => Math.round(0.2 * grey + 0.8 * page));
+  function paint() {
+    const [layers, experts] = shape(), clip = model.get("clip"), dark = isDark(el), page = dark ? 58 : 219;
+    lut = octets(model.get(dark ? "lut_dark" : "lut"));
+    [cells.width, cells.height] = [experts * cell, layers * row];
+    const context = cells.getContext("2d"), gap = cell > 8 ? ratio : 0;
+    for (let l = 0; l < layers; l++) {
+      for (let i = 0; i < experts; i++) {
+        const at = l * experts + order[l][i], value = values[at];
+        const place = 3 * Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * value) / clip)));
+        let rgb = Number.isNaN(value) ? [page, page, page] : [lut[place], lut[place + 1], lut[place + 2]];
+        if (!significant[at]) rgb = rgb.map(() => Math.round(0.2 * (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) + 0.8 * page));
+        context.fillStyle = `rgb(${rgb})`;
+        context.fillRect(i * cell, l * row, cell - gap, row - (row > 8 ? ratio : 0));
+      }
+    }
+    const stops = [0, 0.25, 0.5, 0.75, 1].map((x) => `rgb(${lut.slice(3 * Math.round(255 * x), 3 * Math.round(255 * x) + 3)})`);
+    bar.style.background = `linear-gradient(to right, ${stops})`;
+    [low.textContent, high.textContent] = [`1/${digits(2 ** clip)}×`, `${digits(2 ** clip)}×`];
   }
 
   function draw() {
     const [layers, experts] = shape(), [layer, expert] = model.get("selected");
-    canvas.width = MARGIN.left + experts * cell;
-    canvas.height = MARGIN.top + layers * row + MARGIN.bottom;
+    [canvas.width, canvas.height] = [left + experts * cell, top + layers * row + bottom];
+    canvas.style.width = `${canvas.width / ratio}px`;
     const ink = getComputedStyle(el).color || "#444", context = canvas.getContext("2d");
-    const gap = cell > 8 ? 1 : 0, page = dark() ? 64 : 216;
-    for (let l = 0; l < layers; l++) {
-      for (let i = 0; i < experts; i++) {
-        const at = l * experts + order[l][i];
-        context.fillStyle = `rgb(${colour(values[at], significant[at], page)})`;
-        context.fillRect(MARGIN.left + i * cell, MARGIN.top + l * row, cell - gap, row - (row > 8 ? 1 : 0));
-      }
-    }
-    context.fillStyle = ink;
-    context.font = "10px sans-serif";
+    context.drawImage(cells, left, top);
+    context.fillStyle = context.strokeStyle = ink;
+    context.font = `${10 * ratio}px sans-serif`;
     context.textAlign = "right";
-    const every = Math.ceil(12 / row);
-    for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, MARGIN.left - 4, MARGIN.top + l * row + Math.min(row, 10));
+    const every = Math.ceil((12 * ratio) / row);
+    for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, left - 4 * ratio, top + l * row + Math.min(row / 2 + 4 * ratio, 10 * ratio));
     if (!model.get("sorted")) {
       context.textAlign = "center";
-      const step = 2 ** Math.ceil(Math.log2(28 / cell));
-      for (let e = 0; e < experts; e += Math.max(1, step)) context.fillText(`${e}`, MARGIN.left + (e + 0.5) * cell, canvas.height - 4);
+      const step = 2 ** Math.ceil(Math.log2((28 * ratio) / cell));
+      for (let e = 0; e < experts; e += Math.max(1, step)) context.fillText(`${e}`, left + (e + 0.5) * cell, canvas.height - 4 * ratio);
       const groups = model.get("groups");
-      for (let g = 1; g < groups; g++) context.fillRect(MARGIN.left + (g * experts) / groups * cell - 1, MARGIN.top, 1, layers * row);
+      for (let g = 1; g < groups; g++) context.fillRect(left + (g * experts) / groups * cell - ratio, top, ratio, layers * row);
     }
     const box = drag || model.get("brushed");
-    context.strokeStyle = ink;
     if (box.length === 4) {
       const [l0, l1, e0, e1] = box;
-      context.setLineDash([4, 3]);
-      context.strokeRect(MARGIN.left + e0 * cell + 0.5, MARGIN.top + l0 * row + 0.5, (e1 - e0 + 1) * cell - 1, (l1 - l0 + 1) * row - 1);
+      context.setLineDash([4 * ratio, 3 * ratio]);
+      context.strokeRect(left + e0 * cell + 0.5, top + l0 * row + 0.5, (e1 - e0 + 1) * cell - 1, (l1 - l0 + 1) * row - 1);
       context.setLineDash([]);
     }
-    context.lineWidth = 2;
-    context.strokeRect(MARGIN.left + order[layer].indexOf(expert) * cell, MARGIN.top + layer * row, cell, row);
-    const value = values[layer * experts + expert], sure = significant[layer * experts + expert];
+    context.lineWidth = 2 * ratio;
+    context.strokeRect(left + order[layer].indexOf(expert) * cell, top + layer * row, cell, row);
     heading.textContent = model.get("heading");
-    readout.textContent = `L${model.get("layers")[layer]} E${expert}: ${model.get("metric")} ` +
-      (Number.isNaN(value) ? "not defined" : `${(2 ** value).toPrecision(3)}`) + (sure ? "" : ", does not survive the control");
+    readout.textContent = told(layer, expert);
   }
 
-  const redraw = () => { read(); draw(); };
-  const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
+  function told(layer, expert) {
+    const at = layer * shape()[1] + expert, metric = model.get("metric").replaceAll("_", " ");
+    const value = Number.isNaN(values[at]) ? "not defined" : `${digits(2 ** values[at])}×`;
+    return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", does not survive the control"}`;
+  }
+
+  const redraw = () => { read(); paint(); draw(); };
   function select(layer, expert) {
     const [layers, experts] = shape();
     model.set("selected", [clamp(layer, layers), clamp(expert, experts)]);
@@ -122,18 +108,19 @@ function render({ model, el }) {
   }
   function place(event) { // through the bounding box: the canvas is shown at the width of the cell
     const box = canvas.getBoundingClientRect(), [layers, experts] = shape();
-    const x = (event.clientX - box.left) / box.width * canvas.width - MARGIN.left;
-    const y = (event.clientY - box.top) / box.height * canvas.height - MARGIN.top;
+    const x = (event.clientX - box.left) / box.width * canvas.width - left;
+    const y = (event.clientY - box.top) / box.height * canvas.height - top;
     return [clamp(Math.floor(y / row), layers), clamp(Math.floor(x / cell), experts)];
   }
   let start = null;
   canvas.addEventListener("pointerdown", (event) => { start = place(event); canvas.setPointerCapture(event.pointerId); canvas.focus(); });
   canvas.addEventListener("pointermove", (event) => {
-    if (!start) return;
     const [l, e] = place(event);
+    if (!start) { hint.textContent = `under the pointer: ${told(l, order[l][e])}`; return; }
     drag = [Math.min(start[0], l), Math.max(start[0], l), Math.min(start[1], e), Math.max(start[1], e)];
     draw();
   });
+  canvas.addEventListener("pointerleave", () => { hint.textContent = ""; });
   canvas.addEventListener("pointerup", (event) => {
     if (!start) return;
     const [l, e] = place(event), moved = l !== start[0] || e !== start[1];
@@ -159,10 +146,9 @@ function render({ model, el }) {
     if (search.reportValidity()) select(layer, Number(found[2]));
   });
   sorted.addEventListener("change", () => { model.set("sorted", sorted.checked); model.save_changes(); redraw(); });
-  model.on("change:values", redraw);
-  model.on("change:selected", draw);
-  model.on("change:brushed", draw);
+  const silent = listen(model, { values: redraw, heading: draw, selected: draw, brushed: draw, ...onLabel, ...onMetric });
+  const unthemed = onTheme(redraw);
   redraw();
-  return () => { model.off("change:values", redraw); model.off("change:selected", draw); model.off("change:brushed", draw); };
+  return () => { silent(); unthemed(); };
 }
 export default { render };

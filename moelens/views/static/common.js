@@ -1,0 +1,54 @@
+// What every live view needs. Text from models and corpora only ever becomes textContent.
+function element(tag, properties, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+const copied = (view) => view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
+const floats = (view) => new Float32Array(copied(view));
+const shorts = (view) => new Uint16Array(copied(view));
+const octets = (view) => new Uint8Array(copied(view));
+const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
+const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "–");
+
+// Listens to the model until the view goes: render returns the function this returns.
+function listen(model, handlers) {
+  for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
+  return () => { for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler); };
+}
+
+// The node that takes the keys; the notebook leaves them to it only if the mark is on the focusable node itself.
+function takesKeys(node, description) {
+  node.tabIndex = 0;
+  node.dataset.lmSuppressShortcuts = "true";
+  node.setAttribute("role", "application");
+  node.setAttribute("aria-label", description);
+  return node;
+}
+
+function choice(model, name, options, title, shown = (value) => value) {
+  const select = element("select", { title, lang: "ja" });
+  const fill = () => {
+    select.replaceChildren(...model.get(options).map((value) => element("option", { value, textContent: shown(value) })));
+    select.value = model.get(name);
+  };
+  select.dataset.lmSuppressShortcuts = "true";
+  select.addEventListener("change", () => {
+    model.set(name, model.get(options).find((value) => `${value}` === select.value));
+    model.save_changes();
+  });
+  fill();
+  return [select, { [name]: fill, [options]: fill }];
+}
+
+// Whether the page is dark is told by its ink: a notebook's theme need not be the system's.
+const isDark = (el) => Number(/^rgba?\((\d+)/.exec(getComputedStyle(el).color)?.[1]) > 127;
+
+function onTheme(redraw) {
+  const query = matchMedia("(prefers-color-scheme: dark)"), later = () => setTimeout(redraw, 50);
+  const observer = new MutationObserver(later);
+  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+  query.addEventListener("change", later);
+  return () => { observer.disconnect(); query.removeEventListener("change", later); };
+}
