@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from moelens.errors import MoeLensError, unknown
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
+
+if TYPE_CHECKING:
+    from moelens.views.trace_view import TraceView
 
 SHOWN_LAYERS = 4
 MOST_TOKENS = 512
@@ -64,6 +68,12 @@ class Trace:
         ]
         head = f"{escape(self.model)} · {len(self.tokens)} tokens · {self.experts.shape[-1]} experts a token"
         return f"<div>{head}{''.join(rows)}</div>"
+
+    def explore(self, other: Trace | None = None) -> TraceView:
+        """The live view; with an `other` trace, the two aligned and the routes that differ marked."""
+        from moelens.views.trace_view import TraceView
+
+        return TraceView([self] if other is None else [self, other], pair=other is not None)
 
     def shown_layers(self) -> tuple[int, ...]:
         """The layers its faces show: all, or as many spread over the model."""
