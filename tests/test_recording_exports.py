@@ -177,7 +177,18 @@ def vllm(ids: list[int]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("kind, response", [("sglang", sglang), ("vllm", vllm)])
+def vllm_server(ids: list[int]) -> dict[str, Any]:
+    """As vLLM's server answers: the prompt's experts once, and those of what each choice wrote."""
+    rows = ROUTES[: len(ids) - 1].tolist()
+    return {
+        "prompt": "はい",
+        "prompt_token_ids": ids[:5],
+        "prompt_routed_experts": rows[:5],
+        "choices": [{"token_ids": ids[5:], "routed_experts": rows[5:]}],
+    }
+
+
+@pytest.mark.parametrize("kind, response", [("sglang", sglang), ("vllm", vllm), ("vllm", vllm_server)])
 def test_responses_of_engines(tmp_path: Path, kind: str, response: Any) -> None:
     lengths, path = (8, 6), tmp_path / "r.jsonl"
     path.write_text("\n".join(json.dumps(response(list(range(10, 10 + n)))) for n in lengths), "utf-8")
@@ -188,6 +199,14 @@ def test_responses_of_engines(tmp_path: Path, kind: str, response: Any) -> None:
     assert made.column("token_id").tolist() == [i for n in lengths for i in range(10, 10 + n - 1)]
     assert made.tokens(["phase"])["phase"].to_pylist()[:7] == ["prefill"] * 5 + ["decode"] * 2
     assert made.documents()["text"].to_pylist() == ["はい", "はい"]
+
+
+def test_choices_of_sglang_in_openai_form(tmp_path: Path) -> None:
+    choice = {"text": "はい", "sgl_ext": sglang([1] * 8)["meta_info"]}
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps({"choices": [choice, choice]}), "utf-8")
+    made = import_routes(path, tmp_path / "run", kind="sglang", shape=(3, 2))
+    np.testing.assert_array_equal(made.indices(), np.concatenate([ROUTES[:7]] * 2))
 
 
 def test_lists_of_experts_and_some_layers(tmp_path: Path) -> None:

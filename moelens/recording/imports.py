@@ -244,7 +244,14 @@ def from_responses(path: Path, kind: str, shape: tuple[int, int] | None) -> Iter
 
 
 def from_sglang(response: Mapping[str, Any], shape: tuple[int, int] | None, at: str) -> Iterator[Routes]:
-    """SGLang's: `meta_info.routed_experts`, base64 of int32 `[tokens - 1, layer, slot]`: the last token is not run."""
+    """SGLang's: `routed_experts`, base64 of int32 `[tokens - 1, layer, slot]`: the last token is not run.
+
+    It is in `meta_info` of `/generate`, and in `sgl_ext` of each choice of the endpoints in OpenAI's form.
+    """
+    for choice in response.get("choices") or ():
+        yield from from_sglang({"meta_info": choice.get("sgl_ext") or {}, "text": choice.get("text")}, shape, at)
+    if response.get("choices"):
+        return
     meta = response.get("meta_info", response)
     data = meta.get("routed_experts")
     if not isinstance(data, str):
@@ -261,20 +268,34 @@ def from_sglang(response: Mapping[str, Any], shape: tuple[int, int] | None, at: 
 
 
 def from_vllm(response: Mapping[str, Any], at: str) -> Iterator[Routes]:
-    """vLLM's: each of `outputs` (or `choices`) has `routed_experts`, nested lists or base64 of an `.npy`."""
+    """vLLM's: each of `outputs` (or `choices`) has `routed_experts`, nested lists or base64 of an `.npy`.
+
+    Where the response has `prompt_routed_experts`, those of an output are of the tokens that it wrote only.
+    """
     outputs = response.get("outputs") or response.get("choices") or [response]
     prompt_ids = response.get("prompt_token_ids") or []
+    prompt = response.get("prompt_routed_experts")
+    before = None if prompt is None else vllm_indices(prompt, at)
     for output in outputs:
         given = output.get("routed_experts")
         if given is None:
             raise MoeLensError(f"{at} lacks routed_experts; start vLLM with enable_return_routed_experts=True")
-        indices = np.asarray(decode_npy(given, at) if isinstance(given, str) else given)
-        if indices.ndim != 3 or indices.dtype.kind not in "iu":
-            raise MoeLensError(
-                f"{at}: routed_experts is {list(indices.shape)} of {indices.dtype}, not [token, layer, slot]"
-            )
+        read = len(prompt_ids) or None
+        if before is None:
+            indices = vllm_indices(given, at)
+        else:  # an empty list, where nothing of what was written has been run
+            indices, read = np.concatenate([before, *([vllm_indices(given, at)] if given else [])]), len(before)
         ids = [*prompt_ids, *(output.get("token_ids") or [])]
-        yield response_routes(indices, ids, len(prompt_ids) or None, response.get("prompt"), at)
+        yield response_routes(indices, ids, read, response.get("prompt"), at)
+
+
+def vllm_indices(given: Any, at: str) -> Array:
+    indices = np.asarray(decode_npy(given, at) if isinstance(given, str) else given)
+    if indices.ndim != 3 or indices.dtype.kind not in "iu":
+        raise MoeLensError(
+            f"{at}: routed_experts is {list(indices.shape)} of {indices.dtype}, not [token, layer, slot]"
+        )
+    return indices
 
 
 def decode_npy(text: str, at: str) -> Array:
