@@ -138,7 +138,7 @@ def route_flow(indices: Routes, n_experts: int) -> Floats:
 
 
 def overlap(a: Routes, b: Routes) -> Floats:
-    """Share of a token's experts that both routes have: |S_a ∩ S_b| / k, `[token, layer]`.
+    """Share of a token's experts that both routes have: the size of S_a ∩ S_b over k, `[token, layer]`.
 
     Of the same tokens in two models, or in a checkpoint and the final model; its mean over tokens is router saturation
     (Muennighoff et al. 2024, arXiv 2409.02060, eq. 5). By chance k/E. Raises `CheckError` for routes that do not match.

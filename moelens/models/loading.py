@@ -38,7 +38,7 @@ def load(
 
     Args:
         model: "demo" (the bundled one), a folder, or a name on the hub.
-        device_map, dtype, revision, trust_remote_code, **kwargs: as in transformers' `from_pretrained`.
+        device_map, dtype, revision, trust_remote_code, kwargs: as in transformers' `from_pretrained`.
         check: compare the model with itself on a short input.
 
     Raises:

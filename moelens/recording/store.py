@@ -94,7 +94,7 @@ class Recording:
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """What was recorded, as it was asked for: `routes`, `neurons:32`, …"""
+        """What was recorded, as it was asked for: `routes`, `neurons:32` and so on."""
         return tuple(self.manifest["capture"]["captures"])
 
     @property
