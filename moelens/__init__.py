@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Corpus": "recording",
     "Counts": "analysis",
     "HookedMoE": "models.hooked",
     "Labels": "japanese",
@@ -18,20 +19,25 @@ _PUBLIC = {
     "attribute": "interventions",
     "compare": "analysis",
     "effect": "interventions",
+    "export": "recording",
     "hook": "models.hooked",
+    "import_routes": "recording",
     "info": "models.info",
     "label": "japanese",
     "load": "models.loading",
     "load_hooks": "recipes",
+    "plan": "recording",
     "probe": "probes",
     "record": "recording",
     "report": "reporting",
     "run_demo": "demo.run",
     "specialization": "analysis",
     "trace": "tracing",
+    "verify": "recording",
 }
 
 __all__ = [
+    "Corpus",
     "Counts",
     "HookedMoE",
     "Labels",
@@ -43,17 +49,21 @@ __all__ = [
     "attribute",
     "compare",
     "effect",
+    "export",
     "hook",
+    "import_routes",
     "info",
     "label",
     "load",
     "load_hooks",
+    "plan",
     "probe",
     "record",
     "report",
     "run_demo",
     "specialization",
     "trace",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -69,7 +79,7 @@ if TYPE_CHECKING:
     from moelens.models.structure import MoEShape
     from moelens.probes import probe
     from moelens.recipes import load_hooks
-    from moelens.recording import Recording, record
+    from moelens.recording import Corpus, Recording, export, import_routes, plan, record, verify
     from moelens.reporting import report
     from moelens.tracing import trace
 

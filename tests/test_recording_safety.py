@@ -150,7 +150,7 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     out = tmp_path / "run"
     record(Model(), TEXTS, out, progress=False)
     assert main(["verify", str(out)]) == 0
-    assert capsys.readouterr().out.endswith("files are as they were written\n")
+    assert capsys.readouterr().out == f"{Recording.open(out)}: 4 files as they were written\n"
     first, second = sorted((out / "tokens").iterdir())[:2]
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1

@@ -10,14 +10,17 @@ _PUBLIC = {
     "Document": "corpus",
     "Plan": "planning",
     "Recording": "store",
+    "Verification": "store",
     "as_array": "store",
     "export": "exports",
     "import_routes": "imports",
     "plan": "planning",
     "record": "recorder",
+    "verify": "store",
 }
 
-__all__ = ["Corpus", "Document", "Plan", "Recording", "as_array", "export", "import_routes", "plan", "record"]
+__all__ = ["Corpus", "Document", "Plan", "Recording", "Verification", "as_array", "export", "import_routes", "plan",
+           "record", "verify"]  # fmt: skip
 
 if TYPE_CHECKING:
     from moelens.recording.corpus import Corpus, Document
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from moelens.recording.imports import import_routes
     from moelens.recording.planning import Plan, plan
     from moelens.recording.recorder import record
-    from moelens.recording.store import Recording, as_array
+    from moelens.recording.store import Recording, Verification, as_array, verify
 
 
 def __getattr__(name: str) -> Any:

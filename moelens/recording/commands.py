@@ -111,10 +111,10 @@ def placement(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_plan(args: argparse.Namespace) -> None:
-    from moelens.recording.planning import plan
+    import moelens
 
     print(
-        plan(
+        moelens.plan(
             args.model, gpus=args.gpus, gpu_memory=args.gpu_memory, dtype=args.dtype, tokens=args.tokens,
             capture=args.capture,
         )
@@ -124,27 +124,28 @@ def run_plan(args: argparse.Namespace) -> None:
 def run_verify(args: argparse.Namespace) -> None:
     import moelens
 
-    recording = moelens.Recording.open(args.recording)
-    found = recording.damage()
-    if found:
-        raise RecordingError("\nmoelens: ".join(found))
-    print(f"{recording}: {len(recording.entries())} files are as they were written")
+    found = moelens.verify(args.recording)
+    if not found:
+        raise RecordingError("\nmoelens: ".join(found.damage))
+    print(found)
 
 
 def run_export(args: argparse.Namespace) -> None:
     import moelens
-    from moelens.recording.exports import export
 
-    recording = moelens.Recording.open(args.recording)
-    out = args.out or Path(f"{Path(args.recording).name}-{args.to}")
-    print(export(recording, args.to, out, layers=args.layers, labels=args.labels, split=args.split, force=args.force))
+    print(
+        moelens.export(
+            args.recording, args.to, args.out, layers=args.layers, labels=args.labels, split=args.split,
+            force=args.force,
+        )
+    )  # fmt: skip
 
 
 def run_import(args: argparse.Namespace) -> None:
-    from moelens.recording.imports import import_routes
+    import moelens
 
     print(
-        import_routes(
+        moelens.import_routes(
             args.source, args.out, kind=args.kind, model=args.model, layers=args.layers, n_experts=args.experts,
             shape=None if args.shape is None else tuple(args.shape), force=args.force,
         )

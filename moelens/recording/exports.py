@@ -36,9 +36,9 @@ class Selection:
 
 
 def export(
-    recording: Recording,
+    recording: Recording | str | Path,
     to: str,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     layers: Sequence[int] | None = None,
     labels: Sequence[str] = (),
@@ -48,18 +48,26 @@ def export(
     """Write the tokens of a recording, and of its labels, in another format.
 
     Args:
-        recording: what to export.
+        recording: what to export, or its folder or fsspec URL.
         to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[token, ·]`) or "csv".
-        out: a folder to write.
+        out: a folder to write; by default the recording's name and the format, here.
         layers: all that were recorded, by default.
         labels: families of labels to put beside them, such as "honorifics", a column a label.
         split: shares of the documents, as "train:0.8,test:0.2"; a document goes whole into one of them, by its text.
         force: replace the folder.
 
+    Returns:
+        The folder.
+
     Raises:
         UnknownNameError: no such format, layer or family.
         RecordingError: `out` is taken, or a shard is damaged.
+
+    Example:
+        >>> moelens.export("runs/demo", "csv", split="train:0.8,test:0.2")  # doctest: +SKIP
+        PosixPath('demo-csv')
     """
+    recording = Recording.open(recording)
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
     recorded = recording.manifest["capture"]["layers"]
@@ -67,7 +75,7 @@ def export(
         if layer not in recorded:
             raise unknown("layer", layer, recorded)
     chosen = Selection(tuple(layers or recorded), tuple(labels), parse_split(split))
-    out = Path(out)
+    out = Path(out or f"{Path(recording.folder.where).name}-{to}")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (force and (out / "README.md").exists()))):
         raise RecordingError(f"'{out}' is in the way; choose another folder, or replace an export with force=True")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -39,12 +39,14 @@ class Recording:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, where: str | Path) -> Recording:
-        """Open a folder, or an fsspec URL, that `record` wrote.
+    def open(cls, where: Recording | str | Path) -> Recording:
+        """Open a folder, or an fsspec URL, that `record` wrote; a recording is returned as it is.
 
         Raises:
             RecordingError: there is no recording, one that is not finished, or one of a newer moelens.
         """
+        if isinstance(where, Recording):
+            return where
         folder = Folder.at(where)
         try:
             manifest = folder.read_json(MANIFEST)
@@ -94,7 +96,7 @@ class Recording:
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """What was recorded, as it was asked for: `routes`, `neurons:32` and so on."""
+        """The captures as they were asked for, such as `routes` or `neurons:32`."""
         return tuple(self.manifest["capture"]["captures"])
 
     @property
@@ -190,7 +192,7 @@ class Recording:
         return pa.concat_tables(found)
 
     def damage(self) -> list[str]:
-        """Every file that is missing, whose contents or rows are not the recorded ones, or that was left behind."""
+        """Every file that is missing, or whose contents or rows are not the recorded ones."""
         return [str(error) for error in self._damages()]
 
     def verify(self) -> None:
@@ -265,6 +267,40 @@ class Recording:
             f"Recording('{self.folder.where}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
             f" {counted(len(self.layers), 'MoE layer')}, top {self.top_k} of {self.n_experts} experts)"
         )
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """What `verify` found: `damage`, a sentence for each file that is not as it was written."""
+
+    recording: Recording
+    damage: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """Whether every file is as it was written."""
+        return not self.damage
+
+    def __repr__(self) -> str:
+        return "\n".join(self.damage) or (
+            f"{self.recording}: {counted(len(self.recording.entries()), 'file')} as they were written"
+        )
+
+
+def verify(recording: Recording | str | Path) -> Verification:
+    """Compare every file of a recording with its manifest: that it is there, its SHA-256 and its rows.
+
+    Args:
+        recording: or its folder, or fsspec URL.
+
+    Raises:
+        RecordingError: there is no recording, or one that is not finished.
+
+    Example:
+        >>> moelens.verify("runs/demo")  # doctest: +SKIP
+        Recording('runs/demo': 1,432 tokens of …): 2 files as they were written
+    """
+    opened = Recording.open(recording)
+    return Verification(opened, tuple(opened.damage()))
 
 
 def counted(n: int, noun: str) -> str:
