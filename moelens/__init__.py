@@ -19,6 +19,7 @@ _PUBLIC = {
     "attribute": "interventions",
     "compare": "analysis",
     "effect": "interventions",
+    "explore": "views.explore",
     "export": "recording",
     "hook": "models.hooked",
     "import_routes": "recording",
@@ -49,6 +50,7 @@ __all__ = [
     "attribute",
     "compare",
     "effect",
+    "explore",
     "export",
     "hook",
     "import_routes",
@@ -82,6 +84,7 @@ if TYPE_CHECKING:
     from moelens.recording import Corpus, Recording, export, import_routes, plan, record, verify
     from moelens.reporting import report
     from moelens.tracing import trace
+    from moelens.views.explore import explore
 
 
 def __getattr__(name: str) -> Any:

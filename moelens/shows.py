@@ -22,9 +22,9 @@ class Shows:
 
     def explore(self, recording: Recording | None = None) -> Any:
         """The live map with the card of the chosen expert; with a `recording`, its words and sentences too."""
-        from moelens.views.widgets import explorer
+        from moelens.views.explore import Explorer
 
-        return explorer(cast("Specialization", self), recording)
+        return Explorer(cast("Specialization", self), recording)
 
     def _repr_html_(self) -> str:
         from moelens.views.tables import findings_html

@@ -15,7 +15,7 @@ import pytest
 import moelens
 from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.views.cards import card_html
-from moelens.views.widgets import ExpertMap, explorer
+from moelens.views.widgets import ExpertMap
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
@@ -127,7 +127,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     assert "together with E" in html
     assert "<mark>" in html
     assert "<script>" not in html
-    box = explorer(result, recording)
+    box = result.explore(recording)
     box.map.selected = [result.layers.index(best.layer), best.expert]
     assert box.card.value == html
 

@@ -74,7 +74,7 @@ class TraceView(Live):
         for a layer that the traces do not have.
         """
         layers = check(traces, pair, layer)
-        self.load = load
+        self.load, self.marked = load, (-1, -1)
         super().__init__(
             **self.hold(traces, pair, titles),
             layers=list(layers),
@@ -99,11 +99,12 @@ class TraceView(Live):
             "slots": traces[0].experts.shape[-1] if traces else 0,
         }
 
-    def show(self, traces: Sequence[Trace], titles: Sequence[str] = (), highlight: int = -1) -> None:
-        """Show other traces, of the same layers."""
-        held = self.hold(traces, titles=titles)
+    def show(self, traces: Sequence[Trace], layer: int, expert: int) -> None:
+        """Show other traces, of the same layers, and mark the tokens that an expert of this layer takes."""
+        self.marked = layer, expert
+        held = {**self.hold(traces), **self.slice(layer), "layer": layer, "selected": 0}
         with self.hold_sync():
-            for name, value in {**held, **self.slice(self.layer), "highlight": highlight, "selected": 0}.items():
+            for name, value in held.items():
                 setattr(self, name, value)
 
     def slice(self, *asked: Any) -> dict[str, Any]:
@@ -124,12 +125,15 @@ class TraceView(Live):
         told = (
             f" · routes differ at {sum(n > 0 for n in together)} of {len(together)} aligned tokens" if differs else ""
         )
+        if self.marked[0] == layer:
+            told += f" · underlined with dots: tokens that L{layer} · E{self.marked[1]} takes"
         tokens = sum(len(t.tokens) for t in self.traces)
         name = self.traces[0].model if self.traces else ""
         return {
             "experts": _joined(experts, "<u2"),
             "weights": _joined(weights, "<f4"),
             "values": _joined(values, "<f4"),
+            "highlight": self.marked[1] if self.marked[0] == layer else -1,
             "differs": np.array(differs, "<u2").tobytes(),
             "heading": f"{name} · {tokens:,} tokens · layer {layer}{told}",
         }

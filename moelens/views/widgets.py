@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets
 import numpy as np
 import traitlets
 from matplotlib.colors import Colormap
@@ -116,19 +115,3 @@ class ExpertMap(Live):
 def _colours(colours: Colormap) -> bytes:
     """256 colours, three bytes each."""
     return bytes(np.round(255 * colours(np.arange(256) / 255)[:, :3]).astype(np.uint8))
-
-
-def explorer(result: Specialization, recording: Recording | None = None) -> ipywidgets.VBox:
-    """The map and the card of the expert that is chosen in it, linked."""
-    board = ExpertMap(result)
-    card = ipywidgets.HTML()
-
-    def show(change: Any = None) -> None:
-        layer, expert = board.selected
-        card.value = card_html(result, result.layers[layer], expert, recording)
-
-    board.observe(show, "selected")
-    show()
-    box = ipywidgets.VBox([board, card])
-    box.map, box.card = board, card
-    return box

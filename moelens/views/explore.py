@@ -1,0 +1,248 @@
+"""`explore`: the map, the card of an expert, its sentences and what its removal changes, linked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ipywidgets
+import traitlets
+
+from moelens.analysis.tables import number
+from moelens.errors import MoeLensError
+from moelens.japanese.pairs import kinds as pair_kinds
+from moelens.japanese.pairs import pairs
+from moelens.reporting import labels_of
+from moelens.views.cards import card_html
+from moelens.views.live import Live, module
+from moelens.views.page import Page
+from moelens.views.passages import Passages
+from moelens.views.trace_view import TraceView
+from moelens.views.widgets import ExpertMap
+
+if TYPE_CHECKING:
+    from moelens.analysis.result import Specialization
+    from moelens.analysis.sources import Given
+    from moelens.japanese import Labels
+    from moelens.models.hooked import HookedMoE
+    from moelens.recording import Recording
+    from moelens.tracing import Trace
+
+# The contrast that a label is about.
+KIND = {
+    "尊敬語": "respectful",
+    "謙譲語I": "humble",
+    "謙譲語II": "humble",
+    "丁寧語": "polite-ending",
+    "美化語": "beautifying",
+}
+DEMO = "demo"
+DRAWS = 20
+HISTORY = 8
+
+
+class EffectView(Live):
+    """A button that removes the chosen expert, and what that changed, the last removal first.
+
+    Attributes:
+        target: the expert in words; kind: of pairs; controls: whether matched controls are run too.
+        asked: counts the clicks.
+        status: "idle", "running" or "failed"; message says more.
+        rows: the effects, as `moelens.effect` gives them for one kind of pairs.
+    """
+
+    MODULE = "effect"
+    _esm = module("effect.js")
+    target = traitlets.Unicode().tag(sync=True)
+    kinds = traitlets.List(traitlets.Unicode(), list(pair_kinds())).tag(sync=True)
+    kind = traitlets.Unicode().tag(sync=True)
+    controls = traitlets.Bool(False).tag(sync=True)
+    asked = traitlets.Int(0).tag(sync=True)
+    available = traitlets.Bool(True).tag(sync=True)
+    status = traitlets.Unicode("idle").tag(sync=True)
+    message = traitlets.Unicode().tag(sync=True)
+    rows: Any = traitlets.List().tag(sync=True)
+
+    def slice(self, *asked: Any) -> dict[str, Any]:
+        return {}
+
+    def every(self) -> Iterator[tuple[Any, ...]]:
+        return iter(())
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "available": False, "message": "removing an expert takes a notebook and the model"}
+
+    def static_html(self) -> str:
+        return ""
+
+
+class Explorer(ipywidgets.VBox):  # type: ignore[misc]
+    """Where, what and so what: the live map, the card of the chosen expert, its sentences, its removal.
+
+    Attributes:
+        map, card, trace, effect: the views. Without a recording there are the map and the card alone.
+
+    Example:
+        >>> explorer = moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
+        >>> explorer.map.selected = [3, 21]                        # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        result: Specialization,
+        recording: Recording | None = None,
+        labels: Labels | None = None,
+        model: HookedMoE | str | None = None,
+        label: str | None = None,
+    ) -> None:
+        self.result, self.model = result, model
+        self.map, self.card = ExpertMap(result, label), ipywidgets.HTML()
+        self.map.layout.flex, self.card.layout.flex = "2 1 520px", "1 1 320px"
+        row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
+        below: list[Any] = []
+        self.map.recording, self.passages = recording, None
+        if recording is not None:
+            self.passages = Passages(recording, labels or labels_of(recording), result.family)
+            self.map.recording = self.passages.recording
+            layer, _, sentences = self._sentences()
+            self.trace = TraceView(sentences, load=result.load, layer=layer)
+            self.effect = EffectView(kind=KIND.get(self.map.label, "respectful"))
+            self.effect.observe(self._remove, "asked")
+            below = [_title("WHAT", "sentences in which it takes this label"), self.trace]
+            below += [_title("SO WHAT", "what the model prefers without it"), self.effect]
+        super().__init__([_title("WHERE", "layers and experts"), row, *below])
+        self.map.observe(self._show, ["selected", "label"])
+        self._show()
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write one self-contained HTML file: the map and its cards alive, the sentences and effects shown now."""
+        path, page = Path(path), Page()
+        views = [self.map, *((self.trace, self.effect) if self.passages else ())]
+        path.write_text(page.html(self.map.heading, "".join(map(page.live, views))), encoding="utf-8")
+        return path
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live views, and for where no kernel answers the map as a picture with the card."""
+        data = super()._repr_mimebundle_(**kwargs)
+        return {**data, "text/html": f"{self.map.static_html()}{self.card.value}"}
+
+    def _chosen(self) -> tuple[int, int, int]:
+        """Position and number of the layer, and the expert."""
+        at, expert = self.map.selected
+        return at, self.result.layers[at], expert
+
+    def _sentences(self) -> tuple[int, int, Sequence[Trace]]:
+        at, layer, expert = self._chosen()
+        assert self.passages is not None
+        return layer, expert, self.passages.find(at, expert, self.map.label)
+
+    def _show(self, change: Any = None) -> None:
+        _, layer, expert = self._chosen()
+        self.card.value = card_html(self.result, layer, expert, self.map.recording)
+        if self.passages is not None:
+            self.trace.show(self._sentences()[2], layer, expert)
+            self.effect.target = f"L{layer} · E{expert}"
+            if change is not None and change["name"] == "label" and self.map.label in KIND:
+                self.effect.kind = KIND[self.map.label]
+
+    def _remove(self, change: Any) -> None:
+        view, (_, layer, expert) = self.effect, self._chosen()
+        view.status, view.message = "running", f"the model reads the pairs without {view.target} …"
+        try:
+            row = self._removed(layer, expert, view.kind, view.controls)
+        except MoeLensError as error:
+            view.status, view.message = "failed", str(error)
+            return
+        finally:
+            if view.status == "running":
+                view.status, view.message = "idle", ""
+        view.rows = [row, *view.rows][:HISTORY]
+        view.message = verdict(row)
+
+    def _removed(self, layer: int, expert: int, kind: str, controls: bool) -> dict[str, Any]:
+        """The effect on one kind of pairs, NaN as None, as JSON has none."""
+        from moelens.interventions import effect, remove
+
+        found = effect(
+            self._loaded(),
+            pairs(kind),
+            remove(layer, [expert]),
+            controls="matched" if controls else None,
+            draws=DRAWS,
+            texts=(),
+        ).kinds[0]
+        row = {name: value if value == value else None for name, value in asdict(found).items()}
+        return {"target": self.effect.target, **row}
+
+    def _loaded(self) -> HookedMoE:
+        assert self.passages is not None
+        recorded = self.passages.recording.manifest["model"]["name"]
+        if self.model is None and recorded != DEMO:
+            raise MoeLensError(
+                f"no model to remove an expert from; give the one recorded: explore(…, model={recorded!r})"
+            )
+        if self.model is None or isinstance(self.model, str):
+            from moelens.models.loading import load
+
+            self.model = load(self.model or DEMO)
+        return self.model
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """An effect in one sentence.
+
+    >>> verdict({"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": -0.18, "p": None})
+    'without L4 · E21 the preference falls by 0.310 nats, an interval without 0'
+    """
+    fits = "an interval without 0" if row["low"] > 0 or row["high"] < 0 else "but the interval holds 0"
+    moved = "falls" if row["change"] < 0 else "rises"
+    beside = "" if row["p"] is None else f"; p {number(row['p'])} beside matched controls"
+    return f"without {row['target']} the preference {moved} by {abs(row['change']):.3f} nats, {fits}{beside}"
+
+
+def _title(question: str, text: str) -> ipywidgets.HTML:
+    return ipywidgets.HTML(f'<b style="letter-spacing: .08em; font-size: 80%; opacity: .7">{question}</b> {text}')
+
+
+def explore(
+    recording: Recording | str | Path,
+    model: HookedMoE | str | None = None,
+    label: str | None = None,
+    *,
+    family: str = "honorifics",
+    given: Given = None,
+    result: Specialization | None = None,
+    labels: Labels | None = None,
+    permutations: int = 1000,
+) -> Explorer:
+    """Look at a recording: choose a label, see its experts, read their sentences, remove one.
+
+    Args:
+        recording: or the folder of one.
+        model: what experts are removed from, or its name; None loads the bundled model for its recordings.
+        label: to begin with, such as "尊敬語"; None for the first that could be tested.
+        family: of labels; `given`: what to control for, see `specialization`.
+        result: a result of `specialization` on the recording; None computes it.
+        labels: of the recording; None for those in its folder, written if there are none yet.
+        permutations: of documents, in the test.
+
+    Returns:
+        A widget; `.save_html(path)` writes it to a file that is alive without a kernel.
+
+    Raises:
+        UnknownNameError: no such label, family or control.
+        MoeLensError: there is nothing to test.
+
+    Example:
+        >>> moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
+    """
+    from moelens.analysis import specialization
+    from moelens.recording import Recording
+
+    recording = recording if isinstance(recording, Recording) else Recording.open(recording)
+    labels = labels or labels_of(recording)
+    if result is None:
+        result = specialization(recording, labels, family, given=given, permutations=permutations)
+    return Explorer(result, recording, labels, model, label)

@@ -1,0 +1,104 @@
+"""Sentences of a recording, at hand for a view that is asked for others at every click."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from moelens.models.tokens import TokenSpans
+from moelens.recording import Recording
+from moelens.tracing import Trace, pieces
+from moelens.views.text import spans_from_labels
+
+if TYPE_CHECKING:
+    from moelens.japanese import Labels
+
+T = TypeVar("T")
+
+MOST_TOKENS = 100_000
+PASSAGES, AROUND = 5, 20
+
+
+class Held(Recording):
+    """The first shards of a recording, up to about so many tokens, whose arrays stay in memory once they are read."""
+
+    @classmethod
+    def of(cls, recording: Recording, tokens: int = MOST_TOKENS) -> Held:
+        shards, rows = [], 0
+        for entry in recording.manifest["shards"]:
+            if rows < tokens:
+                shards.append(entry)
+                rows += entry["rows"]
+        return cls(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
+
+    @cached_property
+    def _kept(self) -> dict[str, Any]:
+        return {}
+
+    def _once(self, name: str, read: Callable[[], T]) -> T:
+        if name not in self._kept:
+            self._kept[name] = read()
+        return self._kept[name]  # type: ignore[no-any-return]
+
+    def indices(self) -> NDArray[np.unsignedinteger[Any]]:
+        return self._once("indices", super().indices)
+
+    def weights(self) -> Any:
+        """As float16, as they are on disk."""
+        return self._once("weights", lambda: super(Held, self).weights().astype(np.float16))
+
+    def column(self, name: str) -> NDArray[Any]:
+        return self._once(name, lambda: super(Held, self).column(name))
+
+    def documents(self) -> pa.Table:
+        return self._once("documents", super().documents)
+
+
+class Passages:
+    """Finds, for an expert and a label, sentences in which the expert takes tokens of the label."""
+
+    def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
+        from moelens.reporting import texts_of
+
+        self.recording = held = Held.of(recording)
+        self.texts = texts_of(held)
+        self.names, has = labels.matrix(family)
+        self.classes, spans = labels.matrix("honorifics")
+        self.has, self.spans = has[: held.n_tokens], spans[: held.n_tokens]
+        self.start, self.end, self.partial, self.doc = map(held.column, ("char_start", "char_end", "partial", "doc"))
+        self.experts = held.indices()
+        weighted = held.manifest["capture"].get("weights", True)
+        self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
+
+    def find(self, at: int, expert: int, label: str) -> list[Trace]:
+        """Up to five, of different documents, those with most such tokens first; `at` is the position of the layer.
+
+        Where the expert takes no token of the label, those in which it takes any.
+        """
+        takes = (self.experts[:, at] == expert).any(-1) & (self.end > self.start)
+        both = takes & self.has[:, self.names.index(label)]
+        taken = both if both.any() else takes
+        rows = np.flatnonzero(taken)
+        docs, first, counts = np.unique(self.doc[rows], return_index=True, return_counts=True)
+        order = np.argsort(-counts, kind="stable")[:PASSAGES]
+        return [self._passage(int(docs[i]), int(rows[first[i]])) for i in order]
+
+    def _passage(self, doc: int, row: int) -> Trace:
+        """The tokens around a row, as a trace."""
+        near = np.arange(max(0, row - AROUND), min(len(self.doc), row + AROUND))
+        near = near[(self.doc[near] == doc) & (self.end[near] > self.start[near])]
+        text, part = self.texts[doc], TokenSpans(self.start[near], self.end[near], self.partial[near], "bytes")
+        return Trace(
+            self.recording.manifest["model"]["name"],
+            text,
+            pieces(text, part),
+            self.recording.layers,
+            self.experts[near].astype(np.int64),
+            self.weights[near].astype(np.float32),
+            spans_from_labels(self.spans[near], self.classes),
+        )
