@@ -92,6 +92,23 @@ def test_fp8_checkpoint_loads_and_is_hooked(tmp_path: Path, ids: torch.Tensor) -
     assert torch.equal(cache["blocks.2.mlp.hook_expert_indices"], clean["blocks.2.mlp.hook_expert_indices"])
 
 
+def test_fp8_weights_that_are_no_multiple_of_a_block(tmp_path: Path) -> None:
+    """As `kv_a_proj_with_mqa` of DeepSeek-V3: 576 rows in blocks of 128."""
+    fp8_checkpoint(tmp_path)
+    packed, meant = load_file(tmp_path / "model.safetensors"), torch.randn(24, 64).to(torch.float8_e4m3fn)
+    name = next(n for n in packed if n.endswith("kv_a_proj_with_mqa.weight"))
+    assert packed[name].shape == meant.shape
+    scales = torch.tensor([[0.5, 2.0]])
+    save_file(packed | {name: meant, name + "_scale_inv": scales}, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"]["modules_to_not_convert"].remove("kv_a_proj_with_mqa")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = moelens.load(str(tmp_path), dtype=torch.float32)
+    expected = meant.float() * scales.repeat_interleave(BLOCK, 1)
+    held = dict(model.hf_model.named_parameters())[name]
+    torch.testing.assert_close(held.float(), expected, atol=2e-2, rtol=1e-2)
+
+
 def test_fp8_experts_kept_in_fp8_are_reached_through_their_own_registry(ids: torch.Tensor) -> None:
     """What a GPU with FP8 kernels runs: `FP8Experts`. Its weights are dequantised where somebody listens inside."""
     model, packed = (tiny_model("deepseek_v3", moe_intermediate_size=64) for _ in range(2))

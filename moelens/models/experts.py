@@ -6,7 +6,8 @@ equal to those of `grouped_mm`, bit for bit. While nobody listens it hands over 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -121,6 +122,33 @@ def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> 
         scale.float().repeat_interleave(rows, 0)[: weight.shape[0]].repeat_interleave(columns, 1)[:, : weight.shape[1]]
     )
     return weight.float() * blocks
+
+
+@contextmanager
+def partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
+    """Let transformers dequantise, while it loads, weights whose sizes are no multiples of their `block`.
+
+    It divides a weight evenly by its scales, and raises where that does not work out: 576 rows of DeepSeek-V3's
+    `kv_a_proj_with_mqa` in blocks of 128. The last block of a side is then a part of one.
+    """
+    owner = getattr(fp8, "Fp8Dequantize", None)
+    evenly = getattr(owner, "_dequantize_one", None)
+    if block is None or evenly is None:
+        yield
+        return
+
+    def convert(self: Any, quantized: Tensor, scales: Tensor, **options: Any) -> Any:
+        sides = [*zip(quantized.shape[-2:], block, scales.shape[-2:], strict=True)]
+        in_blocks = quantized.ndim == 2 and all(-(-size // side) == count for size, side, count in sides)
+        if in_blocks and any(size % side for size, side, _ in sides):
+            return dequantise(quantized, scales, (block[0], block[1])).to(options.get("output_dtype"))
+        return evenly(self, quantized, scales, **options)
+
+    owner._dequantize_one = convert  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        owner._dequantize_one = evenly  # type: ignore[union-attr]
 
 
 def listen_to_experts(

@@ -16,6 +16,7 @@ from torch import nn
 
 from moelens.errors import MoeLensError, UnsupportedModelError, unknown
 from moelens.models.adapters import ADAPTED, REFUSED
+from moelens.models.experts import partial_blocks
 from moelens.models.hooked import HookedMoE
 from moelens.models.routers import Replay, identify
 from moelens.models.structure import MoEShape, Site, describe, find_sites
@@ -61,10 +62,12 @@ def load(
         config = transformers.AutoConfig.from_pretrained(source, **options)
         if config.get_text_config(decoder=True).model_type in REFUSED or config.model_type in REFUSED:
             raise UnsupportedModelError(f"{model!r} cannot be hooked: {REFUSED[config.model_type]}")
-        loaded = auto_class(config).from_pretrained(source, device_map=device_map, dtype=dtype, **options, **kwargs)
+        quantised = getattr(config, "quantization_config", None) or {}
+        with partial_blocks(quantised.get("weight_block_size")):
+            loaded = auto_class(config).from_pretrained(source, device_map=device_map, dtype=dtype, **options, **kwargs)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        if Path(model).exists():
+    except (OSError, ValueError, RuntimeError) as error:
+        if Path(model).exists() or isinstance(error, RuntimeError):
             raise MoeLensError(f"{model!r} is not a model transformers can load: {one_line(error)}") from error
         raise unknown(
             "model", model, ["demo"], "give a folder, a hub name that can be reached or is in its cache, or 'demo'"
