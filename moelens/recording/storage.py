@@ -49,6 +49,13 @@ class Folder:
         return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
     def full(self, name: str) -> str:
+        """Where a file of the folder is.
+
+        Raises:
+            RecordingError: the name leads out of the folder, as a manifest that somebody made up might.
+        """
+        if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
+            raise RecordingError(f"file {name!r} is not within '{self.where}'; do not use a recording that names it")
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
