@@ -144,5 +144,6 @@ def test_recorded_killed_resumed_verified_analysed(tmp_path: Path) -> None:
     experts = recording.indices()[:, 0]
     assert len({*experts.ravel().tolist()}) > 100, "random routers spread tokens over experts"
     assert all(len({*row}) == 8 and len({e // 32 for e in row}) <= 4 for row in experts.tolist())
-    result = moelens.specialization(recording, moelens.label(recording), "honorifics", permutations=50, progress=False)
+    labels = moelens.label(recording)
+    result = moelens.specialization(recording, labels, "honorifics", permutations=50, min_tokens=5, progress=False)
     assert result.lift.shape[:2] == (1, 256)
