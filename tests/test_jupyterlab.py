@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_widgets import CHROMIUM, FLAGS
+from conftest import CHROMIUM, FLAGS
 
 CELLS = [
     "%load_ext moelens\nimport moelens, tempfile\nmodel = moelens.load('demo')",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,3 +57,44 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     single = moelens.record(moelens.load("demo"), ["雨が降っていた。"], tmp_path / "one", progress=False)
     with pytest.raises(moelens.MoeLensError, match="nothing to report: Left out, honorifics: "):
         moelens.report(single, tmp_path / "report.html")
+
+
+@pytest.mark.e2e
+def test_the_report_is_alive_without_a_kernel(recording: moelens.Recording, tmp_path: Path, browser: Any) -> None:
+    out = moelens.report(recording, tmp_path / "report.html", permutations=50)
+    page = browser.new_page()
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    page.on("request", lambda request: faults.append(request.url) if request.url.startswith(("http", "ws")) else None)
+    page.goto(out.as_uri())
+    figure = page.locator("#live-0")
+    canvas = figure.get_by_role("application")
+    canvas.wait_for()
+    assert not figure.locator(".static").is_visible()
+    before = figure.locator("output").inner_text(), figure.locator(".card:visible").inner_text()
+    canvas.press("ArrowRight")
+    canvas.press("ArrowDown")
+    assert before[0] != figure.locator("output").inner_text()
+    assert figure.locator(".card:visible").count() == 1
+    assert before[1] != figure.locator(".card:visible").inner_text()
+    figure.get_by_title("metric").select_option("share")
+    assert "share" in figure.locator("output").inner_text()
+    assert "share over chance" in figure.locator(".moelens-heading").inner_text()
+    page.emulate_media(media="print")
+    assert figure.locator(".static").is_visible()
+    assert not canvas.is_visible()
+    assert page.evaluate("fetch('https://example.org').then(() => 'sent', () => 'refused')") == "refused"
+    page.close()
+    assert all("example.org" in fault for fault in faults), "there was no other attempt"
+
+
+@pytest.mark.e2e
+def test_the_report_without_scripts_shows_pictures(recording: moelens.Recording, tmp_path: Path, browser: Any) -> None:
+    out = moelens.report(recording, tmp_path / "report.html", permutations=50)
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(out.as_uri())
+    assert page.locator("#live-0 img").first.is_visible()
+    assert page.locator("#live-0 .card:visible").count() == 0
+    context.close()

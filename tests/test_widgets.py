@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from typing import Any
@@ -14,19 +12,13 @@ import pytest
 
 import moelens
 from moelens.analysis import Specialization, specialization_from_arrays
+from moelens.tracing import Trace
 from moelens.views.cards import card_html
+from moelens.views.explore import EffectView
+from moelens.views.live import Live
+from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # The face of an anywidget model, and nothing behind it.
 FAKE = """async ([esm, state, buffers]) => {
   const listeners = {}, values = {...state};
@@ -46,6 +38,14 @@ FAKE = """async ([esm, state, buffers]) => {
   window.painted = performance.now() - began;
 }"""
 
+# From an action to the end of the drawing it causes, in ms.
+SPENT = """(act) => new Promise((done) => {
+  const began = performance.now();
+  eval(act);
+  document.body.getBoundingClientRect();
+  done(performance.now() - began);
+})"""
+
 
 def result_of(layers: int, experts: int, tokens: int = 600, k: int = 2) -> Specialization:
     rng = np.random.default_rng(0)
@@ -61,6 +61,11 @@ def result_of(layers: int, experts: int, tokens: int = 600, k: int = 2) -> Speci
         layers=range(3, 3 + layers),
         permutations=49,
     )
+
+
+def payload(widget: Live) -> int:
+    """Bytes of everything the browser is sent of a view."""
+    return sum(len(v) if isinstance(v, bytes | memoryview) else len(str(v)) for v in widget.get_state().values())
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +87,7 @@ def test_one_slice_is_sent_at_a_time(small: Specialization) -> None:
 
 
 def test_the_payload_at_full_size_is_small() -> None:
-    state = ExpertMap(result_of(58, 256, tokens=200, k=8)).get_state()
-    size = sum(len(v) if isinstance(v, bytes | memoryview) else len(str(v)) for v in state.values())
-    assert size < 500_000
+    assert payload(ExpertMap(result_of(58, 256, tokens=200, k=8))) < 500_000
 
 
 def test_without_a_kernel_there_is_a_picture(small: Specialization) -> None:
@@ -139,19 +142,6 @@ def test_cards_of_nobody(small: Specialization) -> None:
         card_html(small, 3, 32)
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        assert not os.environ.get("CI"), "chromium is missing: .ci/run installs it"
-        pytest.skip("chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1100, "height": 700})
@@ -162,13 +152,14 @@ def page(browser: Any) -> Iterator[Any]:
     assert not errors
 
 
-def mount(page: Any, widget: ExpertMap) -> Any:
+def mount(page: Any, widget: Live, focus: str = "application") -> Any:
     state = widget.state()
     buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes | memoryview)}
     plain = {k: v for k, v in state.items() if k not in buffers}
     page.goto("about:blank")
     page.evaluate(FAKE, [widget._esm, plain, buffers])
-    return page.get_by_role("application")
+    page.add_style_tag(content=widget._css)
+    return page.get_by_role(focus)
 
 
 def value(page: Any, name: str) -> Any:
@@ -244,3 +235,136 @@ def test_full_size_paints_at_once(page: Any) -> None:
         return new Set(Array.from({length: d.length / 4}, (_, i) => d.slice(4 * i, 4 * i + 3).join())).size; }"""
     )
     assert drawn > 20
+    print(f"\n58 x 256: first paint {page.evaluate('window.painted'):.0f} ms")
+    for what, act in {
+        "a key": "window.model.set('selected', [7, 9])",
+        "a new slice": "window.model.set('values', window.model.get('values'))",
+    }.items():
+        print(f"{what}: {page.evaluate(SPENT, act):.0f} ms")
+
+
+@pytest.mark.e2e
+def test_the_map_follows_the_width_of_the_notebook(page: Any, small: Specialization) -> None:
+    canvas = mount(page, ExpertMap(small))
+    wide = canvas.bounding_box()["width"]
+    page.set_viewport_size({"width": 600, "height": 700})
+    page.wait_for_function("(w) => document.querySelector('canvas').getBoundingClientRect().width < w", arg=wide)
+    assert canvas.bounding_box()["width"] <= 600
+
+
+TOKENS = ("先生", "は", "<img src=x onerror=alert(1)>", "いらっしゃい", "ます", "。")
+
+
+def trace_of(tokens: tuple[str, ...], seed: int, layers: int = 3, experts: int = 16, k: int = 2) -> Trace:
+    rng = np.random.default_rng(seed)
+    routes = np.argsort(rng.random((len(tokens), layers, experts)), -1)[..., :k]
+    weights = rng.dirichlet([1] * k, (len(tokens), layers)).astype(np.float32)
+    at = tokens.index("いらっしゃい") if "いらっしゃい" in tokens else 0
+    return Trace(
+        "tiny", "".join(tokens), tokens, tuple(range(2, 2 + layers)), routes, weights, ((at, at + 1, "尊敬語"),)
+    )
+
+
+@pytest.mark.e2e
+def test_a_trace_is_walked_by_keys(page: Any) -> None:
+    trace = trace_of(TOKENS, 0)
+    board = mount(page, TraceView([trace], layer=3))
+    assert page.locator(".moelens-token").count() == len(TOKENS)
+    assert page.locator("img").count() == 0, "text is text"
+    assert "<img src=x" in page.locator(".moelens-token").nth(2).inner_text()
+    assert "▲" in page.locator(".moelens-token").nth(3).inner_text()
+    assert page.locator(".moelens-token").nth(3).get_attribute("title") == "尊敬語 (respectful)"
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight"):
+        board.press(key)
+    assert value(page, "selected") == 3
+    told = page.locator("output").inner_text()
+    for expert, weight in zip(trace.experts[3, 1], trace.weights[3, 1], strict=True):
+        assert f"E{expert}" in told
+        assert f"{float(f'{weight:.3g}'):g}" in told
+    assert page.locator(".moelens-chosen").inner_text() == page.locator(".moelens-token").nth(3).inner_text()
+    board.press("ArrowDown")
+    assert value(page, "layer") == 4
+    board.press("c")
+    assert value(page, "colour") == "weight"
+    board.press("End")
+    assert value(page, "selected") == len(TOKENS) - 1
+    assert page.evaluate("document.activeElement.dataset.lmSuppressShortcuts") == "true"
+
+
+@pytest.mark.e2e
+def test_the_slider_and_the_colours(page: Any) -> None:
+    trace = trace_of(TOKENS, 0)
+    mount(page, TraceView([trace], load=np.arange(48).reshape(3, 16), layer=2))
+    page.get_by_title("layer").press("ArrowRight")
+    assert value(page, "layer") == 3
+    assert page.locator(".moelens-controls b").inner_text() == "L3"
+    below = page.locator(".moelens-token small")
+    page.get_by_title("colour").select_option("label")
+    assert below.nth(3).inner_text() == "▲"
+    page.get_by_title("colour").select_option("load")
+    best = trace.experts[0, 0][trace.weights[0, 0].argmax()]
+    assert float(below.nth(0).inner_text()) == best, "no kernel answered: still the load in the first layer"
+    page.locator(".moelens-token").nth(4).hover()
+    assert page.locator("output b").inner_text() == "ます"
+    page.locator(".moelens-token").nth(4).click()
+    assert value(page, "selected") == 4
+
+
+@pytest.mark.e2e
+def test_a_pair_shows_where_routes_differ(page: Any) -> None:
+    first, second = trace_of(TOKENS, 0), trace_of(("先生", "は", "来", "ます", "。"), 1)
+    mount(page, TraceView([first, second], pair=True, layer=2))
+    assert page.locator(".moelens-column").count() == 6
+    assert page.locator(".moelens-none").count() == 1
+    column = page.locator(".moelens-column").first
+    n = len({*first.experts[0, 0].tolist()} - {*second.experts[0, 0].tolist()})
+    assert column.locator(".moelens-differs").inner_text() == (f"≠{n}" if n else "=")
+    assert ("moelens-apart" in column.get_attribute("class")) == (n > 0)
+
+
+@pytest.mark.e2e
+def test_512_tokens_of_58_layers_are_fast(page: Any) -> None:
+    words = tuple("敬語" for _ in range(512))
+    widget = TraceView([trace_of(words, 0, layers=58, experts=256, k=8)])
+    assert payload(widget) < 500_000
+    mount(page, widget)
+    print(f"\n512 tokens, 58 layers: first paint {page.evaluate('window.painted'):.0f} ms")
+    for what, act in {
+        "a key": "window.model.set('selected', 99)",
+        "a layer": "window.model.set('experts', window.model.get('experts'))",
+        "a colour": "window.model.set('colour', 'weight')",
+    }.items():
+        print(f"{what}: {page.evaluate(SPENT, act):.0f} ms")
+
+
+@pytest.mark.e2e
+def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
+    mount(page, EffectView(kind="respectful", target="L3 · E9"), focus="button")
+    button = page.get_by_role("button")
+    assert button.inner_text() == "Remove L3 · E9"
+    button.press("Enter")
+    assert value(page, "asked") == 1
+    page.evaluate("window.model.set('status', 'running')")
+    assert button.is_disabled()
+    assert button.inner_text() == "running…"
+    effect = {
+        "kind": "respectful",
+        "pairs": 80,
+        "frames": 8,
+        "before": 1.5,
+        "after": 1.25,
+        "change": -0.25,
+        "low": -0.4,
+    }
+    effect |= {"high": -0.1, "flip": 0.125, "control": None, "control_low": None, "control_high": None, "p": None}
+    page.evaluate("(row) => window.model.set('rows', [row])", {"target": "<b>L3</b> · E9", **effect})
+    page.evaluate("window.model.set('status', 'idle')")
+    cells = page.locator("td").all_inner_texts()
+    assert cells[0] == "<b>L3</b> · E9"
+    assert cells[1:4] == ["80 respectful", "+1.500 → +1.250", "−0.250 [−0.400, −0.100]"]
+    assert cells[5:] == ["13 %", "–", "–"]
+    page.evaluate("window.model.set('message', 'no model')")
+    page.evaluate("window.model.set('status', 'failed')")
+    assert "moelens-failed" in page.locator("output").get_attribute("class")
+    page.get_by_title("kind of sentence pairs").select_option("humble")
+    assert value(page, "kind") == "humble"

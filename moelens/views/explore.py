@@ -71,8 +71,8 @@ class EffectView(Live):
     def every(self) -> Iterator[tuple[Any, ...]]:
         return iter(())
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "available": False, "message": "removing an expert takes a notebook and the model"}
+    def in_file(self) -> dict[str, Any]:
+        return {"available": False, "message": "removing an expert takes a notebook and the model"}
 
     def static_html(self) -> str:
         return ""

@@ -67,6 +67,10 @@ class Live(anywidget.AnyWidget):
         ours = {name for kind in type(self).__mro__ if issubclass(kind, Live) for name in vars(kind)}
         return {name: getattr(self, name) for name in self.trait_names(sync=True) if name in ours and name[0] != "_"}
 
+    def in_file(self) -> dict[str, Any]:
+        """Traits that differ in a file, where no kernel answers."""
+        return {}
+
     def cards(self) -> Iterable[tuple[str, str]]:
         """For a file: pairs of the value of `selected`, joined by commas, and the HTML it shows; "" for any other."""
         return ()

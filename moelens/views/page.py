@@ -39,7 +39,8 @@ class Page:
         at = len(self.views)
         self.modules[view.MODULE] = view._esm
         slices = {compact(asked): view.slice(*asked) for asked in view.every()}
-        self.views.append({"module": view.MODULE, "state": view.state(), "asks": view.ASKS, "slices": slices})
+        state = {**view.state(), **view.in_file()}
+        self.views.append({"module": view.MODULE, "state": state, "asks": view.ASKS, "slices": slices})
         cards = "".join(
             f'<div class="card" data-cell="{escape(cell)}"{" hidden" * bool(cell)}>{html}</div>'
             for cell, html in view.cards()

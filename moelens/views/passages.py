@@ -67,8 +67,9 @@ class Passages:
 
         self.recording = held = Held.of(recording)
         self.texts = texts_of(held)
-        self.names, has = labels.matrix(family)
         self.classes, spans = labels.matrix("honorifics")
+        known = family in labels.families  # a result may be about labels of its own
+        self.names, has = labels.matrix(family) if known else ((), spans)
         self.has, self.spans = has[: held.n_tokens], spans[: held.n_tokens]
         self.start, self.end, self.partial, self.doc = map(held.column, ("char_start", "char_end", "partial", "doc"))
         self.experts = held.indices()
@@ -81,7 +82,7 @@ class Passages:
         Where the expert takes no token of the label, those in which it takes any.
         """
         takes = (self.experts[:, at] == expert).any(-1) & (self.end > self.start)
-        both = takes & self.has[:, self.names.index(label)]
+        both = takes & self.has[:, self.names.index(label)] if label in self.names else takes
         taken = both if both.any() else takes
         rows = np.flatnonzero(taken)
         docs, first, counts = np.unique(self.doc[rows], return_index=True, return_counts=True)

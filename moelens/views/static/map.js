@@ -27,7 +27,7 @@ function render({ model, el }) {
   const cells = document.createElement("canvas"); // the coloured cells, painted once a slice; marks are drawn over them
   const ratio = Math.max(1, window.devicePixelRatio || 1);
   const left = MARGIN.left * ratio, top = MARGIN.top * ratio, bottom = MARGIN.bottom * ratio;
-  const shape = () => model.get("shape");
+  const shape = () => model.get("shape"), width = () => Math.min(960, el.clientWidth || 960);
 
   function read() {
     const [layers, experts] = shape();
@@ -38,8 +38,8 @@ function render({ model, el }) {
       const at = (e) => (Number.isNaN(values[l * experts + e]) ? -Infinity : values[l * experts + e]);
       return model.get("sorted") ? ids.sort((a, b) => at(b) - at(a)) : ids;
     });
-    cell = Math.max(4, Math.floor((960 * ratio) / experts));
-    row = Math.max(5, Math.min(24 * ratio, Math.floor((420 * ratio) / layers)));
+    cell = Math.max(4, Math.floor((width() * ratio - left) / experts));
+    row = Math.max(5, Math.min(32 * ratio, Math.floor((420 * ratio) / layers)));
   }
 
   // What does not survive its control fades into the page, light or dark.
@@ -148,7 +148,10 @@ function render({ model, el }) {
   sorted.addEventListener("change", () => { model.set("sorted", sorted.checked); model.save_changes(); redraw(); });
   const silent = listen(model, { values: redraw, heading: draw, selected: draw, brushed: draw, ...onLabel, ...onMetric });
   const unthemed = onTheme(redraw);
+  let shown = width();
+  const resized = new ResizeObserver(() => { if (width() !== shown) { shown = width(); redraw(); } });
+  resized.observe(el);
   redraw();
-  return () => { silent(); unthemed(); };
+  return () => { silent(); unthemed(); resized.disconnect(); };
 }
 export default { render };

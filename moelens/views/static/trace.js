@@ -86,9 +86,6 @@ function render({ model, el }) {
     const differs = shorts(model.get("differs"));
     marks.forEach((node, at) => { node.textContent = differs[at] === 65535 ? "" : differs[at] ? `≠${differs[at]}` : "="; });
     marks.forEach((node, at) => node.parentNode.classList.toggle("moelens-apart", differs[at] > 0 && differs[at] < 65535));
-    slider.value = model.get("layers").indexOf(model.get("layer"));
-    layerName.textContent = `L${model.get("layer")}`;
-    slider.setAttribute("aria-valuetext", layerName.textContent);
     legend.textContent = [
       numeric && all.length ? `${digits(low)} pale to ${digits(high)} strong` : "", marks.length ? "≠2: two experts differ" : "",
     ].filter(Boolean).join(" · ");
@@ -112,6 +109,12 @@ function render({ model, el }) {
       others.map(([name, value]) => `${name} ${digits(value)}`).join(" · "));
   }
 
+  function name() {
+    slider.value = model.get("layers").indexOf(model.get("layer"));
+    layerName.textContent = `L${model.get("layer")}`;
+    slider.setAttribute("aria-valuetext", layerName.textContent);
+  }
+
   function layer(at) {
     model.set("layer", model.get("layers")[clamp(at, model.get("layers").length)]);
     model.save_changes();
@@ -132,8 +135,8 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
-  const rebuild = () => { build(); draw(); };
-  const silent = listen(model, { lines: rebuild, experts: draw, heading: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
+  const rebuild = () => { build(); name(); draw(); };
+  const silent = listen(model, { lines: rebuild, layer: name, experts: draw, heading: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
   rebuild();
   return silent;
 }

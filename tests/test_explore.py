@@ -1,0 +1,225 @@
+"""The explorer and the live trace, as Python sees them: what is sent, what is linked, what a removal shows."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_widgets import payload, result_of
+
+import moelens
+from moelens.analysis import Specialization
+from moelens.recording import Recording
+from moelens.views import explore
+from moelens.views.explore import Explorer, verdict
+from moelens.views.passages import Held
+from moelens.views.trace_view import TraceView, aligned
+
+TEXTS = ["社長がいらっしゃいました。<b>太字</b>", "資料をお送りいたします。", "雨が降っていた。"] * 12
+
+
+@pytest.fixture(scope="module")
+def model() -> moelens.HookedMoE:
+    return moelens.load("demo")
+
+
+@pytest.fixture(scope="module")
+def recording(model: moelens.HookedMoE, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    return moelens.record(model, TEXTS, tmp_path_factory.mktemp("explore") / "run", progress=False)
+
+
+@pytest.fixture
+def explorer(recording: Recording, model: moelens.HookedMoE) -> Explorer:
+    return moelens.explore(recording, model, "丁寧語", permutations=50)
+
+
+def test_the_views_follow_the_chosen_expert(explorer: Explorer, recording: Recording) -> None:
+    layer, expert = 2, int(recording.indices()[5, 2, 0])
+    explorer.map.selected = [layer, expert]
+    name = recording.layers[layer]
+    assert f"L{name} · E{expert}" in explorer.card.value
+    assert explorer.effect.target == f"L{name} · E{expert}"
+    assert (explorer.trace.layer, explorer.trace.highlight) == (name, expert)
+    experts = np.frombuffer(explorer.trace.experts, "<u2").reshape(-1, recording.top_k)
+    assert (experts == expert).any(), "its sentences are those in which it is chosen"
+    lengths = [len(line) for line in explorer.trace.lines]
+    first = np.split(experts, np.cumsum(lengths)[:-1])
+    assert all((line == expert).any() for line in first)
+    explorer.trace.layer = recording.layers[0]
+    assert explorer.trace.highlight == -1, "an expert has no identity across layers"
+    explorer.map.label = "尊敬語"
+    assert explorer.effect.kind == "respectful"
+
+
+def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedMoE) -> None:
+    from moelens.interventions import remove
+    from moelens.japanese import pairs
+
+    states: list[str] = []
+    explorer.effect.observe(lambda change: states.append(change["new"]), "status")
+    explorer.map.selected, explorer.effect.kind = [3, 7], "control-noun"
+    explorer.effect.asked += 1
+    expected = moelens.effect(model, pairs("control-noun"), remove(4, [7]), controls=None, texts=()).kinds[0]
+    (row,) = explorer.effect.rows
+    assert states == ["running", "idle"]
+    assert (row["target"], row["pairs"]) == ("L4 · E7", 24)
+    assert row["change"] == pytest.approx(expected.change)
+    assert row["low"] <= row["change"] <= row["high"]
+    assert row["p"] is None
+    assert explorer.effect.message == verdict(row)
+    json.dumps(explorer.effect.rows, allow_nan=False)
+
+
+def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -> None:
+    manifest = {**recording.manifest, "model": {"name": "elsewhere/large"}}
+    found = explore.explore(Recording(recording.folder, manifest), permutations=50)
+    found.effect.asked += 1
+    assert found.effect.status == "failed"
+    assert found.effect.message == (
+        "no model to remove an expert from; give the one recorded: explore(…, model='elsewhere/large')"
+    )
+    with pytest.raises(moelens.MoeLensError, match="unknown label '尊敬'; did you mean '尊敬語'"):
+        moelens.explore(recording, label="尊敬", permutations=50)
+
+
+def test_verdicts_are_careful() -> None:
+    row = {"target": "L1 · E2", "change": 0.2, "low": -0.1, "high": 0.4, "p": 0.31}
+    assert verdict(row) == (
+        "without L1 · E2 the preference rises by 0.200 nats, but the interval holds 0; p 0.310 beside matched controls"
+    )
+
+
+def test_a_pair_is_aligned_and_its_routes_compared(model: moelens.HookedMoE) -> None:
+    first, second = (moelens.trace(model, t) for t in ("先生は明日いらっしゃいます。", "先生は明日来ます。"))
+    view = first.explore(second)
+    lines = [first.tokens, second.tokens]
+    assert view.lines == [list(line) for line in lines]
+    for line, tokens in enumerate(lines):
+        assert [c[line] for c in view.columns if c[line] >= 0] == list(range(len(tokens))), "each token once, in order"
+    for layer in first.layers:
+        view.layer = layer
+        at = first.layers.index(layer)
+        differs = np.frombuffer(view.differs, "<u2")
+        for (a, b), n in zip(view.columns, differs, strict=True):
+            if min(a, b) < 0:
+                assert n == 65535
+            else:
+                assert n == 4 - len(np.intersect1d(first.experts[a, at], second.experts[b, at]))
+    assert differs[0] == 0, "the same beginning takes the same route"
+    assert (differs[differs < 65535] > 0).any()
+
+
+@pytest.mark.parametrize(
+    "first, second, columns",
+    [
+        ("abc", "abc", [(0, 0), (1, 1), (2, 2)]),
+        ("axyc", "abc", [(0, 0), (1, -1), (2, 1), (3, 2)]),
+        ("", "ab", [(-1, 0), (-1, 1)]),
+    ],
+)
+def test_alignment(first: str, second: str, columns: list[tuple[int, int]]) -> None:
+    assert list(aligned(first, second)) == columns
+
+
+def test_traces_that_cannot_be_shown(model: moelens.HookedMoE) -> None:
+    one = moelens.trace(model, "雨だ。")
+    with pytest.raises(moelens.MoeLensError, match="0 traces to show; allowed: 1 or more"):
+        TraceView([])
+    with pytest.raises(moelens.MoeLensError, match="1 traces to show; allowed: 2, as a pair"):
+        TraceView([one], pair=True)
+    with pytest.raises(moelens.MoeLensError, match=r"traces of layers \(1, 2\) and \(1, 2, 3, 4\); select the same"):
+        one.explore(one.select([1, 2]))
+    with pytest.raises(moelens.MoeLensError, match="unknown layer '9'"):
+        TraceView([one], layer=9)
+
+
+def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recording) -> None:
+    entry = recording.manifest["shards"][0]
+    large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 3, "n_tokens": 3 * entry["rows"]})
+    held = Held.of(large, entry["rows"] + 1)
+    assert held.n_tokens == len(held.indices()) == 2 * entry["rows"]
+    assert held.indices() is held.indices()
+
+
+def test_a_file_of_the_explorer(explorer: Explorer, tmp_path: Path) -> None:
+    page = explorer.save_html(tmp_path / "explorer.html").read_text(encoding="utf-8")
+    assert len(page) < 3_000_000
+    assert "https://" not in page
+    assert "<b>太字" not in page
+
+
+def large_recording(folder: Path, layers: int = 58, experts: int = 256, tokens: int = 100_000) -> Recording:
+    """Random routes over real sentences, written as a recording is laid out."""
+    rng, k = np.random.default_rng(0), 8
+    text = "社長がいらっしゃいました。資料をお送りいたします。雨が降っていた。"
+    docs, length = tokens // len(text), len(text)
+    place = np.tile(np.arange(length), docs)
+    columns: dict[str, Any] = {
+        "doc": np.repeat(np.arange(docs, dtype=np.int32), length),
+        "pos": place.astype(np.int32),
+        "token_id": np.array([ord(c) for c in text] * docs, np.int32),
+        "char_start": place.astype(np.int32),
+        "char_end": (place + 1).astype(np.int32),
+        "partial": np.zeros(docs * length, bool),
+    }
+    for layer in range(3, 3 + layers):
+        first = rng.integers(0, experts, (docs * length, 1))
+        chosen = ((first + np.arange(k) * 31) % experts).astype(np.uint8)
+        columns[f"experts_L{layer:02d}"] = pa.FixedSizeListArray.from_arrays(pa.array(chosen.ravel()), k)
+        weights = np.full(chosen.size, 1 / k, np.float16)
+        columns[f"weights_L{layer:02d}"] = pa.FixedSizeListArray.from_arrays(pa.array(weights), k)
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "tokens.parquet")
+    pq.write_table(pa.table({"doc": np.arange(docs, dtype=np.int32), "text": [text] * docs}), folder / "d.parquet")
+    moe = list(range(3, 3 + layers))
+    manifest = {
+        "format": 1,
+        "corpus": "made",
+        "model": {"name": "large"},
+        "shape": {"moe_layers": moe, "n_experts": experts, "top_k": k},
+        "capture": {"captures": ["routes"], "layers": moe, "dtype": "float16", "weights": True},
+        "n_tokens": docs * length,
+        "n_documents": docs,
+        "shards": [{"path": "tokens.parquet", "rows": docs * length}],
+        "tables": {},
+        "documents": {"path": "d.parquet", "rows": docs},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return Recording.open(folder)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Specialization, Recording]:
+    recording = large_recording(tmp_path_factory.mktemp("large") / "run")
+    moelens.label(recording, processes=1)
+    return replace(result_of(58, 256, tokens=200, k=8), family="honorifics"), recording
+
+
+@pytest.mark.slow
+def test_at_full_size_every_answer_is_a_small_slice(large: tuple[Specialization, Recording]) -> None:
+    result, recording = large
+    began = time.perf_counter()
+    found = Explorer(result, recording, label="尊敬語")
+    print(f"\n58 x 256 experts, {recording.n_tokens:,} tokens: explorer made in {time.perf_counter() - began:.2f} s")
+    rng, spent = np.random.default_rng(1), []
+    for _ in range(20):
+        began = time.perf_counter()
+        found.map.selected = [int(rng.integers(58)), int(rng.integers(256))]
+        spent.append(time.perf_counter() - began)
+        assert payload(found.trace) < 500_000
+        assert len(found.card.value) < 500_000
+    print(f"choosing an expert: median {1000 * np.median(spent):.0f} ms, most {1000 * max(spent):.0f} ms")
+    began = time.perf_counter()
+    found.map.label = "丁寧語"
+    print(f"choosing a label: {1000 * (time.perf_counter() - began):.0f} ms")
+    began = time.perf_counter()
+    found.trace.layer = 20
+    print(f"choosing a layer: {1000 * (time.perf_counter() - began):.0f} ms")
+    assert payload(found.map) < 500_000
