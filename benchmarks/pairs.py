@@ -10,28 +10,16 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moelens.interventions.preference import wilson
 from moelens.japanese.pairs import Pair, kinds, pairs
 
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
-
-
-def interval(hits: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval for a proportion.
-
-    >>> interval(50, 100)
-    (0.404, 0.596)
-    """
-    p = hits / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return round(middle - half, 3), round(middle + half, 3)
 
 
 def preferred(chosen: Sequence[Pair], score: Score) -> dict[str, Any]:
@@ -39,7 +27,8 @@ def preferred(chosen: Sequence[Pair], score: Score) -> dict[str, Any]:
     good = score([(p.context, p.good) for p in chosen])
     bad = score([(p.context, p.bad) for p in chosen])
     hits = sum((g > b) + 0.5 * (g == b) for g, b in zip(good, bad, strict=True))
-    return {"preferred": round(hits / len(chosen), 3), "interval": interval(hits, len(chosen)), "n": len(chosen)}
+    share, n = hits / len(chosen), len(chosen)
+    return {"preferred": round(share, 3), "interval": [round(x, 3) for x in wilson(share, n)], "n": n}
 
 
 def continuation(tokenizer: Any, context: str, text: str) -> tuple[list[int], int]:

@@ -31,6 +31,7 @@ _PUBLIC = {
     "load": "models.loading",
     "load_hooks": "recipes",
     "plan": "recording",
+    "prefer": "interventions",
     "probe": "probes",
     "record": "recording",
     "report": "reporting",
@@ -62,6 +63,7 @@ __all__ = [
     "load",
     "load_hooks",
     "plan",
+    "prefer",
     "probe",
     "record",
     "report",
@@ -76,7 +78,7 @@ if TYPE_CHECKING:
     from moelens.analysis.compare import compare
     from moelens.demo.run import run_demo
     from moelens.errors import MoeLensError
-    from moelens.interventions import attribute, effect
+    from moelens.interventions import attribute, effect, prefer
     from moelens.japanese import Labels, label
     from moelens.models.hooked import HookedMoE, hook
     from moelens.models.info import info

@@ -19,11 +19,13 @@ _WHERE = dict.fromkeys(_OPERATIONS, "operations") | {
     "Causes": "causal",
     "Effect": "effects",
     "ExpertLens": "lens",
+    "Preferences": "preference",
     "TextPair": "readout",
     "attribute": "attribution",
     "causes": "causal",
     "effect": "effects",
     "expert_lens": "lens",
+    "prefer": "preference",
     "recorded": "sources",
 }
 
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         steer,
         swap,
     )
+    from moelens.interventions.preference import Preferences, prefer
     from moelens.interventions.readout import TextPair
     from moelens.interventions.sources import recorded
 
@@ -54,6 +57,7 @@ __all__ = [
     "Effect",
     "ExpertLens",
     "Intervention",
+    "Preferences",
     "TextPair",
     "attribute",
     "causes",
@@ -62,6 +66,7 @@ __all__ = [
     "force",
     "patch_outputs",
     "patch_routes",
+    "prefer",
     "recorded",
     "remove",
     "remove_renorm",
