@@ -10,9 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from moelens.errors import MoeLensError, RecordingError
-from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
-from moelens.tracing import pieces
 
 if TYPE_CHECKING:
     from moelens.analysis import Specialization
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 TITLE = "Which experts handle Japanese honorifics and morphology?"
 FAMILIES = ("honorifics", "honorifics within token", "pos")
 EXAMPLES = 2  # sentences a class
-EXAMPLE_TOKENS = 80
 
 
 def report(
@@ -150,30 +147,22 @@ def describe(
 
 
 def examples(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
-    """For each class, short texts in which its strongest expert takes most of its tokens."""
-    from moelens.views import Example, spans_from_labels
+    """For each class, sentences in which its strongest expert takes many of its tokens."""
+    from moelens.views import Example
+    from moelens.views.passages import Passages
 
-    names, has = labels.matrix("honorifics")
-    start, end, partial = (recording.column(c) for c in ("char_start", "char_end", "partial"))
-    doc, experts = recording.column("doc"), recording.indices()
-    weights = recording.weights() if recording.manifest["capture"].get("weights", True) else None
-    texts = texts_of(recording)
-    for at, name in enumerate(names):
-        for best in result.top(1, name) if result.label_tokens[at] else ():
-            layer = recording.layers.index(best.layer)
-            taken = has[:, at] & (experts[:, layer] == best.expert).any(-1)
-            score = np.bincount(doc, taken) / np.maximum(np.bincount(doc), 1) ** 0.5
-            for chosen in np.argsort(-score, kind="stable")[:EXAMPLES].tolist():
-                rows = np.flatnonzero((doc == chosen) & (end > start))
-                first = max(0, int(np.argmax(taken[rows])) - EXAMPLE_TOKENS // 2)
-                rows = rows[first : first + EXAMPLE_TOKENS]
-                part = TokenSpans(start[rows], end[rows], partial[rows], "bytes")
+    found = Passages(recording, labels, result.family)
+    for label in result.names:
+        for best in result.top(1, label):
+            at = recording.layers.index(best.layer)
+            for trace in found.find(at, best.expert, label)[:EXAMPLES]:
                 yield Example(
-                    label=name,
-                    tokens=pieces(texts[chosen], part),
-                    experts=experts[rows, layer],
-                    weights=None if weights is None else weights[rows, layer],
-                    spans=spans_from_labels(has[rows], names),
+                    label=label,
+                    tokens=trace.tokens,
+                    experts=trace.experts[:, at],
+                    weights=None if np.isnan(trace.weights).any() else trace.weights[:, at],
+                    spans=trace.spans,
                     layer=best.layer,
-                    note=f"{taken[rows].sum()} of {has[rows, at].sum()} tokens of {name} at E{best.expert}",
+                    note=f"E{best.expert} takes {(trace.experts[:, at] == best.expert).any(-1).sum()} of these tokens",
+                    trace=trace,
                 )

@@ -72,12 +72,13 @@ class Passages:
         self.names, has = labels.matrix(family) if known else ((), spans)
         self.has, self.spans = has[: held.n_tokens], spans[: held.n_tokens]
         self.start, self.end, self.partial, self.doc = map(held.column, ("char_start", "char_end", "partial", "doc"))
+        self.lengths = np.bincount(self.doc)
         self.experts = held.indices()
         weighted = held.manifest["capture"].get("weights", True)
         self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
     def find(self, at: int, expert: int, label: str) -> list[Trace]:
-        """Up to five, of different documents, those with most such tokens first; `at` is the position of the layer.
+        """Up to five, of different documents, those dense with such tokens first; `at` is the position of the layer.
 
         Where the expert takes no token of the label, those in which it takes any.
         """
@@ -86,7 +87,7 @@ class Passages:
         taken = both if both.any() else takes
         rows = np.flatnonzero(taken)
         docs, first, counts = np.unique(self.doc[rows], return_index=True, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:PASSAGES]
+        order = np.argsort(-counts / np.sqrt(self.lengths[docs]), kind="stable")[:PASSAGES]
         return [self._passage(int(docs[i]), int(rows[first[i]])) for i in order]
 
     def _passage(self, doc: int, row: int) -> Trace:

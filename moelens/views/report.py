@@ -18,11 +18,13 @@ from moelens.views.pictures import image, picture
 from moelens.views.style import FAMILY_TITLE, GLOSS, label_html, text_html
 from moelens.views.tables import findings_html, summary_html
 from moelens.views.text import Span, tokens_html
+from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.recording import Recording
+    from moelens.tracing import Trace
 
 MAPS_PER_FAMILY = 4
 FINDINGS_PER_LABEL = 3
@@ -30,7 +32,10 @@ FINDINGS_PER_LABEL = 3
 
 @dataclass(frozen=True)
 class Example:
-    """A sentence that shows `label`: `experts` and `weights` `[token, slot]` of one `layer`, `spans` over tokens."""
+    """A sentence that shows `label`: `experts` and `weights` `[token, slot]` of one `layer`, `spans` over tokens.
+
+    With the whole `trace` of the sentence its other layers can be looked at too.
+    """
 
     label: str
     tokens: Sequence[str]
@@ -39,6 +44,7 @@ class Example:
     spans: Sequence[Span] = ()
     layer: int | None = None
     note: str = ""
+    trace: Trace | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def report_html(report: Report) -> str:
         f'<p class="lead">{escape(first.headline)} · {escape(first.control)}</p>',
         _what_this_is(report),
         *(_where(page, family, result, report) for family, result in report.results.items()),
-        _what(report.examples),
+        _what(page, report.examples),
         _load(first, report.figures),
         _honesty(first, report.notes),
         _reproduce(report.reproduce, first),
@@ -141,14 +147,19 @@ def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
     return [result.names[i] for i in tested[:MAPS_PER_FAMILY]]
 
 
-def _what(examples: Sequence[Example]) -> str:
+def _what(page: Page, examples: Sequence[Example]) -> str:
     by_label: dict[str, list[Example]] = {}
     for example in examples:
         by_label.setdefault(example.label, []).append(example)
     parts = ["<p>No example sentences were given to this report.</p>"] if not examples else []
     for label, group in by_label.items():
         parts.append(f"<h3>{label_html(label)}</h3>")
-        parts += [_example(example) for example in group]
+        static = "".join(map(_example, group))
+        told = [(example.trace, example.note) for example in group if example.trace is not None]
+        if told:
+            traces, notes = zip(*told, strict=True)
+            static = page.live(TraceView(traces, layer=group[0].layer, titles=notes), static)
+        parts.append(static)
     return _section("WHAT", "Sentences, token by token", *parts)
 
 

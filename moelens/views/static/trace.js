@@ -50,7 +50,7 @@ function render({ model, el }) {
       ? [element("div", {}, ...columns.map((pair, at) => element("span", { className: "moelens-column" },
         ...pair.map((i, line) => (i < 0 ? empty() : cells[starts[line] + i])), marks[at])))]
       : lines.map((line, at) => element("div", { className: "moelens-line" },
-        element("span", { className: "moelens-soft", textContent: model.get("titles")[at] || "" }),
+        element("div", { className: "moelens-soft", textContent: model.get("titles")[at] || "" }),
         ...cells.slice(starts[at], starts[at] + line.length)));
     board.replaceChildren(...(cells.length ? blocks : [element("i", { textContent: "no tokens to show" })]));
   }
