@@ -171,23 +171,32 @@ def listen_to_experts(
     outside = (ids >= math.num_experts).unsqueeze(-1) if mask_outside else None
     ids = ids.clamp(max=math.num_experts - 1)
 
+    def written(rows: Tensor, outside_is: Tensor | float = 0.0) -> Tensor:
+        return rows if outside is None else torch.where(outside, outside_is, rows)  # the kernel leaves them unwritten
+
+    def fired(stage: str, rows: Tensor) -> tuple[Tensor, bool]:
+        """The slots `[token, slot, ·]` of rows, and whether hooks left them such that it is with them to go on."""
+        slots = rows[back].view(n, k, -1)
+        if not listener.listens_to(stage):
+            return slots, False
+        left, edited = listener.fire_inside(stage, slots)
+        # Where gradients flow, what the hooks saw has to lie on their way.
+        return (left, True) if edited or left.requires_grad else (slots, False)
+
     def report(stage: str, rows: Tensor) -> Tensor:
-        if outside is not None:  # the grouped kernel leaves these rows unwritten
-            rows = torch.where(outside, inputs if stage == "hook_out" and math.identity else 0, rows)
         if not listener.listens_to(stage):
             return rows
-        slots, edited = listener.fire_inside(stage, rows[back].view(n, k, -1))
-        # Where gradients flow, what the hooks saw has to lie on their way.
-        return slots.reshape(n * k, -1)[order] if edited or slots.requires_grad else rows
+        slots, go_on = fired(stage, rows)
+        return slots.reshape(n * k, -1)[order] if go_on else rows
 
     inputs = hidden[order // k]
     if math.weights_on_input:
         inputs = inputs * weights.reshape(-1)[order].unsqueeze(-1)
     elif outside is not None and not math.identity:
         inputs = inputs.masked_fill(outside, 0.0)
-    pre = report("hook_pre", math.up(inputs, ids, offsets))
-    post = report("hook_post", math.act(pre))
-    out = report("hook_out", math.down(post, ids, offsets))[back].view(n, k, -1)
+    pre = report("hook_pre", written(math.up(inputs, ids, offsets)))
+    post = report("hook_post", written(math.act(pre)))
+    out, _ = fired("hook_out", written(math.down(post, ids, offsets), inputs if math.identity else 0.0))
     if not math.weights_on_input:
         out = out * weights.unsqueeze(-1)
     return out.sum(1).to(hidden.dtype)
