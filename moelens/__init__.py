@@ -107,4 +107,7 @@ def load_ipython_extension(ipython: Any) -> None:
     """`%load_ext moelens`."""
     from moelens.magics import MoeMagics
 
-    ipython.register_magics(MoeMagics)
+    magics = MoeMagics(ipython)
+    ipython.register_magics(magics)
+    for name in ("%moe", "%%moe"):
+        ipython.set_hook("complete_command", magics.complete, str_key=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,10 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import moelens
+from moelens.magic_arguments import COMMANDS
+
+HOOKS = Path(__file__).parents[1] / "hooks"
+TEXTS = ["先生がいらっしゃいました。", "私が参ります。", "明日は雨が降る。", "社長はお帰りになりました。"] * 6
 
 
 @pytest.fixture(scope="module")
@@ -18,21 +23,187 @@ def shell() -> Any:
     return shell
 
 
-def test_info(shell: Any) -> None:
-    info = shell.run_line_magic("moe", "info demo")
+@pytest.fixture(scope="module")
+def run(shell: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A labelled recording, made by magics."""
+    out = tmp_path_factory.mktemp("magics") / "run"
+    shell.run_line_magic("moe", f"record demo --out {out} -o rec")
+    shell.run_line_magic("moe", "label rec -o labels")
+    return str(out)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_load_and_info(shell: Any) -> None:
+    model = shell.run_line_magic("moe", "load demo -o model")
+    assert shell.user_ns["model"] is model
+    info = shell.run_line_magic("moe", "info")
     assert info.shape.n_experts == 32
     assert "hook points" in repr(info)
+    assert shell.run_line_magic("moe", "info model").name == "demo"
+    assert shell.run_line_magic("moe", "info deepseek_v3").shape.n_experts == 256
 
 
-def test_trace_of_a_cell(shell: Any) -> None:
-    trace = shell.run_cell_magic("moe", "trace", "先生がいらっしゃいました。\n")
-    assert "".join(trace.tokens) == "先生がいらっしゃいました。"
-    assert {label for _, _, label in trace.spans} == {"尊敬語", "丁寧語"}
-    assert trace.experts.shape == (len(trace.tokens), 4, 4)
-    html = trace._repr_html_()
-    assert "いらっしゃ" in html
-    assert "<script" not in html
-    assert "尊敬語" in repr(trace)
+@pytest.mark.parametrize("text", ["先生がいらっしゃいました。", "値段は{x}円と$yです。"])
+def test_trace_of_a_cell_leaves_the_text_alone(shell: Any, text: str) -> None:
+    shell.user_ns["x"] = shell.user_ns["y"] = "wrong"
+    for trace in (shell.run_cell_magic("moe", "trace", text + "\n"), shell.run_line_magic("moe", f"trace {text}")):
+        assert "".join(trace.tokens) == text
+        assert trace.experts.shape == (len(trace.tokens), 4, 4)
+
+
+def test_record_label_analyze(shell: Any, run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shell.user_ns["rec"].n_documents > 200
+    result = shell.run_line_magic("moe", "analyze rec --labels honorifics --permutations 50")
+    again = shell.run_line_magic("moe", f"analyze {run} --permutations 50 --given token")
+    assert result.given == ()
+    assert again.given == ("token",)
+    assert capsys.readouterr().out.count("analyze: ") == 2, "long work ends in a printed summary"
+
+
+def test_record_a_cell(shell: Any, here: Path) -> None:
+    made = shell.run_cell_magic("moe", "record --out one --capture routes margin", "はい。\n\n先生が来られた。\n")
+    assert made.documents()["text"].to_pylist() == ["はい。", "先生が来られた。"]
+    assert made.captures == ("routes", "margin")
+
+
+def test_compare(shell: Any, run: str) -> None:
+    assert shell.run_line_magic("moe", f"compare rec {run}").kept[0, 0] == 1
+
+
+def test_pairs_of_a_cell(shell: Any) -> None:
+    found = shell.run_cell_magic("moe", "pairs", "明日は学校へ | 行きます。 | 行きるです。\n｜雨が降る。｜雨降るが。\n")
+    assert [p.context for p in found.pairs] == ["明日は学校へ", ""]
+    assert found.kinds[0].preferred == 1
+    assert len(shell.run_line_magic("moe", "pairs --pairs polite-ending").pairs) > 20
+
+
+@pytest.mark.slow
+def test_effect_and_remove(shell: Any) -> None:
+    removed = shell.run_line_magic("moe", "remove 3 5,9 --pairs respectful-humble --draws 0 -o removed")
+    assert removed.interventions == ("remove E5, E9 in layer 3",)
+    assert shell.user_ns["removed"] is removed
+    found = shell.run_line_magic("moe", "effect --pairs polite-ending --top 1")
+    assert len(found.attribution.top) == 1
+
+
+@pytest.mark.slow
+def test_probe(shell: Any, run: str, here: Path) -> None:
+    assert shell.run_line_magic("moe", "probe rec 尊敬語 --features experts") is not None
+    script = 'out = "probes"\nrecording = "{}"\n[[probe]]\nname = "keigo"\nlabel = "尊敬語"\n'
+    (here / "probes.toml").write_text(script.format(run), "utf-8")
+    assert len(shell.run_line_magic("moe", "probe probes.toml")) == 1
+
+
+def test_export_and_report(shell: Any, run: str, here: Path) -> None:
+    assert (shell.run_line_magic("moe", "export rec npz --out out") / "README.md").exists()
+    assert shell.run_line_magic("moe", "report rec --out r.html").stat().st_size > 10_000
+
+
+def test_hooks_of_a_recipe(shell: Any) -> None:
+    file = HOOKS / "remove_experts.py"
+    hooks = shell.run_line_magic("moe", f"hooks {file} --set layer=3 --set experts=[5]")
+    assert all(name.startswith("blocks.3.") for name, _ in hooks)
+    line = f"pairs --pairs respectful-humble --hooks {file} --set layer=3 --set experts=[5]"
+    edited = shell.run_line_magic("moe", line)
+    assert (edited.margins != shell.run_line_magic("moe", "pairs --pairs respectful-humble").margins).any()
+
+
+def test_defaults(shell: Any) -> None:
+    shell.run_line_magic("config", "MoeMagics.pairs = 'humble'")
+    assert {p.kind for p in shell.run_line_magic("moe", "pairs").pairs} == {"humble"}
+    shell.run_line_magic("config", "MoeMagics.pairs = 'respectful-humble'")
+
+
+def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert shell.run_line_magic("moe", "--help") is None
+    overview = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"moe {command}" in overview
+        assert shell.run_line_magic("moe", f"{command} --help") is None
+        assert f"%moe {command}" in capsys.readouterr().out
+    assert "%moe load MODEL" in shell.object_inspect("%moe")["docstring"]
+
+
+COMPLETIONS = [
+    ("%moe an", ["analyze"]),
+    ("%%moe pa", ["pairs"]),
+    ("%moe record --ca", ["--capture"]),
+    ("%moe record --capture ne", ["neurons"]),
+    ("%moe load de", ["demo"]),
+    ("%moe info mod", ["model"]),
+    ("%moe label re", ["rec"]),
+    ("%moe export rec n", ["npz"]),
+    ("%moe effect --pairs respectful-", ["respectful-humble"]),
+    ("%moe analyze rec --labels honorifics", ["honorifics"]),
+    ("%moe report runs/", ["runs/one"]),
+]
+
+
+@pytest.mark.parametrize("line, expected", COMPLETIONS)
+def test_completion(shell: Any, run: str, here: Path, line: str, expected: list[str]) -> None:
+    shell.user_ns["model"] = moelens.load("demo")
+    (here / "runs" / "one").mkdir(parents=True)
+    (here / "runs" / "one" / "manifest.json").write_text("{}")
+    assert shell.complete(None, line, len(line))[1] == expected
+
+
+MISTAKES = [
+    ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
+    ("trace", " ", "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"),
+    ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
+    ("record", "\n", "nothing to record; write one document a line in the cell, or %moe record CORPUS"),
+    ("pairs", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
+    ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
+    ("label nowhere", None, "'nowhere' is not a recording"),
+    ("remove 3 five", None, "experts 'five' are not ids; give some such as 5,9, or shared"),
+    ("remove three 5", None, "%moe remove: argument layer: invalid int value: 'three'; see %moe remove --help"),
+    ("info demo -o 2x", None, "-o 2x is no name for a variable; give one such as -o result"),
+    ("trace 'open", None, 'No closing quotation in "trace \'open"; close the quotation mark'),
+]
+
+
+@pytest.mark.parametrize("line, cell, message", MISTAKES)
+def test_a_mistake_is_one_line(shell: Any, line: str, cell: str | None, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        shell.run_cell_magic("moe", line, cell) if cell else shell.run_line_magic("moe", line)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_fails_the_cell(shell: Any) -> None:
+    assert not shell.run_cell("%moe label nowhere").success
+
+
+def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was committed stays, the model has no hooks left, and the same line finishes it."""
+    from moelens.recording import recorder
+
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 40)
+    model = shell.user_ns["model"] = moelens.load("demo")
+    shell.user_ns["texts"] = TEXTS
+    passes = []
+
+    def interrupt(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+
+    handle = model.hf_model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        shell.run_line_magic("moe", "record texts --model model --out cut")
+    handle.remove()
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+    with pytest.raises(moelens.MoeLensError, match="is a recording that is not finished: repeat the command"):
+        moelens.Recording.open("cut")
+    made = shell.run_line_magic("moe", "record texts --model model --out cut")
+    whole = moelens.record(model, TEXTS, "whole", progress=False)
+    assert (made.indices() == whole.indices()).all()
+    assert len(passes) == 5, "the hook is gone"
 
 
 def test_trace_equals_the_cache() -> None:
@@ -41,31 +212,10 @@ def test_trace_equals_the_cache() -> None:
     _, cache = model.run_with_cache("お客様がお見えになりました。")
     for at, layer in enumerate(trace.layers):
         assert (trace.experts[:, at] == cache[f"blocks.{layer}.mlp.hook_expert_indices"][0].numpy()).all()
+    assert {label for _, _, label in trace.spans} == {"尊敬語", "丁寧語"}
+    assert "<script" not in trace._repr_html_()
     assert trace.select([3]).experts.shape[1] == 1
     with pytest.raises(moelens.MoeLensError, match="unknown layer '0'; allowed: 1, 2, 3, 4"):
         trace.select([0])
     with pytest.raises(moelens.MoeLensError, match="tokens to trace; at most 512"):
         moelens.trace(model, "雨が降る。" * 400)
-
-
-def test_a_model_in_a_variable(shell: Any) -> None:
-    shell.user_ns["mine"] = moelens.load("demo")
-    assert shell.run_line_magic("moe", "info mine").name == "demo"
-
-
-MISTAKES = [
-    ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
-    ("trace", " ", "%%moe trace has no text; write it in the lines below"),
-    ("info a b", None, r"%moe info takes one model, not \['a', 'b'\]"),
-]
-
-
-@pytest.mark.parametrize("line, cell, text", MISTAKES)
-def test_mistakes_are_one_line(shell: Any, line: str, cell: str | None, text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        shell.run_line_magic("moe", line) if cell is None else shell.run_cell_magic("moe", line, cell)
-
-
-def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    shell.run_line_magic("moe", "--help")
-    assert "%%moe trace [MODEL]" in capsys.readouterr().out

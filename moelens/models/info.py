@@ -82,12 +82,12 @@ def reasons(refused: dict[str, str]) -> list[str]:
     return [f"{rest} in layers {ranges(tuple(sorted(at)))}: {reason}" for (rest, reason), at in rows.items()]
 
 
-def info(model: str) -> Info:
+def info(model: str | HookedMoE) -> Info:
     """Describe a model.
 
     Args:
-        model: "demo", a folder, an architecture's name such as "deepseek_v3" (full size, no weights, in seconds), or a
-            name on the hub.
+        model: one that is loaded, "demo", a folder, an architecture's name such as "deepseek_v3" (full size, no
+            weights, in seconds), or a name on the hub.
 
     Raises:
         UnknownNameError: none of these.
@@ -95,6 +95,8 @@ def info(model: str) -> Info:
     Example:
         >>> print(moelens.info("deepseek_v3"))  # doctest: +SKIP
     """
+    if not isinstance(model, str):
+        return describe(model)
     if model in architectures() and not Path(model).is_dir():
         shape, rule, names = without_weights(model)
         return Info(model, shape, rule.describe() if rule else "", tuple(names), (), {})
