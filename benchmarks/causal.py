@@ -4,7 +4,9 @@ For each kind the experts that contribute most are found by attribution on one h
 are removed together, beside as many sets of matched experts; p is corrected over the kinds (Holm). The controls among
 the kinds (tense, polarity, noun) say what an effect looks like that has nothing to do with honorifics.
 
-    python benchmarks/causal.py demo --top 5 --draws 250 --out benchmarks/causal.md
+    python -m benchmarks.causal demo --out benchmarks/results/causal-demo
+
+Small passes in one thread are what a small model runs fastest with: OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 import moelens
+from benchmarks.machine import machine
 from moelens.analysis.tables import number
 from moelens.interventions import Attribution, Effect, attribute, effect, remove
 from moelens.interventions.causal import holm
@@ -39,11 +42,12 @@ HEADER = (
 )
 
 
-def measure(model: Any, kind: str, top: int, draws: int, seed: int) -> tuple[Attribution, Effect]:
+def measure(model: Any, kind: str, settings: argparse.Namespace) -> tuple[Attribution, Effect]:
     """The attribution of a kind of pair, and what removing its first routed experts together does."""
-    found = attribute(model, pairs(kind), top=top, seed=seed)
+    options = {"seed": settings.seed, "batch_tokens": settings.batch_tokens}
+    found = attribute(model, pairs(kind), top=settings.top, **options)
     removals = [remove(c.layer, [c.expert]) for c in found.top if c.expert is not None]
-    return found, effect(model, pairs(kind), removals, draws=draws, half="test", seed=seed)
+    return found, effect(model, pairs(kind), removals, draws=settings.draws, half="test", **options)
 
 
 def table(found: dict[str, tuple[Attribution, Effect]]) -> list[tuple[str, ...]]:
@@ -59,14 +63,17 @@ def table(found: dict[str, tuple[Attribution, Effect]]) -> list[tuple[str, ...]]
     return rows
 
 
-def markdown(found: dict[str, tuple[Attribution, Effect]], args: argparse.Namespace) -> str:
-    rows = table(found)
+def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any]) -> str:
+    rows, settings = table(found), result["settings"]
     sure = sum(float(row[-2]) < 0.05 for row in rows)
+    draws = settings["draws"]
     head = (
-        f"{args.model}, seed {args.seed}: the routed experts among the {args.top} largest contributions to each kind "
-        f"of pair, removed together, beside {args.draws} sets of matched experts. Margins and changes in nats, means "
-        f"over the test half. {sure} of {len(rows)} survive Holm's correction at .05. rank: correlation of attribution "
-        "with the exact removal of single experts, on the test half."
+        f"{settings['model']}, seed {settings['seed']}: the routed experts among the {settings['top']} largest "
+        f"contributions to each kind of pair, removed together, beside {draws} sets of matched experts. Margins and "
+        f"changes in nats, means over the test half. The smallest p that {draws} sets allow is 1/{draws + 1}, "
+        f"{number(min(1.0, len(rows) / (draws + 1)))} after Holm's correction over {len(rows)} kinds. {sure} of "
+        f"{len(rows)} are below .05. rank: correlation of attribution with the exact removal of single experts, on the "
+        f"test half.\n\nMeasured on {result['machine']}."
     )
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *rows)]
     return head + "\n\n" + "\n".join(lines) + "\n"
@@ -75,20 +82,27 @@ def markdown(found: dict[str, tuple[Attribution, Effect]], args: argparse.Namesp
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--top", type=int, default=5)
-    parser.add_argument("--draws", type=int, default=250)
+    parser.add_argument("--top", type=int, default=5, help="contributions to remove (%(default)s)")
+    parser.add_argument("--draws", type=int, default=250, help="matched sets (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-tokens", type=int, default=512, help="tokens that run together (%(default)s)")
     parser.add_argument("--kinds", nargs="+", default=list(kinds()))
-    parser.add_argument("--out", type=Path, help="Markdown file; a JSON file with everything goes beside it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     args = parser.parse_args()
     model = moelens.load(args.model)
-    found = {k: measure(model, k, args.top, args.draws, args.seed) for k in tqdm(args.kinds, desc="kinds")}
-    text = markdown(found, args)
-    print(text)
+    found = {kind: measure(model, kind, args) for kind in tqdm(args.kinds, desc="kinds")}
+    result = {
+        "machine": machine(),
+        "settings": {name: value for name, value in vars(args).items() if name not in ("json", "out")},
+        "kinds": {kind: [a.to_dict(), e.to_dict()] for kind, (a, e) in found.items()},
+    }
+    data, text = json.dumps(result, ensure_ascii=False), markdown(found, result)
+    print(data if args.json else text)
     if args.out:
-        args.out.write_text(text, encoding="utf-8")
-        data = {kind: [a.to_dict(), e.to_dict()] for kind, (a, e) in found.items()}
-        args.out.with_suffix(".json").write_text(json.dumps(data, ensure_ascii=False) + "\n", encoding="utf-8")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+        args.out.with_suffix(".json").write_text(data + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

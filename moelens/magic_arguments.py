@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -80,10 +81,11 @@ class Parser(MagicArgumentParser):  # type: ignore[misc]
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
     """The parser of what follows `%moe`, and that of each command."""
-    parser, made = Parser(prog="%moe"), {}
+    plain = argparse.HelpFormatter  # IPython's own writes reStructuredText
+    parser, made = Parser(prog="%moe", formatter_class=plain), {}
     below = parser.add_subparsers(dest="command", required=True)
     for name, (summary, shared, own) in COMMANDS.items():
-        command = below.add_parser(name, prog=f"%moe {name}", description=summary, add_help=True)
+        command = below.add_parser(name, prog=f"%moe {name}", description=summary, add_help=True, formatter_class=plain)
         for flag, options in own.items():
             command.add_argument(flag, **options)
         for flag in shared.split():
