@@ -91,9 +91,9 @@ def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -
 
 def test_verdicts_are_careful() -> None:
     row = {"target": "L1 · E2", "change": 0.2, "low": -0.1, "high": 0.4, "p": 0.31}
-    assert verdict(row) == (
-        "without L1 · E2 the preference rises by 0.200 nats, but the interval holds 0; p 0.310 beside matched controls"
-    )
+    said = "without L1 · E2 the preference rises by 0.200 nats, but the interval holds 0"
+    assert verdict(row) == said + "; no more than matched controls change it (p 0.310)"
+    assert verdict(row | {"p": 0.01}) == said + "; more than matched controls change it (p 0.0100)"
 
 
 def test_a_pair_is_aligned_and_its_routes_compared(model: moelens.HookedMoE) -> None:

@@ -1,39 +1,71 @@
-"""A real JupyterLab in a real browser: the live map answers through the kernel, and nothing leaves the machine."""
+"""A real JupyterLab in a real browser: live views answer through the kernel, and nothing leaves the machine."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
-from conftest import CHROMIUM, FLAGS
+from conftest import CHROMIUM
 
-CELLS = [
-    "%load_ext moelens\nimport moelens, tempfile\nmodel = moelens.load('demo')",
-    "%%moe trace model\n先生がいらっしゃいました。<img src=x onerror=alert(1)>",
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed"),
+]
+RECORD = (
+    "import moelens, tempfile\nmodel = moelens.load('demo')\n"
     "texts = ['社長がいらっしゃいました。', '資料をお送りいたします。', '雨が降っていた。'] * 10\n"
-    "recording = moelens.record(model, texts, tempfile.mkdtemp() + '/run', progress=False)\n"
+    "recording = moelens.record(model, texts, tempfile.mkdtemp() + '/run', progress=False)"
+)
+MAP = [
+    "%load_ext moelens",
+    RECORD,
+    "%%moe trace model\n先生がいらっしゃいました。<img src=x onerror=alert(1)>",
     "result = moelens.specialization(recording, moelens.label(recording), 'pos', permutations=50)",
     "import ipywidgets\nlog, box = ipywidgets.Label(), result.explore(recording)\n"
     "box.map.observe(lambda c: setattr(log, 'value', f'chosen {c.new}'), 'selected')\n"
+    "box.map.observe(lambda c: setattr(log, 'value', f'brushed {c.new}'), 'brushed')\n"
     "ipywidgets.VBox([box, log])",
 ]
+EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', permutations=50)"]
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # without it Lab asks which one
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}), tmp_path / "look.ipynb")
-    news = tmp_path / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+class Lab:
+    """A running server; `open` shows a notebook with these cells and runs them all."""
+
+    def __init__(self, base: str, root: Path, browser: Any) -> None:
+        self.base, self.root, self.browser = base, root, browser
+        self.elsewhere: list[str] = []
+
+    def open(self, name: str, cells: Sequence[str]) -> Any:
+        made = [nbformat.v4.new_code_cell(source) for source in cells]
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else Lab asks which one
+        nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), self.root / name)
+        page = self.browser.new_page(viewport={"width": 1400, "height": 1600})
+        page.on("request", lambda request: self._sent(request.url))
+        page.goto(f"{self.base}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady", timeout=60_000)
+        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
+        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        return page
+
+    def _sent(self, url: str) -> None:
+        if url.startswith(("http", "ws")) and self.base.removeprefix("http://") not in url:
+            self.elsewhere.append(url)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]:
+    root = tmp_path_factory.mktemp("lab")
+    news = root / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
     with socket.socket() as probe:
@@ -41,65 +73,94 @@ def server(tmp_path: Path) -> Iterator[str]:
         port = probe.getsockname()[1]
     command = [
         *(sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}"),
-        *("--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"),
+        *("--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={root}"),
         *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
     ]
     env = os.environ | {
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"),
+        "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(root / "workspaces"),
     }
-    with (tmp_path / "log").open("w") as log:
+    with (root / "log").open("w") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     base = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, (root / "log").read_text()
             try:
                 urllib.request.urlopen(base + "/api/status", timeout=1)
                 break
             except OSError:
                 time.sleep(0.1)
-        yield base
+        lab = Lab(base, root, browser)
+        yield lab
+        assert lab.elsewhere == []
     finally:
         process.terminate()
         process.wait(20)
 
 
-@pytest.mark.e2e
-@pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed")
-def test_the_live_map_in_jupyterlab(server: str, tmp_path: Path) -> None:
-    from playwright.sync_api import expect, sync_playwright
+def test_the_live_map(lab: Lab) -> None:
+    from playwright.sync_api import expect
 
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1600})
-        remote: list[str] = []
-        page.on(
-            "request",
-            lambda r: None if server in r.url or not r.url.startswith(("http", "ws")) else remote.append(r.url),
-        )
-        page.goto(f"{server}/lab/tree/look.ipynb?reset", wait_until="domcontentloaded")
-        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady", timeout=60_000)
-        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
-        page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
-        output = page.locator(".jp-OutputArea-output")
-        canvas = output.locator("canvas")
-        expect(canvas).to_be_visible(timeout=120_000)
+    page = lab.open("map.ipynb", MAP)
+    output = page.locator(".jp-OutputArea-output")
+    canvas = output.locator("canvas")
+    expect(canvas).to_be_visible(timeout=120_000)
 
-        shown = output.filter(has_text="expert with the largest weight").first
-        expect(shown).to_contain_text("<")  # as text, token by token
-        assert shown.locator("img").count() == 0
+    shown = output.filter(has_text="expert with the largest weight").first
+    expect(shown).to_contain_text("<")  # as text, token by token
+    assert shown.locator("img").count() == 0
 
-        canvas.click(position={"x": canvas.bounding_box()["width"] / 2, "y": 10})
-        expect(output.get_by_text("chosen [0,")).to_be_visible(timeout=20_000)
-        card = output.get_by_text("× the mean")
-        before = card.inner_text()
-        canvas.press("ArrowDown")
-        canvas.press("x")  # with the canvas focused, this must not cut the cell
-        expect(output.get_by_text("chosen [1,")).to_be_visible(timeout=20_000)
-        expect(card).not_to_have_text(before)
-        expect(canvas).to_be_visible()
-        page.screenshot(path=str(tmp_path / "lab.png"))
-        browser.close()
-    host = server.removeprefix("http://")
-    assert [url for url in remote if host not in url] == []
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] / 2, "y": 10})
+    expect(output.get_by_text("chosen [0,")).to_be_visible(timeout=20_000)
+    card = output.get_by_text("× the mean")
+    before = card.inner_text()
+    canvas.press("ArrowDown")
+    canvas.press("x")  # with the canvas focused, this must not cut the cell
+    expect(output.get_by_text("chosen [1,")).to_be_visible(timeout=20_000)
+    expect(card).not_to_have_text(before)
+    expect(canvas).to_be_visible()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 12)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 60)
+    page.mouse.up()
+    expect(output.get_by_text("brushed [0, 1,")).to_be_visible(timeout=20_000)
+    page.close()
+
+
+def test_the_explorer(lab: Lab) -> None:
+    from playwright.sync_api import expect
+
+    page = lab.open("explorer.ipynb", EXPLORER)
+    output = page.locator(".jp-OutputArea-output")
+    tokens = output.locator(".moelens-tokens")
+    expect(tokens).to_be_visible(timeout=120_000)
+
+    slider = output.get_by_title("layer")
+    for _ in range(4):
+        slider.press("ArrowLeft")
+    below = tokens.locator("small").first
+    expect(output.get_by_text("layer 1")).to_be_visible(timeout=20_000)
+    first = tokens.inner_text()
+    slider.press("End")
+    expect(output.get_by_text("layer 4")).to_be_visible(timeout=20_000)
+    assert tokens.inner_text() != first, "another layer, other experts"
+    tokens.press("d")  # nor may two of these delete the cell
+    tokens.press("d")
+    expect(below).to_be_visible()
+
+    button = output.get_by_role("button", name="Remove L")
+    changes = output.locator(".moelens-effects td:nth-child(4)")
+    button.press("Enter")
+    expect(changes).to_have_count(1, timeout=60_000)
+    output.get_by_title("go to an expert").fill("L1 E5")
+    output.get_by_title("go to an expert").press("Enter")
+    expect(output.get_by_role("button", name="Remove L1 · E5")).to_be_enabled(timeout=20_000)
+    button.press("Enter")
+    expect(changes).to_have_count(2, timeout=60_000)
+    after, before = changes.all_inner_texts()
+    assert after != before, "another removal, another number"
+    expect(output.get_by_text("without L1 · E5 the preference")).to_be_visible()
+    page.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import traitlets
 
+from moelens.analysis.result import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.japanese.pairs import kinds as pair_kinds
@@ -198,7 +199,10 @@ def verdict(row: Mapping[str, Any]) -> str:
     """
     fits = "an interval without 0" if row["low"] > 0 or row["high"] < 0 else "but the interval holds 0"
     moved = "falls" if row["change"] < 0 else "rises"
-    beside = "" if row["p"] is None else f"; p {number(row['p'])} beside matched controls"
+    beside = ""
+    if row["p"] is not None:
+        more = "more" if row["p"] < ALPHA else "no more"
+        beside = f"; {more} than matched controls change it (p {number(row['p'])})"
     return f"without {row['target']} the preference {moved} by {abs(row['change']):.3f} nats, {fits}{beside}"
 
 

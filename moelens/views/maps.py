@@ -43,7 +43,7 @@ def expert_map(result: Specialization, label: str, *, value: str = "lift", ax: A
     """
     index, ratio = result.label_index(label), ratios(result, label, value)
     with japanese_font():
-        ax = ax or _new_axes(map_size(result, label))
+        ax = ax or new_axes(map_size(result, label))
         if not result.label_tokens[index]:
             return _empty(ax, result, f"no label {label} in this recording (0 tokens)")
         _draw(ax, ratio, result.significant[:, :, index])
@@ -63,15 +63,18 @@ def ratios(result: Specialization, label: str, value: str = "lift") -> Floats:
 
 
 def clip_of(logs: Floats) -> float:
-    """Where the colours of log2 ratios end: the 99.5th percentile of their size, at least a factor of 2."""
+    """Where the colours of log2 ratios end: the 99.5th percentile of their size, within a factor of 2 and of 8.
+
+    In a small model the percentile is the extreme, one expert that a label hardly ever takes, and all else would pale.
+    """
     finite = np.abs(logs[np.isfinite(logs)])
-    return max(1.0, float(np.percentile(finite, CLIP)) if finite.size else 1.0)
+    return float(np.clip(np.percentile(finite, CLIP), 1.0, 3.0)) if finite.size else 1.0
 
 
 def load_plot(result: Specialization, *, ax: Axes | None = None) -> Axes:
     """Relative load of every expert, layer by layer: one dot an expert, 1 = even."""
     with japanese_font():
-        ax = ax or _new_axes((9.6, 3.0))
+        ax = ax or new_axes((9.6, 3.0))
         place = np.repeat(np.arange(len(result.layers)), result.n_experts)
         # A fixed golden-ratio spread keeps dots of one layer apart and every drawing the same.
         spread = (np.tile(np.arange(result.n_experts), len(result.layers)) * 0.618034) % 1 - 0.5
@@ -80,7 +83,7 @@ def load_plot(result: Specialization, *, ax: Axes | None = None) -> Axes:
         ax.axhline(1, color="#e08214", linewidth=1, linestyle="--")
         ax.set_xlim(-0.6, len(result.layers) - 0.4)
         ax.set_ylim(bottom=0)
-        _layer_ticks(ax.xaxis, result.layers)
+        layer_ticks(ax.xaxis, result.layers)
         ax.set_xlabel("layer")
         ax.set_ylabel("relative load (1 = even)")
         ax.spines[["top", "right"]].set_visible(False)
@@ -92,10 +95,16 @@ def map_size(result: Specialization, label: str) -> tuple[float, float]:
     """Width and height in inches that suit the map of `label`."""
     if not result.label_tokens[result.label_index(label)]:
         return 9.6, 1.3
-    return 9.6, min(7.5, 1.35 + (0.24 if len(result.layers) <= 16 else 0.09) * len(result.layers))
+    return grid_size(len(result.layers))
 
 
-def _new_axes(size: tuple[float, float]) -> Axes:
+def grid_size(layers: int) -> tuple[float, float]:
+    """Width and height in inches of layers × experts."""
+    return 9.6, min(7.5, 1.35 + (0.24 if layers <= 16 else 0.09) * layers)
+
+
+def new_axes(size: tuple[float, float]) -> Axes:
+    """Axes of a new figure of `size` inches."""
     # pyplot, so that a notebook shows the figure at the end of its cell.
     from matplotlib import pyplot
 
@@ -138,7 +147,7 @@ def _colours(logs: Floats, significant: Bools, scale: ScalarMappable, paper: tup
 
 def _axes(ax: Axes, result: Specialization) -> None:
     n_layers, n_experts = len(result.layers), result.n_experts
-    _layer_ticks(ax.yaxis, result.layers)
+    layer_ticks(ax.yaxis, result.layers)
     ax.xaxis.set_major_locator(MultipleLocator(max(1, 2 ** round(np.log2(max(n_experts, 16) / 16)))))
     ax.tick_params(labelsize=7.5, length=2)
     ax.set_xlabel("expert", fontsize=8)
@@ -154,7 +163,8 @@ def _axes(ax: Axes, result: Specialization) -> None:
         ax.vlines(edges, -0.5, n_layers - 0.5, colors="#888888", linewidth=0.7)
 
 
-def _layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
+def layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
+    """Name layers along an axis, a dozen at most."""
     step = max(1, len(layers) // 12)
     places = range(0, len(layers), step)
     axis.set_ticks(list(places), [f"L{layers[i]}" for i in places])  # type: ignore[attr-defined]

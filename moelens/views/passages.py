@@ -78,7 +78,7 @@ class Passages:
         self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
     def find(self, at: int, expert: int, label: str) -> list[Trace]:
-        """Up to five, of different documents, those dense with such tokens first; `at` is the position of the layer.
+        """Up to five, of different texts, those dense with such tokens first; `at` is the position of the layer.
 
         Where the expert takes no token of the label, those in which it takes any.
         """
@@ -87,8 +87,13 @@ class Passages:
         taken = both if both.any() else takes
         rows = np.flatnonzero(taken)
         docs, first, counts = np.unique(self.doc[rows], return_index=True, return_counts=True)
-        order = np.argsort(-counts / np.sqrt(self.lengths[docs]), kind="stable")[:PASSAGES]
-        return [self._passage(int(docs[i]), int(rows[first[i]])) for i in order]
+        found: dict[str, Trace] = {}
+        for i in np.argsort(-counts / np.sqrt(self.lengths[docs]), kind="stable").tolist():
+            if self.texts[docs[i]] not in found:
+                found[self.texts[docs[i]]] = self._passage(int(docs[i]), int(rows[first[i]]))
+            if len(found) == PASSAGES:
+                break
+        return list(found.values())
 
     def _passage(self, doc: int, row: int) -> Trace:
         """The tokens around a row, as a trace."""

@@ -2,7 +2,7 @@
 function render({ model, el }) {
   el.classList.add("moelens");
   const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentence pairs");
-  const controls = element("input", { type: "checkbox", checked: model.get("controls") });
+  const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: "beside matched controls" });
   const button = element("button", { type: "button" });
   for (const node of [controls, button]) node.dataset.lmSuppressShortcuts = "true";
   const told = element("output", { className: "moelens-readout" });

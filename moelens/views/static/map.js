@@ -139,11 +139,16 @@ function render({ model, el }) {
     event.preventDefault();
     event.stopPropagation();
   });
-  search.addEventListener("change", () => {
+  const go = () => {
     const found = /^\s*L?(\d+)\D+(\d+)\s*$/i.exec(search.value);
     const layer = found ? model.get("layers").indexOf(Number(found[1])) : -1;
     search.setCustomValidity(layer < 0 || Number(found[2]) >= shape()[1] ? "no such expert; write for example L3 E17" : "");
     if (search.reportValidity()) select(layer, Number(found[2]));
+  };
+  search.addEventListener("keydown", (event) => { // a notebook swallows the change that Enter would make
+    if (event.key !== "Enter") return;
+    event.stopPropagation();
+    go();
   });
   sorted.addEventListener("change", () => { model.set("sorted", sorted.checked); model.save_changes(); redraw(); });
   const silent = listen(model, { values: redraw, heading: draw, selected: draw, brushed: draw, ...onLabel, ...onMetric });
