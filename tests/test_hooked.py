@@ -182,6 +182,18 @@ def test_an_edit_elsewhere_takes_effect(deepseek: HookedMoE, ids: torch.Tensor, 
         torch.testing.assert_close(after, clean[names[0]] + 1.5 * clean[names[1]], atol=1e-5, rtol=1e-5)
 
 
+def test_without_logits_asked_for_none_but_the_last_are_computed(deepseek: HookedMoE, ids: torch.Tensor) -> None:
+    seen, points = [], [f"blocks.{L}.hook_resid_post", at("hook_expert_indices")]
+    handle = deepseek.hf_model.lm_head.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))
+    _, whole = deepseek.run_with_cache(ids, names_filter=points)
+    nothing, cache = deepseek.run_with_cache(ids, names_filter=points, return_type=None)
+    handle.remove()
+    assert nothing is None
+    assert seen == [ids.shape[1], 1]
+    for name in points:
+        assert torch.equal(cache[name], whole[name])
+
+
 def test_gradients_reach_every_point(deepseek: HookedMoE, ids: torch.Tensor) -> None:
     grads: dict[str, torch.Tensor] = {}
     names = [n for n in deepseek.hook_dict if n.startswith(f"blocks.{L}.") and "indices" not in n]

@@ -69,7 +69,7 @@ class Model:
         yield self
         self.listeners = []
 
-    def __call__(self, ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> None:
+    def __call__(self, ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool, return_type: None) -> None:
         assert not use_cache
         assert not torch.is_grad_enabled()
         assert (attention_mask.diff(dim=1) <= 0).all()  # padded on the right

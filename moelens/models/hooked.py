@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,7 +199,8 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         Args:
             input: text, texts (padded on the right) or token ids `[batch, pos]` or `[pos]`; everything else that the
                 transformers model takes goes by keyword.
-            return_type: "logits" `[batch, pos, vocab]`, "loss" (mean next-token cross-entropy), "both", or None.
+            return_type: "logits" `[batch, pos, vocab]`, "loss" (mean next-token cross-entropy), "both", or None; for
+                None the logits of the last position alone are computed, where the model can do so.
         """
         self._require_hooked()
         inputs = self.to_inputs(input) if input is not None else {}
@@ -207,9 +209,11 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             labels = inputs["input_ids"]
             mask = inputs.get("attention_mask")
             inputs["labels"] = labels if mask is None else labels.masked_fill(mask == 0, -100)
-        output = self.hf_model(**inputs)
         if return_type is None:
+            last = "logits_to_keep" in inspect.signature(self.hf_model.forward).parameters
+            self.hf_model(**({"logits_to_keep": 1} if last else {}) | inputs)
             return None
+        output = self.hf_model(**inputs)
         logits = output.logits if hasattr(output, "logits") else output[0]
         return {"logits": logits, "loss": output.get("loss"), "both": (logits, output.get("loss"))}[return_type]
 

@@ -70,7 +70,7 @@ def prefill(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[
         kept[i, window.first - window.start : len(window)] = True
     at = np.concatenate([np.arange(window.first, window.stop) for window in batch])
     collector.begin(kept.flatten().nonzero().squeeze(1))
-    model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+    model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, return_type=None)
     return at, collector.take(lambda token: rows.doc[at[token]])
 
 
