@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOWN_LAYERS = 4
 MOST_TOKENS = 512
+STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "hook_router_selection")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +30,8 @@ class Trace:
         layers: layer numbers, the order of axis `layer`.
         experts, weights: `[token, layer, slot]`.
         spans: honorifics, as first token, token after the last, class.
+        entropy, margin: `[token, layer]`, how undecided the router was: the entropy of its scores in nats, and by how
+            much the last expert chosen was ahead of the next. None where that is not known.
 
     Example:
         >>> moelens.trace(model, "先生がいらっしゃいました。").experts.shape  # doctest: +SKIP
@@ -42,6 +45,8 @@ class Trace:
     experts: NDArray[np.int64]
     weights: NDArray[np.float32]
     spans: tuple[tuple[int, int, str], ...]
+    entropy: NDArray[np.float64] | None = None
+    margin: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         best = np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
@@ -69,11 +74,14 @@ class Trace:
         head = f"{escape(self.model)} · {len(self.tokens)} tokens · {self.experts.shape[-1]} experts a token"
         return f"<div>{head}{''.join(rows)}</div>"
 
-    def explore(self, other: Trace | None = None) -> TraceView:
-        """The live view; with an `other` trace, the two aligned and the routes that differ marked."""
+    def explore(self, other: Trace | None = None, *, load: NDArray[np.float64] | None = None) -> TraceView:
+        """The live view; with an `other` trace, the two aligned and the routes that differ marked.
+
+        `load` `[layer, expert]`, such as `result.load`, is a further colour: how much used the chosen expert is.
+        """
         from moelens.views.trace_view import TraceView
 
-        return TraceView([self] if other is None else [self, other], pair=other is not None)
+        return TraceView([self] if other is None else [self, other], pair=other is not None, load=load)
 
     def shown_layers(self) -> tuple[int, ...]:
         """The layers its faces show: all, or as many spread over the model."""
@@ -86,8 +94,9 @@ class Trace:
             if layer not in self.layers:
                 raise unknown("layer", layer, self.layers)
         at = [self.layers.index(layer) for layer in layers]
-        experts, weights = self.experts[:, at], self.weights[:, at]
-        return Trace(self.model, self.text, self.tokens, tuple(layers), experts, weights, self.spans)
+        arrays = ("experts", "weights", "entropy", "margin")
+        chosen = {n: getattr(self, n)[:, at] for n in arrays if getattr(self, n) is not None}
+        return replace(self, layers=tuple(layers), **chosen)
 
 
 def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
@@ -111,17 +120,18 @@ def trace(model: HookedMoE, text: str) -> Trace:
     Raises:
         MoeLensError: a text of more than 512 tokens (record it instead), or a model without a tokenizer.
     """
+    from moelens.analysis import router_entropy, selection_margin
     from moelens.japanese import honorifics
 
     ids = model.to_tokens(text)
     if ids.shape[1] > MOST_TOKENS:
         raise MoeLensError(f"{ids.shape[1]} tokens to trace; at most {MOST_TOKENS}: use moelens.record for long texts")
-    names = {
-        kind: [f"blocks.{layer}.mlp.{kind}" for layer in model.shape.moe_layers]
-        for kind in ("hook_expert_indices", "hook_topk_weights")
-    }
+    names = {stage: [f"blocks.{layer}.mlp.{stage}" for layer in model.shape.moe_layers] for stage in STAGES}
+    names = {stage: group for stage, group in names.items() if model.hook_dict.keys() >= set(group)}
     _, cache = model.run_with_cache(ids, names_filter=[n for group in names.values() for n in group])
-    experts, weights = (np.stack([cache[n][0].float().cpu() for n in group], 1) for group in names.values())
+    seen = {stage: np.stack([cache[n][0].float().cpu() for n in group], 1) for stage, group in names.items()}
+    scores, selection = (seen.get(stage) for stage in STAGES[2:])
+    top_k = model.shape.top_k
     spans = token_spans(model.tokenizer, text, ids[0].tolist())
     inside = [
         (tokens[0], tokens[-1] + 1, name)
@@ -135,7 +145,9 @@ def trace(model: HookedMoE, text: str) -> Trace:
         text,
         pieces(text, spans),
         model.shape.moe_layers,
-        experts.astype(np.int64),
-        weights.astype(np.float32),
+        seen["hook_expert_indices"].astype(np.int64),
+        seen["hook_topk_weights"].astype(np.float32),
         tuple(inside),
+        entropy=None if scores is None else router_entropy(scores),
+        margin=selection_margin(selection, top_k) if selection is not None and top_k < selection.shape[-1] else None,
     )

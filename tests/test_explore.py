@@ -32,7 +32,8 @@ def model() -> moelens.HookedMoE:
 
 @pytest.fixture(scope="module")
 def recording(model: moelens.HookedMoE, tmp_path_factory: pytest.TempPathFactory) -> Recording:
-    return moelens.record(model, TEXTS, tmp_path_factory.mktemp("explore") / "run", progress=False)
+    out = tmp_path_factory.mktemp("explore") / "run"
+    return moelens.record(model, TEXTS, out, capture=["routes", "margin"], progress=False)
 
 
 @pytest.fixture
@@ -52,6 +53,10 @@ def test_the_views_follow_the_chosen_expert(explorer: Explorer, recording: Recor
     lengths = [len(line) for line in explorer.trace.lines]
     first = np.split(experts, np.cumsum(lengths)[:-1])
     assert all((line == expert).any() for line in first)
+    values = np.frombuffer(explorer.trace.values, "<f4").reshape(len(explorer.trace.measures), -1)
+    assert explorer.trace.measures == ["margin", "load"]
+    recorded = recording.column(f"margin_L0{name}").astype("<f4")
+    assert np.isin(values[0], recorded).all()
     explorer.trace.layer = recording.layers[0]
     assert explorer.trace.highlight == -1, "an expert has no identity across layers"
     explorer.map.label = "尊敬語"
@@ -114,6 +119,23 @@ def test_a_pair_is_aligned_and_its_routes_compared(model: moelens.HookedMoE) -> 
                 assert n == 4 - len(np.intersect1d(first.experts[a, at], second.experts[b, at]))
     assert differs[0] == 0, "the same beginning takes the same route"
     assert (differs[differs < 65535] > 0).any()
+
+
+def test_how_undecided_the_router_was(model: moelens.HookedMoE) -> None:
+    trace = moelens.trace(model, "先生は明日いらっしゃいます。")
+    layer = trace.layers[1]
+    point = f"blocks.{layer}.mlp.hook_router_"
+    ids = model.to_tokens(trace.text)
+    _, cache = model.run_with_cache(ids, names_filter=[point + "scores", point + "selection"])
+    scores, selection = (cache[point + stage][0].double().numpy() for stage in ("scores", "selection"))
+    p = scores / scores.sum(-1, keepdims=True)
+    ordered = -np.sort(-selection, -1)
+    np.testing.assert_allclose(trace.entropy[:, 1], -(p * np.log(p)).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(trace.margin[:, 1], ordered[:, 3] - ordered[:, 4], rtol=1e-5)
+    view = trace.select([layer]).explore()
+    assert view.colours == ["expert", "weight", "margin", "entropy", "label"]
+    sent = np.frombuffer(view.values, "<f4").reshape(2, -1)
+    np.testing.assert_allclose(sent, [trace.margin[:, 1], trace.entropy[:, 1]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

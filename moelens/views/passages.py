@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
+from moelens.recording.writer import layer_label
 from moelens.tracing import Trace, pieces
 from moelens.views.text import spans_from_labels
 
@@ -74,6 +75,8 @@ class Passages:
         self.start, self.end, self.partial, self.doc = map(held.column, ("char_start", "char_end", "partial", "doc"))
         self.lengths = np.bincount(self.doc)
         self.experts = held.indices()
+        margins = [held.column(f"margin_{layer_label(n)}") for n in held.layers if "margin" in held.captures]
+        self.margin = np.stack(margins, 1).astype(float) if margins else None
         weighted = held.manifest["capture"].get("weights", True)
         self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
@@ -108,4 +111,5 @@ class Passages:
             self.experts[near].astype(np.int64),
             self.weights[near].astype(np.float32),
             spans_from_labels(self.spans[near], self.classes),
+            margin=None if self.margin is None else self.margin[near],
         )
