@@ -70,13 +70,14 @@ function render({ model, el }) {
     const ink = getComputedStyle(el).color || "#444", context = canvas.getContext("2d");
     context.drawImage(cells, left, top);
     context.fillStyle = context.strokeStyle = ink;
-    context.font = `${10 * ratio}px sans-serif`;
+    const letter = Math.max(ratio, canvas.width / width()); // a wide map is shown smaller: its letters must not be
+    context.font = `${10 * letter}px sans-serif`;
     context.textAlign = "right";
-    const every = Math.ceil((12 * ratio) / row);
-    for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, left - 4 * ratio, top + l * row + Math.min(row / 2 + 4 * ratio, 10 * ratio));
+    const every = Math.ceil((12 * letter) / row);
+    for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, left - 4 * ratio, top + l * row + Math.min(row / 2 + 4 * letter, 10 * letter));
     if (!model.get("sorted")) {
       context.textAlign = "center";
-      const step = 2 ** Math.ceil(Math.log2((28 * ratio) / cell));
+      const step = 2 ** Math.ceil(Math.log2((28 * letter) / cell));
       for (let e = 0; e < experts; e += Math.max(1, step)) context.fillText(`${e}`, left + (e + 0.5) * cell, canvas.height - 4 * ratio);
       const groups = model.get("groups");
       for (let g = 1; g < groups; g++) context.fillRect(left + (g * experts) / groups * cell - ratio, top, ratio, layers * row);
@@ -89,7 +90,8 @@ function render({ model, el }) {
       context.setLineDash([]);
     }
     context.lineWidth = 2 * ratio;
-    context.strokeRect(left + order[layer].indexOf(expert) * cell, top + layer * row, cell, row);
+    const around = cell < 10 * ratio ? 3 * ratio : 0; // a small cell would drown in its own frame
+    context.strokeRect(left + order[layer].indexOf(expert) * cell - around, top + layer * row - around, cell + 2 * around, row + 2 * around);
     heading.textContent = model.get("heading");
     readout.textContent = told(layer, expert);
   }
