@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from test_recording import TEXTS, Model
 
+import moelens
 from moelens.cli import main
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
-from moelens.recording import Recording, export, import_routes, plan, record
+from moelens.recording import Recording, as_array, export, import_routes, plan, record, recorder
 from moelens.recording.exports import parse_split, split_of
 
 ROUTING = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
@@ -77,6 +78,74 @@ def test_csv(recording: Recording, tmp_path: Path) -> None:
     assert duckdb.sql(f"select count(*) from '{out}/train.csv'").fetchall() == [(recording.n_tokens,)]
 
 
+VECTORS = ["logits:5", "neurons", "expert_outputs", "shared", "residuals"]
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    out = tmp_path_factory.mktemp("runs") / "vectors"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "SHARD_CHARACTERS", 12)  # several shards
+        return record(moelens.load("demo"), ["社長がいらっしゃいました。", "雨", "明日、資料をお送りいたします。"], out,
+                      capture=["routes", *VECTORS], layers=[1, 4], generate=2, progress=False)  # fmt: skip
+
+
+def opened(out: Path, form: str) -> list[dict[str, Any]]:
+    """The rows of an export's only split, a dict of columns for each file, as tools without moelens read them."""
+    if form == "datasets":
+        rows = pytest.importorskip("datasets").load_from_disk(str(out))["train"]
+        return [{name: np.array(rows[name][:]) for name in rows.column_names}]
+    files = sorted(out.glob(f"train-*.{form}"))
+    if form == "npz":
+        return [dict(np.load(file, allow_pickle=False)) for file in files]
+    if form == "safetensors":
+        return [pytest.importorskip("safetensors.numpy").load_file(file) for file in files]
+    rows = pytest.importorskip("duckdb").sql(f"select * from '{out}/train.csv'").fetchnumpy()
+    names = sorted((n for n in rows if n.startswith("values_")), key=lambda n: int(n.split("_")[1]))
+    return [{n: v for n, v in rows.items() if n not in names} | {"values": np.stack([rows[n] for n in names], 1)}]
+
+
+@pytest.mark.parametrize("form", ["datasets", "safetensors", "npz", "csv"])
+@pytest.mark.parametrize("table", [v.split(":")[0] for v in VECTORS])
+def test_vectors(vectors: Recording, tmp_path: Path, table: str, form: str) -> None:
+    assert len(vectors.manifest["tables"][table]) > 1
+    parts = opened(export(vectors.path, form, tmp_path / "out", table=table, layers=[4]), form)
+    want = vectors.vectors(table, 4)
+    for name in ("doc", "pos", "layer", *(("slot", "expert") if table in ("neurons", "expert_outputs") else ())):
+        np.testing.assert_array_equal(np.concatenate([p[name] for p in parts]), want[name].to_numpy())
+    values = np.concatenate([p["values"] for p in parts])
+    np.testing.assert_array_equal(values.astype(np.float16), as_array(want["values"]))
+    decode = np.array(want["phase"].to_pylist()) == "decode"
+    assert decode.any()
+    found = [p["decode"] if form == "safetensors" else p["phase"] == "decode" for p in parts]
+    np.testing.assert_array_equal(np.concatenate(found), decode)
+
+
+def test_vectors_with_labels_a_card_and_splits(vectors: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    names, has = pytest.importorskip("moelens.japanese").label(vectors).matrix("honorifics")
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(vectors.path), "--to", "npz", "--table", "neurons", "--labels", "honorifics"]
+    assert main([*command, "--split", "a:0.5,b:0.5"]) == 0
+    assert capsys.readouterr().out == "vectors-neurons-npz\n"
+    card = (tmp_path / "vectors-neurons-npz" / "README.md").read_text("utf-8")
+    assert "This npz export holds neurons: activations inside each chosen expert" in card
+    assert "`recording.json` says how" in card
+    assert ".parquet" not in card
+    of = split_of(vectors.documents()["text"].to_pylist(), parse_split("a:0.5,b:0.5"))
+    tokens = {(d, p): row for row, (d, p) in enumerate(zip(vectors.column("doc"), vectors.column("pos"), strict=True))}
+    seen = 0
+    for file in sorted((tmp_path / "vectors-neurons-npz").glob("*.npz")):
+        arrays = np.load(file, allow_pickle=False)
+        assert set(of[arrays["doc"]]) <= {"ab".index(file.name[0])}
+        rows = [tokens[key] for key in zip(arrays["doc"], arrays["pos"], strict=True)]
+        for i, name in enumerate(names):
+            np.testing.assert_array_equal(arrays[f"honorifics.{name}"], has[rows, i])
+        seen += len(rows)
+    assert seen == sum(len(vectors.vectors("neurons", layer)) for layer in (1, 4))
+    assert has.any()
+
+
 def test_exports_carry_their_card(recording: Recording, tmp_path: Path) -> None:
     out = export(recording, "npz", tmp_path / "out")
     text = (out / "README.md").read_text("utf-8")
@@ -108,6 +177,7 @@ def test_splits_are_by_document_and_stable() -> None:
     "options, error, message",
     [
         ({"to": "cvs"}, UnknownNameError, "unknown format 'cvs'; did you mean 'csv'?"),
+        ({"to": "csv", "table": "neurons"}, UnknownNameError, "unknown table 'neurons'; allowed: tokens"),
         ({"to": "csv", "layers": [4]}, UnknownNameError, "unknown layer '4'; allowed: 1, 2, 12"),
         ({"to": "csv", "split": "train"}, MoeLensError, "split 'train' is not understood; write it as train:"),
         ({"to": "csv", "split": "a:1,b:1"}, MoeLensError, "the shares of split 'a:1,b:1' sum to 2; they have"),

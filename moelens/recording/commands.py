@@ -31,7 +31,9 @@ def add_commands(commands: Any) -> None:
     export = commands.add_parser("export", help="write a recording in another format")
     export.add_argument("recording", help="folder or fsspec URL")
     export.add_argument("--to", required=True, metavar="FORMAT", help="datasets, safetensors, npz or csv")
-    export.add_argument("--out", type=Path, help="folder to write (the recording's name and the format)")
+    export.add_argument("--out", type=Path, help="folder to write (named by recording, table and format)")
+    export.add_argument("--table", default="tokens", help="tokens, with the routes, or logits, neurons, expert_outputs,"
+                        " shared or residuals (%(default)s)")  # fmt: skip
     export.add_argument("--layers", type=int, nargs="+", help="layers to export (all)")
     export.add_argument("--labels", nargs="+", default=[], metavar="FAMILY", help="families of labels beside them")
     export.add_argument("--split", default="", help="shares of the documents, such as train:0.8,test:0.2")
@@ -135,8 +137,8 @@ def run_export(args: argparse.Namespace) -> None:
 
     print(
         moelens.export(
-            args.recording, args.to, args.out, layers=args.layers, labels=args.labels, split=args.split,
-            force=args.force,
+            args.recording, args.to, args.out, table=args.table, layers=args.layers, labels=args.labels,
+            split=args.split, force=args.force,
         )
     )  # fmt: skip
 

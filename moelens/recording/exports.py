@@ -8,18 +8,19 @@ import importlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.recording.card import card
+from moelens.recording.card import export_card
 from moelens.recording.store import Recording, as_array
 from moelens.recording.writer import layer_label
 
@@ -28,8 +29,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is exported: layers, the labels that go along, and shares of the documents by the name of a split."""
+    """What is exported: a table, layers, the labels that go along, shares of the documents by the name of a split."""
 
+    table: str
     layers: tuple[int, ...]
     labels: tuple[str, ...]
     splits: dict[str, float]
@@ -40,17 +42,20 @@ def export(
     to: str,
     out: str | Path | None = None,
     *,
+    table: str = "tokens",
     layers: Sequence[int] | None = None,
     labels: Sequence[str] = (),
     split: str = "",
     force: bool = False,
 ) -> Path:
-    """Write the tokens of a recording, and of its labels, in another format.
+    """Write the tokens of a recording, or a table of its vectors, and labels beside them, in another format.
 
     Args:
         recording: what to export, or its folder or fsspec URL.
-        to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[token, ·]`) or "csv".
-        out: a folder to write; by default the recording's name and the format, here.
+        to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[row, ·]`) or "csv".
+        out: a folder to write; by default named by the recording, the table and the format, here.
+        table: "tokens", with the routes, or "logits", "neurons", "expert_outputs", "shared" or "residuals"; arrays of
+            these come as a file a shard, `train-00000.npz`, as all together may not fit into memory.
         layers: all that were recorded, by default.
         labels: families of labels to put beside them, such as "honorifics", a column a label.
         split: shares of the documents, as "train:0.8,test:0.2"; a document goes whole into one of them, by its text.
@@ -60,7 +65,7 @@ def export(
         The folder.
 
     Raises:
-        UnknownNameError: no such format, layer or family.
+        UnknownNameError: no such format, table, layer or family.
         RecordingError: `out` is taken, or a shard is damaged.
 
     Example:
@@ -70,12 +75,15 @@ def export(
     recording = Recording.open(recording)
     if to not in FORMATS:
         raise unknown("format", to, FORMATS)
+    if table not in ("tokens", *recording.manifest["tables"]):
+        raise unknown("table", table, ["tokens", *recording.manifest["tables"]])
     recorded = recording.manifest["capture"]["layers"]
     for layer in layers or ():
         if layer not in recorded:
             raise unknown("layer", layer, recorded)
-    chosen = Selection(tuple(layers or recorded), tuple(labels), parse_split(split))
-    out = Path(out or f"{Path(recording.folder.where).name}-{to}")
+    chosen = Selection(table, tuple(layers or recorded), tuple(labels), parse_split(split))
+    name = Path(recording.folder.where).name
+    out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (force and (out / "README.md").exists()))):
         raise RecordingError(f"'{out}' is in the way; choose another folder, or replace an export with force=True")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -83,10 +91,8 @@ def export(
         new = Path(beside) / "new"
         new.mkdir()
         FORMATS[to](recording, chosen, new)
-        manifest = recording.manifest | {"documents": None, "capture": recording.manifest["capture"]
-                                         | {"layers": [*chosen.layers]}}  # fmt: skip
-        text = card(manifest).split("---\n", 2)[-1]
-        (new / "README.md").write_text(text.replace("`tokens/*.parquet` holds", f"This {to} export holds"), "utf-8")
+        manifest = recording.manifest | {"capture": recording.manifest["capture"] | {"layers": [*chosen.layers]}}
+        (new / "README.md").write_text(export_card(manifest, to, table, "recording.json"), "utf-8")
         (new / "recording.json").write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
         if out.exists():
             shutil.rmtree(out)
@@ -118,22 +124,33 @@ def split_of(texts: Sequence[str | None], shares: dict[str, float]) -> Array:
     return np.minimum(np.searchsorted(np.cumsum([*shares.values()]), place, side="right"), len(shares) - 1)
 
 
-def shards(recording: Recording, chosen: Selection) -> Any:
-    """For each shard a table of the chosen columns, and the split of its rows `[token]`."""
+def shards(recording: Recording, chosen: Selection) -> Iterator[tuple[pa.Table, Array]]:
+    """For each shard the chosen columns and rows, and the split of each row, `[row]`."""
     texts: list[str | None] = [None] * recording.n_documents
     if recording.manifest["documents"]:
         texts = recording.documents()["text"].to_pylist()
     of = split_of(texts, chosen.splits)
-    dropped = {layer_label(x) for x in recording.manifest["capture"]["layers"]} - set(map(layer_label, chosen.layers))
     held = label_columns(recording, chosen.labels)
-    row = 0
+    doc = recording.column("doc") if held else np.zeros(0, np.int32)
+    for table in token_shards(recording, chosen) if chosen.table == "tokens" else vector_shards(recording, chosen):
+        if held:
+            row = np.searchsorted(doc, table["doc"].to_numpy()) + table["pos"].to_numpy()  # each position is recorded
+            for name, values in held.items():
+                table = table.append_column(name, pa.array(values[row]))
+        yield table, of[table["doc"].to_numpy()]
+
+
+def token_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
+    dropped = {layer_label(x) for x in recording.manifest["capture"]["layers"]} - set(map(layer_label, chosen.layers))
     for entry in recording.manifest["shards"]:
         table = recording.shard(entry["path"])
-        table = table.select([n for n in table.schema.names if n.rpartition("_")[2] not in dropped])
-        for name, values in held.items():
-            table = table.append_column(name, pa.array(values[row : row + len(table)]))
-        row += len(table)
-        yield table, of[table["doc"].to_numpy()]
+        yield table.select([n for n in table.schema.names if n.rpartition("_")[2] not in dropped])
+
+
+def vector_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
+    for entry in recording.manifest["tables"][chosen.table]:
+        table = recording.shard(entry["path"])
+        yield table.filter(pc.is_in(table["layer"], pa.array(chosen.layers, table["layer"].type)))
 
 
 def label_columns(recording: Recording, families: Sequence[str]) -> dict[str, Array]:
@@ -152,7 +169,7 @@ def label_columns(recording: Recording, families: Sequence[str]) -> dict[str, Ar
 
 
 def to_datasets(recording: Recording, chosen: Selection, out: Path) -> None:
-    """Arrow files for `datasets.load_from_disk`, a row a token, with its features."""
+    """Arrow files for `datasets.load_from_disk`, with its features."""
     datasets = importlib.import_module("datasets")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         paths: dict[str, list[str]] = {name: [] for name in chosen.splits}
@@ -168,21 +185,28 @@ def to_datasets(recording: Recording, chosen: Selection, out: Path) -> None:
         datasets.DatasetDict(found).save_to_disk(str(out))
 
 
-def to_arrays(recording: Recording, chosen: Selection) -> dict[str, dict[str, Array]]:
-    """For each split, every column as an array; experts and weights of all layers as `[token, layer, slot]`."""
+def to_arrays(recording: Recording, chosen: Selection) -> Iterator[tuple[str, dict[str, Array]]]:
+    """Names of files, and every column as an array: of the tokens a file a split, of vectors one a split and shard."""
     parts: dict[str, dict[str, list[Array]]] = {name: {} for name in chosen.splits}
-    for table, of in shards(recording, chosen):
+    for i, (table, of) in enumerate(shards(recording, chosen)):
         for n, name in enumerate(chosen.splits):
             part = table.filter(pa.array(of == n))
-            for column in part.schema.names:
-                values = part[column]
-                if pa.types.is_dictionary(values.type):
-                    values = values.cast(pa.string())
-                array = as_array(values)
-                array = array.astype(str) if array.dtype == object else array
+            arrays = {column: plain(part[column]) for column in part.schema.names}
+            if chosen.table != "tokens":
+                yield f"{name}-{i:05d}", arrays
+                continue
+            for column, array in arrays.items():
                 parts[name].setdefault(column, []).append(array)
-    return {name: stacked({c: np.concatenate(v) for c, v in columns.items()}, chosen.layers)
-            for name, columns in parts.items()}  # fmt: skip
+    for name, columns in parts.items() if chosen.table == "tokens" else ():
+        yield name, stacked({c: np.concatenate(v) for c, v in columns.items()}, chosen.layers)
+
+
+def plain(values: pa.ChunkedArray) -> Array:
+    """A column as numbers, or as strings of fixed width."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(pa.string())
+    array = as_array(values)
+    return array.astype(str) if array.dtype == object else array
 
 
 def stacked(columns: dict[str, Array], layers: Sequence[int]) -> dict[str, Array]:
@@ -195,13 +219,13 @@ def stacked(columns: dict[str, Array], layers: Sequence[int]) -> dict[str, Array
 
 
 def to_npz(recording: Recording, chosen: Selection, out: Path) -> None:
-    for name, arrays in to_arrays(recording, chosen).items():
+    for name, arrays in to_arrays(recording, chosen):
         np.savez_compressed(out / f"{name}.npz", allow_pickle=False, **arrays)
 
 
 def to_safetensors(recording: Recording, chosen: Selection, out: Path) -> None:
     save = importlib.import_module("safetensors.numpy").save_file
-    for name, arrays in to_arrays(recording, chosen).items():
+    for name, arrays in to_arrays(recording, chosen):
         numbers = {n: np.ascontiguousarray(v) for n, v in arrays.items() if v.dtype.kind != "U"}
         if "phase" in arrays:
             numbers["decode"] = arrays["phase"] == "decode"
@@ -209,14 +233,13 @@ def to_safetensors(recording: Recording, chosen: Selection, out: Path) -> None:
 
 
 def to_csv(recording: Recording, chosen: Selection, out: Path) -> None:
-    """A row a token; a column a slot."""
+    """A row of the table a line; a column for each slot, or number of a vector."""
     files: dict[str, Any] = {}
     try:
         for table, of in shards(recording, chosen):
             columns: dict[str, Array] = {}
             for name in table.schema.names:
-                values = table[name]
-                array = as_array(values.cast(pa.string()) if pa.types.is_dictionary(values.type) else values)
+                array = plain(table[name])
                 columns |= (
                     {name: array} if array.ndim == 1 else {f"{name}_{k}": array[:, k] for k in range(array.shape[1])}
                 )
