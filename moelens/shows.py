@@ -1,32 +1,27 @@
-"""The one place where result objects reach their views, so that analysis imports no plotting."""
+"""The one place where result objects reach their views, so that what computes imports nothing that draws."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from moelens.analysis.result import Specialization
-    from moelens.recording import Recording
 
-
-class Shows:
-    """Gives a result object `plot` and its face in a notebook; the views are imported on first use."""
-
-    def plot(self, label: str, *, value: str = "lift", ax: Axes | None = None) -> Any:
-        """Draw the map of `label`, see `moelens.views.expert_map`."""
-        from moelens.views import expert_map
-
-        return expert_map(cast("Specialization", self), label, value=value, ax=ax)
-
-    def explore(self, recording: Recording | None = None) -> Any:
-        """The live map with the card of the chosen expert; with a `recording`, its words and sentences too."""
-        from moelens.views.explore import Explorer
-
-        return Explorer(cast("Specialization", self), recording)
+class Face:
+    """Gives an object its face in a notebook; the views are imported on first use."""
 
     def _repr_html_(self) -> str:
-        from moelens.views.tables import findings_html
+        from moelens.views.faces import html
 
-        return findings_html(cast("Specialization", self))
+        return html(self)
+
+
+class Shows(Face):
+    """Gives a result object `plot` as well."""
+
+    def plot(self, *what: Any, ax: Axes | None = None, **options: Any) -> Any:
+        """Draw the result with matplotlib; what may be said of it is told by its function in `moelens.views`."""
+        from moelens.views.faces import plot
+
+        return plot(self, *what, ax=ax, **options)

@@ -21,7 +21,7 @@ from moelens.analysis.labels import (
     npmi,
     risk_difference,
 )
-from moelens.analysis.measures import Measure, counts_of, measure
+from moelens.analysis.measures import Measure, counts_of, layer_curve, measure
 from moelens.analysis.result import Finding, Specialization
 from moelens.analysis.routing import (
     cluster_order,
@@ -55,6 +55,7 @@ __all__ = [
     "dead_experts",
     "expert_information",
     "gate_score",
+    "layer_curve",
     "layer_information",
     "log_odds",
     "max_violation",

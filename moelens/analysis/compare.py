@@ -21,6 +21,7 @@ from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenanc
 from moelens.analysis.specialize import check_test
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import RecordingError, unknown
+from moelens.shows import Shows
 
 if TYPE_CHECKING:
     from moelens.recording import Recording
@@ -30,7 +31,7 @@ TESTS = ("p", "p_family", "q", "low", "high")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Result):
+class Comparison(Shows, Result):
     """Models a and b over the same tokens. All arrays are `[layer, expert, label]` unless said otherwise.
 
     The first label, "all tokens", shows how the load of experts moved; NaN where not tested.

@@ -15,6 +15,7 @@ from moelens.analysis.counts import Counts
 from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenance
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, unknown
+from moelens.shows import Shows
 
 if TYPE_CHECKING:
     from moelens.recording import Recording
@@ -23,7 +24,7 @@ Axes = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Measure(Result):
+class Measure(Shows, Result):
     """One number for each place on named axes.
 
     >>> Measure("load", np.array([[1.5, 0.5]]), {"layer": (3,), "expert": (0, 1)}).top(1)
@@ -86,6 +87,13 @@ def _pair(values: Any, recording: Recording) -> Any:
     return values, {"layer": recording.layers[: len(values)], "expert": each, "other": each}
 
 
+def _shares(indices: NDArray[Any], n_experts: int) -> NDArray[Any]:
+    """Of all pairs of an expert and one of the next layer, the share of each: what `route_flow` weighs up to."""
+    counts = routing.expert_counts(indices, n_experts)[:-1, :, None]
+    pairs = np.nan_to_num(routing.route_flow(indices, n_experts)) * counts
+    return np.asarray(pairs / np.maximum(pairs.sum((1, 2), keepdims=True), 1))
+
+
 OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
     "token_score": lambda r: _expert(experts.token_score(r.indices(), r.n_experts), r),
     "gate_score": lambda r: _expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
@@ -93,6 +101,7 @@ OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
     "coactivation": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts), r),
     "coactivation_adjacent": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts, "adjacent"), r),
     "coactivation_lift": lambda r: _pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
+    "route_shares": lambda r: _pair(_shares(r.indices(), r.n_experts), r),
     "route_flow": lambda r: _pair(routing.route_flow(r.indices(), r.n_experts), r),
     "repetition": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[0], r),
     "overlap_with_next": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[1], r),
@@ -139,7 +148,35 @@ def measure(recording: Recording, name: str, of: LabelFamilies | None = None, fa
 def counts_of(recording: Recording, of: LabelFamilies | None = None, family: str = "honorifics") -> Counts:
     """The counts of a recording in groups of documents, by labels or without; processes share the counting."""
     names, matrix = ((), np.zeros((recording.n_tokens, 0), bool)) if of is None else matrix_of(recording, of, family)
+    return _counts(recording, names, matrix)
+
+
+def _counts(recording: Recording, names: tuple[str, ...], matrix: NDArray[np.bool_]) -> Counts:
     sample = Sample.of(matrix, names, recording.column("doc"), ())
     rows = sample.mine()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
     return sample.counts(tables, recording.layers, recording.top_k)
+
+
+def layer_curve(
+    recording: Recording, of: LabelFamilies, family: str = "honorifics", *, draws: int = 40, seed: int = 0
+) -> Measure:
+    """How much a layer's routing tells of each label, and how much it would by chance: `[layer, label, value]`.
+
+    Values: the mutual information in bits ("information", see `layer_information`), and the 2.5th and 97.5th percentile
+    of the same after all labels were shifted along the corpus by a random number of tokens ("chance low", "chance
+    high"). A shift keeps runs of labels and the order of tokens, and parts the two; token identity is not controlled.
+
+        layer_curve(recording, moelens.label(recording)).plot()
+    """
+    names, matrix = matrix_of(recording, of, family)
+    if recording.n_tokens < 2 or draws < 2:
+        raise MoeLensError(
+            f"{draws} shifts of {recording.n_tokens} tokens are no band; give 2 or more draws, and record more text"
+        )
+    found = labels.layer_information(_counts(recording, names, matrix))
+    shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
+    moved = [labels.layer_information(_counts(recording, names, np.roll(matrix, n, 0))) for n in shifts]
+    values = np.stack([found, *np.percentile(moved, [2.5, 97.5], 0)], -1)
+    axes = {"layer": recording.layers, "label": names, "value": ("information", "chance low", "chance high")}
+    return Measure("layer_curve", values, axes, provenance(recording, of) | {"draws": draws, "seed": seed})

@@ -191,6 +191,12 @@ class Specialization(Shows, Result):
             raise unknown("label", label, self.names, f"family {self.family!r}")
         return self.names.index(label)
 
+    def explore(self, recording: Any = None) -> Any:
+        """The live map with the card of the chosen expert; with a `recording`, its words and sentences too."""
+        from moelens.views.explore import Explorer
+
+        return Explorer(self, recording)
+
     def top(self, n: int = 10, label: str | None = None) -> tuple[Finding, ...]:
         """The `n` strongest specialists (`lift_given` above 1): significant ones first, then by share beyond chance.
 

@@ -30,6 +30,7 @@ from moelens.interventions.readout import (
     margins_of,
     texts_of,
 )
+from moelens.shows import Shows
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution:
+class Attribution(Shows):
     """What experts contribute to a model's preference.
 
     Attributes:

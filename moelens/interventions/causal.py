@@ -16,10 +16,11 @@ from moelens.interventions.attribution import Attribution, attribute
 from moelens.interventions.effects import Effect, effect, interval, signed
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import Pair, as_pairs
+from moelens.shows import Shows
 
 
 @dataclass(frozen=True, repr=False)
-class Causes:
+class Causes(Shows):
     """Which experts cause a preference: found by attribution, removed one by one, held against matched controls.
 
     Attributes:

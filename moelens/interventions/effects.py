@@ -24,6 +24,7 @@ from moelens.interventions.readout import (
     text_divergence,
     texts_of,
 )
+from moelens.shows import Shows
 
 Controls = Literal["matched", "random"] | None
 
@@ -70,7 +71,7 @@ class TextEffect:
 
 
 @dataclass(frozen=True, repr=False)
-class Effect:
+class Effect(Shows):
     """What an intervention does.
 
     Attributes:

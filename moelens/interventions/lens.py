@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.interventions.effects import signed
+from moelens.shows import Face
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Voice:
 
 
 @dataclass(frozen=True, repr=False)
-class ExpertLens:
+class ExpertLens(Face):
     """The voices of one layer at one token: the whole output first, then the experts by weight, then the shared one."""
 
     token: str

@@ -13,6 +13,7 @@ from moelens.analysis.base import Result
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError
 from moelens.interventions.readout import FIELDS, Floats, Pair, as_pairs, margins
+from moelens.shows import Shows
 
 SHOWN = 20
 
@@ -33,7 +34,7 @@ class KindPreference:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Preferences(Result):
+class Preferences(Shows, Result):
     """By how many nats a model prefers the good text of each pair, `margins` `[pair]`."""
 
     FORMAT: ClassVar[str] = "moelens.preferences/1"

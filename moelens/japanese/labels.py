@@ -22,6 +22,7 @@ from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese.families import COLUMNS, FAMILIES, FILES, Bools, character_labels
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
+from moelens.shows import Face
 
 Policy = Literal["last", "any", "majority"]
 Ints = npt.NDArray[np.int32]
@@ -41,7 +42,7 @@ class _Recording(Protocol):
 
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Face):
     """The labels of a recording on disk; `label` writes them, `open` finds them again."""
 
     path: Path

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
+from html import escape
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -44,6 +45,15 @@ class Pair:
     bad_classes: tuple[str, ...]
     control: bool
     split: Literal["discovery", "test"]
+
+    def _repr_html_(self) -> str:
+        """Both texts, one above the other, what differs coloured and marked."""
+        start = next((i for i, (a, b) in enumerate(zip(self.good, self.bad, strict=False)) if a != b), 0)
+        rows = []
+        for mark, colour, text in (("○", "#0072B2", self.good), ("×", "#D55E00", self.bad)):
+            same, differs = escape(self.context + text[:start]), escape(text[start:])
+            rows.append(f'{mark} {same}<span style="border-bottom: 2px solid {colour}">{differs}</span>')
+        return f'<div>{escape(self.id)}<div lang="ja" style="line-height: 1.8">{"<br>".join(rows)}</div></div>'
 
 
 def kinds() -> tuple[str, ...]:

@@ -9,10 +9,11 @@ from moelens.models.checks import Check
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import architectures, load, without_weights
 from moelens.models.structure import MoEShape
+from moelens.shows import Face
 
 
 @dataclass(frozen=True, repr=False)
-class Info:
+class Info(Face):
     """A model's shape, its routers' rule, its hook points and what the checks at load found.
 
     Attributes:

@@ -16,6 +16,7 @@ from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, unknown
 from moelens.probes.classifiers import Floats, Kind, fit
 from moelens.probes.features import Feature, FeatureStore, Ints, need, targets
+from moelens.shows import Shows
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Ends of the blocks of the online code, Voita and Titov 2020 (arXiv 2003.12298)."""
@@ -46,7 +47,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, repr=False)
-class ProbeResult:
+class ProbeResult(Shows):
     """How well a label can be read, feature by feature and layer by layer.
 
     Attributes:
@@ -99,30 +100,6 @@ class ProbeResult:
         )
 
     __repr__ = table
-
-    def plot(self, ax: Any = None) -> Any:
-        """Accuracy over layers, a line for each feature and probe, with the baselines; returns the axes."""
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots(layout="constrained")[1] if ax is None else ax
-        for feature, probe_kind in dict.fromkeys((r.feature, r.probe) for r in self.rows):
-            rows = sorted(
-                (r for r in self.rows if (r.feature, r.probe) == (feature, probe_kind)), key=lambda r: r.layer
-            )
-            x, y = [r.layer for r in rows], [r.accuracy for r in rows]
-            (line,) = ax.plot(x, y, marker="o", label=f"{feature}, {probe_kind}")
-            ax.fill_between(x, [r.low for r in rows], [r.high for r in rows], color=line.get_color(), alpha=0.2)
-            ax.plot(x, [r.control for r in rows], linestyle=":", color=line.get_color())
-        ax.axhline(self.per_token, color="0.3", linestyle="--", label="most frequent label of the token")
-        ax.axhline(self.majority, color="0.6", linestyle="--", label="majority")
-        ax.set(
-            xlabel="layer",
-            ylabel="accuracy",
-            title=f"{len(self.classes)} classes, {self.tokens:,} tokens (dotted: control)",
-        )
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend()
-        return ax
 
 
 def probe(

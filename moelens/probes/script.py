@@ -250,7 +250,7 @@ class Runner:
         result = probe(self.recording(), options.pop("label"), progress=self.progress, **options)
         write_rows(path, [asdict(row) for row in result.rows])
         figure, axes = plt.subplots(layout="constrained")
-        result.plot(axes)
+        result.plot(ax=axes)
         figure.savefig(path.with_suffix(".png"), dpi=150)
         plt.close(figure)
         best = asdict(result.best) | {"majority": result.majority, "per_token": result.per_token}

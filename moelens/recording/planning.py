@@ -14,6 +14,7 @@ from moelens.errors import MoeLensError, unknown
 from moelens.models.loading import DEMO, architectures, auto_class, on_meta
 from moelens.models.structure import MoEShape, describe, find_sites, text_config
 from moelens.recording.captures import STORED, Capture, Wanted, bytes_per_token
+from moelens.shows import Face
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1 + 4 / 128**2}
@@ -22,7 +23,7 @@ USABLE = 0.9  # of a device's memory for weights, as accelerate plans; the rest 
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Face):
     """What recording with a model would take.
 
     Attributes:

@@ -17,12 +17,13 @@ from moelens.recording.captures import index_type
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label
+from moelens.shows import Face
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, repr=False)
-class Recording:
+class Recording(Face):
     """What a model did over a corpus: a folder of Parquet files, a row a token, in the order of the documents.
 
     Attributes:
@@ -270,7 +271,7 @@ class Recording:
 
 
 @dataclass(frozen=True, repr=False)
-class Verification:
+class Verification(Face):
     """What `verify` found: `damage`, a sentence for each file that is not as it was written."""
 
     recording: Recording

@@ -31,7 +31,7 @@ def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str)
     light, dark = (_drawn(draw, size, theme) for theme in ("light", "dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(alt)}"></picture>'
+        f'<img src="{light}" alt="{escape(alt)}" style="max-width: 100%; height: auto"></picture>'
     )
 
 

@@ -1,0 +1,240 @@
+"""Measures of routing as matplotlib axes: curves over layers, experts, pairs of experts, flow from layer to layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import PathPatch, Rectangle
+from matplotlib.path import Path
+
+from moelens.analysis.routing import cluster_order
+from moelens.analysis.tables import number
+from moelens.errors import MoeLensError, unknown
+from moelens.views.maps import LIGHT, clip_of, grid_size, layer_ticks, new_axes
+from moelens.views.style import CLASS_STYLE, japanese_font, label_text
+from moelens.views.text import expert_colour
+
+if TYPE_CHECKING:
+    from moelens.analysis import Comparison, Measure
+    from moelens.analysis.arrays import Floats
+
+MARKS = "os^vD*XP"
+LINES = 8
+STREAMS = 6
+OTHER = (0.6, 0.6, 0.6)
+
+
+def size_of(measure: Measure) -> tuple[float, float]:
+    """Width and height in inches that suit a measure."""
+    if "other" in measure.axes:
+        return (9.0, 4.4) if measure.name == "route_shares" else (5.6, 5.0)
+    return (8.0, 3.2) if "expert" not in measure.axes else grid_size(len(measure.axes["layer"]))
+
+
+def measure_plot(measure: Measure, layer: int | None = None, *, ax: Axes | None = None) -> Axes:
+    """Draw a `Measure` by its axes: a curve over layers, layers × experts, or pairs of experts of one `layer`.
+
+    `route_shares` is drawn as streams, see `flow_plot`. Raises `UnknownNameError` for a layer that it does not have,
+    and `MoeLensError` for a measure of layers, experts and labels: plot the `Specialization` instead.
+    """
+    axes, layers = tuple(measure.axes), measure.axes.get("layer", ())
+    if measure.name == "route_shares":
+        return flow_plot(measure, ax=ax)
+    if axes == ("layer", "expert", "label"):
+        raise MoeLensError(f"{measure.name} has layers, experts and labels; draw specialization(…).plot(label)")
+    if axes[:1] != ("layer",):
+        raise MoeLensError(f"{measure.name} has the axes {', '.join(axes)}; only measures of layers are drawn")
+    if layer is not None and layer not in layers:
+        raise unknown("layer", layer, layers)
+    with japanese_font():
+        ax = ax or new_axes(size_of(measure))
+        if axes == ("layer", "expert", "other"):
+            return _pairs(measure, ax, layers[0] if layer is None else layer)
+        return _grid(measure, ax) if axes == ("layer", "expert") else _curves(measure, ax)
+
+
+def _curves(measure: Measure, ax: Axes) -> Axes:
+    """One line a label, the most frequent first by size; a band where chance is known."""
+    layers = measure.axes["layer"]
+    x = np.arange(len(layers))
+    values = measure.values.reshape(len(layers), -1, 1) if "value" not in measure.axes else measure.values
+    names = measure.axes.get("label", (measure.name,))
+    shown = np.argsort(-np.nan_to_num(values[..., 0]).max(0), kind="stable")[:LINES]
+    for at, i in enumerate(shown):
+        style = CLASS_STYLE.get(names[i])
+        (line,) = ax.plot(x, values[:, i, 0], marker=MARKS[at % len(MARKS)], label=label_text(names[i]),
+                          color=style.color if style else None, linewidth=1.6, markersize=5)  # fmt: skip
+        if values.shape[-1] == 3:
+            ax.fill_between(x, values[:, i, 1], values[:, i, 2], color=line.get_color(), alpha=0.18, linewidth=0)
+    if len(names) > 1:
+        ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    layer_ticks(ax.xaxis, layers)
+    ax.set_xlabel("layer", fontsize=8)
+    ax.set_ylabel("bits" if "information" in measure.name or "value" in measure.axes else measure.name, fontsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    band = " · bands: 95 % of labels shifted along the text" if values.shape[-1] == 3 else ""
+    left = f" · {LINES} of {len(names)} labels" if len(names) > LINES else ""
+    return _titled(ax, measure, f"{band}{left}")
+
+
+def _grid(measure: Measure, ax: Axes) -> Axes:
+    values = np.asarray(measure.values, float)
+    shown = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
+    ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14).outline.set_visible(False)
+    layer_ticks(ax.yaxis, measure.axes["layer"])
+    ax.set_xlabel("expert", fontsize=8)
+    ax.set_ylabel("layer", fontsize=8)
+    ax.spines[:].set_visible(False)
+    return _titled(ax, measure)
+
+
+def _pairs(measure: Measure, ax: Axes, layer: int) -> Axes:
+    """Experts × experts of one layer, clustered, so that groups stand together."""
+    values = np.asarray(measure.values[measure.axes["layer"].index(layer)], float)
+    order = cluster_order(values)
+    values = values[np.ix_(order, order)]
+    if measure.name.endswith("lift"):
+        with np.errstate(divide="ignore"):
+            values = np.log2(values)
+        limit = clip_of(values)
+        shown = ax.imshow(np.clip(values, -limit, limit), cmap=LIGHT, vmin=-limit, vmax=limit, interpolation="nearest")
+        bar = ax.figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02)
+        bar.ax.set_title("log2 lift", fontsize=7.5)
+    else:
+        bar = ax.figure.colorbar(ax.imshow(values, cmap="viridis", interpolation="nearest"), ax=ax, fraction=0.04)
+    bar.outline.set_visible(False)
+    step = max(1, len(order) // 32)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(range(0, len(order), step), [f"E{e}" for e in order[::step]], fontsize=6)
+    ax.tick_params(axis="x", rotation=90)
+    ax.spines[:].set_visible(False)
+    return _titled(ax, measure, f" · layer {layer}, experts clustered")
+
+
+def flow_plot(
+    measure: Measure, layers: Sequence[int] | None = None, *, streams: int = STREAMS, ax: Axes | None = None
+) -> Axes:
+    """Where the tokens of an expert go in the next layer, as streams between 2 to 5 successive layers.
+
+    Args:
+        measure: `route_shares`.
+        layers: 1 to 4 that follow each other; the first four by default. The last layer's next one is shown too.
+        streams: experts of each layer that are shown, those with most tokens; the others together are "other". Widths
+            are shares of a layer's assignments.
+
+    Raises:
+        UnknownNameError: a layer whose flow to the next was not measured.
+        MoeLensError: layers that do not follow each other.
+    """
+    known = measure.axes["layer"]
+    chosen = list(known[:4] if layers is None else layers)
+    for layer in chosen:
+        if layer not in known:
+            raise unknown("layer", layer, known, "layers whose flow to the next was measured")
+    at = [known.index(layer) for layer in chosen]
+    if not 1 <= len(at) <= 4 or at != list(range(at[0], at[0] + len(at))):
+        raise MoeLensError(f"layers {chosen} are not 1 to 4 that follow each other; flow goes from each to the next")
+    with japanese_font():
+        ax = ax or new_axes((9.0, 4.4))
+        flows = [np.asarray(measure.values[i], float) for i in at]
+        sizes = [flows[0].sum(1), *(flow.sum(0) for flow in flows)]
+        shown = [np.sort(np.argsort(-size, kind="stable")[:streams]) for size in sizes]
+        tops = [_column(ax, x, sizes[x] / sizes[x].sum(), shown[x]) for x in range(len(sizes))]
+        for x, flow in enumerate(flows):
+            _streams(ax, x, _folded(flow / flow.sum(), shown[x], shown[x + 1]), tops[x], tops[x + 1], shown[x])
+        last = f"L{known[at[-1] + 1]}" if at[-1] + 1 < len(known) else "next layer"
+        ax.set_xticks(range(len(sizes)), [*(f"L{n}" for n in chosen), last])
+        ax.set_yticks([])
+        ax.set_xlim(-0.2, len(sizes) - 0.8)
+        ax.set_ylim(1.02, -0.02)
+        ax.spines[:].set_visible(False)
+        return _titled(ax, measure, f" · {streams} largest experts of each layer, grey: all others")
+
+
+def _column(ax: Axes, x: int, share: Floats, shown: Any) -> list[float]:
+    """Boxes of a layer from top to bottom; returns where each begins."""
+    heights = [*share[shown], 1 - share[shown].sum()]
+    tops = np.concatenate([[0], np.cumsum(heights)[:-1]])
+    for top, height, expert in zip(tops, heights, [*shown, None], strict=True):
+        colour = OTHER if expert is None else _rgba(expert_colour(int(expert), 1.0))
+        ax.add_patch(Rectangle((x - 0.035, top), 0.07, height, facecolor=colour, edgecolor="none"))
+        if height > 0.02:
+            name = "other" if expert is None else f"E{expert}"
+            ax.text(x + 0.045, top + height / 2, name, fontsize=7, va="center")
+    return [float(top) for top in tops]
+
+
+def _folded(flow: Floats, rows: Any, columns: Any) -> Floats:
+    """The flow between the shown experts, with one more row and column for all others."""
+    whole = np.vstack([flow[rows], np.delete(flow, rows, 0).sum(0)])
+    return np.hstack([whole[:, columns], np.delete(whole, columns, 1).sum(1, keepdims=True)])
+
+
+def _streams(ax: Axes, x: int, flow: Floats, tops: list[float], next_tops: list[float], shown: Any) -> None:
+    out, into = list(tops), list(next_tops)
+    for i, row in enumerate(flow):
+        colour = _rgba(expert_colour(int(shown[i]), 0.35)) if i < len(shown) else (*OTHER, 0.18)
+        for j, width in enumerate(row):
+            ax.add_patch(PathPatch(_ribbon(x, out[i], into[j], width), facecolor=colour, edgecolor="none"))
+            out[i] += width
+            into[j] += width
+
+
+def _ribbon(x: int, top: float, next_top: float, width: float) -> Path:
+    a, b, middle = x + 0.035, x + 0.965, x + 0.5
+    points = [(a, top), (middle, top), (middle, next_top), (b, next_top), (b, next_top + width),
+              (middle, next_top + width), (middle, top + width), (a, top + width), (a, top)]  # fmt: skip
+    codes = [Path.MOVETO, *[Path.CURVE4] * 3, Path.LINETO, *[Path.CURVE4] * 3, Path.CLOSEPOLY]
+    return Path(points, codes)
+
+
+def _rgba(css: str) -> tuple[float, ...]:
+    """A CSS rgba() as matplotlib takes it."""
+    *rgb, alpha = (float(part) for part in css.removeprefix("rgba(").rstrip(")").split(","))
+    return (*(c / 255 for c in rgb), alpha)
+
+
+def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axes | None = None) -> Axes:
+    """Layers × experts: by how much more of the label's tokens b sends to the expert than a; grey does not survive.
+
+    Without a `label`, of all tokens. Raises `UnknownNameError` for a label that the comparison does not have.
+    """
+    label = comparison.names[0] if label is None else label
+    if label not in comparison.names:
+        raise unknown("label", label, comparison.names)
+    index = comparison.names.index(label)
+    change = 100 * np.nan_to_num(comparison.change[:, :, index])
+    with japanese_font():
+        ax = ax or new_axes(grid_size(len(comparison.layers)))
+        limit = max(float(np.percentile(np.abs(change), 99.5)), 1e-9)
+        shown = ax.imshow(change, cmap=LIGHT, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
+        pale = np.where(comparison.significant[:, :, index], 0.0, 0.75)
+        cover = np.full((*change.shape, 4), 0.6)
+        cover[..., 3] = pale
+        ax.imshow(cover, aspect="auto", interpolation="nearest")
+        bar = ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14)
+        bar.outline.set_visible(False)
+        bar.ax.set_title("points", fontsize=7.5)
+        layer_ticks(ax.yaxis, comparison.layers)
+        ax.set_xlabel("expert", fontsize=8)
+        ax.set_ylabel("layer", fontsize=8)
+        ax.spines[:].set_visible(False)
+        a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
+        kept = number(100 * float(np.nanmean(comparison.kept[:, index])))
+        tokens = f"{int(comparison.label_tokens[index]):,} tokens"
+        ax.set_title(
+            f"{a} → {b} · {label_text(label)} · {tokens} · experts kept: {kept} %\npercentage points of the label's "
+            "tokens that b sends more to the expert; grey does not survive the test over documents",
+            loc="left", fontsize=9, linespacing=1.4,
+        )  # fmt: skip
+    return ax
+
+
+def _titled(ax: Axes, measure: Measure, more: str = "") -> Axes:
+    model = measure.provenance.get("model") or "model"
+    size = " × ".join(f"{len(names):,} {axis}s" for axis, names in measure.axes.items() if axis != "value")
+    ax.set_title(f"{model} · {measure.name.replace('_', ' ')} · {size}{more}", loc="left", fontsize=9)
+    return ax
