@@ -155,7 +155,7 @@ def examples(recording: Recording, labels: Labels, result: Specialization) -> It
     for label in result.names:
         for best in result.top(1, label):
             at = recording.layers.index(best.layer)
-            for trace in found.find(at, best.expert, label)[:EXAMPLES]:
+            for trace in found.find(best.layer, best.expert, label)[:EXAMPLES]:
                 yield Example(
                     label=label,
                     tokens=trace.tokens,

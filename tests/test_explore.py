@@ -94,6 +94,31 @@ def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -
         moelens.explore(recording, label="尊敬", permutations=50)
 
 
+def test_whatever_goes_wrong_the_button_comes_back(explorer: Explorer) -> None:
+    def broken() -> Any:
+        raise KeyboardInterrupt
+
+    explorer._loaded = broken
+    with pytest.raises(KeyboardInterrupt):
+        explorer.effect.asked += 1
+    assert explorer.effect.status == "failed"
+    assert explorer.effect.rows == []
+
+
+def test_a_result_of_other_layers(explorer: Explorer, recording: Recording) -> None:
+    with pytest.raises(moelens.MoeLensError, match=r"a result of layers \(3, 4\), a recording of \(1, 2, 3, 4\)"):
+        result_of(2, 32).explore(recording)
+
+
+def test_an_expert_that_nobody_chose(explorer: Explorer, recording: Recording) -> None:
+    routes = recording.indices().swapaxes(0, 1).reshape(4, -1)
+    unused = np.argwhere([np.bincount(layer, minlength=32) == 0 for layer in routes])
+    explorer.map.selected = unused[0].tolist()
+    assert explorer.trace.lines == []
+    assert explorer.trace.heading.startswith("no such sentence · 0 tokens")
+    assert "no token in this recording" in explorer.card.value
+
+
 def test_verdicts_are_careful() -> None:
     row = {"target": "L1 · E2", "change": 0.2, "low": -0.1, "high": 0.4, "p": 0.31}
     said = "without L1 · E2 the preference rises by 0.200 nats, but the interval holds 0"

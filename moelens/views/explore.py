@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from moelens.japanese import Labels
     from moelens.models.hooked import HookedMoE
     from moelens.recording import Recording
-    from moelens.tracing import Trace
 
 # The contrast that a label is about.
 KIND = {
@@ -42,6 +41,7 @@ KIND = {
 DEMO = "demo"
 DRAWS = 20
 HISTORY = 8
+HEAD = "letter-spacing: .08em; font-size: 80%; opacity: .7"
 
 
 class EffectView(Live):
@@ -102,26 +102,31 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.map, self.card = ExpertMap(result, label), ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "2 1 520px", "1 1 320px"
         row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
-        below: list[Any] = []
-        self.map.recording, self.passages = recording, None
+        self.passages: Passages | None = None
+        self.parts: list[tuple[str, str, Live]] = [("WHERE", "layers and experts", self.map)]
         if recording is not None:
+            if recording.layers != result.layers:
+                raise MoeLensError(
+                    f"a result of layers {result.layers}, a recording of {recording.layers}; give its own"
+                )
             self.passages = Passages(recording, labels or labels_of(recording), result.family)
             self.map.recording = self.passages.recording
-            layer, _, sentences = self._sentences()
-            self.trace = TraceView(sentences, load=result.load, layer=layer)
+            self.trace = TraceView([self.passages.passage(0)], load=result.load)
             self.effect = EffectView(kind=KIND.get(self.map.label, "respectful"))
             self.effect.observe(self._remove, "asked")
-            below = [_title("WHAT", "sentences in which it takes this label"), self.trace]
-            below += [_title("SO WHAT", "what the model prefers without it"), self.effect]
-        super().__init__([_title("WHERE", "layers and experts"), row, *below])
+            self.parts.append(("WHAT", "sentences in which it takes this label", self.trace))
+            self.parts.append(("SO WHAT", "what the model prefers without it", self.effect))
+        shown = [row, *(view for _, _, view in self.parts[1:])]
+        heads = [ipywidgets.HTML(f'<b style="{HEAD}">{question}</b> {text}') for question, text, _ in self.parts]
+        super().__init__([widget for both in zip(heads, shown, strict=True) for widget in both])
         self.map.observe(self._show, ["selected", "label"])
         self._show()
 
     def save_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML file: the map and its cards alive, the sentences and effects shown now."""
         path, page = Path(path), Page()
-        views = [self.map, *((self.trace, self.effect) if self.passages else ())]
-        path.write_text(page.html(self.map.heading, "".join(map(page.live, views))), encoding="utf-8")
+        body = "".join(f"<h2><b>{question}</b>{text}</h2>{page.live(view)}" for question, text, view in self.parts)
+        path.write_text(page.html(self.map.heading, body), encoding="utf-8")
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
@@ -129,38 +134,33 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         data = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/html": f"{self.map.static_html()}{self.card.value}"}
 
-    def _chosen(self) -> tuple[int, int, int]:
-        """Position and number of the layer, and the expert."""
+    def _chosen(self) -> tuple[int, int]:
+        """Number of the layer, and the expert."""
         at, expert = self.map.selected
-        return at, self.result.layers[at], expert
-
-    def _sentences(self) -> tuple[int, int, Sequence[Trace]]:
-        at, layer, expert = self._chosen()
-        assert self.passages is not None
-        return layer, expert, self.passages.find(at, expert, self.map.label)
+        return self.result.layers[at], expert
 
     def _show(self, change: Any = None) -> None:
-        _, layer, expert = self._chosen()
+        layer, expert = self._chosen()
         self.card.value = card_html(self.result, layer, expert, self.map.recording)
         if self.passages is not None:
-            self.trace.show(self._sentences()[2], layer, expert)
+            self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
             self.effect.target = f"L{layer} · E{expert}"
             if change is not None and change["name"] == "label" and self.map.label in KIND:
                 self.effect.kind = KIND[self.map.label]
 
     def _remove(self, change: Any) -> None:
-        view, (_, layer, expert) = self.effect, self._chosen()
+        view, (layer, expert) = self.effect, self._chosen()
         view.status, view.message = "running", f"the model reads the pairs without {view.target} …"
         try:
             row = self._removed(layer, expert, view.kind, view.controls)
         except MoeLensError as error:
             view.status, view.message = "failed", str(error)
             return
-        finally:
-            if view.status == "running":
-                view.status, view.message = "idle", ""
+        except BaseException:  # an interrupt too: the button must not stay as if it were running
+            view.status, view.message = "failed", "something else went wrong; the log of the notebook says what"
+            raise
         view.rows = [row, *view.rows][:HISTORY]
-        view.message = verdict(row)
+        view.status, view.message = "idle", verdict(row)
 
     def _removed(self, layer: int, expert: int, kind: str, controls: bool) -> dict[str, Any]:
         """The effect on one kind of pairs, NaN as None, as JSON has none."""
@@ -204,10 +204,6 @@ def verdict(row: Mapping[str, Any]) -> str:
         more = "more" if row["p"] < ALPHA else "no more"
         beside = f"; {more} than matched controls change it (p {number(row['p'])})"
     return f"without {row['target']} the preference {moved} by {abs(row['change']):.3f} nats, {fits}{beside}"
-
-
-def _title(question: str, text: str) -> ipywidgets.HTML:
-    return ipywidgets.HTML(f'<b style="letter-spacing: .08em; font-size: 80%; opacity: .7">{question}</b> {text}')
 
 
 def explore(

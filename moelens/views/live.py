@@ -78,7 +78,7 @@ class Live(anywidget.AnyWidget):
     def save_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML file in which the view is alive without a kernel. Returns the file.
 
-        result.explore().map.save_html("map.html")
+        moelens.trace(model, text).explore().save_html("trace.html")
         """
         from moelens.views.page import Page
 

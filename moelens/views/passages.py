@@ -80,11 +80,12 @@ class Passages:
         weighted = held.manifest["capture"].get("weights", True)
         self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
-    def find(self, at: int, expert: int, label: str) -> list[Trace]:
-        """Up to five, of different texts, those dense with such tokens first; `at` is the position of the layer.
+    def find(self, layer: int, expert: int, label: str) -> list[Trace]:
+        """Up to five, of different texts, those dense with such tokens first.
 
         Where the expert takes no token of the label, those in which it takes any.
         """
+        at = self.recording.layers.index(layer)
         takes = (self.experts[:, at] == expert).any(-1) & (self.end > self.start)
         both = takes & self.has[:, self.names.index(label)] if label in self.names else takes
         taken = both if both.any() else takes
@@ -93,13 +94,14 @@ class Passages:
         found: dict[str, Trace] = {}
         for i in np.argsort(-counts / np.sqrt(self.lengths[docs]), kind="stable").tolist():
             if self.texts[docs[i]] not in found:
-                found[self.texts[docs[i]]] = self._passage(int(docs[i]), int(rows[first[i]]))
+                found[self.texts[docs[i]]] = self.passage(int(rows[first[i]]))
             if len(found) == PASSAGES:
                 break
         return list(found.values())
 
-    def _passage(self, doc: int, row: int) -> Trace:
-        """The tokens around a row, as a trace."""
+    def passage(self, row: int) -> Trace:
+        """The tokens of a document around a row, as a trace."""
+        doc = int(self.doc[row])
         near = np.arange(max(0, row - AROUND), min(len(self.doc), row + AROUND))
         near = near[(self.doc[near] == doc) & (self.end[near] > self.start[near])]
         text, part = self.texts[doc], TokenSpans(self.start[near], self.end[near], self.partial[near], "bytes")

@@ -86,7 +86,7 @@ class TraceView(Live):
         """Keep the traces; returns the traits that do not depend on the layer."""
         self.traces = tuple(traces)
         self.pairs = aligned(*(t.tokens for t in traces)) if pair else ()
-        self.names = [name for name in MEASURES if all(getattr(t, name, None) is not None for t in traces)]
+        self.names = [name for name in MEASURES if all(getattr(t, name) is not None for t in traces)]
         self.names += ["load"] * (self.load is not None)
         starts = np.cumsum([0, *(len(t.tokens) for t in traces)]).tolist()
         return {
@@ -128,7 +128,7 @@ class TraceView(Live):
         if self.marked[0] == layer:
             told += f" · underlined with dots: tokens that L{layer} · E{self.marked[1]} takes"
         tokens = sum(len(t.tokens) for t in self.traces)
-        name = self.traces[0].model if self.traces else ""
+        name = self.traces[0].model if self.traces else "no such sentence"
         return {
             "experts": _joined(experts, "<u2"),
             "weights": _joined(weights, "<f4"),
