@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -112,6 +113,30 @@ def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
         shown.append(text[max(start, last) : end] or ("·" if end > start else ""))
         last = max(last, end)
     return tuple(shown)
+
+
+def aligned(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Columns of tokens that belong together, -1 where one text has none; what differs is aligned at its end.
+
+    >>> aligned(["先生", "は", "来", "ます"], ["先生", "は", "いらっしゃい", "ます"])
+    ((0, 0), (1, 1), (2, 2), (3, 3))
+    """
+    columns: list[tuple[int, int]] = []
+    for _, a, a_end, b, b_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
+        for back in range(max(a_end - a, b_end - b), 0, -1):
+            columns.append((a_end - back if a_end - back >= a else -1, b_end - back if b_end - back >= b else -1))
+    return tuple(columns)
+
+
+def routes_that_differ(
+    columns: Sequence[tuple[int, int]], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> list[int | None]:
+    """By how many experts the routes of two texts `[token, slot]` differ in each column; None where one has no token.
+
+    >>> routes_that_differ([(0, 0), (1, -1)], np.array([[4, 7], [1, 2]]), np.array([[7, 5]]))
+    [1, None]
+    """
+    return [None if min(a, b) < 0 else len(set(first[a].tolist()) - set(second[b].tolist())) for a, b in columns]
 
 
 def trace(model: HookedMoE, text: str) -> Trace:

@@ -17,10 +17,11 @@ from test_widgets import payload, result_of
 import moelens
 from moelens.analysis import Specialization
 from moelens.recording import Recording
+from moelens.tracing import aligned
 from moelens.views import explore
 from moelens.views.explore import Explorer, verdict
 from moelens.views.passages import Held
-from moelens.views.trace_view import TraceView, aligned
+from moelens.views.trace_view import TraceView
 
 TEXTS = ["社長がいらっしゃいました。<b>太字</b>", "資料をお送りいたします。", "雨が降っていた。"] * 12
 

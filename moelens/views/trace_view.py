@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,6 +83,8 @@ class TraceView(Live):
 
     def hold(self, traces: Sequence[Trace], pair: bool = False, titles: Sequence[str] = ()) -> dict[str, Any]:
         """Keep the traces; returns the traits that do not depend on the layer."""
+        from moelens.tracing import aligned
+
         self.traces = tuple(traces)
         self.pairs = aligned(*(t.tokens for t in traces)) if pair else ()
         self.names = [name for name in MEASURES if all(getattr(t, name) is not None for t in traces)]
@@ -109,6 +110,8 @@ class TraceView(Live):
 
     def slice(self, *asked: Any) -> dict[str, Any]:
         """Of one layer: experts as uint16 and weights as float32 `[token, slot]`, measures `[measure, token]`."""
+        from moelens.tracing import routes_that_differ
+
         (layer,) = asked
         held = [(trace, trace.layers.index(layer)) for trace in self.traces]
         experts, weights = [t.experts[:, at] for t, at in held], [t.weights[:, at] for t, at in held]
@@ -117,11 +120,8 @@ class TraceView(Live):
             for name in self.names
             for t, at in held
         ]
-        differs = [
-            UNALIGNED if min(a, b) < 0 else len({*experts[0][a].tolist()} - {*experts[1][b].tolist()})
-            for a, b in self.pairs
-        ]
-        together = [n for n in differs if n != UNALIGNED]
+        differs = routes_that_differ(self.pairs, *experts) if self.pairs else []
+        together = [n for n in differs if n is not None]
         told = (
             f" · routes differ at {sum(n > 0 for n in together)} of {len(together)} aligned tokens" if differs else ""
         )
@@ -134,7 +134,7 @@ class TraceView(Live):
             "weights": _joined(weights, "<f4"),
             "values": _joined(values, "<f4"),
             "highlight": self.marked[1] if self.marked[0] == layer else -1,
-            "differs": np.array(differs, "<u2").tobytes(),
+            "differs": np.array([UNALIGNED if n is None else n for n in differs], "<u2").tobytes(),
             "heading": f"{name} · {tokens:,} tokens · layer {layer}{told}",
         }
 
@@ -161,19 +161,6 @@ def check(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, 
 def best(trace: Trace, at: int) -> NDArray[np.int64]:
     """The expert with the largest weight of each token `[token]`, in the layer at a position."""
     return np.take_along_axis(trace.experts[:, at], trace.weights[:, at].argmax(-1)[:, None], -1)[:, 0]
-
-
-def aligned(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Columns of tokens that belong together, -1 where one text has none; what differs is aligned at its end.
-
-    >>> aligned(["先生", "は", "来", "ます"], ["先生", "は", "いらっしゃい", "ます"])
-    ((0, 0), (1, 1), (2, 2), (3, 3))
-    """
-    columns: list[tuple[int, int]] = []
-    for _, a, a_end, b, b_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
-        for back in range(max(a_end - a, b_end - b), 0, -1):
-            columns.append((a_end - back if a_end - back >= a else -1, b_end - back if b_end - back >= b else -1))
-    return tuple(columns)
 
 
 def _joined(arrays: Sequence[NDArray[Any]], kind: str) -> bytes:

@@ -12,6 +12,7 @@ function render({ model, el }) {
   const search = element("input", { type: "search", placeholder: "L3 E17", size: 8, title: "go to an expert" });
   search.dataset.lmSuppressShortcuts = "true";
   const sorted = element("input", { type: "checkbox", checked: model.get("sorted") });
+  sorted.dataset.lmSuppressShortcuts = "true";
   const [labels, onLabel] = choice(model, "label", "labels", "label");
   const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", (name) => name.replaceAll("_", " "));
   const bar = element("span", { className: "moelens-bar" }), low = element("span"), high = element("span");
