@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 from test_recording import TEXTS, Model, assert_recorded
 
+import moelens
 from moelens.cli import main
 from moelens.errors import MoeLensError, RecordingError
 from moelens.recording import Recording, record, recorder
@@ -125,6 +128,154 @@ def test_a_committed_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: py
         RecordingError, match=r"'tokens/tokens-00000\.parquet' of the unfinished recording .* is missing"
     ):
         record(Model(), TEXTS, out, progress=False)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
+def test_an_interrupted_cell_leaves_a_bare_model_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
+) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 20)
+    monkeypatch.setattr(recorder, "CHUNK_BATCHES", 1)
+    model, texts, calls = moelens.load("demo"), ["社長がいらっしゃいました。", "お荷物をお持ちいたします。"] * 3, [0]
+    options: dict[str, Any] = {"capture": ["routes", "neurons"], "batch_tokens": 10, "progress": False}
+
+    def interrupt(module: Any, args: Any) -> None:
+        calls[0] += 1
+        if calls[0] == 4:
+            raise kind
+
+    handle = model.hf_model.lm_head.register_forward_pre_hook(interrupt)
+    with pytest.raises(kind):
+        moelens.record(model, texts, tmp_path / "run", **options)
+    handle.remove()
+    assert not [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    assert not [t for t in threading.enumerate() if t.name.startswith("moelens-")]
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    committed = {p.name: p.read_bytes() for p in (tmp_path / "run" / "progress").glob("[0-9]*.json")}
+    assert 0 < len(committed) < 6
+    with pytest.raises(RecordingError, match="is a recording that is not finished: repeat the command that began it"):
+        Recording.open(tmp_path / "run")
+    went_on = moelens.record(model, texts, tmp_path / "run", **options)
+    undisturbed = moelens.record(model, texts, tmp_path / "undisturbed", **options)
+    assert went_on.tokens().equals(undisturbed.tokens())
+    assert went_on.vectors("neurons", 3).equals(undisturbed.vectors("neurons", 3))
+    assert moelens.verify(went_on)
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    out, model = tmp_path / "run", Model()
+
+    def meanwhile(name: str, tensor: Any) -> Any:
+        for force in (False, True):
+            with pytest.raises(RecordingError) as error:
+                record(Model(), TEXTS, out, force=force, progress=False)
+            refused.append(str(error.value))
+        return tensor
+
+    refused: list[str] = []
+    model.edit = meanwhile
+    assert_recorded(record(model, TEXTS, out, progress=False), Model(), TEXTS)
+    assert set(refused) == {f"another run is writing to '{out}'; wait until it is done, or choose another folder"}
+    assert_recorded(record(Model(), TEXTS, out, force=True, progress=False), Model(), TEXTS)
+
+
+def unfinished(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording whose every piece is committed, stopped before its end."""
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(recorder, "conclude", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            record(Model(), TEXTS, out, progress=False)
+
+
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip(data: bytes) -> bytes:
+    return data[:20] + bytes([data[20] ^ 1]) + data[21:]
+
+
+@pytest.mark.parametrize(
+    "name, harm, message",
+    [
+        ("tokens/tokens-00000.parquet", cut, "is damaged; delete 'progress/00000.json' there to record it again"),
+        ("tokens/tokens-00000.parquet", lambda data: b"", "is damaged; delete 'progress/00000.json' there to record"),
+        ("progress/documents-00001.parquet", flip, "is damaged; delete 'progress/00001.json' there to record it again"),
+        ("progress/00001.json", cut, "is damaged; delete 'progress/00001.json' there to record it again"),
+        ("progress/settings.json", lambda data: b"", "is damaged; delete the whole folder"),
+    ],
+)
+def test_damage_to_an_unfinished_recording_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, harm: Any, message: str
+) -> None:
+    out = tmp_path / "run"
+    unfinished(out, monkeypatch)
+    (out / name).write_bytes(harm((out / name).read_bytes()))
+    with pytest.raises(RecordingError) as error:
+        record(Model(), TEXTS, out, progress=False)
+    assert str(error.value).startswith(f"'{name}' of the unfinished recording '{out}' {message}")
+    if "progress/0" in message:  # the advice helps
+        (out / message.split("'")[1]).unlink()
+    recording = record(Model(), TEXTS, out, force=name == SETTINGS, progress=False)
+    assert_recorded(recording, Model(), TEXTS)
+    assert moelens.verify(recording)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unfinished(tmp_path / "run", monkeypatch)
+    begun = json.loads((tmp_path / "run" / SETTINGS).read_text("utf-8"))["created"]
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Earlier:
+            return cls(1970, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(recorder, "datetime", Earlier)
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    recording = record(Model(), TEXTS, tmp_path / "run", progress=False)
+    assert_recorded(recording, Model(), TEXTS)
+    assert recording.manifest["created"] == begun
+
+
+LINES = "先生がいらっしゃる。\r\nはい\r\n\r\n  \r\nお荷物\r\n"
+
+
+@pytest.mark.parametrize("name", ["c.txt", "c.jsonl"])
+def test_windows_line_ends_are_not_recorded(tmp_path: Path, name: str) -> None:
+    texts = ["先生がいらっしゃる。", "はい", "お荷物"]
+    lines = LINES if name == "c.txt" else "\r\n".join(json.dumps({"text": t}) for t in texts) + "\r\n"
+    (tmp_path / name).write_bytes(lines.encode())
+    recording = record(Model(), tmp_path / name, tmp_path / "run", progress=False)
+    assert_recorded(recording, Model(), texts)
+    assert recording.documents()["text"].to_pylist() == texts
+
+
+def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
+    path, text = tmp_path / "c.jsonl", "社" * (50 * 2**20 // 3)
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in ("一", text, "二"))
+    assert [len(d.text) for d in moelens.Corpus.of(path)] == [1, len(text), 1]
+    path.write_bytes(b'{"text": "a"}\n{"text": "' + b"x" * (50 * 2**20))
+    with pytest.raises(MoeLensError, match=r"^c\.jsonl line 2 is not JSON \(Unterminated string .{,200}$"):
+        record(Model(), path, tmp_path / "run", progress=False)
+    path.write_bytes(b"[" * 2**20 + b"\n")
+    with pytest.raises(MoeLensError, match=r"^c\.jsonl line 1 is nested too deeply; write one JSON object a line$"):
+        record(Model(), path, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_documents_of_special_tokens_only(tmp_path: Path) -> None:
+    assert_recorded(record(Model(), ["", ""], tmp_path / "known", progress=False), Model(), ["", ""])
+    model = moelens.load("demo")
+    special = model.tokenizer.eos_token
+    recording = record(model, [special * 3, "はい", special], tmp_path / "demo", capture=["routes", "neurons"],
+                       progress=False)  # fmt: skip
+    ids = [model.tokenizer(text)["input_ids"] for text in (special * 3, "はい", special)]
+    assert recording.column("token_id").tolist() == [i for row in ids for i in row]
+    assert ids[0].count(model.tokenizer.eos_token_id) >= 3
+    assert recording.indices().shape[0] == sum(map(len, ids))
+    assert moelens.verify(recording)
 
 
 @pytest.mark.parametrize("url", ["memory://runs/one", "file://{tmp}/run"])

@@ -163,6 +163,8 @@ def rows_of(path: Path) -> Iterator[tuple[str | Mapping[str, Any], str]]:
                 yield text if path.suffix == ".txt" else json.loads(text), at
         except UnicodeDecodeError as error:
             raise MoeLensError(f"{at} is not UTF-8; convert it, as with iconv -f CP932 -t UTF-8") from error
+        except RecursionError as error:
+            raise MoeLensError(f"{at} is nested too deeply; write one JSON object a line") from error
         except json.JSONDecodeError as error:
             raise MoeLensError(
                 f"{at} is not JSON ({error.msg}, column {error.colno}); write one JSON object a line"

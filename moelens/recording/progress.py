@@ -11,11 +11,13 @@ import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from moelens.errors import MoeLensError, RecordingError
 from moelens.recording.corpus import Corpus, Document
@@ -124,13 +126,14 @@ def begin(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, An
         RecordingError: the folder holds a recording, one begun with other settings, or something else.
     """
     with folder.explained():
-        begun: dict[str, Any] | None = folder.read_json(SETTINGS) if folder.exists(SETTINGS) else None
+        begun: dict[str, Any] | None = None
+        if folder.exists(SETTINGS):
+            with suppress(RecordingError) if force else nullcontext():
+                begun = state(folder, SETTINGS)
         whole = folder.exists(MANIFEST)
         in_the_way = [n for n in folder.names() if not (n.startswith(OURS) and (force or n.startswith(PROGRESS)))]
         if in_the_way and not whole and begun is None:
-            raise RecordingError(
-                f"'{folder.where}' is in the way and is not a recording; choose another folder, or remove it yourself"
-            )
+            raise folder.in_the_way()
         if whole and begun is None and not force:
             raise RecordingError(
                 f"'{folder.where}' holds a recording already; choose another folder, or replace it with force=True"
@@ -138,7 +141,7 @@ def begin(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, An
             )
         other = differing(begun["same"], settings["same"]) if begun else ""
         if force and (whole or other or begun is None):
-            clear(folder)
+            clear(folder, whole=False)
             begun, other = None, ""
         if begun is None:
             begun = settings
@@ -151,11 +154,11 @@ def begin(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, An
     return begun
 
 
-def clear(folder: Folder) -> None:
-    """Remove a recording, the manifest first, and the folder if nothing else is in it."""
+def clear(folder: Folder, whole: bool = True) -> None:
+    """Remove a recording, the manifest first, and, if `whole`, the folder where nothing else is in it."""
     for name in sorted({n.split("/")[0] for n in folder.names() if n.startswith(OURS)}, key=MANIFEST.__ne__):
         folder.remove(name)
-    if folder.exists() and folder.is_empty():
+    if whole and folder.exists() and folder.is_empty():
         folder.remove()
 
 
@@ -183,31 +186,55 @@ def commit(folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard
     folder.write_json(commit_name(piece), entry)
 
 
+def state(folder: Folder, name: str) -> Any:
+    """What a file of `progress/` says.
+
+    Raises:
+        RecordingError: it is no JSON, as after a power cut.
+    """
+    try:
+        return folder.read_json(name)
+    except ValueError as error:
+        raise torn(folder, name, "is damaged", name) from error
+
+
+def torn(folder: Folder, name: str, what: str, commit: str) -> RecordingError:
+    again = "the whole folder" if commit == SETTINGS else f"'{commit}' there to record it again, or the whole folder"
+    return RecordingError(f"'{name}' of the unfinished recording '{folder.where}' {what}; delete {again}")
+
+
 def to_do(folder: Folder, pieces: int) -> list[int]:
     """Pieces that are not committed.
 
     Raises:
-        RecordingError: a committed piece's file is gone, or is not as long as it was.
+        RecordingError: a committed piece's file is gone, or has not the rows that it had.
     """
     names = set(folder.names())
     missing = []
     for piece in range(pieces):
-        if commit_name(piece) not in names:
+        commit = commit_name(piece)
+        if commit not in names:
             missing.append(piece)
             continue
-        entry = folder.read_json(commit_name(piece))
+        entry = state(folder, commit)
         for shard in (*entry["shards"], entry["documents"]):
             if shard["path"] not in names:
-                raise RecordingError(
-                    f"'{shard['path']}' of the unfinished recording '{folder.where}' is missing; delete"
-                    f" '{commit_name(piece)}' there to record it again, or the whole folder"
-                )
+                raise torn(folder, shard["path"], "is missing", commit)
+            try:
+                rows = pq.read_metadata(folder.source(shard["path"])).num_rows
+            except (pa.ArrowInvalid, OSError) as error:
+                raise torn(folder, shard["path"], "is damaged", commit) from error
+            if rows != shard["rows"]:
+                raise torn(folder, shard["path"], f"has {rows} rows, not {shard['rows']}", commit)
     return missing
 
 
 def finish(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
     """Merge the documents' parts, and gather the manifest's list of shards; both can be done again after a kill."""
-    entries = [folder.read_json(commit_name(piece)) for piece in range(pieces)]
+    entries = [state(folder, commit_name(piece)) for piece in range(pieces)]
+    for piece, entry in enumerate(entries):
+        if folder.checksum(part_name(piece)) != entry["documents"]["sha256"]:
+            raise torn(folder, part_name(piece), "is damaged", commit_name(piece))
     documents = merge(folder, [part_name(piece) for piece in range(pieces)], "documents.parquet")
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -26,7 +27,18 @@ from moelens.recording.corpus import Corpus, Source
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import Reading, run
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
-from moelens.recording.progress import MANIFEST, PROGRESS, SETTINGS, Types, begin, clear, finish, survey, to_do
+from moelens.recording.progress import (
+    MANIFEST,
+    PROGRESS,
+    SETTINGS,
+    Types,
+    begin,
+    clear,
+    commit_name,
+    finish,
+    survey,
+    to_do,
+)
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
 from moelens.recording.writer import Beside, ahead
@@ -83,7 +95,7 @@ def record(
         progress: show a progress bar.
 
     Raises:
-        RecordingError: `out` is taken, full or cannot be written.
+        RecordingError: `out` is taken, full or cannot be written, or another run is writing there.
         UnknownNameError, MoeLensError: the corpus cannot be read; all of it is looked at before the model runs.
         CheckError: the model reports an expert that does not exist, or a number that cannot be kept.
 
@@ -100,16 +112,17 @@ def record(
     source, folder = Corpus.of(corpus), Folder.at(out)
     wanted = Wanted.of(model, capture, layers, experts, dtype)
     ranks = Ranks.of(model)
-    job = ranks.first_makes(lambda: prepare(model, source, folder, wanted, reading, ranks, force))
-    mine = job.todo[ranks.team :: ranks.teams]
-    try:
-        work(model, source, folder, wanted, reading, job, mine, write=ranks.writes, bar=progress and ranks.first)
-    except BaseException:
-        if ranks.size == 1 and len(to_do(folder, len(job.pieces))) == len(job.pieces):
-            clear(folder)  # there is nothing to go on with
-        raise
-    ranks.wait()
-    ranks.first_makes(lambda: conclude(folder, job))
+    with ExitStack() as lock:
+        job = ranks.first_makes(lambda: prepare(model, source, folder, wanted, reading, ranks, force, lock))
+        mine = job.todo[ranks.team :: ranks.teams]
+        try:
+            work(model, source, folder, wanted, reading, job, mine, write=ranks.writes, bar=progress and ranks.first)
+        except BaseException:
+            if ranks.size == 1 and not any(folder.exists(commit_name(piece)) for piece in range(len(job.pieces))):
+                clear(folder)  # there is nothing to go on with
+            raise
+        ranks.wait()
+        ranks.first_makes(lambda: conclude(folder, job))
     return Recording.open(out)
 
 
@@ -124,7 +137,14 @@ class Job:
 
 
 def prepare(
-    model: HookedMoE, corpus: Corpus, folder: Folder, wanted: Wanted, reading: Reading, ranks: Ranks, force: bool
+    model: HookedMoE,
+    corpus: Corpus,
+    folder: Folder,
+    wanted: Wanted,
+    reading: Reading,
+    ranks: Ranks,
+    force: bool,
+    lock: ExitStack,
 ) -> Job:
     """Read the corpus, cut it into pieces, and take the folder, or find what is left to do there."""
     found = survey(corpus)
@@ -140,6 +160,7 @@ def prepare(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pieces": [[p.start, p.stop] for p in found.pieces(characters)],
     }
+    lock.enter_context(folder.alone())
     begun = begin(folder, settings, force)
     for name in folder.names(".partial"):
         folder.remove(name)

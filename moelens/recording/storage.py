@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from moelens.errors import MoeLensError, RecordingError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @dataclass(frozen=True)
@@ -136,10 +143,41 @@ class Folder:
                     f"'{self.where}' cannot be written ({error.strerror}); choose another folder, or change its rights"
                 )
             elif error.errno in (errno.EEXIST, errno.ENOTDIR):
-                what = f"'{self.where}' is in the way and is not a recording; choose another folder, or remove it"
+                raise self.in_the_way() from error
             else:
                 raise
             raise RecordingError(what) from error
+
+    def in_the_way(self) -> RecordingError:
+        return RecordingError(
+            f"'{self.where}' is in the way and is not a recording; choose another folder, or remove it yourself"
+        )
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from writing a recording here meanwhile; the lock goes with the process, however it ends.
+
+        Only on this machine: object stores have no locks, and where there are none nobody is kept out.
+
+        Raises:
+            RecordingError: another run is at it.
+        """
+        if not self.local or fcntl is None:
+            yield
+            return
+        with self.explained():
+            self.fs.makedirs(self.root, exist_ok=True)
+            folder = os.open(self.root, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RecordingError(
+                    f"another run is writing to '{self.where}'; wait until it is done, or choose another folder"
+                ) from error
+            yield
+        finally:
+            os.close(folder)
 
     def remove(self, name: str = "") -> None:
         """A file, or a folder with all that is in it; what is not there is removed already."""
@@ -156,6 +194,8 @@ class Hashing:
         self._file, self._digest = file, hashlib.sha256()
 
     def write(self, data: Any) -> int:
+        if self._file.closed:  # by an error; a Parquet writer that is thrown away still writes its end
+            return len(data)
         self._digest.update(data)
         return int(self._file.write(data))
 
