@@ -2,16 +2,16 @@
 
     python -m benchmarks.recording --json
 
-Both forward passes run over the same batches of the bundled model, in turn, several times; the median ratio counts.
+All passes run over the same documents in an order drawn anew each round; the median of the rounds' ratios counts, in
+seconds and, where other work shares the cores, in processor time of all threads. The bundled model is the hardest case:
+it computes least for each byte that it gives. A random one of the proportions of OLMoE stands for those of real size.
+Recording needs no logits over the vocabulary and computes none; both bare passes, with them and without, are shown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,9 +21,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+import transformers
 from numpy.typing import NDArray
 
 import moelens
+from benchmarks.machine import interleaved, machine, spread
+from moelens.recording.captures import Wanted, bytes_per_token
 from moelens.recording.pieces import Chunk, Rows
 from moelens.recording.recorder import CHUNK_BATCHES, chunks
 from moelens.recording.storage import Folder
@@ -32,27 +35,31 @@ from moelens.recording.writer import ShardWriter, as_column, layer_label
 
 BATCH_TOKENS = 4096
 INSIDE = ["routes", "neurons", "expert_outputs"]
+OLMOE = {"hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 16,
+         "num_key_value_heads": 16, "num_experts": 32, "num_experts_per_tok": 8}  # fmt: skip
 GEOMETRIES = {"DeepSeek-V3": (58, 8, 256), "Qwen3-30B-A3B": (48, 8, 128), "Mixtral-8x7B": (32, 2, 8),
               "top-1 of 16": (24, 1, 16), "top-8 of 512": (48, 8, 512)}  # fmt: skip
 REAL = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
 
 
-def texts(repeat: int) -> list[str]:
-    return [document.text for document in moelens.recording.Corpus.of("demo")] * repeat
+def random_olmoe() -> moelens.HookedMoE:
+    """Half of OLMoE's widths and layers, with the bundled tokenizer's vocabulary."""
+    tokenizer = moelens.load("demo").tokenizer
+    torch.manual_seed(0)
+    config = transformers.OlmoeConfig(**OLMOE, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    return moelens.hook(transformers.OlmoeForCausalLM(config).eval(), tokenizer)
 
 
-def bare(model: moelens.HookedMoE, corpus: list[str]) -> int:
+def bare(model: moelens.HookedMoE, corpus: list[str], return_type: Any = "logits") -> int:
     """The forward passes alone, over the batches that `record` makes. Returns the number of tokens."""
-    pieces = [(0, len(corpus))]
-    source = moelens.recording.Corpus.of(corpus)
-    tokens = 0
+    source, pieces, tokens = moelens.Corpus.of(corpus), [(0, len(corpus))], 0
     for chunk in chunks(model.tokenizer, source, pieces, [0], CHUNK_BATCHES * BATCH_TOKENS):
-        tokens += forward(model, chunk)
+        tokens += forward(model, chunk, return_type)
     return tokens
 
 
 @torch.no_grad()
-def forward(model: moelens.HookedMoE, chunk: Chunk) -> int:
+def forward(model: moelens.HookedMoE, chunk: Chunk, return_type: Any) -> int:
     rows = Rows.of(chunk)
     for batch in batches(windows([len(i.ids) for i in chunk.items], model.context_length), BATCH_TOKENS):
         ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.int64)
@@ -60,14 +67,22 @@ def forward(model: moelens.HookedMoE, chunk: Chunk) -> int:
         for i, window in enumerate(batch):
             ids[i, : len(window)] = torch.from_numpy(rows.ids[window.start : window.stop])
             mask[i, : len(window)] = 1
-        model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, return_type=return_type)
     return len(rows.doc)
 
 
-def throughput(repeat: int, rounds: int) -> dict[str, float]:
+def throughput(model: moelens.HookedMoE, corpus: list[str], rounds: int) -> dict[str, Any]:
     """Tokens a second while recording over those of the bare forward, by what is captured."""
-    model, corpus = moelens.load("demo"), texts(repeat)
     layers = [model.shape.moe_layers[0], model.shape.moe_layers[-1]]
+    cpu: dict[str, list[float]] = {}
+
+    def timed(name: str, run: Callable[[], Any]) -> Callable[[], None]:
+        def call() -> None:
+            began = time.process_time()
+            run()
+            cpu.setdefault(name, []).append(time.process_time() - began)
+
+        return call
 
     def record(**options: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -75,18 +90,24 @@ def throughput(repeat: int, rounds: int) -> dict[str, float]:
 
     runs: dict[str, Callable[[], Any]] = {
         "bare": lambda: bare(model, corpus),
+        "bare without logits": lambda: bare(model, corpus, None),
         "routes": record,
         "neurons and expert_outputs of two layers": lambda: record(capture=INSIDE, layers=layers),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - began)
-    pairs = {name: zip(seconds["bare"], seconds[name], strict=True) for name in runs if name != "bare"}
-    found = {name: statistics.median(b / s for b, s in pair) for name, pair in pairs.items()}
-    return found | {"bare, tokens/s": bare(model, corpus) / statistics.median(seconds["bare"])}
+    tokens = bare(model, corpus)
+    seconds = interleaved({name: timed(name, run) for name, run in runs.items()}, rounds)
+    wanted = Wanted.of(model, INSIDE, layers, None, "float16")
+    found: dict[str, Any] = {
+        "tokens": tokens,
+        "bytes captured a token, inside": sum(bytes_per_token(wanted, model.shape).values()),
+        "bare, tokens/s": spread([tokens / s for s in seconds["bare"]]),
+    }
+    for base in ("bare", "bare without logits"):
+        for name in [n for n in runs if not n.startswith("bare")]:
+            for unit, taken in (("seconds", seconds), ("processor time", cpu)):
+                ratios = [b / s for b, s in zip(taken[base], taken[name], strict=True)]
+                found[f"{name} / {base}, in {unit}"] = spread(ratios)
+    return found
 
 
 def size(indices: NDArray[Any], weights: NDArray[Any]) -> dict[str, float]:
@@ -124,21 +145,26 @@ def sizes() -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Costs of recording, as ratios.")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--repeat", type=int, default=2, help="times the bundled corpus is run (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="times each is measured (%(default)s)")
     args = parser.parse_args()
+    demo = [document.text for document in moelens.Corpus.of("demo")]
     result = {
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}",
-        "throughput": throughput(args.repeat, args.rounds),
+        "machine": machine(),
+        "throughput": {
+            "bundled model": throughput(moelens.load("demo"), demo * 6, args.rounds),
+            "random OLMoE, half as wide": throughput(random_olmoe(), demo[::2], args.rounds),
+        },
         "size": sizes(),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else table(result))
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [result["machine"], *(f"{v:10.3g}  {k}" for k, v in result["throughput"].items())]
-    lines += [f"{v['disk / raw']:10.3f}  {v['tokens/s']:12,.0f} tokens/s  {k}" for k, v in result["size"].items()]
+    lines = [result["machine"]]
+    for model, found in result["throughput"].items():
+        shown = {k: v["median"] if isinstance(v, dict) else v for k, v in found.items()}
+        lines += [model, *(f"{v:12,.2f}  {k}" for k, v in shown.items())]
+    lines += [f"{v['disk / raw']:12.3f}  {v['tokens/s']:12,.0f} tokens/s  {k}" for k, v in result["size"].items()]
     return "\n".join(lines)
 
 
