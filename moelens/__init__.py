@@ -92,8 +92,13 @@ if TYPE_CHECKING:
     from moelens.views.explore import explore
 
 
+_ROOMS = ("analysis", "interventions", "japanese", "models", "probes", "recording", "views")
+
+
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: `import moelens` alone loads no torch."""
+    """Import the public names, and the rooms, when they are first used: `import moelens` alone loads no torch."""
+    if name in _ROOMS:
+        return import_module(f"moelens.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"moelens.{_PUBLIC[name]}"), name)
     raise AttributeError(f"module 'moelens' has no attribute {name!r}")
