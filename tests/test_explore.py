@@ -196,6 +196,13 @@ def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recordin
     assert held.indices() is held.indices()
 
 
+def test_where_no_kernel_answers_there_are_picture_and_card(explorer: Explorer) -> None:
+    data = explorer._repr_mimebundle_()
+    assert data["text/html"].startswith('<img src="data:image/png;base64,')
+    assert data["text/html"].endswith(explorer.card.value)
+    assert "application/vnd.jupyter.widget-view+json" in data
+
+
 def test_a_file_of_the_explorer(explorer: Explorer, tmp_path: Path) -> None:
     page = explorer.save_html(tmp_path / "explorer.html").read_text(encoding="utf-8")
     assert len(page) < 3_000_000

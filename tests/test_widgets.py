@@ -92,7 +92,7 @@ def test_the_payload_at_full_size_is_small() -> None:
 
 def test_without_a_kernel_there_is_a_picture(small: Specialization) -> None:
     data, _ = ExpertMap(small)._repr_mimebundle_()
-    assert data["text/html"].startswith("<picture>")
+    assert data["text/html"].startswith('<img src="data:image/png;base64,')
     assert "application/vnd.jupyter.widget-view+json" in data
 
 

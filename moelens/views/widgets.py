@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import traitlets
 from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
 
 from moelens.views.cards import card_html
 from moelens.views.live import Live, module
 from moelens.views.maps import DARK, LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
-from moelens.views.pictures import picture
+from moelens.views.pictures import image
+from moelens.views.style import japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
@@ -97,8 +99,11 @@ class ExpertMap(Live):
         return product(self.labels, self.metrics)
 
     def static_html(self) -> str:
-        size = map_size(self.result, self.label)
-        return picture(lambda ax: expert_map(self.result, self.label, value=self.metric, ax=ax), size, self.heading)
+        # One picture, for light pages: a notebook waits for it at every display, and its theme is not the system's.
+        figure = Figure(figsize=map_size(self.result, self.label), layout="constrained")
+        with japanese_font():
+            expert_map(self.result, self.label, value=self.metric, ax=figure.subplots())
+            return image(figure, self.heading)
 
     def cards(self) -> Iterator[tuple[str, str]]:
         """The experts that prefer some label most, as many as a file should carry."""
