@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from moelens.recording import Recording
 
 if TYPE_CHECKING:
     from moelens.analysis import Specialization
+    from moelens.interventions import Causes, Effect
+    from moelens.interventions.preference import Preferences
     from moelens.japanese import Labels
     from moelens.views import Example, Report
 
@@ -30,6 +33,7 @@ def report(
     results: Mapping[str, Specialization] | None = None,
     title: str = TITLE,
     notes: Sequence[str] = (),
+    effects: Sequence[Effect | Causes | Preferences] = (),
     permutations: int = 1000,
     progress: bool = False,
 ) -> Path:
@@ -42,6 +46,7 @@ def report(
         results: results of `specialization` by their names; None for honorifics, honorifics within token identity and
             parts of speech, computed here.
         notes: further limits of what is shown, a sentence each.
+        effects: what `effect`, `causes` or `prefer` found of the recorded model: so what?
         permutations: of documents, in each test.
 
     Returns:
@@ -65,7 +70,8 @@ def report(
         notes = [*notes, *left_out]
     from moelens.views import report_html
 
-    page = report_html(describe(recording, labels, results, title, notes))
+    told = replace(describe(recording, labels, results, title, notes), effects=effects)
+    page = report_html(told)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out

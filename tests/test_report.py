@@ -40,6 +40,21 @@ def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_p
     assert "Honorifics" not in page
 
 
+def test_effects_say_so_what(recording: moelens.Recording, tmp_path: Path) -> None:
+    from moelens.interventions import remove
+    from moelens.japanese import pairs
+
+    found = moelens.effect(moelens.load("demo"), pairs("control-noun"), remove(4, [7]), controls=None, texts=())
+    without = moelens.report(recording, tmp_path / "r.html", permutations=50).read_text(encoding="utf-8")
+    page = moelens.report(recording, tmp_path / "r.html", effects=[found], permutations=50).read_text(encoding="utf-8")
+    assert "SO WHAT" not in without
+    assert "Nothing here is causal" in without
+    section = page.partition("SO WHAT")[2].partition("</section>")[0]
+    assert "remove E7 in layer 4" in section
+    assert "control-noun" in section
+    assert "Nothing here is causal" not in page
+
+
 def test_the_command_is_the_function(
     recording: moelens.Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,8 @@ from moelens.views.widgets import ExpertMap
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
+    from moelens.interventions import Causes, Effect
+    from moelens.interventions.preference import Preferences
     from moelens.recording import Recording
     from moelens.tracing import Trace
 
@@ -53,7 +55,7 @@ class Report:
 
     `maps` names the labels to draw for a family; without it all honorific classes and the four most frequent tested
     labels of any other family are drawn. `figures` are further figures with their captions. With a `recording` the live
-    map shows words and sentences of the chosen expert.
+    map shows words and sentences of the chosen expert. `effects` are what was measured of causes.
     """
 
     title: str
@@ -65,6 +67,7 @@ class Report:
     reproduce: str = ""
     notes: Sequence[str] = ()
     recording: Recording | None = None
+    effects: Sequence[Effect | Causes | Preferences] = ()
 
 
 def report_html(report: Report) -> str:
@@ -85,8 +88,9 @@ def report_html(report: Report) -> str:
         _what_this_is(report),
         *(_where(page, family, result, report) for family, result in report.results.items()),
         _what(page, report.examples),
+        _so_what(report.effects),
         _load(first, report.figures),
-        _honesty(first, report.notes),
+        _honesty(first, report),
         _reproduce(report.reproduce, first),
         "<footer>Made with moelens. This file is self-contained.</footer>",
     ]
@@ -169,6 +173,19 @@ def _example(example: Example) -> str:
     return f'<div class="example">{shown}{note}</div>'
 
 
+def _so_what(effects: Sequence[Effect | Causes | Preferences]) -> str:
+    if not effects:
+        return ""
+    return _section(
+        "SO WHAT",
+        "What changes when experts are removed",
+        "<p>A minimal pair is a context with a continuation that suits it and one that does not. Shown is by how much "
+        "the model prefers the first, in nats, how much an intervention changes that, and what the same "
+        "intervention does to other experts that are used alike.</p>",
+        *(f'<figure class="effect">{effect._repr_html_()}</figure>' for effect in effects),
+    )
+
+
 def _load(result: Specialization, figures: Sequence[tuple[str, Figure]]) -> str:
     further = (
         f"<figure>{image(figure, caption)}<figcaption>{text_html(caption)}</figcaption></figure>"
@@ -184,7 +201,7 @@ def _load(result: Specialization, figures: Sequence[tuple[str, Figure]]) -> str:
     )
 
 
-def _honesty(result: Specialization, notes: Sequence[str]) -> str:
+def _honesty(result: Specialization, report: Report) -> str:
     about = result.provenance
     cells, permutations = about.get("tested_cells", 0), about.get("permutations", 0)
     points = [
@@ -197,9 +214,10 @@ def _honesty(result: Specialization, notes: Sequence[str]) -> str:
         "high lift for every label of that word. Lift given token and left show what remains; the section within token "
         "identity tests it.",
         "It does not rule out script, place in the sentence or subject matter either, where they go with the label.",
-        "Nothing here is causal. A router that prefers an expert does not show that the model needs it; for that, "
-        "remove the expert and compare with matched controls.",
-        *notes,
+        "A router that prefers an expert does not show that the model needs it; for that, remove the expert and "
+        "compare with matched controls. "
+        + ("So what does, on the pairs named there." if report.effects else "Nothing here is causal."),
+        *report.notes,
     ]
     items = "".join(f"<li>{text_html(point)}</li>" for point in points)
     return _section("HOW SURE", "What these numbers can and cannot say", f"<ul>{items}</ul>")
