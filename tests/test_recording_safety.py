@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_recording import TEXTS, Model, assert_recorded
+from test_recording import TEXTS, Model, assert_recorded, tokenizer
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 import moelens
 from moelens.cli import main
@@ -278,6 +281,20 @@ def test_documents_of_special_tokens_only(tmp_path: Path) -> None:
     assert moelens.verify(recording)
 
 
+def test_stretches_without_tokens_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Tokenizer.from_str(tokenizer().backend_tokenizer.to_str())
+    bare.post_processor = processors.ByteLevel(trim_offsets=False)  # an empty text has no tokens
+    model = Model(tokenizer=PreTrainedTokenizerFast(tokenizer_object=bare))
+    texts = ["", "先生がいらっしゃる。", "", "", "はい", "", ""]
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 5)
+    monkeypatch.setattr(recorder, "CHUNK_BATCHES", 1)
+    recording = record(model, texts, tmp_path / "run", batch_tokens=4, progress=False)
+    assert recording.column("doc").tolist() == [1] * 30 + [4] * 6
+    assert recording.documents()["text"].to_pylist() == texts
+    assert len(list((tmp_path / "run" / "tokens").iterdir())) == len(recording.manifest["shards"])
+    assert moelens.verify(recording)
+
+
 @pytest.mark.parametrize("url", ["memory://runs/one", "file://{tmp}/run"])
 def test_recordings_behind_urls(tmp_path: Path, url: str) -> None:
     url = url.format(tmp=tmp_path)
@@ -311,6 +328,16 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert f"'tokens/{first.name}' of recording '{out}' is damaged" in err
     assert f"'tokens/{second.name}' of recording '{out}' is damaged" in err
+    assert "is not of" not in err
+
+
+def test_verify_names_a_file_too_many(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert moelens.verify(record(Model(), TEXTS, out, progress=False))
+    shutil.copy(out / "tokens" / "tokens-00000.parquet", out / "tokens" / "tokens-00007.parquet")
+    found = moelens.verify(out)
+    assert not found
+    assert repr(found) == f"'tokens/tokens-00007.parquet' is not of recording '{out}'; remove it"
 
 
 def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import RecordingError, unknown
-from moelens.recording.captures import index_type
+from moelens.recording.captures import TABLES, index_type
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label
@@ -193,7 +193,7 @@ class Recording(Face):
         return pa.concat_tables(found)
 
     def damage(self) -> list[str]:
-        """Every file that is missing, or whose contents or rows are not the recorded ones."""
+        """Every file that is missing, is not of the recording, or whose contents or rows are not the recorded ones."""
         return [str(error) for error in self._damages()]
 
     def verify(self) -> None:
@@ -220,6 +220,10 @@ class Recording(Face):
                 yield self._damaged(name, "is damaged: its sha256 is not the recorded one")
             elif (rows := pq.read_metadata(self.folder.source(name)).num_rows) != entry["rows"]:
                 yield self._damaged(name, f"has {rows} rows, not {entry['rows']}")
+        ours = {entry["path"] for entry in self.entries()}
+        for name in self.folder.names(".parquet"):
+            if name.split("/")[0] in ("tokens", *TABLES) and name not in ours:
+                yield RecordingError(f"'{name}' is not of recording '{self.folder.where}'; remove it")
 
     def _route_columns(self, kind: str) -> list[str]:
         if "routes" not in self.captures:
@@ -288,7 +292,7 @@ class Verification(Face):
 
 
 def verify(recording: Recording | str | Path) -> Verification:
-    """Compare every file of a recording with its manifest: that it is there, its SHA-256 and its rows.
+    """Compare every file of a recording with its manifest: that it is there, its SHA-256, its rows, and no other is.
 
     Args:
         recording: or its folder, or fsspec URL.

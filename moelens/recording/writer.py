@@ -70,7 +70,7 @@ def encoding(schema: pa.Schema) -> dict[str, Any]:
 
 
 class ShardWriter:
-    """Writes one Parquet file, a row group a call; nothing stands under its name before `close`."""
+    """Writes one Parquet file, a row group a call; nothing stands under its name before `close`, or without rows."""
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.name, self.rows = name, 0
@@ -79,19 +79,22 @@ class ShardWriter:
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
+        if not len(table):  # without tokens its columns are not known
+            return
         with self._folder.explained():
             if self._writer is None:
                 options = encoding(table.schema)
                 self._writer = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), table.schema, **options)
-            if len(table):
-                self._writer.write_table(table)
-                self.rows += len(table)
+            self._writer.write_table(table)
+            self.rows += len(table)
 
     def close(self) -> Shard:
         with self._folder.explained():
             if self._writer is not None:
                 self._writer.close()
         self._stack.close()
+        if not self.rows:
+            self._folder.remove(self.name)
         return Shard(self.name, self.rows, self._file.sha256)
 
     def abandon(self, error: BaseException) -> None:
