@@ -74,9 +74,16 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+class Mistake(UsageError):  # type: ignore[misc]
+    """One line, and a failed cell: IPython prints a plain `UsageError` beside the outputs, where tools miss it."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
 class Parser(MagicArgumentParser):  # type: ignore[misc]
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise Mistake(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def build_parser() -> tuple[Parser, dict[str, Parser]]:
@@ -163,16 +170,16 @@ def folders() -> list[str]:
 
 
 def split(line: str) -> list[str]:
-    """Words as a shell would see them. Raises `UsageError` for a quotation mark that is not closed."""
+    """Words as a shell would see them. Raises `Mistake` for a quotation mark that is not closed."""
     try:
         return shlex.split(line)
     except ValueError as error:
-        raise UsageError(f"%moe: {error} in {line!r}; close the quotation mark") from error
+        raise Mistake(f"%moe: {error} in {line!r}; close the quotation mark") from error
 
 
 def integers(text: str) -> list[int]:
-    """Ids such as `5,9`. Raises `UsageError` for anything else."""
+    """Ids such as `5,9`. Raises `Mistake` for anything else."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"%moe: experts {text!r} are not ids; give some such as 5,9, or shared") from error
+        raise Mistake(f"%moe: experts {text!r} are not ids; give some such as 5,9, or shared") from error

@@ -6,13 +6,12 @@ import time
 from argparse import Namespace
 from typing import Any
 
-from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from traitlets import Int, Unicode
 
 import moelens
 from moelens.errors import MoeLensError, unknown
-from moelens.magic_arguments import build_parser, completions, integers, split
+from moelens.magic_arguments import Mistake, build_parser, completions, integers, split
 from moelens.recipes import parse_options
 
 LONG = ("record", "label", "analyze", "compare", "remove", "effect", "probe", "export", "report")
@@ -75,7 +74,7 @@ class MoeMagics(Magics):  # type: ignore[misc]
             began = time.perf_counter()
             result = getattr(self, f"run_{args.command}")(args, cell)
         except MoeLensError as error:
-            raise UsageError(str(error)) from error
+            raise Mistake(str(error)) from error
         except SystemExit:  # the help of a command has been printed
             return None
         if args.command in LONG:

@@ -175,8 +175,9 @@ def test_a_mistake_is_one_line(shell: Any, line: str, cell: str | None, message:
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_fails_the_cell(shell: Any) -> None:
+def test_a_mistake_fails_the_cell(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert not shell.run_cell("%moe label nowhere").success
+    assert capsys.readouterr().out.strip().startswith("Mistake: 'nowhere' is not a recording")
 
 
 def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

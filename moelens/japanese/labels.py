@@ -47,6 +47,13 @@ class Labels(Face):
 
     path: Path
 
+    def __repr__(self) -> str:
+        made = self.metadata
+        about = ", ".join(
+            f"{name} {made[name]}" for name in ("analyser", "dictionary", "rules", "policy") if name in made
+        )
+        return f"Labels('{self.path}': {', '.join(self.families)}; {about})"
+
     @classmethod
     def open(cls, recording: _Recording) -> Labels:
         """The labels written for `recording`; raises `RecordingError` if there are none, or not one row a token."""

@@ -33,6 +33,7 @@ PICTURES: Mapping[str, Callable[[Any], tuple[float, float]]] = {
     "Preferences": lambda r: (8.0, causes.height(len(r.kinds))),
     "ProbeResult": lambda r: (8.0, 3.2),
 }
+PLAIN = "font-family: monospace; line-height: 1.35; margin: 4px 0; overflow-x: auto"
 
 
 def plot(result: Any, *what: Any, ax: Axes | None = None, **options: Any) -> Any:
@@ -45,7 +46,7 @@ def html(result: Any) -> str:
     name = type(result).__name__
     if name == "Specialization":
         return findings_html(result)
-    table = f'<pre style="line-height: 1.35; margin: 4px 0; overflow-x: auto">{escape(str(result))}</pre>'
+    table = f'<pre style="{PLAIN}">{escape(str(result))}</pre>'
     if name not in PICTURES:
         return f"<div>{table}</div>"
     return f"<div>{picture(lambda ax: plot(result, ax=ax), PICTURES[name](result), name)}{table}</div>"
