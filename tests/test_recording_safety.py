@@ -286,8 +286,7 @@ def test_stretches_without_tokens_leave_no_file(tmp_path: Path, monkeypatch: pyt
     bare.post_processor = processors.ByteLevel(trim_offsets=False)  # an empty text has no tokens
     model = Model(tokenizer=PreTrainedTokenizerFast(tokenizer_object=bare))
     texts = ["", "先生がいらっしゃる。", "", "", "はい", "", ""]
-    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 5)
-    monkeypatch.setattr(recorder, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 2)  # the last piece is the two empty ones
     recording = record(model, texts, tmp_path / "run", batch_tokens=4, progress=False)
     assert recording.column("doc").tolist() == [1] * 30 + [4] * 6
     assert recording.documents()["text"].to_pylist() == texts
