@@ -233,6 +233,9 @@ class Tap:
                 self.need_replay("hook_router_logits")
             return logits, None, None
         rule = self.replay
+        if not (edited or later):  # an edit of the indices, which may follow, needs no more
+            self.scores = rule.scores(logits)
+            return logits, None, None
         scores, changed = self.fire_grid("hook_router_scores", rule.scores(logits))
         edited |= changed
         self.scores = scores
