@@ -10,6 +10,7 @@ import pytest
 
 import moelens
 from moelens.cli import main
+from moelens.views.live import Live
 
 TEXTS = ["社長がいらっしゃいました。<script>alert(1)</script>", "資料をお送りいたします。", "雨が降っていた。"] * 12
 
@@ -29,6 +30,14 @@ def test_a_report_of_a_recording(recording: moelens.Recording, tmp_path: Path) -
         assert words in re.sub("<[^>]*>", "", page)
     assert "<script>alert" not in page
     assert not re.search(r"https?://", page)
+
+
+def test_a_report_leaves_no_widgets_behind(recording: moelens.Recording, tmp_path: Path) -> None:
+    from ipywidgets.widgets.widget import _instances
+
+    before = set(_instances)
+    moelens.report(recording, tmp_path / "report.html", permutations=50)
+    assert [_instances[name] for name in set(_instances) - before if isinstance(_instances[name], Live)] == []
 
 
 def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_path: Path) -> None:

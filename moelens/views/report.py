@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from moelens.errors import MoeLensError
+from moelens.views.live import Live
 from moelens.views.maps import expert_map, load_plot, map_size
 from moelens.views.page import Page
 from moelens.views.pictures import image, picture
@@ -128,7 +129,7 @@ def _where(page: Page, family: str, result: Specialization, report: Report) -> s
         + "</figure>"
         for label in labels
     ]
-    live = page.live(ExpertMap(result, recording=report.recording), "".join(maps))
+    live = _live(page, ExpertMap(result, recording=report.recording), "".join(maps))
     findings = [
         f for label in result.names for f in result.top(FINDINGS_PER_LABEL, label) if label not in result.too_rare
     ]
@@ -142,6 +143,13 @@ def _where(page: Page, family: str, result: Specialization, report: Report) -> s
         f"<h3>The {FINDINGS_PER_LABEL} strongest experts of each label</h3>",
         f'<div class="scroll">{findings_html(result, findings)}</div>',
     )
+
+
+def _live(page: Page, view: Live, static: str) -> str:
+    """A live view that is for the page alone: a notebook that writes a report need not keep it."""
+    html = page.live(view, static)
+    view.close()
+    return html
 
 
 def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
@@ -162,7 +170,7 @@ def _what(page: Page, examples: Sequence[Example]) -> str:
         told = [(example.trace, example.note) for example in group if example.trace is not None]
         if told:
             traces, notes = zip(*told, strict=True)
-            static = page.live(TraceView(traces, layer=group[0].layer, titles=notes), static)
+            static = _live(page, TraceView(traces, layer=group[0].layer, titles=notes), static)
         parts.append(static)
     return _section("WHAT", "Sentences, token by token", *parts)
 

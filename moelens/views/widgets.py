@@ -15,7 +15,7 @@ from moelens.views.cards import card_html
 from moelens.views.live import Live, module
 from moelens.views.maps import DARK, LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
 from moelens.views.pictures import image
-from moelens.views.style import japanese_font
+from moelens.views.style import japanese_font, label_text
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
@@ -53,6 +53,7 @@ class ExpertMap(Live):
     label = traitlets.Unicode().tag(sync=True)
     metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
     metric = traitlets.Unicode("lift").tag(sync=True)
+    names: Any = traitlets.Dict().tag(sync=True)
     sorted = traitlets.Bool(False).tag(sync=True)
     selected = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
     brushed = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -77,6 +78,7 @@ class ExpertMap(Live):
             label=label,
             metrics=list(VALUES),
             metric=metric,
+            names={name: label_text(name) for name in shown} | VALUES,
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
             lut=_colours(LIGHT),
             lut_dark=_colours(DARK),

@@ -28,9 +28,10 @@ function takesKeys(node, description) {
 }
 
 function choice(model, name, options, title, shown = (value) => value) {
-  const select = element("select", { title, lang: "ja" });
+  const select = element("select", { title });
+  const option = (value) => element("option", { value, textContent: shown(value), lang: /[^ -~]/.test(value) ? "ja" : "en" });
   const fill = () => {
-    select.replaceChildren(...model.get(options).map((value) => element("option", { value, textContent: shown(value) })));
+    select.replaceChildren(...model.get(options).map(option));
     select.value = model.get(name);
   };
   select.dataset.lmSuppressShortcuts = "true";

@@ -13,8 +13,9 @@ function render({ model, el }) {
   search.dataset.lmSuppressShortcuts = "true";
   const sorted = element("input", { type: "checkbox", checked: model.get("sorted") });
   sorted.dataset.lmSuppressShortcuts = "true";
-  const [labels, onLabel] = choice(model, "label", "labels", "label");
-  const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", (name) => name.replaceAll("_", " "));
+  const named = (name) => model.get("names")[name] || name;
+  const [labels, onLabel] = choice(model, "label", "labels", "label", named);
+  const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", named);
   const bar = element("span", { className: "moelens-bar" }), low = element("span"), high = element("span");
   el.append(
     heading,
@@ -98,7 +99,7 @@ function render({ model, el }) {
   }
 
   function told(layer, expert) {
-    const at = layer * shape()[1] + expert, metric = model.get("metric").replaceAll("_", " ");
+    const at = layer * shape()[1] + expert, metric = named(model.get("metric"));
     const value = Number.isNaN(values[at]) ? "not defined" : `${digits(2 ** values[at])}×`;
     return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", does not survive the control"}`;
   }
