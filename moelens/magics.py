@@ -78,7 +78,8 @@ class MoeMagics(Magics):  # type: ignore[misc]
         except SystemExit:  # the help of a command has been printed
             return None
         if args.command in LONG:
-            print(f"{args.command}: {str(result).splitlines()[0]} ({time.perf_counter() - began:.1f} s)")
+            summary = f"{len(result)} results" if isinstance(result, tuple) else str(result).splitlines()[0]
+            print(f"{args.command}: {summary} ({time.perf_counter() - began:.1f} s)")
         if args.output:
             self.shell.user_ns[args.output] = result
         return result
