@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -39,7 +40,7 @@ EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', permutation
 
 
 class Lab:
-    """A running server; `open` shows a notebook with these cells and runs them all."""
+    """A running server; `open` shows a notebook with these cells and runs them all, `run` one that is there."""
 
     def __init__(self, base: str, root: Path, browser: Any) -> None:
         self.base, self.root, self.browser = base, root, browser
@@ -49,6 +50,9 @@ class Lab:
         made = [nbformat.v4.new_code_cell(source) for source in cells]
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # else Lab asks which one
         nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), self.root / name)
+        return self.run(name)
+
+    def run(self, name: str) -> Any:
         page = self.browser.new_page(viewport={"width": 1400, "height": 1600})
         page.on("request", lambda request: self._sent(request.url))
         page.goto(f"{self.base}/lab/tree/{name}?reset", wait_until="domcontentloaded")
@@ -163,4 +167,26 @@ def test_the_explorer(lab: Lab) -> None:
     after, before = changes.all_inner_texts()
     assert after != before, "another removal, another number"
     expect(output.get_by_text("without L1 · E5 the preference")).to_be_visible()
+    page.close()
+
+
+def test_the_quickstart(lab: Lab) -> None:
+    from playwright.sync_api import expect
+
+    project = Path(__file__).parents[1]
+    for folder in ("notebooks", "hooks"):
+        shutil.copytree(project / folder, lab.root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    page = lab.run("notebooks/01_quickstart.ipynb")
+    page.wait_for_function(
+        """() => { const cells = [...window.jupyterapp.shell.currentWidget.content.model.cells];
+        return cells.filter((cell) => cell.type === "code").every((cell) => cell.executionCount); }""",
+        timeout=240_000,
+    )
+    outputs = page.evaluate(
+        """() => [...window.jupyterapp.shell.currentWidget.content.model.cells].filter((cell) => cell.type === "code")
+        .flatMap((cell) => cell.outputs.toJSON()).map((output) => output.output_type)"""
+    )
+    assert "error" not in outputs
+    assert len(outputs) >= 10
+    expect(page.locator(".jp-OutputArea-output table").first).to_be_attached()
     page.close()
