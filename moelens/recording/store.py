@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,7 @@ class Recording(Face):
 
         Raises:
             UnknownNameError: it was not recorded, or not of this layer.
+            RecordingError: a shard is missing or damaged.
         """
         tables = self.manifest["tables"]
         if capture not in tables:
@@ -187,9 +189,10 @@ class Recording(Face):
         wanted = [("layer", "==", layer)]
         if experts is not None:
             wanted.append(("expert", "in", list(experts)))  # type: ignore[arg-type]
-        found = [
-            pq.read_table(self.folder.source(e["path"]), filters=wanted, partitioning=None) for e in tables[capture]
-        ]
+        found = []
+        for entry in tables[capture]:
+            with self._reading(entry["path"]) as source:
+                found.append(pq.read_table(source, filters=wanted, partitioning=None))
         return pa.concat_tables(found)
 
     def damage(self) -> list[str]:
@@ -250,12 +253,18 @@ class Recording(Face):
         return (self._read(entry["path"], columns) for entry in self.manifest["shards"])
 
     def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
-        try:
-            file = pq.ParquetFile(self.folder.source(name))
+        with self._reading(name) as source:
+            file = pq.ParquetFile(source)
             for column in columns or ():
                 if column not in file.schema_arrow.names:
                     raise unknown("column", column, file.schema_arrow.names)
             return file.read(None if columns is None else list(columns))
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Any]:
+        """A file for pyarrow, and what goes wrong with it said in our words."""
+        try:
+            yield self.folder.source(name)
         except FileNotFoundError as error:
             raise self._damaged(name, "is missing") from error
         except (pa.ArrowInvalid, OSError) as error:
