@@ -182,6 +182,16 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     assert_recorded(record(Model(), TEXTS, out, force=True, progress=False), Model(), TEXTS)
 
 
+def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    assert_recorded(record(Model(), TEXTS, tmp_path / "run", progress=False), Model(), TEXTS)
+
+
 def unfinished(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recording whose every piece is committed, stopped before its end."""
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)

@@ -157,7 +157,7 @@ class Folder:
     def alone(self) -> Iterator[None]:
         """Keep others from writing a recording here meanwhile; the lock goes with the process, however it ends.
 
-        Only on this machine: object stores have no locks, and where there are none nobody is kept out.
+        Only where there are locks: object stores have none, nor have some network file systems.
 
         Raises:
             RecordingError: another run is at it.
@@ -175,6 +175,9 @@ class Folder:
                 raise RecordingError(
                     f"another run is writing to '{self.where}'; wait until it is done, or choose another folder"
                 ) from error
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                    raise
             yield
         finally:
             os.close(folder)
