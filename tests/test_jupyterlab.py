@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', permutation
 class Lab:
     """A running server; `open` shows a notebook with these cells and runs them all, `run` one that is there."""
 
-    def __init__(self, base: str, root: Path, browser: Any) -> None:
-        self.base, self.root, self.browser = base, root, browser
+    def __init__(self, base: str, root: Path, browser: Any, tree: str = "lab/tree") -> None:
+        self.base, self.root, self.browser, self.tree = base, root, browser, tree
         self.elsewhere: list[str] = []
 
     def open(self, name: str, cells: Sequence[str]) -> Any:
@@ -52,11 +53,16 @@ class Lab:
         nbformat.write(nbformat.v4.new_notebook(cells=made, metadata={"kernelspec": kernel}), self.root / name)
         return self.run(name)
 
-    def run(self, name: str) -> Any:
+    def show(self, name: str) -> Any:
+        """A notebook as it was saved, not run."""
         page = self.browser.new_page(viewport={"width": 1400, "height": 1600})
         page.on("request", lambda request: self._sent(request.url))
-        page.goto(f"{self.base}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+        page.goto(f"{self.base}/{self.tree}/{name}?reset", wait_until="domcontentloaded")
         page.wait_for_function("window.jupyterapp?.shell.currentWidget?.context?.isReady", timeout=60_000)
+        return page
+
+    def run(self, name: str) -> Any:
+        page = self.show(name)
         page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")
         page.evaluate("void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         return page
@@ -66,9 +72,9 @@ class Lab:
             self.elsewhere.append(url)
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]:
-    root = tmp_path_factory.mktemp("lab")
+@contextmanager
+def serving(root: Path, browser: Any, module: str, application: str, tree: str) -> Iterator[Lab]:
+    """A server of its own on a free port; at the end nothing may have been asked of anybody else."""
     news = root / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false", "checkForUpdates": false}')
@@ -76,9 +82,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}"),
+        *(sys.executable, "-m", module, "--allow-root", "--no-browser", "--ip=127.0.0.1", f"--port={port}"),
         *("--ServerApp.port_retries=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={root}"),
-        *("--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
+        *(f"--{application}.expose_app_in_browser=True", "--LabApp.extension_manager=readonly"),
     ]
     env = os.environ | {
         "JUPYTERLAB_SETTINGS_DIR": str(root / "settings"),
@@ -95,12 +101,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]
                 break
             except OSError:
                 time.sleep(0.1)
-        lab = Lab(base, root, browser)
+        lab = Lab(base, root, browser, tree)
         yield lab
         assert lab.elsewhere == []
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]:
+    with serving(tmp_path_factory.mktemp("lab"), browser, "jupyterlab", "LabApp", "lab/tree") as lab:
+        yield lab
 
 
 def test_the_live_map(lab: Lab) -> None:
