@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.tracing import Trace
 from moelens.views.cards import card_html
 from moelens.views.explore import EffectView
-from moelens.views.live import Live
+from moelens.views.live import STATIC, Live
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
@@ -100,6 +102,14 @@ def test_explore_is_reached_from_the_result(small: Specialization) -> None:
     box = small.explore()
     box.map.selected = [1, 3]
     assert "L4 · E3" in box.card.value
+
+
+@pytest.mark.parametrize("file", sorted(STATIC.glob("*.js")), ids=lambda file: file.name)
+def test_the_front_end_writes_text_alone_and_asks_nobody(file: Path) -> None:
+    code = file.read_text(encoding="utf-8")
+    assert (
+        re.findall(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|https?:|\bimport\s", code) == []
+    )
 
 
 class Balanced(HTMLParser):
