@@ -107,7 +107,8 @@ class Effect(Shows):
         against = f"{self.draws} {self.control} controls" if self.controls else "no controls"
         lines = [f"{self.model} · {what} · {pairs} · {against} · seed {self.seed}"]
         header = ("kind", "pairs", "margin", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
-        lines.append(plain_table(header, [_row(k) for k in self.kinds]))
+        shown = len(header) if self.controls else header.index("controls")
+        lines.append(plain_table(header[:shown], [_row(k)[:shown] for k in self.kinds]))
         if self.text is not None:
             t = self.text
             lines.append(
@@ -167,10 +168,11 @@ def effect(
         pairs: see `moelens.interventions.readout.Pair`; rows of a dataset will do.
         intervention: one, or several that are applied together in this order.
         controls: the same on other experts, "matched" on load, gate weight and output norm over the pairs' texts, or
-            "random"; None for none, as for the shared expert, which has no like.
+            "random"; None for none, as for the shared expert, which has no like: the change and its interval alone,
+            in two passes over the pairs.
         draws: controls, 20 or more; the smallest p is 1 / (draws + 1).
         half: "discovery" or "test" for one half of the frames of each kind, split with `seed`.
-        texts: unrelated text; None for the bundled texts without honorifics.
+        texts: unrelated text; None for the bundled texts without honorifics, () for none.
         seed: of the halves, the controls and the bootstrap.
 
     Raises:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -105,15 +107,21 @@ def half_of(pairs: Sequence[Pair], half: Half, seed: int = 0) -> tuple[Pair, ...
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that run together: `rows` are their places in the list, `ids` and bool `mask` are `[batch, pos]`."""
+    """Texts that run together: `rows` are their places in the list, `ids` and bool `mask` are `[batch, pos]`.
+
+    Before position `start` the texts that belong together have the same tokens, and what is said there cancels.
+    """
 
     rows: list[int]
     ids: Tensor
     mask: Tensor
+    start: int
 
     def logits(self, model: Any) -> Tensor:
-        """`[batch, pos, vocab]`"""
-        logits: Tensor = model(self.ids, attention_mask=self.mask.long())
+        """`[batch, pos, vocab]`, from `start` on where the model can leave the others out: they cost most of a pass."""
+        fewer = self.start and "logits_to_keep" in inspect.signature(model.hf_model.forward).parameters
+        options = {"logits_to_keep": self.ids.shape[1] - self.start} if fewer else {}
+        logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
         return logits
 
 
@@ -121,6 +129,7 @@ def batches(model: Any, texts: Sequence[str], batch_tokens: int, together: int =
     """Texts of like length, padded on the right; `together` successive texts are never parted."""
     ids = [model.to_tokens(text)[0] for text in texts]
     groups = [range(i, i + together) for i in range(0, len(ids), together)]
+    shared = [max(len(commonprefix([ids[i].tolist() for i in g])) - 1, 0) if together > 1 else 0 for g in groups]
     groups.sort(key=lambda group: max(len(ids[i]) for i in group))
     rows: list[int] = []
     for at, group in enumerate(groups):
@@ -129,14 +138,15 @@ def batches(model: Any, texts: Sequence[str], batch_tokens: int, together: int =
         if at == len(groups) - 1 or longest * (len(rows) + together) > batch_tokens:
             padded = torch.nn.utils.rnn.pad_sequence([ids[i] for i in rows], batch_first=True)
             lengths = torch.tensor([[len(ids[i])] for i in rows], device=padded.device)
-            yield Batch(rows, padded, torch.arange(padded.shape[1], device=padded.device) < lengths)
+            mask = torch.arange(padded.shape[1], device=padded.device) < lengths
+            yield Batch(rows, padded, mask, min(shared[i // together] for i in rows))
             rows = []
 
 
 def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
-    """Of each token but the first, given those before it, `[batch, pos - 1]`; 0 for padding."""
-    found = logits[:, :-1].float().log_softmax(-1).gather(-1, batch.ids[:, 1:].to(logits.device).unsqueeze(-1))
-    return found.squeeze(-1) * batch.mask[:, 1:].to(logits.device)
+    """Of each token after the first of `logits`, given those before it, `[batch, pos - 1]`; 0 for padding."""
+    said, mask = (t[:, 1 - logits.shape[1] + t.shape[1] :].to(logits.device) for t in (batch.ids, batch.mask))
+    return logits[:, :-1].float().log_softmax(-1).gather(-1, said.unsqueeze(-1)).squeeze(-1) * mask
 
 
 def margins_of(logits: Tensor, batch: Batch) -> Tensor:
