@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "info": ("what a model is made of", "", {
         "model": {"nargs": "?", "help": "a model, or an architecture such as deepseek_v3"}}),
     "record": ("run a model over a corpus and keep what it did", "--model --hooks --set --force", {
-        "corpus": {"nargs": "?", "help": "demo, a file, a data set's name, a variable; in a cell, a document a line"},
+        "corpus": {"nargs": "?", "help": "demo, a file, a data set's name or a variable; above a cell, the model"},
         "--out": {"help": "folder or fsspec URL to write (%%config MoeMagics.out)"},
         "--capture": {"nargs": "+", "default": ["routes"], "help": "routes, margin, logits[:N], neurons[:N] …"},
         "--layers": {"type": int, "nargs": "+", "help": "layers to capture (all with experts)"},
@@ -49,13 +49,13 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "compare": ("what differs between two models that read the same text", "--labels", {
         "a": RECORDING, "b": RECORDING}),
     "trace": ("which experts a text takes, token by token", "--model", {
-        "text": {"nargs": "*", "help": "the text, or in the cell"}}),
+        "text": {"nargs": "*", "help": "the text; above a cell with the text, the model"}}),
     "pairs": ("which text of each pair the model prefers", "--model --pairs --hooks --set", {}),
     "effect": ("find the experts that cause a preference, and test them by removal", "--model --pairs --draws", {
         "--top": {"type": int, "default": 5, "help": "experts to remove (%(default)s)"}}),
     "remove": ("what removing experts changes, beside matched controls", "--model --pairs --draws", {
-        "layer": {"type": int, "help": "of the experts"},
-        "experts": {"help": "ids such as 5,9, or shared"}}),
+        "--layer": {"type": int, "required": True, "help": "of the experts"},
+        "--experts": {"required": True, "help": "ids such as 5,9, or shared"}}),
     "probe": ("what can be read from a recording, or a file of probes and effects", "", {
         "recording": {"help": "a folder or variable, or a .toml file"},
         "label": {"nargs": "?", "help": "a family or one label (%%config MoeMagics.labels)"},
@@ -134,7 +134,8 @@ def _candidates(command: Parser, words: list[str], models: list[str], recordings
         name = places[min(at, len(places) - 1)] if places else ""
     return {
         "model": lambda: ["demo", *models],
-        "corpus": lambda: ["demo"],
+        "corpus": lambda: ["demo", *models],
+        "text": lambda: models,
         "recording": lambda: recordings,
         "a": lambda: recordings,
         "b": lambda: recordings,

@@ -43,21 +43,22 @@ class MoeMagics(Magics):  # type: ignore[misc]
         %moe load MODEL                  load and hook a model; the others then use it
         %moe info [MODEL]                what a model is made of
         %moe record CORPUS               run it over a corpus and keep what it did
-        %%moe record                     the same, each line of the cell a document
+        %%moe record [MODEL]             the same, each line of the cell a document
         %moe label RECORDING             label its tokens, from morphology to register
         %moe analyze RECORDING           which experts specialise in a family of labels
         %moe compare A B                 what differs between two models that read the same text
-        %moe trace TEXT, %%moe trace     which experts a text takes, token by token
+        %moe trace TEXT                  which experts a text takes, token by token
+        %%moe trace [MODEL]              the same of the text in the cell
         %%moe pairs                      which text the model prefers: context | better | worse, one pair a line
         %moe effect                      find the experts that cause a preference, and test them by removal
-        %moe remove LAYER EXPERTS        what removing them changes, beside matched controls
+        %moe remove                      what removing --experts of a --layer changes, beside matched controls
         %moe probe RECORDING LABEL       what can be read from the routes; or a file of probes and effects
         %moe export RECORDING FORMAT     datasets, safetensors, npz or csv
         %moe report RECORDING            one HTML file that holds everything it shows
         %moe hooks FILE                  a recipe's hooks, for model.hooks(fwd_hooks=…)
 
         %moe COMMAND --help shows a command's arguments. -o NAME puts the result into a variable. A variable of the
-        notebook may stand for any model, recording, labels or corpus.
+        notebook may stand for any model, recording or corpus.
         """
         words = split(line)
         if not words or words[0] in ("--help", "-h", "help"):
@@ -136,7 +137,7 @@ class MoeMagics(Magics):  # type: ignore[misc]
             corpus = args.corpus if given is None else given
         if not corpus:
             raise MoeLensError("nothing to record; write one document a line in the cell, or %moe record CORPUS")
-        model = self.hooked(args.model)
+        model = self.hooked(args.model or (args.corpus if cell is not None else None))
         with self.with_hooks(args, model):
             return moelens.record(
                 model, corpus, args.out or self.out, capture=args.capture, layers=args.layers, generate=args.generate,
@@ -163,7 +164,8 @@ class MoeMagics(Magics):  # type: ignore[misc]
             raise MoeLensError(
                 "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"
             )
-        return moelens.trace(self.hooked(args.model), text)
+        named = args.model or (" ".join(args.text) if cell is not None else None)
+        return moelens.trace(self.hooked(named), text)
 
     def run_pairs(self, args: Namespace, cell: str | None) -> Any:
         from moelens.interventions.causal import read_pairs

@@ -84,7 +84,7 @@ def test_pairs_of_a_cell(shell: Any) -> None:
 
 @pytest.mark.slow
 def test_effect_and_remove(shell: Any) -> None:
-    removed = shell.run_line_magic("moe", "remove 3 5,9 --pairs respectful-humble --draws 0 -o removed")
+    removed = shell.run_line_magic("moe", "remove --layer 3 --experts 5,9 --draws 0 -o removed")
     assert removed.interventions == ("remove E5, E9 in layer 3",)
     assert shell.user_ns["removed"] is removed
     found = shell.run_line_magic("moe", "effect --pairs polite-ending --top 1")
@@ -137,6 +137,7 @@ COMPLETIONS = [
     ("%moe load de", ["demo"]),
     ("%moe info mod", ["model"]),
     ("%moe label re", ["rec"]),
+    ("%%moe trace mo", ["model"]),
     ("%moe export rec n", ["npz"]),
     ("%moe effect --pairs respectful-", ["respectful-humble"]),
     ("%moe analyze rec --labels honorifics", ["honorifics"]),
@@ -160,8 +161,10 @@ MISTAKES = [
     ("pairs", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
-    ("remove 3 five", None, "experts 'five' are not ids; give some such as 5,9, or shared"),
-    ("remove three 5", None, "%moe remove: argument layer: invalid int value: 'three'; see %moe remove --help"),
+    ("remove --layer 3 --experts five", None, "experts 'five' are not ids; give some such as 5,9, or shared"),
+    ("remove --layer three", None, "%moe remove: argument --layer: invalid int value: 'three'; see %moe remove --help"),
+    ("trace modle", "雨が降る。", "unknown model 'modle'"),
+    ("record modle", "雨が降る。", "unknown model 'modle'"),
     ("info demo -o 2x", None, "-o 2x is no name for a variable; give one such as -o result"),
     ("trace 'open", None, 'No closing quotation in "trace \'open"; close the quotation mark'),
 ]
