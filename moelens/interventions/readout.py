@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -129,7 +129,7 @@ def batches(model: Any, texts: Sequence[str], batch_tokens: int, together: int =
     """Texts of like length, padded on the right; `together` successive texts are never parted."""
     ids = [model.to_tokens(text)[0] for text in texts]
     groups = [range(i, i + together) for i in range(0, len(ids), together)]
-    shared = [max(len(commonprefix([ids[i].tolist() for i in g])) - 1, 0) if together > 1 else 0 for g in groups]
+    starts = [max(alike([ids[i].tolist() for i in g]) - 1, 0) if together > 1 else 0 for g in groups]
     groups.sort(key=lambda group: max(len(ids[i]) for i in group))
     rows: list[int] = []
     for at, group in enumerate(groups):
@@ -139,8 +139,17 @@ def batches(model: Any, texts: Sequence[str], batch_tokens: int, together: int =
             padded = torch.nn.utils.rnn.pad_sequence([ids[i] for i in rows], batch_first=True)
             lengths = torch.tensor([[len(ids[i])] for i in rows], device=padded.device)
             mask = torch.arange(padded.shape[1], device=padded.device) < lengths
-            yield Batch(rows, padded, mask, min(shared[i // together] for i in rows))
+            yield Batch(rows, padded, mask, min(starts[i // together] for i in rows))
             rows = []
+
+
+def alike(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with.
+
+    >>> alike([[5, 6, 7], [5, 6, 8, 9]])
+    2
+    """
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
 def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
