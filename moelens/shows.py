@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 class Face:
     """Gives an object its face in a notebook; the views are imported on first use."""
 
+    __slots__ = ()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
     def _repr_html_(self) -> str:
         from moelens.views.faces import html
 

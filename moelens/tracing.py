@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moelens.errors import MoeLensError, unknown
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
+from moelens.shows import Face
 
 if TYPE_CHECKING:
     from moelens.views.trace_view import TraceView
@@ -23,7 +24,7 @@ STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "hoo
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace:
+class Trace(Face):
     """The routes of a text.
 
     Attributes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from matplotlib.figure import Figure
 
 import moelens
 from moelens.analysis import Measure, layer_curve, measure
+from moelens.analysis.tables import number
 from moelens.errors import MoeLensError, UnknownNameError
 from moelens.interventions import remove
 from moelens.interventions.causal import causes
-from moelens.views.measures import flow_plot
+from moelens.tracing import Trace
+from moelens.views import card_html, flow_plot, pair_trace_html
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model = moelens.load("demo")
     recording = moelens.record(model, "demo", tmp_path_factory.mktemp("views") / "run", progress=False)
     labels = moelens.label(recording)
+    found = moelens.japanese.honorifics("<b>先生</b>がいらっしゃいました。")
     pairs = [p for p in moelens.japanese.pairs() if p.kind in ("polite-ending", "control-tense")]
     return {
         "recording": recording,
@@ -40,19 +44,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "comparison": moelens.compare(recording, recording, labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
         "pair": pairs[0],
+        "honorifics": found,
+        "span": found[0],
+        "trace": moelens.trace(model, "先生がいらっしゃいました。"),
     }
 
 
 NAMES = ("recording", "labels", "plan", "info", "verification", "curve", "flow", "load", "coactivation_lift",
          "coactivation", "repetition", "preferences", "effect", "attribution", "causes", "comparison", "probe",
-         "pair")  # fmt: skip
+         "pair", "honorifics", "span", "trace")  # fmt: skip
 DRAWN = {
-    "curve": "demo · layer curve · 4 layers × 5 labels · bands",
-    "flow": "demo · route shares · 3 layers × 32 experts",
-    "load": "demo · load · 4 layers × 32 experts",
-    "coactivation_lift": "demo · coactivation lift · 4 layers × 32 experts × 32 others · layer 1, experts clustered",
-    "coactivation": "demo · coactivation · ",
-    "repetition": "demo · repetition · 4 layers",
+    "curve": "demo · 4 layers × 5 labels · 5,108 tokens · layer curve\ncontrol: the bands",
+    "flow": "demo · 3 layers × 32 experts · 5,108 tokens · route shares",
+    "load": "demo · 4 layers × 32 experts · 5,108 tokens · load",
+    "coactivation_lift": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation lift\nlayer 1, experts clustered",
+    "coactivation": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation\n",
+    "repetition": "demo · 4 layers · 5,108 tokens · repetition",
     "preferences": "demo · 120 pairs",
     "effect": "demo · remove E5 in layer 3",
     "attribution": "demo · contributions to polite-ending, control-tense",
@@ -64,7 +71,9 @@ DRAWN = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_has_a_face_with_inline_styles_only(results: dict[str, Any], name: str) -> None:
-    html = results[name]._repr_html_()
+    shown = results[name]._repr_mimebundle_()
+    html = shown["text/html"]
+    assert shown["text/plain"] == repr(results[name])
     assert html.startswith("<div")
     assert not re.search(r"<(script|style|link|iframe)\b|\bclass=|\bon\w+=|https?://", html)
     if name in DRAWN:
@@ -78,7 +87,7 @@ def test_each_draws_itself_and_says_what_it_is(results: dict[str, Any], name: st
     assert isinstance(drawn, Axes)
     assert drawn is ax
     assert drawn.get_title(loc="left").startswith(title)
-    assert drawn.has_data() or drawn.patches
+    assert drawn.has_data() or drawn.patches or drawn.texts
 
 
 def test_what_stands_in_a_curve(results: dict[str, Any]) -> None:
@@ -128,6 +137,41 @@ def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
         flow_plot(results["flow"], [4])
     with pytest.raises(MoeLensError, match=r"1 shifts of \d+ tokens are no band; give 2 or more draws"):
         layer_curve(results["recording"], results["labels"], draws=1)
+
+
+def test_a_pair_stands_column_by_column() -> None:
+    experts = np.array([[[0, 1]], [[2, 3]]])
+    first = Trace("demo", "a<b>", ("a", "<b>"), (4,), experts, np.full((2, 1, 2), 0.5, np.float32), ((1, 2, "尊敬語"),))
+    second = replace(first, tokens=("a", "c", "<b>"), experts=np.array([[[0, 1]], [[5, 6]], [[2, 7]]]),
+                     weights=np.full((3, 1, 2), 0.5, np.float32), spans=())  # fmt: skip
+    html = pair_trace_html(first, second)
+    assert "layer 4 · routes differ at 1 of 2 aligned tokens" in html
+    assert re.findall(r"bold\">(.*?)</div>", html) == ["&nbsp;", "·", "≠ 1"]
+    assert "<b>" not in html
+    with pytest.raises(MoeLensError, match=r"traces of layers \(4,\) and \(5,\); select the same of both"):
+        pair_trace_html(first, replace(second, layers=(5,)))
+
+
+def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any]) -> None:
+    recording, labels, effect = results["recording"], results["labels"], results["effect"]
+    found = moelens.specialization(recording, labels, permutations=39)
+    best = found.top(1, "丁寧語")[0]
+    html = card_html(found, best.layer, best.expert, recording, labels=labels, effect=effect)
+    assert f"lift {number(best.lift_given)} [{number(best.low)}, {number(best.high)}]" in html
+    lemmas = labels.table("pos", ["lemma"])["lemma"].to_numpy()
+    taken = (recording.indices()[:, found.layers.index(best.layer)] == best.expert).any(-1)
+    held = [lemma for lemma in lemmas[taken] if lemma]
+    assert f'morphemes: <span lang="ja"><span title="{max(map(held.count, set(held)))} times' in html
+    kind = effect.kinds[0]
+    assert f"{kind.kind} ({kind.pairs})</td>" in html
+    assert f"{kind.change:+.3f} [" in html
+    assert "without controls" in html
+
+
+def test_the_map_of_no_label_in_particular(results: dict[str, Any]) -> None:
+    found = moelens.specialization(results["recording"], results["labels"], permutations=39)
+    label = next(name for name in found.names if name not in found.too_rare)
+    assert label in found.plot(ax=Figure().subplots()).get_title(loc="left")
 
 
 def test_text_of_a_model_is_escaped() -> None:

@@ -150,5 +150,6 @@ def provenance(recording: Recording, labels: LabelFamilies | None = None) -> dic
         "recording": str(recording.folder.where) if hasattr(recording, "folder") else "",
         "labels": ", ".join(f"{key} {value}" for key, value in about.items()),
         "moelens": __version__,
+        "n_tokens": manifest.get("n_tokens"),
         "n_groups": shape.get("n_groups") if isinstance(shape, Mapping) else None,
     }

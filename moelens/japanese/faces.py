@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, TypeVar
 
+from moelens import shows
+
 _NEUTRAL = "#888888"
 
 
@@ -30,7 +32,7 @@ class _Placed(Protocol):
 Found = TypeVar("Found", bound=_Placed)
 
 
-class InText(tuple[Found, ...]):
+class InText(tuple[Found, ...], shows.Face):
     """A tuple of what was found in `text`, which shows itself in a notebook as coloured text."""
 
     text: str
@@ -46,14 +48,19 @@ class InText(tuple[Found, ...]):
     def _repr_html_(self) -> str:
         pieces, reach = [], 0
         for item in self:
-            pieces += [escape(self.text[reach : item.start]), _ruby(self.text[item.start : item.end], item.face())]
+            pieces += [escape(self.text[reach : item.start]), ruby(self.text[item.start : item.end], item.face())]
             reach = item.end
         pieces.append(escape(self.text[reach:]))
-        lines = "".join(pieces).replace("\n", "<br>")
-        return f'<div lang="ja" style="line-height: 2.4">{lines}</div>'
+        return line("".join(pieces).replace("\n", "<br>"))
 
 
-def _ruby(surface: str, face: Face) -> str:
+def line(html: str) -> str:
+    """Japanese with room for what stands above it."""
+    return f'<div lang="ja" style="line-height: 2.4">{html}</div>'
+
+
+def ruby(surface: str, face: Face) -> str:
+    """A word with its face, as HTML."""
     from moelens.views.style import CLASS_STYLE
 
     colour = CLASS_STYLE[face.colour_of].color if face.colour_of else _NEUTRAL

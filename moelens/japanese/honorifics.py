@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from moelens.japanese.faces import Face, InText
+from moelens import shows
+from moelens.japanese.faces import Face, InText, line, ruby
 from moelens.japanese.morphology import Morpheme, analyze
 from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, fits, rulebook
 
@@ -14,7 +15,7 @@ __all__ = ["CLASSES", "HonorificSpan", "honorifics", "sentences"]
 
 
 @dataclass(frozen=True, slots=True)
-class HonorificSpan:
+class HonorificSpan(shows.Face):
     """An honorific at characters `start` to `end` (exclusive).
 
     Attributes:
@@ -43,6 +44,9 @@ class HonorificSpan:
     @property
     def certain(self) -> bool:
         return not self.readings
+
+    def _repr_html_(self) -> str:
+        return line(ruby(self.surface, self.face()))
 
     def face(self) -> Face:
         details = {

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from moelens.errors import unknown
 from moelens.japanese.honorifics import honorifics
+from moelens.shows import Face
 
 #: Endings of the polite style, and what the past and the negative make of them.
 _POLITE = {
@@ -21,7 +22,7 @@ _POLITE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Pair(Face):
     """A context with a continuation that suits it and one that does not.
 
     Attributes:

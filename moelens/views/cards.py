@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +17,30 @@ Ints = NDArray[Any]
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
+    from moelens.interventions import Effect
+    from moelens.japanese import Labels
     from moelens.recording import Recording
 
 WORDS, CONTEXTS, COMPANIONS, AROUND = 12, 5, 4, 14
 ROW = "padding: 1px 10px 1px 0; text-align: left"
 
 
-def card_html(result: Specialization, layer: int, expert: int, recording: Recording | None = None) -> str:
+def card_html(
+    result: Specialization,
+    layer: int,
+    expert: int,
+    recording: Recording | None = None,
+    *,
+    labels: Labels | None = None,
+    effect: Effect | None = None,
+) -> str:
     """A card for `expert` of `layer` (the layer's number in the model), as inline-styled HTML.
 
-    With a `recording`, the words it takes most, sentences in which it takes them, and the experts it goes with.
-    Raises `UnknownNameError` for an expert or layer that does not exist.
+    With a `recording`, the words it takes most, sentences in which it takes them, and the experts it goes with; with
+    its `labels`, the morphemes too, by lemma. With an `effect`, as of removing the expert, what changed by kind of
+    pair, and what controls change. Raises `UnknownNameError` for an expert or layer that does not exist.
+
+        card_html(result, 3, 17, recording, effect=moelens.effect(model, pairs, remove(3, [17])))
     """
     if layer not in result.layers:
         raise unknown("layer", layer, result.layers)
@@ -36,27 +50,45 @@ def card_html(result: Specialization, layer: int, expert: int, recording: Record
     load = result.load[at, expert]
     parts = [f"<b>L{layer} · E{expert}</b> &nbsp; load {number(load)}× the mean", _labels(result, at, expert)]
     if recording is not None:
-        parts.append(_words(recording, at, expert))
+        lemmas = None if labels is None else labels.table("pos", ["lemma"])["lemma"].to_numpy()
+        parts.append(_words(recording, at, expert, lemmas))
+    if effect is not None:
+        parts.append(_effect(effect))
     return f'<div style="line-height: 1.5">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
 
 
 def _labels(result: Specialization, at: int, expert: int) -> str:
     """The labels it takes more often than chance, the strongest first; what does not survive is greyed."""
-    lift = result.lift[at, expert]
+    lift = result.lift_given[at, expert]
+    within = f"within {' and '.join(result.given)} " if result.given else ""
     order = [int(i) for i in np.argsort(-np.nan_to_num(lift)) if lift[i] > 1]
     if not order:
         return "takes no label of this family more often than chance"
     rows = "".join(
         f'<tr style="opacity: {1 if result.significant[at, expert, i] else 0.45}"><td style="{ROW}">'
-        f'{label_html(result.names[i])}</td><td style="{ROW}">lift {number(float(lift[i]))}</td><td style="{ROW}">'
-        f"given token {number(float(result.lift_given_token[at, expert, i]))}</td>"
+        f'{label_html(result.names[i])}</td><td style="{ROW}">lift {within}{number(float(lift[i]))} '
+        f"[{number(float(result.low[at, expert, i]))}, {number(float(result.high[at, expert, i]))}]</td>"
+        f'<td style="{ROW}">given token {number(float(result.lift_given_token[at, expert, i]))}</td>'
         f'<td style="{ROW}">q {number(float(result.q[at, expert, i]))}</td></tr>'
         for i in order
     )
     return f'<table style="border-collapse: collapse">{rows}</table>'
 
 
-def _words(recording: Recording, at: int, expert: int) -> str:
+def _effect(effect: Effect) -> str:
+    from moelens.interventions.effects import interval, signed  # imports torch
+
+    rows = ""
+    for k in effect.kinds:
+        control = f"{effect.control} controls {signed(k.control)} {interval(k.control_low, k.control_high)}"
+        cells = (f"{escape(k.kind)} ({k.pairs})", f"{signed(k.change)} {interval(k.low, k.high)}",
+                 control if effect.controls else "without controls")  # fmt: skip
+        rows += "<tr>" + "".join(f'<td style="{ROW}">{cell}</td>' for cell in cells) + "</tr>"
+    head = f"{escape(' + '.join(effect.interventions))}: change of the margin in nats, 95 % interval"
+    return f'{head}<table style="border-collapse: collapse">{rows}</table>'
+
+
+def _words(recording: Recording, at: int, expert: int, lemmas: NDArray[Any] | None = None) -> str:
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
@@ -64,18 +96,26 @@ def _words(recording: Recording, at: int, expert: int) -> str:
     taken &= end > start
     if not taken.any():
         return "no token in this recording"
-    kinds, first, counts = np.unique(ids[taken], return_index=True, return_counts=True)
     rows = np.flatnonzero(taken)
-    words = []
-    for i in np.argsort(-counts, kind="stable")[:WORDS]:
-        row = rows[first[i]]
-        share = counts[i] / (ids == kinds[i]).sum()
-        word = escape(texts[doc[row]][start[row] : end[row]].replace("\n", "↵"))
-        words.append(f'<span title="{counts[i]} times, {share:.0%} of this token">{word}</span>')
+    words = _most("tokens", ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
+    if lemmas is not None:
+        held = np.where(lemmas == None, "", lemmas).astype(str)[: len(ids)]  # noqa: E711
+        words += _most("morphemes", held, rows[held[rows] != ""], lambda row: held[row])
     return (
-        f'words: <span lang="ja">{" &nbsp;".join(words)}</span><br>{_companions(experts, taken, expert)}'
+        f"{words}{_companions(experts, taken, expert)}"
         f'<div lang="ja" style="margin-top: 3px">{_contexts(texts, rows, doc, start, end)}</div>'
     )
+
+
+def _most(what: str, of: NDArray[Any], rows: Ints, shown: Callable[[int], str]) -> str:
+    """What stands most often at `rows`; hovering tells which share of all its places they are."""
+    kinds, first, counts = np.unique(of[rows], return_index=True, return_counts=True)
+    words = []
+    for i in np.argsort(-counts, kind="stable")[:WORDS]:
+        share = counts[i] / (of == kinds[i]).sum()
+        word = escape(shown(rows[first[i]]).replace("\n", "↵"))
+        words.append(f'<span title="{counts[i]} times, {share:.0%} of all its places">{word}</span>')
+    return f'{what}: <span lang="ja">{" &nbsp;".join(words)}</span><br>'
 
 
 def _companions(experts: NDArray[Any], taken: NDArray[np.bool_], expert: int) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from moelens.analysis.tables import number
 from moelens.views.maps import new_axes
-from moelens.views.style import japanese_font
+from moelens.views.style import PALETTE, japanese_font
 
 if TYPE_CHECKING:
     from moelens.interventions import Attribution, Causes, Effect, Preferences
@@ -35,8 +35,9 @@ def effect_plot(effect: Effect, *, ax: Axes | None = None) -> Axes:
         controls = [(k.control, k.control_low, k.control_high) for k in effect.kinds]
         _dots(ax, controls, AGAINST, "s", f"{effect.draws} {effect.control} controls, 95 % of them", 0.12)
         what = " + ".join(effect.interventions) or "nothing"
+        half = "all pairs" if effect.half == "all" else f"{effect.half} half"
         text = effect.text and f" · unrelated text: KL {number(effect.text.kl)} nats a token"
-        return _titled(ax, f"{effect.model} · {what}", f"change of the margin in nats, {effect.half} half{text or ''}")
+        return _titled(ax, f"{effect.model} · {what}", f"change of the margin in nats, {half}{text or ''}")
 
 
 def causes_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
@@ -72,20 +73,28 @@ def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes
     with japanese_font():
         ax = ax or new_axes((8.0, height(len(preferences.kinds))))
         _rows(ax, [f"{k.kind} ({k.pairs})" for k in preferences.kinds])
-        _dots(ax, [(k.preferred, k.low, k.high) for k in preferences.kinds], DONE, "o", "", 0)
+        controls = {p.kind for p in preferences.pairs if getattr(p, "control", False)}
+        for colour, mark, label, held in ((DONE, "o", "honorific", False), (AGAINST, "s", "control", True)):
+            rows = [
+                (k.preferred, k.low, k.high) if (k.kind in controls) == held else (np.nan,) * 3
+                for k in preferences.kinds
+            ]
+            _dots(ax, rows, colour, mark, label, 0)
         ax.lines[0].set_xdata([0.5, 0.5])
         ax.set_xlim(-0.02, 1.02)
-        return _titled(ax, f"{preferences.model} · {len(preferences.pairs):,} pairs", "share preferred; dashed: chance")
+        head = f"{preferences.model} · {len(preferences.pairs):,} pairs · how often the better text is preferred"
+        return _titled(ax, head, "share of pairs, with Wilson's 95 % interval; dashed: chance")
 
 
 def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
     """Accuracy over layers of each feature and probe, with the control task (dotted) and both baselines (dashed)."""
     with japanese_font():
         ax = ax or new_axes((8.0, 3.2))
-        for feature, kind in dict.fromkeys((r.feature, r.probe) for r in result.rows):
+        for at, (feature, kind) in enumerate(dict.fromkeys((r.feature, r.probe) for r in result.rows)):
             rows = sorted((r for r in result.rows if (r.feature, r.probe) == (feature, kind)), key=lambda r: r.layer)
             x, y = [r.layer for r in rows], [r.accuracy for r in rows]
-            (line,) = ax.plot(x, y, marker="o" if kind == "logistic" else "s", label=f"{feature}, {kind}")
+            (line,) = ax.plot(x, y, marker="o" if kind == "logistic" else "s", label=f"{feature}, {kind}",
+                              color=PALETTE[at % len(PALETTE)])  # fmt: skip
             ax.fill_between(x, [r.low for r in rows], [r.high for r in rows], color=line.get_color(), alpha=0.2)
             ax.plot(x, [r.control for r in rows], linestyle=":", color=line.get_color())
         ax.axhline(result.per_token, color="#777777", linestyle="--", linewidth=1, label="most frequent of the token")

@@ -33,19 +33,25 @@ CLIP = 99.5
 SMALL = 1500
 
 
-def expert_map(result: Specialization, label: str, *, value: str = "lift", ax: Axes | None = None) -> Axes:
+def expert_map(
+    result: Specialization, label: str | None = None, *, value: str = "lift", ax: Axes | None = None
+) -> Axes:
     """Layers × experts for one label, diverging around chance; where the lift does not survive its control, grey.
 
     `value` is "lift", "share" (over chance k/E) or "lift_given_token". Colours are in log2, clipped at the 99.5th
-    percentile. Without `ax` a new pyplot figure is made. Raises `UnknownNameError` for an unknown label or value.
+    percentile. Without a `label`, the first that is not too rare; without `ax`, a new pyplot figure. Raises
+    `UnknownNameError` for an unknown label or value.
 
         expert_map(result, "尊敬語")
     """
+    if label is None:
+        label = next((name for name in result.names if name not in result.too_rare), result.names[0])
     index, ratio = result.label_index(label), ratios(result, label, value)
     with japanese_font():
         ax = ax or new_axes(map_size(result, label))
         if not result.label_tokens[index]:
-            return _empty(ax, result, f"no label {label} in this recording (0 tokens)")
+            head = f"{result.headline} · {result.control}"
+            return empty(ax, head, f"no label {label} in this recording (0 tokens)")
         _draw(ax, ratio, result.significant[:, :, index])
         _axes(ax, result)
         ax.set_title(map_title(result, label, VALUES[value]), loc="left", fontsize=9, linespacing=1.4)
@@ -112,16 +118,18 @@ def new_axes(size: tuple[float, float]) -> Axes:
     return axes
 
 
-def _is_dark(ax: Axes) -> bool:
-    return float(np.dot(to_rgb(ax.get_facecolor()), (0.30, 0.59, 0.11))) < 0.5
+def diverging(ax: Axes, limit: float) -> ScalarMappable:
+    """Colours from −limit to limit, the middle as the paper of `ax`."""
+    dark = float(np.dot(to_rgb(ax.get_facecolor()), (0.30, 0.59, 0.11))) < 0.5
+    return ScalarMappable(Normalize(-limit, limit, clip=True), DARK if dark else LIGHT)
 
 
 def _draw(ax: Axes, ratio: Floats, significant: Bools) -> None:
     with np.errstate(divide="ignore"):
         logs = np.log2(ratio)
     limit = clip_of(logs)
-    scale = ScalarMappable(Normalize(-limit, limit, clip=True), DARK if _is_dark(ax) else LIGHT)
-    ax.imshow(_colours(logs, significant, scale, to_rgb(ax.get_facecolor())), aspect="auto", interpolation="nearest")
+    scale = diverging(ax, limit)
+    ax.imshow(greyed(logs, significant, scale, to_rgb(ax.get_facecolor())), aspect="auto", interpolation="nearest")
     bar = ax.figure.colorbar(scale, ax=ax, pad=0.012, fraction=0.03, aspect=14, shrink=0.95)
     bar.outline.set_visible(False)
     step = 1 if limit < 3.5 else 2
@@ -133,7 +141,7 @@ def _draw(ax: Axes, ratio: Floats, significant: Bools) -> None:
     bar.ax.set_title("ratio", fontsize=7.5, loc="left")
 
 
-def _colours(logs: Floats, significant: Bools, scale: ScalarMappable, paper: tuple[float, float, float]) -> Floats:
+def greyed(logs: Floats, significant: Bools, scale: ScalarMappable, paper: tuple[float, float, float]) -> Floats:
     """RGB `[layer, expert, 3]`: colour where significant, else a pale grey of the same order, paper where undefined."""
     limit = scale.get_clim()[1] or 1.0
     undefined = np.isnan(logs)
@@ -181,9 +189,10 @@ def map_title(result: Specialization, label: str, what: str) -> str:
     return f"{result.headline} · {what} · {result.control}\n{label_text(label)} · {tokens} · {verdict}"
 
 
-def _empty(ax: Axes, result: Specialization, message: str) -> Axes:
+def empty(ax: Axes, head: str, message: str) -> Axes:
+    """Says in words why there is nothing to draw."""
     ax.text(0.5, 0.5, message, ha="center", va="center", transform=ax.transAxes, fontsize=10)
-    ax.set_title(f"{result.headline} · {result.control}", loc="left", fontsize=9)
+    ax.set_title(head, loc="left", fontsize=9)
     ax.set_xticks([])
     ax.set_yticks([])
     ax.spines[:].set(linestyle=":", color="#888888")

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from moelens.analysis.routing import cluster_order
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError, unknown
-from moelens.views.maps import LIGHT, clip_of, grid_size, layer_ticks, new_axes
-from moelens.views.style import CLASS_STYLE, japanese_font, label_text
+from moelens.views.maps import clip_of, diverging, empty, greyed, grid_size, layer_ticks, new_axes
+from moelens.views.style import CLASS_STYLE, GLOSS, PALETTE, class_marker, japanese_font, label_text
 from moelens.views.text import expert_colour
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 MARKS = "os^vD*XP"
 LINES = 8
-STREAMS = 6
+STREAMS = 10
 OTHER = (0.6, 0.6, 0.6)
 
 
@@ -64,18 +65,25 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
     names = measure.axes.get("label", (measure.name,))
     shown = np.argsort(-np.nan_to_num(values[..., 0]).max(0), kind="stable")[:LINES]
     for at, i in enumerate(shown):
-        style = CLASS_STYLE.get(names[i])
-        (line,) = ax.plot(x, values[:, i, 0], marker=MARKS[at % len(MARKS)], label=label_text(names[i]),
-                          color=style.color if style else None, linewidth=1.6, markersize=5)  # fmt: skip
+        name = names[i]
+        colour = CLASS_STYLE[name].color if name in CLASS_STYLE else PALETTE[at % len(PALETTE)]
+        mark, size = (class_marker(name), 8) if name in CLASS_STYLE else (MARKS[at % len(MARKS)], 5)
+        (line,) = ax.plot(x, values[:, i, 0], marker=mark, markersize=size, color=colour, linewidth=1.6,
+                          label=f"{name} ({GLOSS[name]})" if name in GLOSS else name)  # fmt: skip
         if values.shape[-1] == 3:
             ax.fill_between(x, values[:, i, 1], values[:, i, 2], color=line.get_color(), alpha=0.18, linewidth=0)
     if len(names) > 1:
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     layer_ticks(ax.xaxis, layers)
     ax.set_xlabel("layer", fontsize=8)
-    ax.set_ylabel("bits" if "information" in measure.name or "value" in measure.axes else measure.name, fontsize=8)
+    bits = "information" in measure.name or "value" in measure.axes
+    ax.set_ylabel("mutual information, bits" if bits else measure.name.replace("_", " "), fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    band = " · bands: 95 % of labels shifted along the text" if values.shape[-1] == 3 else ""
+    band = (
+        "\ncontrol: the bands hold 95 % of the values that labels have when they are shifted along the text"
+        if values.shape[-1] == 3
+        else ""
+    )
     left = f" · {LINES} of {len(names)} labels" if len(names) > LINES else ""
     return _titled(ax, measure, f"{band}{left}")
 
@@ -83,7 +91,9 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
 def _grid(measure: Measure, ax: Axes) -> Axes:
     values = np.asarray(measure.values, float)
     shown = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
-    ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14).outline.set_visible(False)
+    bar = ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14)
+    bar.outline.set_visible(False)
+    bar.ax.set_title("1 = even" if measure.name == "load" else "", fontsize=7.5)
     layer_ticks(ax.yaxis, measure.axes["layer"])
     ax.set_xlabel("expert", fontsize=8)
     ax.set_ylabel("layer", fontsize=8)
@@ -96,12 +106,15 @@ def _pairs(measure: Measure, ax: Axes, layer: int) -> Axes:
     values = np.asarray(measure.values[measure.axes["layer"].index(layer)], float)
     order = cluster_order(values)
     values = values[np.ix_(order, order)]
+    np.fill_diagonal(values, np.nan)
     if measure.name.endswith("lift"):
         with np.errstate(divide="ignore"):
             values = np.log2(values)
         limit = clip_of(values)
-        shown = ax.imshow(np.clip(values, -limit, limit), cmap=LIGHT, vmin=-limit, vmax=limit, interpolation="nearest")
-        bar = ax.figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02)
+        scale = diverging(ax, limit)
+        shown = np.clip(values, -limit, limit)
+        ax.imshow(shown, cmap=scale.cmap, vmin=-limit, vmax=limit, interpolation="nearest")
+        bar = ax.figure.colorbar(scale, ax=ax, fraction=0.04, pad=0.02)
         bar.ax.set_title("log2 lift", fontsize=7.5)
     else:
         bar = ax.figure.colorbar(ax.imshow(values, cmap="viridis", interpolation="nearest"), ax=ax, fraction=0.04)
@@ -111,7 +124,7 @@ def _pairs(measure: Measure, ax: Axes, layer: int) -> Axes:
         axis.set_ticks(range(0, len(order), step), [f"E{e}" for e in order[::step]], fontsize=6)
     ax.tick_params(axis="x", rotation=90)
     ax.spines[:].set_visible(False)
-    return _titled(ax, measure, f" · layer {layer}, experts clustered")
+    return _titled(ax, measure, f"\nlayer {layer}, experts clustered")
 
 
 def flow_plot(
@@ -206,35 +219,37 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
     if label not in comparison.names:
         raise unknown("label", label, comparison.names)
     index = comparison.names.index(label)
-    change = 100 * np.nan_to_num(comparison.change[:, :, index])
+    change = 100 * comparison.change[:, :, index]
+    a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
+    kept = number(100 * float(np.nanmean(comparison.kept[:, index])))
+    tokens = f"{int(comparison.label_tokens[index]):,} tokens"
+    head = f"{a} → {b} · {label_text(label)} · {tokens} · experts kept: {kept} %"
     with japanese_font():
         ax = ax or new_axes(grid_size(len(comparison.layers)))
-        limit = max(float(np.percentile(np.abs(change), 99.5)), 1e-9)
-        shown = ax.imshow(change, cmap=LIGHT, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-        pale = np.where(comparison.significant[:, :, index], 0.0, 0.75)
-        cover = np.full((*change.shape, 4), 0.6)
-        cover[..., 3] = pale
-        ax.imshow(cover, aspect="auto", interpolation="nearest")
-        bar = ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14)
+        if not np.nan_to_num(change).any():
+            return empty(ax, head, "no difference: both send the same share of these tokens to every expert")
+        scale = diverging(ax, float(np.nanpercentile(np.abs(change), 99.5)))
+        colours = greyed(change, comparison.significant[:, :, index], scale, to_rgb(ax.get_facecolor()))
+        ax.imshow(colours, aspect="auto", interpolation="nearest")
+        bar = ax.figure.colorbar(scale, ax=ax, pad=0.012, fraction=0.03, aspect=14)
         bar.outline.set_visible(False)
         bar.ax.set_title("points", fontsize=7.5)
         layer_ticks(ax.yaxis, comparison.layers)
         ax.set_xlabel("expert", fontsize=8)
         ax.set_ylabel("layer", fontsize=8)
         ax.spines[:].set_visible(False)
-        a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
-        kept = number(100 * float(np.nanmean(comparison.kept[:, index])))
-        tokens = f"{int(comparison.label_tokens[index]):,} tokens"
-        ax.set_title(
-            f"{a} → {b} · {label_text(label)} · {tokens} · experts kept: {kept} %\npercentage points of the label's "
-            "tokens that b sends more to the expert; grey does not survive the test over documents",
-            loc="left", fontsize=9, linespacing=1.4,
-        )  # fmt: skip
+        what = "percentage points of the label's tokens that the second sends more to the expert"
+        title = f"{head}\n{what}; grey does not survive the test over documents"
+        ax.set_title(title, loc="left", fontsize=9, linespacing=1.4)
     return ax
 
 
 def _titled(ax: Axes, measure: Measure, more: str = "") -> Axes:
     model = measure.provenance.get("model") or "model"
-    size = " × ".join(f"{len(names):,} {axis}s" for axis, names in measure.axes.items() if axis != "value")
-    ax.set_title(f"{model} · {measure.name.replace('_', ' ')} · {size}{more}", loc="left", fontsize=9)
+    size = " × ".join(
+        f"{len(names):,} {axis}s" for axis, names in measure.axes.items() if axis not in ("value", "other")
+    )
+    tokens = measure.provenance.get("n_tokens")
+    head = f"{model} · {size}" + (f" · {tokens:,} tokens" if tokens else "")
+    ax.set_title(f"{head} · {measure.name.replace('_', ' ')}{more}", loc="left", fontsize=9, linespacing=1.4)
     return ax

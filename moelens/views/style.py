@@ -13,7 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 import matplotlib
-from matplotlib.font_manager import fontManager
+from matplotlib.font_manager import FontProperties, fontManager
+from matplotlib.path import Path as Outline
+from matplotlib.textpath import TextPath
+from matplotlib.transforms import Affine2D
 
 from moelens.errors import MoeLensError
 
@@ -31,11 +34,14 @@ CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
     {
         "尊敬語": ClassStyle("#D55E00", "▲", "respectful"),
         "謙譲語I": ClassStyle("#0072B2", "▼", "humble I"),
-        "謙譲語II": ClassStyle("#56B4E9", "▽", "humble II (courteous)"),
+        "謙譲語II": ClassStyle("#56B4E9", "▽", "humble II, courteous"),
         "丁寧語": ClassStyle("#009E73", "●", "polite"),
         "美化語": ClassStyle("#CC79A7", "✿", "beautifying"),
     }
 )
+
+# The rest of their colours, for lines that are no honorific class.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 
 GLOSS: Mapping[str, str] = MappingProxyType(
     {
@@ -116,6 +122,16 @@ def japanese_font() -> Iterator[None]:
         yield
         interactive = matplotlib.is_interactive()
     matplotlib.interactive(interactive)  # a notebook's backend, chosen inside by the first figure, turns it on
+
+
+@cache
+def class_marker(name: str) -> Outline:
+    """The mark of a class as a matplotlib marker, the same as in text."""
+    _register_font()
+    family = FontProperties(family=["IPAexGothic", "DejaVu Sans"])
+    outline = TextPath((0, 0), CLASS_STYLE[name].mark, prop=family)
+    (x, y), (right, top) = outline.get_extents().get_points()
+    return Affine2D().translate(-(x + right) / 2, -(y + top) / 2).transform_path(outline)
 
 
 @cache

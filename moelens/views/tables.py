@@ -84,5 +84,7 @@ def _table(header: Sequence[str], rows: Sequence[str]) -> str:
 
 
 def _row(cells: Sequence[str], style: str = "") -> str:
-    inner = "".join(f'<td style="{RIGHT if i else LEFT}">{cell}</td>' for i, cell in enumerate(cells))
+    inner = "".join(
+        f'<td style="{RIGHT if i else LEFT}; white-space: nowrap">{cell}</td>' for i, cell in enumerate(cells)
+    )
     return f'<tr style="{style}">{inner}</tr>' if style else f"<tr>{inner}</tr>"

@@ -5,13 +5,17 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.tables import number
-from moelens.errors import CheckError
+from moelens.errors import CheckError, MoeLensError
 from moelens.views.style import CLASS_STYLE, label_html, label_text
+
+if TYPE_CHECKING:
+    from moelens.tracing import Trace
 
 Span = tuple[int, int, str]
 """First token, token after the last, label."""
@@ -47,16 +51,65 @@ def tokens_html(
         raise CheckError(f"{shapes} do not fit; allowed: experts and weights both [token, slot]")
     if not len(tokens):
         return "<div>no tokens to show</div>"
+    where = "" if layer is None else f"layer {layer} · "
+    cells = _cells(tokens, ids, gates, spans)
+    return _line(f"{where}colour and number: expert with the largest weight", spans, cells)
+
+
+def pair_trace_html(first: Trace, second: Trace) -> str:
+    """Two traced texts, tokens that belong together above one another, layer by layer, as inline-styled HTML.
+
+    Beneath a column, "≠ 2": two of its experts differ; nothing: the routes are the same; "·": a token without a
+    counterpart. Raises `MoeLensError` for traces of different layers.
+
+        pair_trace_html(moelens.trace(model, "先生が来た。"), moelens.trace(model, "先生がいらっしゃった。"))
+    """
+    from moelens.tracing import aligned, routes_that_differ  # imports torch, which tokens_html does without
+
+    if first.layers != second.layers:
+        raise MoeLensError(
+            f"traces of layers {first.layers} and {second.layers}; select the same of both: trace.select"
+        )
+    columns, parts = aligned(first.tokens, second.tokens), []
+    for layer in first.shown_layers():
+        at = first.layers.index(layer)
+        rows = [_cells(t.tokens, t.experts[:, at], t.weights[:, at], t.spans) for t in (first, second)]
+        differ = routes_that_differ(columns, first.experts[:, at], second.experts[:, at])
+        shared = [n for n in differ if n is not None]
+        told = f"layer {layer} · routes differ at {sum(n > 0 for n in shared)} of {len(shared)} aligned tokens"
+        above, below = (
+            [row[i] if i >= 0 else "" for i in at] for row, at in zip(rows, np.transpose(columns), strict=True)
+        )
+        stacked = [_column(*cells) for cells in zip(above, below, differ, strict=True)]
+        parts.append(_line(told, (*first.spans, *second.spans), stacked))
+    size = f"{len(first.tokens)} and {len(second.tokens)} tokens · {first.experts.shape[-1]} experts a token"
+    how = "colour and number: expert with the largest weight · ≠: so many experts differ"
+    return f"<div>{escape(first.model)} · {size} · {how}{''.join(parts)}</div>"
+
+
+def _column(above: str, below: str, differ: int | None) -> str:
+    mark = "·" if differ is None else f"≠ {differ}" if differ else "&nbsp;"
+    empty = '<span style="display: inline-block; padding: 1px 2px; opacity: 0.4">–<br>&nbsp;</span>'
+    return (
+        '<div style="display: inline-block; text-align: center; vertical-align: bottom; margin-top: 4px">'
+        f"<div>{above or empty}</div><div>{below or empty}</div>"
+        f'<div style="font-size: 70%; font-weight: bold">{mark}</div></div>'
+    )
+
+
+def _cells(tokens: Sequence[str], ids: NDArray[Any], gates: NDArray[Any] | None, spans: Sequence[Span]) -> list[str]:
     cells = [_token(token, ids[i], None if gates is None else gates[i]) for i, token in enumerate(tokens)]
     for start, end, label in spans:
         for i in range(max(start, 0), min(end, len(tokens))):
             cells[i] = _underlined(cells[i], label, marked=i == start)
-    where = "" if layer is None else f"layer {layer} · "
-    present = dict.fromkeys(label for _, _, label in spans)
-    legend = "".join(f" · {label_html(label)}" for label in present)
+    return cells
+
+
+def _line(told: str, spans: Sequence[Span], cells: Sequence[str]) -> str:
+    legend = "".join(f" · {label_html(label)}" for label in dict.fromkeys(label for _, _, label in spans))
     return (
-        f'<div><div style="font-size: 85%; opacity: 0.75">{where}colour and number: expert with the largest weight'
-        f'{legend}</div><div lang="ja" style="line-height: 1.3; margin-top: 4px">{"".join(cells)}</div></div>'
+        f'<div><div style="font-size: 85%; opacity: 0.75">{told}{legend}</div>'
+        f'<div lang="ja" style="line-height: 1.3; margin-top: 4px">{"".join(cells)}</div></div>'
     )
 
 
@@ -79,7 +132,7 @@ def expert_colour(expert: int, alpha: float = 0.3) -> str:
     return f"rgba({red}, {green}, {blue}, {alpha})"
 
 
-def _token(token: str, ids: NDArray[np.integer], gates: NDArray[np.float64] | None) -> str:
+def _token(token: str, ids: NDArray[Any], gates: NDArray[Any] | None) -> str:
     order = range(len(ids)) if gates is None else np.argsort(-gates, kind="stable")
     listed = [f"E{ids[i]}" + ("" if gates is None else f" {number(gates[i])}") for i in order]
     best = int(ids[order[0]])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moelens.errors import MoeLensError, unknown
 from moelens.views.live import Live, module
 from moelens.views.style import CLASS_STYLE
+from moelens.views.text import pair_trace_html
 
 if TYPE_CHECKING:
     from moelens.tracing import Trace
@@ -142,6 +143,8 @@ class TraceView(Live):
         return ((layer,) for layer in self.layers)
 
     def static_html(self) -> str:
+        if self.pairs:
+            return pair_trace_html(*self.traces)
         return "".join(trace._repr_html_() for trace in self.traces)
 
 
