@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from moelens.analysis.tables import number, plain_table
 from moelens.interventions.effects import interval, signed
+from moelens.interventions.kept import Kept
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import (
     Floats,
@@ -57,7 +58,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Shows):
+class Attribution(Shows, Kept):
     """What experts contribute to a model's preference.
 
     Attributes:
@@ -68,6 +69,8 @@ class Attribution(Shows):
         rank_correlation_test: the same of `repeated`, attribution on the very pairs of the removal.
         pairs: how many pairs each half has.
     """
+
+    FORMAT: ClassVar[str] = "moelens.attribution/1"
 
     model: str
     kinds: tuple[str, ...]
@@ -80,12 +83,8 @@ class Attribution(Shows):
     pairs: tuple[int, int]
     seed: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        arrays = {name: getattr(self, name).tolist() for name in ("routed", "shared")}
-        names = ("model", "kinds", "layers", "rank_correlation", "rank_correlation_test", "pairs", "seed")
-        plain = {name: getattr(self, name) for name in names}
-        return plain | arrays | {"top": [asdict(c) for c in self.top]}
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(c) for c in self.top]
 
     def table(self) -> str:
         header = ("expert", "attributed (discovery)", "attributed (test)", "removing it (test)", "95 %")

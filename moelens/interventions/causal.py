@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -14,13 +14,14 @@ from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, UnknownNameError
 from moelens.interventions.attribution import Attribution, attribute
 from moelens.interventions.effects import Effect, effect, interval, signed
+from moelens.interventions.kept import Kept
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import Pair, as_pairs
 from moelens.shows import Shows
 
 
 @dataclass(frozen=True, repr=False)
-class Causes(Shows):
+class Causes(Shows, Kept):
     """Which experts cause a preference: found by attribution, removed one by one, held against matched controls.
 
     Attributes:
@@ -28,6 +29,8 @@ class Causes(Shows):
         holm: p of each effect corrected for their number (Holm 1979).
         joint: of removing all of these at once; None where there are fewer than two.
     """
+
+    FORMAT: ClassVar[str] = "moelens.causes/1"
 
     attribution: Attribution
     effects: tuple[Effect, ...]
@@ -37,11 +40,13 @@ class Causes(Shows):
     def holm(self) -> tuple[float, ...]:
         return tuple(holm([e.kinds[0].p for e in self.effects]))
 
+    def records(self) -> list[dict[str, Any]]:
+        """A row for each expert removed, and one for all of them at once, whose p is not one of those corrected."""
+        effects = [*zip(self.effects, self.holm, strict=True), *([(self.joint, None)] if self.joint else [])]
+        return [{"intervention": " + ".join(e.interventions), **asdict(e.kinds[0]), "holm": p} for e, p in effects]
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        effects = [asdict(e) | {"holm": p} for e, p in zip(self.effects, self.holm, strict=True)]
-        joint = None if self.joint is None else asdict(self.joint)
-        return {"attribution": self.attribution.to_dict(), "effects": effects, "joint": joint}
+        return super().to_dict() | {"holm": list(self.holm)}
 
     def __repr__(self) -> str:
         if not self.effects:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,7 @@ def run(args: argparse.Namespace) -> None:
         )
     print(result)
     if args.out:
-        data = json.dumps(result.to_dict(), ensure_ascii=False, indent=1)
-        args.out.write_text(data + "\n", encoding="utf-8")
+        result.save(args.out)
 
 
 def one(args: argparse.Namespace, model: Any, pairs: Any, options: dict[str, Any]) -> Any:

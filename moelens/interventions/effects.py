@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import unknown
 from moelens.interventions.controls import control_interventions, usage
+from moelens.interventions.kept import Kept
 from moelens.interventions.operations import Intervention
 from moelens.interventions.readout import (
     Floats,
@@ -71,7 +72,7 @@ class TextEffect:
 
 
 @dataclass(frozen=True, repr=False)
-class Effect(Shows):
+class Effect(Shows, Kept):
     """What an intervention does.
 
     Attributes:
@@ -80,6 +81,8 @@ class Effect(Shows):
         controls: the control interventions, in words.
         control: how controls were drawn ("matched", "random", or "" for none); draws: how many; seed: of everything.
     """
+
+    FORMAT: ClassVar[str] = "moelens.effect/1"
 
     model: str
     interventions: tuple[str, ...]
@@ -94,9 +97,8 @@ class Effect(Shows):
     def draws(self) -> int:
         return len(self.controls)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        return asdict(self)
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(k) for k in self.kinds]
 
     def table(self) -> str:
         """A row a kind of pair, and a line for unrelated text."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.interventions.effects import signed
+from moelens.interventions.kept import Kept
 from moelens.shows import Face
 
 
@@ -35,12 +36,17 @@ class Voice:
 
 
 @dataclass(frozen=True, repr=False)
-class ExpertLens(Face):
+class ExpertLens(Face, Kept):
     """The voices of one layer at one token: the whole output first, then the experts by weight, then the shared one."""
+
+    FORMAT: ClassVar[str] = "moelens.lens/1"
 
     token: str
     layer: int
     voices: tuple[Voice, ...]
+
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(voice) for voice in self.voices]
 
     def table(self) -> str:
         header = ("", "weight", "agrees", "contrast", "raises")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, unknown
+from moelens.interventions.kept import Kept
 from moelens.probes.classifiers import Floats, Kind, fit
 from moelens.probes.features import Feature, FeatureStore, Ints, need, targets
 from moelens.shows import Shows
@@ -47,7 +46,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, repr=False)
-class ProbeResult(Shows):
+class ProbeResult(Shows, Kept):
     """How well a label can be read, feature by feature and layer by layer.
 
     Attributes:
@@ -55,6 +54,8 @@ class ProbeResult(Shows):
         per_token: accuracy of guessing the most frequent class of the token's type in the training folds: what the
             token alone tells.
     """
+
+    FORMAT: ClassVar[str] = "moelens.probe/1"
 
     label: str
     classes: tuple[str, ...]
@@ -71,16 +72,8 @@ class ProbeResult(Shows):
         """The row with the highest accuracy."""
         return max(self.rows, key=lambda row: row.accuracy)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values."""
-        return asdict(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the result as JSON and return where."""
-        path = Path(path)
-        data = json.dumps(nulls(self.to_dict()), ensure_ascii=False, indent=1, allow_nan=False)
-        path.write_text(data + "\n", encoding="utf-8")
-        return path
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(row) for row in self.rows]
 
     def table(self) -> str:
         header = ("layer", "feature", "probe", "accuracy", "95 %", "control", "selectivity", "compression")
@@ -267,12 +260,3 @@ def document_interval(values: Floats, docs: Any, seed: int, draws: int = 1000) -
     drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
     low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def nulls(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {k: nulls(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [nulls(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -245,10 +245,11 @@ class Runner:
     def probe(self, options: dict[str, Any], path: Path) -> dict[str, Any]:
         from matplotlib import pyplot as plt
 
-        from moelens.probes.reading import nulls, probe
+        from moelens.interventions.kept import nulls
+        from moelens.probes.reading import probe
 
         result = probe(self.recording(), options.pop("label"), progress=self.progress, **options)
-        write_rows(path, [asdict(row) for row in result.rows])
+        write_rows(path, result.records())
         figure, axes = plt.subplots(layout="constrained")
         result.plot(ax=axes)
         figure.savefig(path.with_suffix(".png"), dpi=150)
@@ -260,8 +261,8 @@ class Runner:
     def effect(self, options: dict[str, Any], path: Path) -> dict[str, Any]:
         from moelens.interventions import effect
         from moelens.interventions.causal import read_pairs
+        from moelens.interventions.kept import nulls
         from moelens.interventions.operations import named
-        from moelens.probes.reading import nulls
 
         doing = {k: options.pop(k) for k in ("operation", "layer", "experts", "value", "at", "phase") if k in options}
         for needed in ("operation", "layer", "experts"):
@@ -271,7 +272,7 @@ class Runner:
         if options.get("controls") in ("none", "") or doing["experts"] == "shared":
             options["controls"] = None
         result = effect(self.model(), pairs, named(**doing), progress=self.progress, **options)
-        write_rows(path, [asdict(kind) for kind in result.kinds])
+        write_rows(path, result.records())
         text = {} if result.text is None else {"kl": result.text.kl, "perplexity_after": result.text.perplexity_after}
         found: dict[str, Any] = nulls({"summary": asdict(result.kinds[0]) | text, "result": result.to_dict()})
         return found
