@@ -106,7 +106,7 @@ def serving(root: Path, browser: Any, module: str, application: str, tree: str) 
         assert lab.elsewhere == []
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")

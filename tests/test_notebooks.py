@@ -61,17 +61,19 @@ def test_nbconvert_keeps_every_view(executed: Any) -> None:
 @pytest.mark.e2e
 @browser_tests
 def test_saved_and_reopened(executed: Any, tmp_path: Path, browser: Any) -> None:
-    """Without a kernel and without trust, as somebody gets a notebook by mail."""
+    """Not run and without trust, as somebody gets a notebook by mail."""
+    from playwright.sync_api import expect
+
     with serving(tmp_path, browser, "jupyterlab", "LabApp", "lab/tree") as lab:
         nbformat.write(executed, lab.root / "mailed.ipynb")
         page = lab.show("mailed.ipynb")
         outputs = page.locator(".jp-OutputArea-output")
-        outputs.filter(has_text="expert with the largest weight").first.wait_for(timeout=60_000)
-        assert outputs.filter(has_text="lift within").first.locator("td").count() > 20
-        assert outputs.locator("img").count() >= 2
-        styled = outputs.filter(has_text="expert with the largest weight").first.locator("span[style*=background]")
-        assert styled.count() > 10, "tokens keep their colours"
+        trace = outputs.filter(has_text="expert with the largest weight").first
+        expect(trace.locator("span[style*=background]").nth(10)).to_be_attached(timeout=60_000)
+        expect(outputs.filter(has_text="lift within").first.locator("td").nth(20)).to_be_attached(timeout=60_000)
+        expect(outputs.locator("img").nth(1)).to_be_attached(timeout=60_000)
         assert page.evaluate("window.hostile") is None
+        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")  # a server that starts one hangs
         page.close()
 
 
@@ -96,5 +98,5 @@ def test_the_quickstart_in_notebook_7(notebook7: Lab) -> None:
     outputs = page.locator(".jp-OutputArea-output")
     expect(outputs.filter(has_text="at the end").last).to_be_visible(timeout=180_000)
     assert page.locator(".jp-OutputArea-output[data-mime-type*=error]").count() == 0
-    assert outputs.locator("img").count() >= 2
+    expect(outputs.locator("img").nth(1)).to_be_attached()
     page.close()
