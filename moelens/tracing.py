@@ -50,8 +50,12 @@ class Trace(Face):
     entropy: NDArray[np.float64] | None = None
     margin: NDArray[np.float64] | None = None
 
+    def best(self) -> NDArray[np.int64]:
+        """The expert with the largest weight, `[token, layer]`."""
+        return np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
+
     def __repr__(self) -> str:
-        best = np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
+        best = self.best()
         classes: dict[int, list[str]] = {}
         for start, end, label in self.spans:
             for i in range(start, end):
@@ -64,15 +68,33 @@ class Trace(Face):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
+        return self.html()
+
+    def html(self, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
+        """The tokens layer by layer, inline-styled, honorifics underlined in the colour of their class.
+
+        Colours mean the "expert" with the largest weight, the router's "margin" or "entropy", or the "load" of that
+        expert, given a `load` `[layer, expert]` such as `result.load`. Raises `UnknownNameError` for any other.
+        """
         from html import escape
 
         from moelens.views import tokens_html
 
+        measures = {name: getattr(self, name) for name in ("margin", "entropy")}
+        if load is not None:
+            measures["load"] = np.asarray(load)[np.arange(len(self.layers)), self.best()]
+        known = ["expert", *(name for name, values in measures.items() if values is not None)]
+        if colour not in known:
+            raise unknown("colour", colour, known)
+        what, values = ("", None) if colour == "expert" else (colour, measures[colour])
         rows = [
-            tokens_html(self.tokens, self.experts[:, at], self.weights[:, at], spans=self.spans, layer=layer)
+            tokens_html(
+                self.tokens, self.experts[:, at], self.weights[:, at], spans=self.spans, layer=layer,
+                values=None if values is None else values[:, at], what=what,
+            )
             for layer in self.shown_layers()
             for at in [self.layers.index(layer)]
-        ]
+        ]  # fmt: skip
         head = f"{escape(self.model)} · {len(self.tokens)} tokens · {self.experts.shape[-1]} experts a token"
         return f"<div>{head}{''.join(rows)}</div>"
 

@@ -152,6 +152,20 @@ def test_a_pair_stands_column_by_column() -> None:
         pair_trace_html(first, replace(second, layers=(5,)))
 
 
+def test_a_trace_is_coloured_by_what_is_asked(results: dict[str, Any]) -> None:
+    trace = results["trace"]
+    load = np.ones((len(trace.layers), 32))
+    load[0, trace.best()[0, 0]] = 4
+    assert trace.html() == trace._repr_html_()
+    shown = {name: trace.html(name, load=load) for name in ("margin", "entropy", "load")}
+    for name, html in shown.items():
+        assert f"layer {trace.layers[0]} · colour and number: {name}" in html
+    assert f"{number(float(trace.margin[0, 0]))}</span>" in shown["margin"]
+    assert re.findall(r"rgba\(0, 114, 178, ([0-9.]+)\)", shown["load"])[0] == "0.60"
+    with pytest.raises(UnknownNameError, match="unknown colour 'load'; allowed: expert, margin, entropy"):
+        trace.html("load")
+
+
 def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any]) -> None:
     recording, labels, effect = results["recording"], results["labels"], results["effect"]
     found = moelens.specialization(recording, labels, permutations=39)

@@ -30,8 +30,12 @@ def tokens_html(
     *,
     spans: Sequence[Span] = (),
     layer: int | None = None,
+    values: ArrayLike | None = None,
+    what: str = "",
 ) -> str:
     """A text as tokens, each on the colour of the expert with the largest weight, whose id stands below it.
+
+    With `values` `[token]`, the number that is called `what` instead: the larger, the deeper the colour.
 
     `experts` `[token, slot]`, `weights` `[token, slot]`; without weights the first slot counts as the largest.
     Hovering lists all ids and weights. `spans` underlines tokens in the colour of their honorific class, with its
@@ -52,8 +56,8 @@ def tokens_html(
     if not len(tokens):
         return "<div>no tokens to show</div>"
     where = "" if layer is None else f"layer {layer} · "
-    cells = _cells(tokens, ids, gates, spans)
-    return _line(f"{where}colour and number: expert with the largest weight", spans, cells)
+    cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float))
+    return _line(f"{where}colour and number: {what or 'expert with the largest weight'}", spans, cells)
 
 
 def pair_trace_html(first: Trace, second: Trace) -> str:
@@ -97,8 +101,19 @@ def _column(above: str, below: str, differ: int | None) -> str:
     )
 
 
-def _cells(tokens: Sequence[str], ids: NDArray[Any], gates: NDArray[Any] | None, spans: Sequence[Span]) -> list[str]:
-    cells = [_token(token, ids[i], None if gates is None else gates[i]) for i, token in enumerate(tokens)]
+def _cells(
+    tokens: Sequence[str],
+    ids: NDArray[Any],
+    gates: NDArray[Any] | None,
+    spans: Sequence[Span],
+    values: NDArray[Any] | None = None,
+) -> list[str]:
+    sizes = np.zeros(len(tokens)) if values is None else np.nan_to_num(values, posinf=0.0)
+    most = sizes.max() or 1.0
+    cells = []
+    for i, token in enumerate(tokens):
+        shade = None if values is None else (float(values[i]), float(sizes[i] / most))
+        cells.append(_token(token, ids[i], None if gates is None else gates[i], shade))
     for start, end, label in spans:
         for i in range(max(start, 0), min(end, len(tokens))):
             cells[i] = _underlined(cells[i], label, marked=i == start)
@@ -132,15 +147,19 @@ def expert_colour(expert: int, alpha: float = 0.3) -> str:
     return f"rgba({red}, {green}, {blue}, {alpha})"
 
 
-def _token(token: str, ids: NDArray[Any], gates: NDArray[Any] | None) -> str:
+def _token(token: str, ids: NDArray[Any], gates: NDArray[Any] | None, value: tuple[float, float] | None = None) -> str:
+    """`value`: a number and its share of the largest."""
     order = range(len(ids)) if gates is None else np.argsort(-gates, kind="stable")
     listed = [f"E{ids[i]}" + ("" if gates is None else f" {number(gates[i])}") for i in order]
     best = int(ids[order[0]])
+    below, colour = str(best), expert_colour(best)
+    if value is not None:
+        below, colour = number(value[0]), f"rgba(0, 114, 178, {0.04 + 0.56 * value[1]:.2f})"
     shown = escape(token.replace("\n", "↵")).replace(" ", "&nbsp;") or "&nbsp;"
     return (
         f'<span title="{escape(token + ": " + ", ".join(listed))}" style="display: inline-block; text-align: center; '
-        f'margin-right: 1px; padding: 1px 2px; border-radius: 3px; background-color: {expert_colour(best)}">'
-        f'{shown}<br><span style="font-size: 60%; opacity: 0.7">{best}</span></span>'
+        f'margin-right: 1px; padding: 1px 2px; border-radius: 3px; background-color: {colour}">'
+        f'{shown}<br><span style="font-size: 60%; opacity: 0.7">{below}</span></span>'
     )
 
 

@@ -117,7 +117,7 @@ class TraceView(Live):
         held = [(trace, trace.layers.index(layer)) for trace in self.traces]
         experts, weights = [t.experts[:, at] for t, at in held], [t.weights[:, at] for t, at in held]
         values = [
-            self.load[at][best(t, at)] if name == "load" and self.load is not None else getattr(t, name)[:, at]
+            self.load[at][t.best()[:, at]] if name == "load" and self.load is not None else getattr(t, name)[:, at]
             for name in self.names
             for t, at in held
         ]
@@ -159,11 +159,6 @@ def check(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, 
     if layer is not None and layer not in layers:
         raise unknown("layer", layer, layers)
     return layers
-
-
-def best(trace: Trace, at: int) -> NDArray[np.int64]:
-    """The expert with the largest weight of each token `[token]`, in the layer at a position."""
-    return np.take_along_axis(trace.experts[:, at], trace.weights[:, at].argmax(-1)[:, None], -1)[:, 0]
 
 
 def _joined(arrays: Sequence[NDArray[Any]], kind: str) -> bytes:
