@@ -81,3 +81,19 @@ def test_errors(tmp_path: Path) -> None:
     path.write_text("{", encoding="utf-8")
     with pytest.raises(moelens.MoeLensError, match=r"cannot be read \(Expecting .*\); write it again with Effect.save"):
         Effect.open(path)
+
+
+def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
+    effects = (EFFECT, replace(EFFECT, kinds=(replace(KIND, p=0.9),)))
+    assert Causes(ATTRIBUTION, effects, None).verdict() == [
+        "0 of 2 change the margin more than others like them do (p Holm < 0.05); "
+        "none could, at 2 times 0.500: give draws=40 (--draws 40)"
+    ]
+    sure = replace(EFFECT, controls=("remove E1 in layer 3",) * 99, kinds=(replace(KIND, p=0.01),))
+    unsettled = replace(sure, kinds=(replace(KIND, p=0.01, high=0.1),))
+    assert Causes(ATTRIBUTION, (sure,), unsettled).verdict() == [
+        "1 of 1 change the margin more than others like them do (p Holm < 0.05)",
+        "remove E5 in layer 3: the good text is less preferred without it (-0.500 nats, 95 % [-0.700, -0.200])",
+        "all of these, p 0.0100: it differs between sentences and the direction is not settled "
+        "(-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
+    ]

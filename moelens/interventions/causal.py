@@ -13,11 +13,13 @@ import numpy as np
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, UnknownNameError
 from moelens.interventions.attribution import Attribution, attribute
-from moelens.interventions.effects import Effect, effect, interval, signed
+from moelens.interventions.effects import Effect, KindEffect, effect, interval, signed
 from moelens.interventions.kept import Kept
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import Pair, as_pairs
 from moelens.shows import Shows
+
+ALPHA = 0.05
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,13 +58,34 @@ class Causes(Shows, Kept):
         rows = [_row(e, p) for e, p in zip(self.effects, self.holm, strict=True)]
         lines = [
             repr(self.attribution),
-            f"\non the test half, beside the removal of {first.draws} other experts like each; the smallest p is "
+            f"\non the test half, beside the removal of {first.draws} others like each; the smallest p is "
             f"{number(1 / (1 + first.draws))}",
         ]
         if self.joint is not None:
             rows.append(("all of these", *_row(self.joint, float("nan"))[1:]))
             lines[-1] += f" ({self.joint.draws} sets of them for all, {number(1 / (1 + self.joint.draws))})"
-        return "\n".join([*lines, plain_table(header, rows)])
+        return "\n".join([*lines, plain_table(header, rows), *self.verdict()])
+
+    def verdict(self) -> list[str]:
+        """What the table says, in sentences: which experts stand out from others like them, and which way."""
+        least, n = 1 / (1 + self.effects[0].draws), len(self.effects)
+        sure = [e for e, p in zip(self.effects, self.holm, strict=True) if p < ALPHA]
+        lines = [f"{len(sure)} of {n} change the margin more than others like them do (p Holm < {ALPHA})"]
+        if n * least >= ALPHA:
+            draws = int(np.ceil(n / ALPHA))
+            lines[0] += f"; none could, at {n} times {number(least)}: give draws={draws} (--draws {draws})"
+        lines += [f"{e.interventions[0]}: {direction(e.kinds[0])}" for e in sure]
+        if self.joint is not None and self.joint.kinds[0].p < ALPHA:
+            lines.append(f"all of these, p {number(self.joint.kinds[0].p)}: {direction(self.joint.kinds[0])}")
+        return lines
+
+
+def direction(k: KindEffect) -> str:
+    """Which way a change goes, as far as its interval tells."""
+    where = f"{signed(k.change)} nats, 95 % {interval(k.low, k.high)}"
+    if k.low <= 0 <= k.high:
+        return f"it differs between sentences and the direction is not settled ({where}, includes 0)"
+    return f"the good text is {'less' if k.change < 0 else 'more'} preferred without it ({where})"
 
 
 def _row(e: Effect, corrected: float) -> tuple[str, ...]:
