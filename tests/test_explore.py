@@ -81,6 +81,9 @@ def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedM
     assert row["p"] is None
     assert explorer.effect.message == verdict(row)
     json.dumps(explorer.effect.rows, allow_nan=False)
+    assert "remove E7 in layer 4" in explorer.card.value
+    explorer.map.selected = [3, 8]
+    assert "remove E7" not in explorer.card.value, "an effect is on the card of its expert"
 
 
 def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,7 @@ def card_html(
     load = result.load[at, expert]
     parts = [f"<b>L{layer} · E{expert}</b> &nbsp; load {number(load)}× the mean", _labels(result, at, expert)]
     if recording is not None:
-        lemmas = None if labels is None else labels.table("pos", ["lemma"])["lemma"].to_numpy()
-        parts.append(_words(recording, at, expert, lemmas))
+        parts.append(_words(recording, at, expert, None if labels is None else _lemmas(labels)))
     if effect is not None:
         parts.append(_effect(effect))
     return f'<div style="line-height: 1.5">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
@@ -88,7 +88,18 @@ def _effect(effect: Effect) -> str:
     return f'{head}<table style="border-collapse: collapse">{rows}</table>'
 
 
-def _words(recording: Recording, at: int, expert: int, lemmas: NDArray[Any] | None = None) -> str:
+def _lemmas(labels: Labels) -> tuple[list[str], Ints]:
+    """The lemmas there are, and which of them the last character of each token has; kept for the next card."""
+    return _read_lemmas(labels, (labels.path / "morphology.parquet").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_lemmas(labels: Labels, written: int) -> tuple[list[str], Ints]:
+    column = labels.table("pos", ["lemma"])["lemma"].fill_null("").combine_chunks().dictionary_encode()
+    return column.dictionary.to_pylist(), column.indices.to_numpy()
+
+
+def _words(recording: Recording, at: int, expert: int, lemmas: tuple[list[str], Ints] | None = None) -> str:
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
@@ -99,8 +110,8 @@ def _words(recording: Recording, at: int, expert: int, lemmas: NDArray[Any] | No
     rows = np.flatnonzero(taken)
     words = _most("tokens", ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
     if lemmas is not None:
-        held = np.where(lemmas == None, "", lemmas).astype(str)[: len(ids)]  # noqa: E711
-        words += _most("morphemes", held, rows[held[rows] != ""], lambda row: held[row])
+        names, of = lemmas
+        words += _most("morphemes", of, rows[[names[i] != "" for i in of[rows]]], lambda row: names[of[row]])
     return (
         f"{words}{_companions(experts, taken, expert)}"
         f'<div lang="ja" style="margin-top: 3px">{_contexts(texts, rows, doc, start, end)}</div>'

@@ -26,6 +26,7 @@ from moelens.views.widgets import ExpertMap
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.analysis.sources import Given
+    from moelens.interventions.effects import Controls, Effect
     from moelens.japanese import Labels
     from moelens.models.hooked import HookedMoE
     from moelens.recording import Recording
@@ -103,6 +104,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.map.layout.flex, self.card.layout.flex = "2 1 520px", "1 1 320px"
         row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
         self.passages: Passages | None = None
+        self.effects: dict[tuple[int, int], Effect] = {}
         self.parts: list[tuple[str, str, Live]] = [("WHERE", "layers and experts", self.map)]
         if recording is not None:
             if recording.layers != result.layers:
@@ -141,7 +143,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def _show(self, change: Any = None) -> None:
         layer, expert = self._chosen()
-        self.card.value = card_html(self.result, layer, expert, self.map.recording)
+        self.card.value = card_html(
+            self.result,
+            layer,
+            expert,
+            self.map.recording,
+            labels=None if self.passages is None else self.passages.labels,
+            effect=self.effects.get((layer, expert)),
+        )
         if self.passages is not None:
             self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
             self.effect.target = f"L{layer} · E{expert}"
@@ -152,30 +161,25 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         view, (layer, expert) = self.effect, self._chosen()
         view.status, view.message = "running", f"the model reads the pairs without {view.target} …"
         try:
-            row = self._removed(layer, expert, view.kind, view.controls)
+            found = self._removed(layer, expert, view.kind, view.controls)
         except MoeLensError as error:
             view.status, view.message = "failed", str(error)
             return
         except BaseException:  # an interrupt too: the button must not stay as if it were running
             view.status, view.message = "failed", "something else went wrong; the log of the notebook says what"
             raise
+        row = {name: value if value == value else None for name, value in asdict(found.kinds[0]).items()}  # NaN: None
+        row["target"] = view.target
         view.rows = [row, *view.rows][:HISTORY]
         view.status, view.message = "idle", verdict(row)
+        self.effects[layer, expert] = found
+        self._show()
 
-    def _removed(self, layer: int, expert: int, kind: str, controls: bool) -> dict[str, Any]:
-        """The effect on one kind of pairs, NaN as None, as JSON has none."""
+    def _removed(self, layer: int, expert: int, kind: str, controls: bool) -> Effect:
         from moelens.interventions import effect, remove
 
-        found = effect(
-            self._loaded(),
-            pairs(kind),
-            remove(layer, [expert]),
-            controls="matched" if controls else None,
-            draws=DRAWS,
-            texts=(),
-        ).kinds[0]
-        row = {name: value if value == value else None for name, value in asdict(found).items()}
-        return {"target": self.effect.target, **row}
+        against: Controls = "matched" if controls else None
+        return effect(self._loaded(), pairs(kind), remove(layer, [expert]), controls=against, draws=DRAWS, texts=())
 
     def _loaded(self) -> HookedMoE:
         assert self.passages is not None

@@ -67,6 +67,7 @@ class Passages:
         from moelens.reporting import texts_of
 
         self.recording = held = Held.of(recording)
+        self.labels = labels if held.n_tokens == recording.n_tokens else None  # those of a part would be misread
         self.texts = texts_of(held)
         self.classes, spans = labels.matrix("honorifics")
         known = family in labels.families  # a result may be about labels of its own
