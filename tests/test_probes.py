@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ class Fake:
     def column(self, name: str) -> Any:
         return self.columns[name]
 
-    def vectors(self, name: str, layer: int) -> pa.Table:
+    def vector_parts(self, name: str, layer: int) -> Iterator[pa.Table]:
         order = np.random.default_rng(1).permutation(N)
         values = pa.FixedSizeListArray.from_arrays(pa.array(self.residuals[order].ravel()), 6)
-        return pa.table({"doc": self.columns["doc"][order], "pos": self.columns["pos"][order], "values": values})
+        table = pa.table({"doc": self.columns["doc"][order], "pos": self.columns["pos"][order], "values": values})
+        yield from (table[:100], table[100:])
 
     @property
     def labels(self) -> list[str | None]:

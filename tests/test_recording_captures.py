@@ -79,6 +79,9 @@ def test_every_capture_equals_the_hooks(demo: HookedMoE, everything: Recording) 
             ("residuals", f"blocks.{layer}.hook_resid_post"),
         ):
             table = everything.vectors(capture, layer)
+            parts = list(everything.vector_parts(capture, layer, rows=50))
+            assert pa.concat_tables(parts).to_pydict() == table.to_pydict()
+            assert max(part.num_rows for part in parts) <= 50
             np.testing.assert_array_equal(table["doc"].to_numpy(), everything.column("doc"))
             np.testing.assert_allclose(as_array(table["values"]), flat(runs, point), **HALF)
     everything.verify()

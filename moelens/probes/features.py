@@ -116,15 +116,19 @@ class FeatureStore:
             raise RecordingError(f"the recording holds only the largest {name}; record all of them, capture '{name}'")
         from moelens.recording.store import as_array
 
-        doc, pos = self.recording.column("doc").astype(np.int64), self.recording.column("pos").astype(np.int64)
-        place = {pair: row for row, pair in enumerate(zip(doc.tolist(), pos.tolist(), strict=True))}
-        table = self.recording.vectors(name, layer)
-        values = as_array(table["values"])
-        slots = table["slot"].to_numpy() if "slot" in table.column_names else np.zeros(len(values), np.int64)
-        width = values.shape[1]
-        file = self._file(key, (len(doc), width * (int(slots.max(initial=0)) + 1)), np.float32)
-        rows = [place[pair] for pair in zip(table["doc"].to_pylist(), table["pos"].to_pylist(), strict=True)]
-        file.reshape(len(doc), -1, width)[rows, slots] = values
+        doc, pos = (self.recording.column(name).astype(np.int64) for name in ("doc", "pos"))
+        span = int(pos.max(initial=0)) + 1
+        place = doc * span + pos
+        order = np.argsort(place)
+        slots = self.recording.top_k if name == "neurons" else 1
+        file = None
+        for part in self.recording.vector_parts(name, layer):
+            values = as_array(part["values"])
+            if file is None:
+                file = self._file(key, (len(doc), slots * values.shape[1]), np.float32)
+            at = part["doc"].to_numpy().astype(np.int64) * span + part["pos"].to_numpy()
+            slot = part["slot"].to_numpy() if name == "neurons" else 0
+            file.reshape(len(doc), slots, -1)[order[np.searchsorted(place, at, sorter=order)], slot] = values
         return file
 
 

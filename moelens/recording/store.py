@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -194,6 +195,15 @@ class Recording(Face):
             with self._reading(entry["path"]) as source:
                 found.append(pq.read_table(source, filters=wanted, partitioning=None))
         return pa.concat_tables(found)
+
+    def vector_parts(self, capture: str, layer: int, rows: int = 8192) -> Iterator[pa.Table]:
+        """What `vectors` gives of a capture that the recording holds, in order, from at most `rows` rows at a time."""
+        for entry in self.manifest["tables"][capture]:
+            with self._reading(entry["path"]) as source, pq.ParquetFile(source) as file:
+                for batch in file.iter_batches(rows):
+                    table = pa.Table.from_batches([batch])
+                    if (part := table.filter(pc.equal(table["layer"], layer))).num_rows:
+                        yield part
 
     def damage(self) -> list[str]:
         """Every file that is missing, is not of the recording, or whose contents or rows are not the recorded ones."""
