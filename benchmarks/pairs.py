@@ -1,8 +1,9 @@
 """What a model prefers on the minimal pairs: `python -m benchmarks.pairs [MODEL] [--train FILE] [--json]`.
 
 For each kind: of how many pairs the good continuation is likelier than the bad one after the same context (summed
-log-probability of the continuation's tokens), with Wilson's 95 % confidence interval (Wilson 1927); chance is 0.5. With
---train, a .jsonl[.gz] file of texts, an interpolated Kneser-Ney trigram of the model's tokens is scored beside it.
+log-probability of the continuation's tokens), with Wilson's 95 % confidence interval (Wilson 1927); chance is 0.5. A sum
+falls with length: where the good form is the longer one (お帰りになる beside 帰る), a weak model is below chance. With
+--train, a .jsonl[.gz] file of texts, an interpolated Kneser-Ney trigram of its first tokens is scored beside it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from moelens.interventions.preference import wilson
 from moelens.japanese.pairs import Pair, kinds, pairs
 
+TRIGRAM_TOKENS = 1_000_000
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]
 
 
@@ -54,17 +56,17 @@ def by_model(model: Any) -> Score:
     return score
 
 
-def by_trigram(tokenizer: Any, train: Path, tokens: int = 1_000_000) -> Score:
-    """Summed log-probabilities under a trigram of the first `tokens` tokens of a file of texts."""
+def by_trigram(tokenizer: Any, train: Path) -> Score:
+    """Summed log-probabilities under a trigram of the first `TRIGRAM_TOKENS` tokens of a file of texts."""
     from moelens.demo.trigram import trigram_nats
 
     stream: list[int] = []
     with gzip.open(train, "rt", encoding="utf-8") if train.suffix == ".gz" else train.open(encoding="utf-8") as file:
         for line in file:
             stream += tokenizer(json.loads(line)["text"])["input_ids"]
-            if len(stream) >= tokens:
+            if len(stream) >= TRIGRAM_TOKENS:
                 break
-    counted = np.array(stream[:tokens], dtype=np.int64)
+    counted = np.array(stream[:TRIGRAM_TOKENS], dtype=np.int64)
 
     def score(items: Sequence[tuple[str, str]]) -> list[float]:
         laid = [continuation(tokenizer, *item) for item in items]
@@ -95,7 +97,8 @@ def main() -> None:
         kind: {name: preferred(pairs(kind, args.split), score) for name, score in scorers.items()} for kind in kinds()
     }
     if args.json:
-        print(json.dumps({"model": args.model, "chance": 0.5, "kinds": table}, ensure_ascii=False, indent=1))
+        result = {"model": args.model, "chance": 0.5, "trigram tokens": TRIGRAM_TOKENS * bool(args.train), "kinds": table}
+        print(json.dumps(result, ensure_ascii=False, indent=1))
         return
     print(f"{'kind':<20}{'n':>4}" + "".join(f"{name:>9} [95 %]       " for name in scorers) + "  chance")
     for kind, row in table.items():
