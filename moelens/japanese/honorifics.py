@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from moelens import shows
 from moelens.japanese.faces import Face, InText, line, ruby
@@ -120,7 +120,8 @@ def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) ->
     if rule.plain == "noun":
         return (written,)
     table = rulebook().plain
-    known = next((table[m.lemma] for m in marked if m.lemma in table), None)
+    asked = words if rule.plain == "verb" else marked  # お届けいたす: of 届ける, not of 致す
+    known = next((table[m.lemma] for m in asked if m.lemma in table), None)
     if known is not None:
         return known
     return (dictionary_form(written),)
@@ -140,25 +141,30 @@ def dictionary_form(stem: str) -> str:
     return stem + "する"
 
 
-@cache
-def _by_need() -> tuple[tuple[int, int, Rule], ...]:
-    return tuple((rule.needs, rule.starts, rule) for rule in rulebook().rules)
+@lru_cache(maxsize=1 << 16)
+def _openings(fitting: int) -> int:
+    """The rules that may start at a morpheme that fits these steps, as bits in the order of the rules."""
+    return sum(1 << i for i, rule in enumerate(rulebook().rules) if rule.starts & fitting)
 
 
 def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
     """Each rule that matches, the places it marks and the morphemes of its words; a morpheme is marked once."""
     edge = fits(EDGE)
     row = [edge, *(fits(m.word) for m in sentence), edge]
-    present = 0
-    for bits in row:
+    openings = [*map(_openings, row)]
+    present = possible = 0
+    for bits, opening in zip(row, openings, strict=True):
         present |= bits
+        possible |= opening
     taken: set[int] = set()
-    absent = ~present
-    for needs, starts, rule in _by_need():
-        if needs & absent:
+    while possible:
+        first = possible & -possible  # of the rules that may still match, the earliest
+        possible ^= first
+        rule = rulebook().rules[first.bit_length() - 1]
+        if rule.needs & ~present:
             continue
-        for at, bits in enumerate(row):
-            if bits & starts and (laid := _lay(rule.pattern, row, at)):
+        for at, opening in enumerate(openings):
+            if opening & first and (laid := _lay(rule.pattern, row, at)):
                 marked, words = laid
                 if taken.isdisjoint(marked):
                     taken.update(marked)
