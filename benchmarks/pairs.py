@@ -1,9 +1,9 @@
 """What a model prefers on the minimal pairs: `python -m benchmarks.pairs [MODEL] [--train FILE] [--json]`.
 
 For each kind: of how many pairs the good continuation is likelier than the bad one after the same context (summed
-log-probability of the continuation's tokens), with Wilson's 95 % confidence interval (Wilson 1927); chance is 0.5. A sum
-falls with length: where the good form is the longer one (お帰りになる beside 帰る), a weak model is below chance. With
---train, a .jsonl[.gz] file of texts, an interpolated Kneser-Ney trigram of its first tokens is scored beside it.
+log-probability of the continuation's tokens), with Wilson's 95 % confidence interval (Wilson 1927); chance is 0.5. A
+sum falls with length: where the good form is the longer one (お帰りになる beside 帰る), a weak model is below chance.
+With --train, a .jsonl[.gz] file of texts, an interpolated Kneser-Ney trigram of its first tokens is scored beside it.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def main() -> None:
         kind: {name: preferred(pairs(kind, args.split), score) for name, score in scorers.items()} for kind in kinds()
     }
     if args.json:
-        result = {"model": args.model, "chance": 0.5, "trigram tokens": TRIGRAM_TOKENS * bool(args.train), "kinds": table}
+        counted = TRIGRAM_TOKENS * bool(args.train)
+        result = {"model": args.model, "chance": 0.5, "trigram tokens": counted, "kinds": table}
         print(json.dumps(result, ensure_ascii=False, indent=1))
         return
     print(f"{'kind':<20}{'n':>4}" + "".join(f"{name:>9} [95 %]       " for name in scorers) + "  chance")
