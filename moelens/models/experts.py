@@ -117,11 +117,14 @@ def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> 
         return weight
     if block is None:
         return weight.float() * scale.float()
+    return scaled(weight, scale, block)
+
+
+def scaled(weight: Tensor, scale: Tensor, block: Sequence[int]) -> Tensor:
+    """A weight `[out, in]` times one scale a block, in float32; the last block of a side may be a part of one."""
     rows, columns = block
-    blocks = (
-        scale.float().repeat_interleave(rows, 0)[: weight.shape[0]].repeat_interleave(columns, 1)[:, : weight.shape[1]]
-    )
-    return weight.float() * blocks
+    every = scale.float().repeat_interleave(rows, 0)[: weight.shape[0]]
+    return weight.float() * every.repeat_interleave(columns, 1)[:, : weight.shape[1]]
 
 
 @contextmanager
@@ -141,7 +144,7 @@ def partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
         sides = [*zip(quantized.shape[-2:], block, scales.shape[-2:], strict=True)]
         in_blocks = quantized.ndim == 2 and all(-(-size // side) == count for size, side, count in sides)
         if in_blocks and any(size % side for size, side, _ in sides):
-            return dequantise(quantized, scales, (block[0], block[1])).to(options.get("output_dtype"))
+            return scaled(quantized, scales, block).to(options.get("output_dtype"))
         return evenly(self, quantized, scales, **options)
 
     owner._dequantize_one = convert  # type: ignore[union-attr]
