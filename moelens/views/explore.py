@@ -101,7 +101,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     ) -> None:
         self.result, self.model = result, model
         self.map, self.card = ExpertMap(result, label), ipywidgets.HTML()
-        self.map.layout.flex, self.card.layout.flex = "2 1 520px", "1 1 320px"
+        self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
         self.passages: Passages | None = None
         self.effects: dict[tuple[int, int], Effect] = {}
