@@ -106,7 +106,10 @@ def serving(root: Path, browser: Any, module: str, application: str, tree: str) 
         assert lab.elsewhere == []
     finally:
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # a kernel that is still starting keeps it
+            process.kill()
 
 
 @pytest.fixture(scope="module")

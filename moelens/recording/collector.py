@@ -65,8 +65,9 @@ class Collector:
 
     def begin(self, rows: Tensor) -> None:
         """`rows` `[token]` int64, on the CPU: which of the flat `[batch * pos]` tokens of the next pass are kept."""
-        self._rows = rows
-        self._on_device = {rows.device: rows}
+        # Pinned, so that the host need not wait inside the forward pass when they go to a GPU.
+        self._rows = rows.pin_memory() if torch.cuda.is_available() else rows
+        self._on_device = {rows.device: self._rows}
         for kept in (self._kept, self._bounds, self._indices, self._fired):
             kept.clear()
 
@@ -100,7 +101,7 @@ class Collector:
         """The kept tokens' rows `[token, …]` of a tensor `[batch, pos, …]`."""
         assert self._rows is not None
         if tensor.device not in self._on_device:
-            self._on_device[tensor.device] = self._rows.to(tensor.device)
+            self._on_device[tensor.device] = self._rows.to(tensor.device, non_blocking=True)
         return tensor.detach().flatten(0, 1).index_select(0, self._on_device[tensor.device])
 
     def _on_indices(self, layer: int) -> Callable[..., None]:
