@@ -39,9 +39,7 @@ def saved(name: str, page: Any, place: Any = None) -> None:
         clip = {"x": max(0, box["x"] - AIR), "y": max(0, box["y"] - AIR)}
         clip |= {"width": box["width"] + 2 * AIR, "height": box["height"] + 2 * AIR}
     taken = Image.open(BytesIO(page.screenshot(clip=clip)))
-    few = taken.convert("RGB").quantize(
-        256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-    )  # a third of the size
+    few = taken.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(Path(OUT) / name, optimize=True)
     assert (Path(OUT) / name).stat().st_size < SIZE
 
