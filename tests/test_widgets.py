@@ -142,7 +142,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     assert "<script>" not in html
     box = result.explore(recording)
     box.map.selected = [result.layers.index(best.layer), best.expert]
-    assert box.card.value == html
+    assert box.card.value == card_html(result, best.layer, best.expert, recording, labels=labels)
 
 
 def test_cards_of_nobody(small: Specialization) -> None:
