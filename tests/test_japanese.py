@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
-from moelens.japanese import CLASSES, Labels, analyze, honorifics, label, register
+from moelens.japanese import CLASSES, Labels, analyze, disagreement, honorifics, label, register
 from moelens.japanese.families import FAMILIES, FILES, character_labels
 from moelens.japanese.labels import on_tokens
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script
@@ -69,6 +69,20 @@ WRITTEN = {
 @pytest.mark.parametrize("expected", SCRIPTS)
 def test_script(expected):
     assert {surface: script(surface) for surface in WRITTEN[expected]} == dict.fromkeys(WRITTEN[expected], expected)
+
+
+@pytest.mark.parametrize("text", ["存じ上げております。", "どうぞお取り寄せになってください。", ""])
+def test_where_analysers_disagree(text: str) -> None:
+    pytest.importorskip("sudachipy")
+    stretches = disagreement(text)
+    assert all(a != b for _, a, b in stretches)
+    for stretch, a, b in stretches:
+        for reading in (a, b):
+            assert "".join(word.split()[0] for word in reading) == stretch
+    told = {s for s, _, _ in stretches}
+    agreed = [m for m in analyze(text) if not any(m.surface in s for s in told)]
+    sudachi = {(m.surface, m.pos[0]) for m in analyze(text, "sudachi")}
+    assert {(m.surface, m.pos[0]) for m in agreed} <= sudachi
 
 
 @given(TEXTS)

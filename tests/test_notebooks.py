@@ -17,6 +17,7 @@ from test_jupyterlab import Lab, serving
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))
 HOSTILE = "%%moe trace\n先生<script>window.hostile = 1</script><img src=x onerror='window.hostile = 1'>"
+LIVE = "moelens.explore(recording, model, result=result)"
 browser_tests = pytest.mark.skipif(CHROMIUM is None and not os.environ.get("CI"), reason="chromium is not installed")
 
 
@@ -43,7 +44,10 @@ def executed() -> Any:
     """The quickstart with its outputs, and a cell of text that would like to be code."""
     notebook = nbformat.read(FILES[0], as_version=4)
     notebook.cells.insert(2, nbformat.v4.new_code_cell(HOSTILE))
-    return NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    notebook.cells.insert(-2, nbformat.v4.new_code_cell(LIVE))
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    # Without the state of widgets, as JupyterLab saves notebooks.
+    return NotebookClient(notebook, timeout=300, resources=resources, store_widget_state=False).execute()
 
 
 @pytest.mark.slow
@@ -51,7 +55,9 @@ def test_nbconvert_keeps_every_view(executed: Any) -> None:
     html, _ = HTMLExporter(template_name="lab").from_notebook_node(executed)
     assert "expert with the largest weight" in html, "the trace"
     assert "lift within" in html, "the findings"
-    assert html.count("data:image/png;base64,") + html.count("image/png") >= 2, "the maps"
+    assert "× the mean" in html, "the explorer, as a picture of its map and its card"
+    assert "cdn." not in html.split("<body", 1)[1], "nothing of the views comes from elsewhere"
+    assert html.count("data:image/png;base64,") + html.count("image/png") >= 3, "the maps"
     assert "&lt;" in html
     for code in ("<script>window.hostile", "<img src=x", '<img src="x"'):
         assert code not in html

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 # Imported at once, since these functions take the names of their modules; the modules are light.
 from moelens.japanese.honorifics import CLASSES, HonorificSpan, honorifics
-from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.morphology import Morpheme, analyze, disagreement
 from moelens.japanese.pairs import Pair, pairs
 from moelens.japanese.register import Sentence, register
 
@@ -26,6 +26,7 @@ __all__ = [
     "Pair",
     "Sentence",
     "analyze",
+    "disagreement",
     "honorifics",
     "label",
     "pairs",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from moelens.errors import MoeLensError, unknown
@@ -157,6 +158,28 @@ def analyze(text: str, analyser: Analyser = "fugashi") -> InText[Morpheme]:
     readable = _UNREADABLE.sub("\ufffd", text)
     found = _by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable)
     return InText(text, tuple(found))
+
+
+def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Where fugashi and SudachiPy do not see the same words or parts of speech: the stretch, and both readings of it.
+
+    Both analysers are right by their own dictionaries; a label that rests on such a stretch rests on the choice.
+
+    >>> disagreement("存じ上げております")
+    [('存じ上げ', ('存じ上げ 動詞',), ('存じ 動詞', '上げ 動詞'))]
+
+    Raises:
+        MoeLensError: SudachiPy is not installed.
+    """
+    readings = [analyze(text, "fugashi"), analyze(text, "sudachi")]
+    shared = set.intersection(*({m.start for m in found} | {len(text)} for found in readings))
+    cuts = sorted(shared | {0})
+    stretches = []
+    for start, end in pairwise(cuts):
+        a, b = (tuple(f"{m.surface} {m.pos[0]}" for m in found if start <= m.start < end) for found in readings)
+        if a != b:
+            stretches.append((text[start:end].strip(), a, b))
+    return stretches
 
 
 def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
