@@ -1,9 +1,10 @@
-"""Counting routes beside DuckDB, NumPy and pandas: `python -m benchmarks.analysis [--tokens N] [--json FILE]`.
+"""Counting routes beside DuckDB, NumPy and pandas: `python -m benchmarks.analysis [--tokens N] [--json] [--out FILE]`.
 
 Routes of 26 layers, top-6 of 64 experts, are written to Parquet as a recording holds them, with one label column and
 60 more; everybody counts tokens by layer, expert and label from these files. `--routing FILE.npz` repeats the real
-routes in its `expert_ids` `[token, layer, slot]`; without it they are drawn, skewed. pandas, and for 60
-labels DuckDB and NumPy too, count a part of the tokens, since their rates do not depend on the number.
+routes in its `expert_ids` `[token, layer, slot]`, by default those of `REAL` where it is; without a file they are drawn,
+skewed. pandas, and for 60 labels DuckDB and NumPy too, count a part of the tokens, since their rates do not depend on
+the number.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import machine
 from moelens.analysis.counting import GROUPS, Tables, balanced
 from moelens.analysis.randomize import Excess, document_test
 from moelens.analysis.sources import Sample
@@ -34,6 +36,7 @@ DOCUMENT = 500  # tokens
 EXPERTS, LAYERS, SLOTS = 64, 26, 6
 ONE = ["one"]
 SIXTY = [f"label_{i:02d}" for i in range(LABELS)]
+REAL = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
 COLUMNS = [f"experts_L{layer:02d}" for layer in range(LAYERS)]
 
 
@@ -196,32 +199,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=10_000_000)
     parser.add_argument("--part", type=int, default=500_000, help="tokens on which 60 labels are counted by others")
-    parser.add_argument("--routing", type=Path, help="npz file with expert_ids [token, layer, slot]")
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
-    parser.add_argument("--memory", action="store_true", help="only the memory of the largest size, on standard output")
+    parser.add_argument("--routing", type=Path, default=REAL if REAL.exists() else None, help="npz with expert_ids")
+    parser.add_argument("--json", action="store_true", help="print JSON, once all is done")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--memory", action="store_true", help="only the memory of the largest size, as JSON")
     args = parser.parse_args()
     if args.memory:
         print(json.dumps(memory()))
         return
-    part = min(args.part, args.tokens)
-    result = {"tokens": args.tokens, "routing": args.routing.name if args.routing else "drawn"}
+    result: dict[str, Any] = {
+        "machine": machine("duckdb", "pandas"),
+        "tokens": args.tokens,
+        "routing": args.routing.name if args.routing else "drawn",
+    }
+    for name, figures in parts(args.tokens, min(args.part, args.tokens), args.routing):
+        result[name] = figures
+        if not args.json:
+            print(f"{name}\n{table(figures)}", flush=True)
+    if args.json:
+        print(json.dumps(result, indent=1))
+    if args.out:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def parts(tokens: int, part: int, routing: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The figures of each part as soon as they are known."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder, routes(args.routing), args.tokens)
-        report(result, "one label", beside(folder, ONE, args.tokens, part))
-        report(result, f"{LABELS} labels", beside(folder, SIXTY, args.tokens, part) | {"tokens of the others": part})
-        report(result, "1,000 permutations", permutations(folder, args.tokens))
+        write(folder, routes(routing), tokens)
+        yield "one label", beside(folder, ONE, tokens, part)
+        yield f"{LABELS} labels", beside(folder, SIXTY, tokens, part) | {"tokens of the others": part}
+        yield "1,000 permutations", permutations(folder, tokens)
     alone = [sys.executable, "-m", "benchmarks.analysis", "--memory"]
-    done = subprocess.run(alone, capture_output=True, text=True, check=True)
-    report(result, "largest size", json.loads(done.stdout))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    yield "largest size", json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
 
 
-def report(result: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
-    """Keep and print the figures of one part as soon as they are known."""
-    result[name] = figures
-    print(f"{name}: {json.dumps(figures, indent=1)}", flush=True)
+def table(figures: dict[str, Any]) -> str:
+    """A line for each figure.
+
+    >>> print(table({"rates": {"numpy": 5.5}, "groups": 200}))
+      numpy, rates                              5.5
+      groups                                    200
+    """
+    lines = []
+    for name, value in figures.items():
+        several = value.items() if isinstance(value, dict) else [("", value)]
+        lines += [f"  {f'{key}, {name}' if key else name:<38}{held:>8,}" for key, held in several]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
