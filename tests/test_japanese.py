@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
 from moelens.japanese import CLASSES, Labels, analyze, disagreement, honorifics, label, register
-from moelens.japanese.families import FAMILIES, FILES, character_labels
+from moelens.japanese.families import COLUMNS, FAMILIES, FILES, character_labels
 from moelens.japanese.labels import on_tokens
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script
 from moelens.japanese.rules import Rule, read_rules, rulebook
@@ -69,6 +69,13 @@ WRITTEN = {
 @pytest.mark.parametrize("expected", SCRIPTS)
 def test_script(expected):
     assert {surface: script(surface) for surface in WRITTEN[expected]} == dict.fromkeys(WRITTEN[expected], expected)
+
+
+def test_conjugation_forms() -> None:
+    found = character_labels("書かない。書けば書く。")
+    forms = [COLUMNS.index(f"conjugation.{name}") for name in ("未然形", "仮定形", "終止形")]
+    assert found.has[:, forms].argmax(0).tolist() == [0, 5, 2]
+    assert not found.has[:, forms][4].any(), "a full stop has no form"
 
 
 @pytest.mark.parametrize("text", ["存じ上げております。", "どうぞお取り寄せになってください。", ""])

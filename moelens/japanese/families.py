@@ -17,11 +17,15 @@ from moelens.japanese.rules import CLASSES, RAISED
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
+#: UniDic's conjugation forms, at the top level.
+FORMS = ("語幹", "未然形", "連用形", "終止形", "連体形", "仮定形", "已然形", "命令形", "意志推量形")
+
 #: What can be asked for, and the names within it; a name that a recording never shows is False throughout.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "pos": POS,
     "script": SCRIPTS,
     "goshu": GOSHU,
+    "conjugation": FORMS,
     "position": ("begin", "inside", "end", "whole"),
     "ending": ENDINGS,
     "function": FUNCTIONS,
@@ -35,7 +39,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
 }
 #: The families of each file, in `labels/`.
 FILES: Mapping[str, tuple[str, ...]] = {
-    "morphology": ("pos", "script", "goshu", "position", "ending"),
+    "morphology": ("pos", "script", "goshu", "conjugation", "position", "ending"),
     "function": ("function",),
     "honorifics": ("honorifics", "raises", "honorific_form"),
     "reference": ("reference",),
@@ -80,7 +84,8 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
 def _labels(text: str, morphemes: tuple[Morpheme, ...], rule: list[str]) -> Iterator[tuple[int, int, str]]:
     """Start, end and column of every label; writes the rules' names to `rule`."""
     for m in morphemes:
-        for column in (f"pos.{m.pos[0]}", f"script.{m.script}", f"goshu.{m.goshu}"):
+        form = m.cform.partition("-")[0]
+        for column in (f"pos.{m.pos[0]}", f"script.{m.script}", f"goshu.{m.goshu}", f"conjugation.{form}"):
             yield m.start, m.end, column
     yield from ((start, end, f"function.{name}") for start, end, name in functions(morphemes))
     spans = honorifics(text, morphemes)
