@@ -316,7 +316,7 @@ def test_errors_of_labels(tmp_path):
     labels = label(recording)
     with pytest.raises(UnknownNameError) as family:
         labels.matrix("敬語")
-    assert str(family.value) == "unknown label family '敬語'; there are 13, from 'pos' to 'register_evidence'"
+    assert str(family.value) == "unknown label family '敬語'; there are 14, from 'pos' to 'register_evidence'"
     recording.rows.pop()
     with pytest.raises(RecordingError) as stale:
         Labels.open(recording)
