@@ -2,9 +2,9 @@
 
 Routes of 26 layers, top-6 of 64 experts, are written to Parquet as a recording holds them, with one label column and
 60 more; everybody counts tokens by layer, expert and label from these files. `--routing FILE.npz` repeats the real
-routes in its `expert_ids` `[token, layer, slot]`, by default those of `REAL` where it is; without a file they are drawn,
-skewed. pandas, and for 60 labels DuckDB and NumPy too, count a part of the tokens, since their rates do not depend on
-the number.
+routes in its `expert_ids` `[token, layer, slot]`, by default those of `REAL` where there is such a file; without one
+they are drawn, skewed. pandas, and for 60 labels DuckDB and NumPy too, count a part of the tokens, since their rates do
+not depend on the number.
 """
 
 from __future__ import annotations
