@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy import optimize, special
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
+import moelens
 from moelens import MoeLensError
 from moelens.cli import main
 from moelens.probes import classifiers, probe, run_script
-from moelens.probes.classifiers import fit
-from moelens.probes.features import FeatureStore
+from moelens.probes.classifiers import Scaler, fit
+from moelens.probes.features import Feature, FeatureStore
 from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
 
 E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
@@ -103,6 +106,26 @@ def test_features(fake: Fake) -> None:
     np.testing.assert_allclose(residuals, fake.residuals[rows], rtol=1e-6)
 
 
+def test_of_the_largest_numbers_the_others_are_zero(tmp_path: Path) -> None:
+    model, texts = moelens.load("demo"), ["先生がいらっしゃいます。", "犬がいる。", "雨が降りました。"]
+    options: dict[str, Any] = {"layers": [3], "progress": False}
+    some = moelens.record(model, texts, tmp_path / "some", capture=["routes", "logits:5", "neurons:4"], **options)
+    every = moelens.record(model, texts, tmp_path / "every", capture=["routes", "logits", "neurons"], **options)
+    rows = np.arange(every.n_tokens)[::-1]
+    with FeatureStore(some) as largest, FeatureStore(every) as whole:
+        for name, n, slots in (("logits", 5, 1), ("neurons", 4, every.top_k)):
+            feature = largest.feature(name, 3)
+            found, full = feature.block(rows), whole.feature(name, 3).block(rows)
+            assert (feature.width, feature.cells, found.nnz) == (full.shape[1], n * slots, n * slots * len(rows))
+            for row, all_of_it in zip(found.toarray(), full, strict=True):
+                for ours, theirs in zip(row.reshape(slots, -1), all_of_it.reshape(slots, -1), strict=True):
+                    kept = np.argsort(theirs if name == "logits" else abs(theirs))[-n:]
+                    np.testing.assert_array_equal(ours[kept], theirs[kept])
+                    assert np.count_nonzero(ours) <= n
+            spread = Scaler.fit(feature, rows)(found).toarray().std(0)
+            np.testing.assert_allclose(spread[spread > 0], 1, rtol=1e-4, err_msg="scaled, and 0 is still 0")
+
+
 @pytest.mark.parametrize("name", ["experts", "residuals"])
 def test_probes_equal_plain_scikit_learn(fake: Fake, name: str) -> None:
     rows, held, y = np.arange(800), np.arange(800, N), fake.classes
@@ -112,29 +135,53 @@ def test_probes_equal_plain_scikit_learn(fake: Fake, name: str) -> None:
         if name == "residuals":
             x = (x - x[rows].mean(0)) / x[rows].std(0)
         for kind, plain in (("logistic", LogisticRegression(max_iter=200, tol=1e-3)), ("centroid", NearestCentroid())):
-            ours = fit(kind, feature, rows, y, 3, 0)(held).argmax(1)  # type: ignore[arg-type]
+            ours = fit(kind, feature, rows, y, 3)(held).argmax(1)  # type: ignore[arg-type]
             assert (ours == plain.fit(x[rows], y[rows]).predict(x[held])).mean() > 0.99, kind
 
 
-def test_blocks_train_as_well_as_the_whole(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, held = np.arange(800), np.arange(800, N)
+@pytest.mark.parametrize("name", ["experts", "paths", "residuals"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_blocks_train_what_scikit_learn_does(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, name: str, classes: int
+) -> None:
+    rows, held, y = np.arange(800), np.arange(800, N), fake.classes % classes
+    monkeypatch.setattr(classifiers, "TOLERANCE", 1e-7)
+    with FeatureStore(fake) as store:
+        feature = store.feature(name, 3)
+        whole = fit("logistic", feature, rows, y, classes)(held)
+        monkeypatch.setattr(classifiers, "CELLS", 700)  # some hundred rows a block
+        monkeypatch.setattr(classifiers, "need", {"scipy.optimize": optimize, "scipy.special": special}.__getitem__)
+        by_blocks = fit("logistic", feature, rows, y, classes)(held)
+    np.testing.assert_allclose(np.exp(by_blocks), np.exp(whole), atol=1e-3)
 
-    def accuracy() -> float:
-        with FeatureStore(fake) as store:
-            predict = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3, 0)
-        return float((predict(held).argmax(1) == fake.classes[held]).mean())
 
-    whole = accuracy()
-    monkeypatch.setattr(classifiers, "WHOLE", 10)
-    monkeypatch.setattr(classifiers, "BLOCK", 100)
-    monkeypatch.setattr(classifiers, "PASSES", 20)
-    assert accuracy() > whole - 0.05
+@pytest.mark.parametrize("kind", ["logistic", "centroid"])
+def test_memory_grows_neither_with_the_rows_nor_with_their_width(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """The table is 10 MB in float32, 40 where it is longer or wider, and blocks of it 0.3 MB."""
+    monkeypatch.setattr(classifiers, "CELLS", 1 << 16)
+    peaks = []
+    for n, width in ((20_000, 128), (80_000, 128), (20_000, 512)):
+        y = np.arange(n) % 3
+        noise = np.random.default_rng(0).random((997, width), np.float32)
+
+        def block(rows: Any, noise: Any = noise) -> Any:
+            made = noise[rows % 997].copy()
+            made[:, 0] += rows % 3
+            return made
+
+        feature = Feature("residuals", 0, width, width, True, block)
+        tracemalloc.start()
+        predict = fit(kind, feature, np.arange(n), y, 3)
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+        assert (predict(np.arange(300)).argmax(1) == y[:300]).mean() > 0.9
+    assert max(peaks) < 8, peaks
 
 
 def test_a_class_never_seen_costs_a_finite_code(fake: Fake) -> None:
     with FeatureStore(fake) as store:
         rows = np.flatnonzero(fake.classes == 0)[:50]
-        log_p = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3, 0)(np.arange(10))
+        log_p = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3)(np.arange(10))
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
     np.testing.assert_allclose(log_p[:, 1], np.log(1 / 53))
 

@@ -20,7 +20,8 @@ ROUTES = ("experts", "weights", "paths")
 VECTORS = ("logits", "residuals", "neurons")
 FEATURES = (*ROUTES, *VECTORS)
 """`experts`: which experts were chosen; `weights`: with which gate weights; `paths`: the experts chosen in this layer
-and every one before it; `logits`, `residuals`, `neurons`: as the recording captured them, neurons slot by slot."""
+and every one before it; `logits`, `residuals`, `neurons`: as the recording captured them, neurons slot by slot. Where
+it kept only the largest (`logits:8`), the others count as 0."""
 
 
 def need(module: str) -> Any:
@@ -33,11 +34,12 @@ def need(module: str) -> Any:
 
 @dataclass(frozen=True)
 class Feature:
-    """`block(rows)` gives `[row, width]`, sparse or dense; `scaled`: its columns have to be standardised."""
+    """`block(rows)` gives `[row, width]`, of which `cells` a row are stored; `scaled`: columns are standardised."""
 
     name: str
     layer: int
     width: int
+    cells: int
     scaled: bool
     block: Callable[[Ints], Any]
 
@@ -68,15 +70,17 @@ class FeatureStore:
             raise unknown("layer", layer, self.recording.layers)
         if name in ROUTES:
             return self._routes(name, layer)
+        if self._largest(name):
+            return self._sparse(name, layer)
         values = self._vectors(name, layer)
-        return Feature(name, layer, values.shape[1], True, lambda rows: np.asarray(values[rows], np.float32))
+        width = values.shape[1]
+        return Feature(name, layer, width, width, True, lambda rows: np.asarray(values[rows], np.float32))
 
     def _file(self, key: str, shape: tuple[int, ...], dtype: Any) -> Any:
         self._files[key] = np.memmap(Path(self._folder.name) / key, dtype, "w+", shape=shape)
         return self._files[key]
 
     def _routes(self, name: str, layer: int) -> Feature:
-        csr_matrix = need("scipy.sparse").csr_matrix
         recording, n = self.recording, self.recording.n_experts
         at = recording.layers.index(layer)
         used = slice(0, at + 1) if name == "paths" else slice(at, at + 1)
@@ -86,11 +90,28 @@ class FeatureStore:
         def block(rows: Ints) -> Any:
             chosen = indices[rows][:, used].astype(np.int64)  # [row, layer, slot]
             columns = (chosen + n * np.arange(chosen.shape[1])[:, None]).reshape(len(rows), -1)
-            values = np.ones(columns.size, np.float32) if weights is None else weights[rows][:, used].ravel()
-            starts = np.arange(len(rows) + 1) * columns.shape[1]
-            return csr_matrix((np.asarray(values, np.float32), columns.ravel(), starts), (len(rows), width))
+            values = np.ones(columns.shape) if weights is None else weights[rows][:, used].reshape(columns.shape)
+            return sparse(columns, values, width)
 
-        return Feature(name, layer, width, False, block)
+        return Feature(name, layer, width, indices.shape[2] * (used.stop - used.start), False, block)
+
+    def _sparse(self, name: str, layer: int) -> Feature:
+        """A capture of the largest numbers of each row, of which the others are 0."""
+        which = "experts" if name == "logits" else "neurons"
+        values, columns = self._vectors(name, layer), self._vectors(name, layer, which)
+        shape = self.recording.manifest["shape"]
+        n, slots = (shape["n_experts"], 1) if name == "logits" else (shape["d_expert"], shape["top_k"])
+        offset = n * (np.arange(values.shape[1]) // (values.shape[1] // slots))
+
+        def block(rows: Ints) -> Any:
+            return sparse(columns[rows].astype(np.int64) + offset, values[rows], n * slots)
+
+        return Feature(name, layer, n * slots, values.shape[1], True, block)
+
+    def _largest(self, name: str) -> bool:
+        """Whether only the largest numbers of this capture were recorded."""
+        captures = [c.partition(":") for c in getattr(self.recording, "captures", ())]
+        return any(c == name and parameter.isdigit() for c, _, parameter in captures)
 
     def _columns(self, kind: str) -> Any:
         """`experts_*` or `weights_*` of all layers, `[token, layer, slot]`, copied to a file layer by layer."""
@@ -104,16 +125,13 @@ class FeatureStore:
                 self._files[kind][:, i] = column
         return self._files[kind]
 
-    def _vectors(self, name: str, layer: int) -> Any:
+    def _vectors(self, name: str, layer: int, column: str = "values") -> Any:
         """A captured table, `[token, width]`; neurons `[token, slot * d_expert]`. 0 where a token has no row."""
-        key = f"{name}-{layer}"
+        key = f"{name}-{layer}-{column}"
         if key in self._files:
             return self._files[key]
-        captured = [c.partition(":")[0] for c in getattr(self.recording, "captures", ())]
-        if name not in captured:
+        if name not in [c.partition(":")[0] for c in getattr(self.recording, "captures", ())]:
             raise RecordingError(f"the recording holds no {name}; record again with capture=['routes', '{name}']")
-        if any(c.startswith(f"{name}:") and c.rpartition(":")[2].isdigit() for c in self.recording.captures):
-            raise RecordingError(f"the recording holds only the largest {name}; record all of them, capture '{name}'")
         from moelens.recording.store import as_array
 
         doc, pos = (self.recording.column(name).astype(np.int64) for name in ("doc", "pos"))
@@ -123,13 +141,20 @@ class FeatureStore:
         slots = self.recording.top_k if name == "neurons" else 1
         file = None
         for part in self.recording.vector_parts(name, layer):
-            values = as_array(part["values"])
+            values = as_array(part[column])
             if file is None:
                 file = self._file(key, (len(doc), slots * values.shape[1]), np.float32)
             at = part["doc"].to_numpy().astype(np.int64) * span + part["pos"].to_numpy()
             slot = part["slot"].to_numpy() if name == "neurons" else 0
             file.reshape(len(doc), slots, -1)[order[np.searchsorted(place, at, sorter=order)], slot] = values
         return file
+
+
+def sparse(columns: Ints, values: Any, width: int) -> Any:
+    """The matrix `[row, width]` that has `values` `[row, n]` in `columns` `[row, n]` and 0 elsewhere."""
+    starts = np.arange(len(columns) + 1) * columns.shape[1]
+    data = np.asarray(values, np.float32).ravel()
+    return need("scipy.sparse").csr_matrix((data, columns.ravel(), starts), (len(columns), width))
 
 
 def targets(recording: Any, label: str | Sequence[str | None]) -> tuple[tuple[str, ...], Ints]:
@@ -146,12 +171,12 @@ def targets(recording: Any, label: str | Sequence[str | None]) -> tuple[tuple[st
         names = tuple(sorted({str(value) for value in label if value is not None}))
         return names, np.array([-1 if v is None else names.index(str(v)) for v in label])
     from moelens.japanese import Labels
+    from moelens.japanese.families import COLUMNS
 
     labels = Labels.open(recording)
-    families = {family: labels.matrix(family) for family in labels.families}
-    if label in families:
-        names, has = families[label]
+    if label in labels.families:
+        names, has = labels.matrix(label)
         return names, np.where(text & (has.sum(1) == 1), has.argmax(1), -1)
-    single = {f"{family}.{n}": has[:, i] for family, (names, has) in families.items() for i, n in enumerate(names)}
-    found = single[require_label(label, single)]
-    return (f"not {label}", label), np.where(text, found.astype(np.int64), -1)
+    family, _, name = require_label(label, COLUMNS).partition(".")
+    names, has = labels.matrix(family)
+    return (f"not {label}", label), np.where(text, has[:, names.index(name)].astype(np.int64), -1)

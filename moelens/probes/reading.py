@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, unknown
 from moelens.interventions.kept import Kept
-from moelens.probes.classifiers import Floats, Kind, fit
+from moelens.probes.classifiers import Floats, Kind, blocks, fit
 from moelens.probes.features import Feature, FeatureStore, Ints, need, targets
 from moelens.shows import Shows
 
@@ -200,8 +200,9 @@ class Task:
         right = np.zeros(len(self.rows))
         for k in range(self.folds):
             held = self.fold[self.rows] == k
-            predict = fit(kind, feature, self.rows[~held], y, self.n_classes, self.seed)
-            right[held] = predict(self.rows[held]).argmax(1) == y[self.rows[held]]
+            predict = fit(kind, feature, self.rows[~held], y, self.n_classes)
+            for part in blocks(np.flatnonzero(held), feature.cells + self.n_classes):
+                right[part] = predict(self.rows[part]).argmax(1) == y[self.rows[part]]
         return right
 
     def _online_bits(self, feature: Feature, y: Ints) -> float:
@@ -214,9 +215,9 @@ class Task:
         cuts = sorted({int(ends[np.searchsorted(ends, f * len(rows))]) for f in FRACTIONS})
         bits = cuts[0] * np.log2(self.n_classes)
         for start, stop in pairwise(cuts):
-            predict = fit("logistic", feature, rows[:start], y, self.n_classes, self.seed)
-            coded = rows[start:stop]
-            bits -= predict(coded)[np.arange(len(coded)), y[coded]].sum() / np.log(2)
+            predict = fit("logistic", feature, rows[:start], y, self.n_classes)
+            for part in blocks(rows[start:stop], feature.cells + self.n_classes):
+                bits -= predict(part)[np.arange(len(part)), y[part]].sum() / np.log(2)
         return float(bits)
 
 

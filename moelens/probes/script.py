@@ -247,12 +247,14 @@ class Runner:
 
         from moelens.interventions.kept import nulls
         from moelens.probes.reading import probe
+        from moelens.views.style import japanese_font
 
         result = probe(self.recording(), options.pop("label"), progress=self.progress, **options)
         write_rows(path, result.records())
-        figure, axes = plt.subplots(layout="constrained")
-        result.plot(ax=axes)
-        figure.savefig(path.with_suffix(".png"), dpi=150)
+        with japanese_font():  # drawn when it is written, so until then
+            figure, axes = plt.subplots(layout="constrained")
+            result.plot(ax=axes)
+            figure.savefig(path.with_suffix(".png"), dpi=150)
         plt.close(figure)
         best = asdict(result.best) | {"majority": result.majority, "per_token": result.per_token}
         found: dict[str, Any] = nulls({"summary": best, "result": result.to_dict()})
