@@ -296,6 +296,17 @@ def test_generate_runs_with_hooks(deepseek: HookedMoE, ids: torch.Tensor) -> Non
     assert shapes == [(2, 12, 2), (2, 1, 2), (2, 1, 2)]
 
 
+def test_slots_are_known_where_somebody_listens(ids: torch.Tensor) -> None:
+    hooked = moelens.hook(tiny_model("qwen3_moe"))
+
+    def look(tensor: torch.Tensor, hook: Any) -> None:
+        assert hooked.running.slots[2].shape == tensor.shape[:3]
+        with pytest.raises(MoeLensError, match=r"running.slots has no layer 1: nobody listens inside its experts; add"):
+            hooked.running.slots[1]
+
+    hooked.run_with_hooks(ids, fwd_hooks=[("blocks.2.mlp.experts.hook_out", look)])
+
+
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
 def test_transformer_bridge_has_our_points(name: str, ids: torch.Tensor) -> None:
     hooked = moelens.hook(tiny_model(name))

@@ -35,6 +35,16 @@ class Points(nn.Module):
             self.add_module(name, HookPoint())
 
 
+class Slots(dict[int, Tensor]):
+    """Experts by layer, known while somebody listens inside the experts of the layer."""
+
+    def __missing__(self, layer: int) -> Tensor:
+        raise MoeLensError(
+            f"running.slots has no layer {layer}: nobody listens inside its experts; add a hook at "
+            f"'blocks.{layer}.mlp.experts.hook_out', or look at 'blocks.{layer}.mlp.hook_expert_indices'"
+        )
+
+
 @dataclass
 class Grid:
     """How the flat tokens of the running forward pass are laid out, and where `generate`, if it runs, has got to.
@@ -51,7 +61,7 @@ class Grid:
     start: int = 0
     prompt: int | None = None
     ids: Tensor | None = None
-    slots: dict[int, Tensor] = field(default_factory=dict)
+    slots: Slots = field(default_factory=Slots)
 
     @property
     def generating(self) -> bool:
