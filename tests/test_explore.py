@@ -185,7 +185,7 @@ def test_traces_that_cannot_be_shown(model: moelens.HookedMoE) -> None:
         TraceView([])
     with pytest.raises(moelens.MoeLensError, match="1 traces to show; allowed: 2, as a pair"):
         TraceView([one], pair=True)
-    with pytest.raises(moelens.MoeLensError, match=r"traces of layers \(1, 2\) and \(1, 2, 3, 4\); select the same"):
+    with pytest.raises(moelens.MoeLensError, match=r"traces of layers \(1, 2, 3, 4\) and \(1, 2\); select the same"):
         one.explore(one.select([1, 2]))
     with pytest.raises(moelens.MoeLensError, match="unknown layer '9'"):
         TraceView([one], layer=9)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moelens.errors import RecordingError
+from moelens.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 KEY = b"moelens"
 
 
-class Result:
+class Result(Saved):
     """Arrays that share named axes, and facts about them. A subclass gives `axes`, `cells`, `facts` and `build`."""
-
-    FORMAT: ClassVar[str]
 
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
@@ -68,12 +66,7 @@ class Result:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises `RecordingError` for anything else."""
-        if data.get("format") != cls.FORMAT:
-            raise RecordingError(
-                f"format {data.get('format')!r}; allowed: {cls.FORMAT!r}, as {cls.__name__}.save writes it"
-            )
+    def restore(cls, data: Mapping[str, Any]) -> Self:
         axes = {name: tuple(places) for name, places in data["axes"].items()}
         shape = [len(places) for places in axes.values()]
         cells = {name: number_array(values).reshape(shape) for name, values in data["cells"].items()}
@@ -91,17 +84,8 @@ class Result:
         return path
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. Raises `RecordingError` when the file is missing or holds something else."""
-        path, what = Path(path), cls.__name__
-        if not path.is_file():
-            raise RecordingError(f"no {what.lower()} at {str(path)!r}; write one with {what}.save(path)")
-        try:
-            data = read_parquet(path) if path.suffix == ".parquet" else json.loads(path.read_text("utf-8"))
-        except (ValueError, pa.ArrowInvalid) as error:
-            reason = str(error).splitlines()[0]
-            raise RecordingError(f"{str(path)!r} cannot be read ({reason}); write it again with {what}.save") from error
-        return cls.from_dict(data if isinstance(data, dict) else {})
+    def read(cls, path: Path) -> Any:
+        return read_parquet(path) if path.suffix == ".parquet" else super().read(path)
 
 
 def read_parquet(path: Path) -> dict[str, Any]:

@@ -7,20 +7,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Self, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from moelens.errors import RecordingError
+from moelens.saved import Saved
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Kept:
+class Kept(Saved):
     """A dataclass of plain values, arrays and other such dataclasses. A subclass gives `FORMAT` and `records`."""
-
-    FORMAT: ClassVar[str]
 
     def records(self) -> list[dict[str, Any]]:
         """What `to_pandas` has rows of."""
@@ -40,12 +38,7 @@ class Kept:
         return found
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. Raises `RecordingError` for anything else."""
-        if data.get("format") != cls.FORMAT:
-            raise RecordingError(
-                f"format {data.get('format')!r}; allowed: {cls.FORMAT!r}, as {cls.__name__}.save writes it"
-            )
+    def restore(cls, data: Mapping[str, Any]) -> Self:
         found: Self = rebuilt(cls, data)
         return found
 
@@ -55,18 +48,6 @@ class Kept:
         data = json.dumps(self.to_dict(), ensure_ascii=False, indent=1, allow_nan=False)
         path.write_text(data + "\n", encoding="utf-8")
         return path
-
-    @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. Raises `RecordingError` when the file is missing or holds something else."""
-        path, what = Path(path), cls.__name__
-        if not path.is_file():
-            raise RecordingError(f"no {what.lower()} at {str(path)!r}; write one with {what}.save(path)")
-        try:
-            data = json.loads(path.read_text("utf-8"))
-        except ValueError as error:
-            raise RecordingError(f"{str(path)!r} cannot be read ({error}); write it again with {what}.save") from error
-        return cls.from_dict(data if isinstance(data, dict) else {})
 
 
 def nulls(value: Any) -> Any:

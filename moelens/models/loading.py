@@ -14,12 +14,12 @@ import torch
 import transformers
 from torch import nn
 
-from moelens.errors import MoeLensError, UnsupportedModelError, unknown
+from moelens.errors import MoeLensError, unknown
 from moelens.models.adapters import ADAPTED, REFUSED
 from moelens.models.experts import partial_blocks
 from moelens.models.hooked import HookedMoE
 from moelens.models.routers import Replay, identify
-from moelens.models.structure import MoEShape, Site, describe, find_sites
+from moelens.models.structure import MoEShape, Site, describe, find_sites, refused
 from moelens.models.taps import parts_of
 
 DEMO = Path(str(files("moelens.demo") / "model"))
@@ -44,6 +44,7 @@ def load(
 
     Raises:
         UnknownNameError: neither a folder nor a model that the hub or its cache has.
+        MoeLensError: transformers cannot load it, or the connection ended before it was fetched.
         UnsupportedModelError: no experts, or experts that moelens cannot reach.
         CheckError: the model's numbers contradict each other.
 
@@ -60,8 +61,9 @@ def load(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = transformers.AutoConfig.from_pretrained(source, **options)
-        if config.get_text_config(decoder=True).model_type in REFUSED or config.model_type in REFUSED:
-            raise UnsupportedModelError(f"{model!r} cannot be hooked: {REFUSED[config.model_type]}")
+        for part in (config, config.get_text_config(decoder=True)):
+            if part.model_type in REFUSED:
+                raise refused(repr(model), part.model_type)
         quantised = getattr(config, "quantization_config", None) or {}
         with partial_blocks(quantised.get("weight_block_size")):
             loaded = auto_class(config).from_pretrained(source, device_map=device_map, dtype=dtype, **options, **kwargs)
@@ -69,10 +71,23 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         if Path(model).exists() or isinstance(error, RuntimeError):
             raise MoeLensError(f"{model!r} is not a model transformers can load: {one_line(error)}") from error
+        if lost := connection_lost(error):
+            raise MoeLensError(f"{model!r} was not fetched whole ({one_line(lost)}); run it again") from error
         raise unknown(
             "model", model, ["demo"], "give a folder, a hub name that can be reached or is in its cache, or 'demo'"
         ) from error
     return HookedMoE(loaded.eval(), tokenizer, name=model, check=check)
+
+
+def connection_lost(error: BaseException) -> BaseException | None:
+    """The end of a connection that `error` comes from, if that is why; not of one that was never made."""
+    found: BaseException | None = error
+    while found:  # named, not imported: the hub's library has changed its HTTP client, and may again
+        names = {c.__name__ for c in type(found).__mro__}
+        if "TransportError" in names and "ConnectError" not in names:
+            return found
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def one_line(error: BaseException) -> str:
@@ -101,7 +116,7 @@ def without_weights(architecture: str) -> tuple[MoEShape, Replay | None, list[st
     if architecture not in table:
         raise unknown("architecture", architecture, table, "`moelens info --architectures` lists them")
     if architecture in REFUSED:
-        raise UnsupportedModelError(f"{architecture} cannot be hooked: {REFUSED[architecture]}")
+        raise refused(architecture, architecture)
     model = on_meta(architecture)
     layers, sites = find_sites(model)
     rule = next((r for r in map(try_router, (sites[0], sites[-1])) if r), None)

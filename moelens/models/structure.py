@@ -107,25 +107,29 @@ def find_sites(model: Any) -> tuple[nn.ModuleList, list[Site]]:
             stacks.setdefault(where[1], {}).setdefault(int(where[2]), name)
     config = text_config(model)
     if not stacks:
-        raise UnsupportedModelError(no_experts(model, config.model_type))
+        raise no_experts(model, config.model_type)
     prefix = max(stacks, key=lambda p: len(stacks[p]))
     layers = modules[prefix]
     assert isinstance(layers, nn.ModuleList)
     return layers, [make_site(modules, config, f"{prefix}.{i}", name, i) for i, name in sorted(stacks[prefix].items())]
 
 
-def no_experts(model: Any, model_type: str) -> str:
+def no_experts(model: Any, model_type: str) -> UnsupportedModelError:
+    name = type(model).__name__
     if model_type in REFUSED:
-        return f"{type(model).__name__} cannot be hooked: {REFUSED[model_type]}; see `moelens info --architectures`"
+        return refused(name, model_type)
     if any("expert" in n.lower() for n, _ in model.named_modules()):
-        return (
-            f"{type(model).__name__} keeps its experts outside transformers' experts interface, where moelens cannot "
-            f"listen; see `moelens info --architectures` (quantised GPT-OSS: load with Mxfp4Config(dequantize=True))"
+        return UnsupportedModelError(
+            f"{name} keeps its experts outside transformers' experts interface, where moelens cannot listen; "
+            "see `moelens info --architectures` (quantised GPT-OSS: load with Mxfp4Config(dequantize=True))"
         )
-    return (
-        f"{type(model).__name__} has no experts; moelens reads Mixture-of-Experts models, "
-        f"see `moelens info --architectures`"
+    return UnsupportedModelError(
+        f"{name} has no experts; moelens reads Mixture-of-Experts models, see `moelens info --architectures`"
     )
+
+
+def refused(name: str, model_type: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"{name} cannot be hooked: {REFUSED[model_type]}; see `moelens info --architectures`")
 
 
 def make_site(modules: dict[str, Any], config: Any, layer_name: str, name: str, index: int) -> Site:

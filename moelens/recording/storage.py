@@ -137,16 +137,16 @@ class Folder:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                what = f"no space left in '{self.where}'; free some and run the same command again, it goes on"
-            elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                what = (
+                raise RecordingError(
+                    f"no space left in '{self.where}'; free some and run the same command again, it goes on"
+                ) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise RecordingError(
                     f"'{self.where}' cannot be written ({error.strerror}); choose another folder, or change its rights"
-                )
-            elif error.errno in (errno.EEXIST, errno.ENOTDIR):
+                ) from error
+            if error.errno in (errno.EEXIST, errno.ENOTDIR):
                 raise self.in_the_way() from error
-            else:
-                raise
-            raise RecordingError(what) from error
+            raise
 
     def in_the_way(self) -> RecordingError:
         return RecordingError(

@@ -60,6 +60,15 @@ def tokens_html(
     return _line(f"{where}colour and number: {what or 'expert with the largest weight'}", spans, cells)
 
 
+def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
+    """The layers of traces to be shown together. Raises `MoeLensError` where they are not the same."""
+    layers = traces[0].layers
+    for trace in traces[1:]:
+        if trace.layers != layers:
+            raise MoeLensError(f"traces of layers {layers} and {trace.layers}; select the same of both: trace.select")
+    return layers
+
+
 def pair_trace_html(first: Trace, second: Trace) -> str:
     """Two traced texts, tokens that belong together above one another, layer by layer, as inline-styled HTML.
 
@@ -70,10 +79,7 @@ def pair_trace_html(first: Trace, second: Trace) -> str:
     """
     from moelens.tracing import aligned, routes_that_differ  # imports torch, which tokens_html does without
 
-    if first.layers != second.layers:
-        raise MoeLensError(
-            f"traces of layers {first.layers} and {second.layers}; select the same of both: trace.select"
-        )
+    shared_layers((first, second))
     columns, parts = aligned(first.tokens, second.tokens), []
     for layer in first.shown_layers():
         at = first.layers.index(layer)

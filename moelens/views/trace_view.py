@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moelens.errors import MoeLensError, unknown
 from moelens.views.live import Live, module
 from moelens.views.style import CLASS_STYLE
-from moelens.views.text import pair_trace_html
+from moelens.views.text import pair_trace_html, shared_layers
 
 if TYPE_CHECKING:
     from moelens.tracing import Trace
@@ -152,10 +152,7 @@ def check(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, 
     """The layers of the traces, if these can be shown together."""
     if not traces or (pair and len(traces) != 2):
         raise MoeLensError(f"{len(traces)} traces to show; allowed: {'2, as a pair' if pair else '1 or more'}")
-    layers = traces[0].layers
-    for trace in traces[1:]:
-        if trace.layers != layers:
-            raise MoeLensError(f"traces of layers {trace.layers} and {layers}; select the same of both: trace.select")
+    layers = shared_layers(traces)
     if layer is not None and layer not in layers:
         raise unknown("layer", layer, layers)
     return layers
