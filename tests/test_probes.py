@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +261,7 @@ experts = [5]
 controls = "none"
 expect = "pairs >= 2"
 """
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PAIRS = [
     {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
     for c in ("明日は学校へ", "母と町へ")
@@ -279,6 +284,7 @@ def write_script(folder: Path, text: str = SCRIPT) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("error:Glyph")
 def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = write_script(tmp_path)
     first = run_script(script, progress=False)
@@ -287,8 +293,8 @@ def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pyte
         ("remove", False, False),
     ]
     assert first[0].failed[0].startswith("selectivity > 5 was expected, and it is ")
-    for name in ("politeness.json", "politeness.parquet", "politeness.png", "remove.json", "remove.parquet"):
-        assert (tmp_path / "run" / name).exists()
+    for name, ending in product(("politeness", "remove"), ("json", "parquet", "png")):
+        assert (tmp_path / "run" / f"{name}.{ending}").exists()
     assert pq.read_table(tmp_path / "run" / "politeness.parquet").num_rows == 2
 
     with pytest.raises(SystemExit, match="1"):
@@ -301,6 +307,47 @@ def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pyte
     )
     again = run_script(script, progress=False)
     assert [(o.resumed, o.failed) for o in again] == [(True, ()), (False, ())]
+
+
+MANY = list(range(24))
+NOTHING = SCRIPT.replace('"accuracy > 0.5", "selectivity > 5"', "").replace("experts = [5]", f"experts = {MANY}")
+
+
+@pytest.mark.slow
+def test_results_with_a_recipe_or_other_files_are_other_results(tmp_path: Path) -> None:
+    script, hooks = write_script(tmp_path, NOTHING), Path(__file__).parents[1] / "hooks" / "remove_experts.py"
+
+    def resumed(**options: Any) -> list[bool]:
+        return [o.resumed for o in run_script(script, progress=False, **options)]
+
+    def change() -> float:
+        return float(json.loads((tmp_path / "run" / "remove.json").read_text("utf-8"))["summary"]["change"])
+
+    assert resumed() == [False, False]
+    assert change() != 0
+    recipe = {"hooks": hooks, "options": {"layer": 3, "experts": MANY}}
+    assert resumed(**recipe) == [False, False]
+    assert change() == 0, "the recipe has removed the experts before"
+    assert resumed(**recipe) == [True, True]
+    assert len([*(tmp_path / "run").glob("recording-*")]) == 2
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIRS[0]), encoding="utf-8")
+    assert resumed(**recipe) == [True, False]
+    assert main(["probe", str(script), "-o", "layer=3"]) == 2
+    script.write_text(NOTHING.replace('corpus = "texts.txt"', 'recording = "run"'), encoding="utf-8")
+    with pytest.raises(MoeLensError, match=r"has probes of a recording, which '.*py' cannot change; give model"):
+        run_script(script, **recipe)
+
+
+@pytest.mark.slow
+def test_a_script_under_accelerate_is_dealt_out_and_waits(tmp_path: Path) -> None:
+    """The first process has the probe, which fails its expectation, the second the effect."""
+    script = write_script(tmp_path)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]
+    done = subprocess.run([*command, "probe", str(script)], capture_output=True, text=True, env=ONE_THREAD)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.count("FAILED  politeness: selectivity > 5 was expected") == 1
+    assert done.stdout.count("ok      remove: as expected (") == 1
+    assert [(o.name, o.resumed) for o in run_script(script, progress=False)] == [("politeness", True), ("remove", True)]
 
 
 BAD_SCRIPTS = {

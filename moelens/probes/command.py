@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moelens.recipes import add_arguments, from_arguments
+from moelens.recipes import add_arguments, from_arguments, parse_options
 
 
 def add_command(commands: Any) -> None:
@@ -21,7 +21,9 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from moelens.probes.script import run_script
 
-    outcomes = run_script(args.script, hooks=lambda model: from_arguments(args, model))
+    if args.hooks is None:
+        from_arguments(args, None)  # says so where options are given without their recipe
+    outcomes = run_script(args.script, hooks=args.hooks, options=parse_options(args.options))
     print("\n".join(map(str, outcomes)))
     if any(outcome.failed for outcome in outcomes):
         sys.exit(1)

@@ -8,7 +8,7 @@ import operator
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +71,16 @@ class Script:
 
     path: Path
     settings: Mapping[str, Any]
+    hooks: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path) -> Script:
+    def open(cls, path: str | Path, hooks: Path | None = None, options: Mapping[str, Any] | None = None) -> Script:
         """Read and check a script, before anything runs.
 
         Raises:
             UnknownNameError: no such file, or a setting that does not exist.
-            MoeLensError: it is not TOML, lacks something, or uses a name twice.
+            MoeLensError: it is not TOML, lacks something, or uses a name twice; hooks for probes of a recording.
         """
         path = Path(path)
         if not path.is_file():
@@ -87,7 +89,7 @@ class Script:
             settings = tomllib.loads(path.read_text("utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise MoeLensError(f"'{path}' is not TOML: {error}") from error
-        script = cls(path, settings)
+        script = cls(path, settings, hooks, options or {})
         for key in settings:
             if key not in TOP:
                 raise unknown("setting", key, TOP, f"in '{path}'")
@@ -104,6 +106,10 @@ class Script:
                 parse(expectation)
         if any(kind == "probe" for kind, _ in script.entries) and not {"recording", "corpus"} & set(settings):
             raise MoeLensError(f"'{path}' has probes and needs recording = \"FOLDER\", or model and corpus to make one")
+        if hooks and "probe" in settings and "recording" in settings:
+            raise MoeLensError(
+                f"'{path}' has probes of a recording, which '{hooks}' cannot change; give model and corpus in its place"
+            )
         return script
 
     @property
@@ -123,7 +129,23 @@ class Script:
         """What an entry's result depends on; a result with another digest is made anew."""
         common = {k: v for k, v in self.settings.items() if k not in KEYS and k != "out"}
         plain = {k: v for k, v in entry.items() if k != "expect"}
-        return hashlib.sha256(json.dumps([common, plain], sort_keys=True).encode()).hexdigest()
+        files = [self._contents(name) for name in (self.settings.get("corpus"), entry.get("pairs"), self.hooks)]
+        known = json.dumps([common, plain, files, dict(self.options)], sort_keys=True, default=str)
+        return hashlib.sha256(known.encode()).hexdigest()
+
+    @property
+    def recorded(self) -> Path:
+        """Where the recording that this script makes is: another folder for another model, corpus or recipe."""
+        of = {k: self.settings.get(k) for k in ("model", "corpus", "capture")}
+        return self.out / f"recording-{Script(self.path, of, self.hooks, self.options).digest({})[:8]}"
+
+    def _contents(self, name: str | Path | None) -> str | None:
+        """The checksum of a file of the script; None where `name` names no file."""
+        file = self.path.parent / (name or "")
+        if not file.is_file():
+            return None
+        with file.open("rb") as source:
+            return hashlib.file_digest(source, "sha256").hexdigest()
 
 
 def expectations(entry: Mapping[str, Any]) -> list[str]:
@@ -159,16 +181,20 @@ def unmet(expected: list[str], values: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run_script(
-    path: str | Path, *, hooks: Callable[[Any], Any] | None = None, progress: bool = True
+    path: str | Path,
+    *,
+    hooks: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> tuple[Outcome, ...]:
     """Run every probe and effect of a script, but those whose result is there already.
 
-    Writes `NAME.json` and `NAME.parquet` (a row for each row of the result), and of probes `NAME.png`, into the
-    script's `out`; where it has to record, `recording/`. Under `accelerate launch` the entries are dealt out over the
-    processes, and each returns its own.
+    Writes `NAME.json`, `NAME.parquet` (a row for each row of the result) and `NAME.png` into the script's `out`; where
+    it has to record, a folder `recording-…`. Under `accelerate launch` the entries are dealt out over the processes,
+    and each returns its own when all are done.
 
     Args:
-        hooks: a function from the model to hooks that it runs with, such as `moelens.load_hooks` returns.
+        hooks: a recipe that the model runs with, see `moelens.load_hooks`; options: the recipe's.
 
     Raises:
         MoeLensError: the script is wrong, or one of its entries cannot be run.
@@ -176,15 +202,20 @@ def run_script(
     Example:
         >>> all(not outcome.failed for outcome in run_script("probes.toml"))  # doctest: +SKIP
     """
+    from moelens.recipes import load_hooks
     from moelens.recording.parallel import Ranks
 
-    script, ranks = Script.open(path), Ranks.of(None)
-    runner = Runner(script, hooks, progress and ranks.first)
+    script = Script.open(path, Path(hooks).absolute() if hooks else None, options)
+    recipe = load_hooks(script.hooks, **script.options) if script.hooks else None
+    ranks = Ranks.of(None)
+    runner = Runner(script, recipe, progress and ranks.first)
     script.out.mkdir(parents=True, exist_ok=True)
     if any(kind == "probe" for kind, _ in script.entries):
         runner.recording()  # all processes record together
         ranks.first_makes(runner.label)
-    return tuple(runner.run(kind, entry) for kind, entry in script.entries[ranks.rank :: ranks.size])
+    outcomes = tuple(runner.run(kind, entry) for kind, entry in script.entries[ranks.rank :: ranks.size])
+    ranks.wait()  # a process that exits because of an expectation would end the others
+    return outcomes
 
 
 class Runner:
@@ -210,7 +241,7 @@ class Runner:
         """The script's recording, or one made of its corpus."""
         import moelens
 
-        settings, made = self.script.settings, self.script.out / "recording"
+        settings, made = self.script.settings, self.script.recorded
         if self._recording is None and "recording" in settings:
             self._recording = moelens.Recording.open(self.script.place(settings["recording"]))
         elif self._recording is None and (made / "manifest.json").exists():
@@ -243,19 +274,11 @@ class Runner:
         return Outcome(str(entry["name"]), path, unmet(expectations(entry), stored["summary"]), resumed)
 
     def probe(self, options: dict[str, Any], path: Path) -> dict[str, Any]:
-        from matplotlib import pyplot as plt
-
         from moelens.interventions.kept import nulls
         from moelens.probes.reading import probe
-        from moelens.views.style import japanese_font
 
         result = probe(self.recording(), options.pop("label"), progress=self.progress, **options)
-        write_rows(path, result.records())
-        with japanese_font():  # drawn when it is written, so until then
-            figure, axes = plt.subplots(layout="constrained")
-            result.plot(ax=axes)
-            figure.savefig(path.with_suffix(".png"), dpi=150)
-        plt.close(figure)
+        write(path, result)
         best = asdict(result.best) | {"majority": result.majority, "per_token": result.per_token}
         found: dict[str, Any] = nulls({"summary": best, "result": result.to_dict()})
         return found
@@ -274,14 +297,22 @@ class Runner:
         if options.get("controls") in ("none", "") or doing["experts"] == "shared":
             options["controls"] = None
         result = effect(self.model(), pairs, named(**doing), progress=self.progress, **options)
-        write_rows(path, result.records())
+        write(path, result)
         text = {} if result.text is None else {"kl": result.text.kl, "perplexity_after": result.text.perplexity_after}
         found: dict[str, Any] = nulls({"summary": asdict(result.kinds[0]) | text, "result": result.to_dict()})
         return found
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+def write(path: Path, result: Any) -> None:
+    """The rows and the figure of a result, beside its JSON file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from matplotlib import pyplot as plt
 
-    pq.write_table(pa.Table.from_pylist(rows), path.with_suffix(".parquet"))
+    from moelens.views.style import japanese_font
+
+    pq.write_table(pa.Table.from_pylist(result.records()), path.with_suffix(".parquet"))
+    with japanese_font():  # text is drawn when the file is written
+        figure = result.plot().figure
+        figure.savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")
+    plt.close(figure)
