@@ -14,6 +14,7 @@ from moelens.analysis.processes import add_up
 
 Part: TypeAlias = tuple[slice, Iterable[Routes]]
 STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
+BLOCK = 1 << 22  # cells by kind, layer and expert that are multiplied at once: few products, each worth a thread
 PART = 1 << 19
 GROUPS = 200  # of documents: enough for statistics, few enough for memory
 
@@ -125,29 +126,36 @@ def tabulate(
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
             weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)]).astype(exact)
             order, starts, strata = sorted_strata(stratum[present])
-            for layer, chosen in enumerate(routes):
-                table = tally(chosen[run], local, len(present), n_experts)
-                sums = np.hsplit(table.T.astype(exact) @ weights, 1 + len(residuals))
-                tables.cells[g, layer] += sums[0].astype(np.int32)
-                tables.experts[g, layer] += table.sum(0)
+            layers, together = list(routes), max(1, BLOCK // (len(present) * n_experts))
+            for first in range(0, n_layers, together):
+                at = slice(first, min(first + together, n_layers))
+                table = tally([chosen[run] for chosen in layers[at]], local, len(present), n_experts, exact)
+                sums = np.split(np.tensordot(table, weights, (0, 0)), 1 + len(residuals), axis=2)
+                tables.cells[g, at] += sums[0].astype(np.int32)
+                tables.experts[g, at] += table.sum(0).astype(np.int64)
                 if len(residuals):
-                    tables.excess[g, layer] += sums[1].astype(np.float32)
+                    tables.excess[g, at] += sums[1].astype(np.float32)
                 for further, values in zip(tables.beyond, sums[2:], strict=True):
-                    further[layer] += values
+                    further[at] += values
                 if len(starts):
                     found = np.add.reduceat(table[order], starts, axis=0)
-                    tables.by_stratum[strata, layer] += found.astype(np.int32)
-                    tables.undecided[g, layer] += found.sum(0)
+                    tables.by_stratum[strata, at] += found.astype(np.int32)
+                    tables.undecided[g, at] += found.sum(0).astype(np.int64)
     return tables
 
 
-def tally(chosen: Routes, kind: Ints, n_kinds: int, n_experts: int) -> Ints:
-    """Tokens by kind and expert `[kind, expert]`, of routes `[token, slot]` and kinds `[token]`."""
-    table = np.zeros(n_kinds * n_experts, np.int64)
-    keys = kind * n_experts
-    for i in range(0, len(kind), STEP):
-        table += np.bincount((chosen[i : i + STEP] + keys[i : i + STEP, None]).ravel(), minlength=len(table))
-    return table.reshape(n_kinds, n_experts)
+def tally(
+    routes: Sequence[Routes], kind: Ints, n_kinds: int, n_experts: int, exact: type[np.floating[Any]]
+) -> NDArray[np.floating[Any]]:
+    """Tokens by kind, layer and expert `[kind, layer, expert]`, of routes `[token, slot]` and kinds `[token]`."""
+    table = np.empty((n_kinds, len(routes), n_experts), exact)
+    keys = (kind * n_experts)[:, None]
+    for layer, chosen in enumerate(routes):
+        counted = np.zeros(n_kinds * n_experts, np.int64)
+        for i in range(0, len(kind), STEP):
+            counted += np.bincount((chosen[i : i + STEP] + keys[i : i + STEP]).ravel(), minlength=len(counted))
+        table[:, layer] = counted.reshape(n_kinds, n_experts)
+    return table
 
 
 def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
