@@ -56,7 +56,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, dict[str, Any]]]] = {
     "remove": ("what removing experts changes, beside matched controls", "--model --pairs --draws", {
         "--layer": {"type": int, "required": True, "help": "of the experts"},
         "--experts": {"required": True, "help": "ids such as 5,9, or shared"}}),
-    "probe": ("what can be read from a recording, or a file of probes and effects", "", {
+    "probe": ("what can be read from a recording, or a file of probes and effects", "--hooks --set", {
         "recording": {"help": "a folder or variable, or a .toml file"},
         "label": {"nargs": "?", "help": "a family or one label (%%config MoeMagics.labels)"},
         "--features": {"nargs": "+", "default": ["experts"], "help": "experts, weights, paths, logits …"}}),

@@ -198,7 +198,9 @@ class MoeMagics(Magics):  # type: ignore[misc]
         if args.recording.endswith(".toml"):
             from moelens.probes.script import run_script
 
-            return run_script(args.recording)
+            return run_script(args.recording, hooks=args.hooks, options=parse_options(args.set))
+        if args.hooks:
+            raise MoeLensError(f"recipe '{args.hooks}' cannot change what is recorded; give it to %moe record")
         return moelens.probe(self.recording(args.recording), args.label or self.labels, args.features, seed=self.seed)
 
     def run_export(self, args: Namespace, cell: str | None) -> Any:

@@ -97,6 +97,13 @@ def test_probe(shell: Any, run: str, here: Path) -> None:
     script = 'out = "probes"\nrecording = "{}"\n[[probe]]\nname = "keigo"\nlabel = "尊敬語"\n'
     (here / "probes.toml").write_text(script.format(run), "utf-8")
     assert len(shell.run_line_magic("moe", "probe probes.toml")) == 1
+    recipe = f"--hooks {HOOKS / 'remove_experts.py'} --set layer=3 --set experts=[5]"
+    for given, message in (
+        ("probes.toml", "has probes of a recording, which '.*' cannot change; give model and corpus in its place"),
+        ("rec 尊敬語", "recipe '.*' cannot change what is recorded; give it to %moe record"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            shell.run_line_magic("moe", f"probe {given} {recipe}")
 
 
 def test_export_and_report(shell: Any, run: str, here: Path) -> None:
