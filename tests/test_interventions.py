@@ -260,9 +260,11 @@ def test_order(deepseek: HookedMoE, ids: Tensor) -> None:
     assert torch.equal(weights(force(L, [3]), remove(L, [3]))[..., 3], torch.zeros(2, 12))
 
 
+RESTORED = moelens.hook(tiny_model("deepseek_v3"))
+OTHER = RESTORED.run_with_cache(torch.arange(31, 19, -1)[None])[1]
 OPERATIONS = st.sampled_from(
     [remove(L, [1]), remove_renorm(1, [0, 5]), reroute(L, [4]), force(3, [2]), scale(L, [6], 0.5), swap(1, 0, 3)]
-    + [steer(L, [7], 0.2), remove(3, "shared")]
+    + [steer(L, [7], 0.2), remove(3, "shared"), patch_routes(OTHER), patch_outputs(OTHER)]
 )
 
 
@@ -281,9 +283,6 @@ def test_leaving_restores_bit_for_bit(interventions: list[Intervention], fails: 
     assert torch.equal(model(ids), clean)
     assert {n: list(p.fwd_hooks) for n, p in model.hook_dict.items()} == hooks
     assert model.context_level == 0
-
-
-RESTORED = moelens.hook(tiny_model("deepseek_v3"))
 
 
 def test_an_exception_inside_the_model_restores_too(deepseek: HookedMoE, ids: Tensor) -> None:
