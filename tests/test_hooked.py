@@ -323,15 +323,30 @@ def test_transformer_bridge_has_our_points(name: str, ids: torch.Tensor) -> None
     assert not torch.allclose(edited, again)
 
 
+def test_an_architecture_that_the_bridge_lacks() -> None:
+    hooked = moelens.hook(tiny_model("dots1"))
+    with pytest.raises(UnsupportedModelError, match="has no adapter for Dots1ForCausalLM; use the HookedMoE itself"):
+        hooked.to_transformer_bridge()
+
+
 class Tokens:
     """A tokenizer of another model."""
+
+    pad_token = None
 
     def __len__(self) -> int:
         return 5000
 
+    def __call__(self, texts: list[str], return_tensors: str) -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.zeros(len(texts), 0, dtype=torch.long)}
+
 
 ERRORS = [
-    ("blocks.2.mlp.hook_router_logit", UnknownNameError, "did you mean 'blocks.2.mlp.hook_router_logits'"),
+    (
+        "blocks.2.mlp.hook_router_logit",
+        UnknownNameError,
+        "unknown hook .*mean 'blocks.2.mlp.hook_router_logits'",
+    ),
     ("blocks.9.mlp.hook_router_logits", UnknownNameError, "unknown layer '9'; allowed: 0, 1, 2, 3"),
     ("blocks.0.mlp.hook_router_logits", UnknownNameError, "layer 0 is dense; the MoE layers are 1 to 3"),
 ]
@@ -348,7 +363,7 @@ def test_unknown_hook_names(deepseek: HookedMoE, ids: torch.Tensor, name: str, e
 
 
 def test_other_errors(deepseek: HookedMoE, ids: torch.Tensor) -> None:
-    with pytest.raises(MoeLensError, match="hooked already"):
+    with pytest.raises(MoeLensError, match=r"this model is hooked already; call .unhook\(\) on the HookedMoE"):
         moelens.hook(deepseek.hf_model)
     with pytest.raises(MoeLensError, match="no tokenizer; pass token ids"):
         deepseek("先生がいらっしゃいました。")
@@ -360,6 +375,26 @@ def test_other_errors(deepseek: HookedMoE, ids: torch.Tensor) -> None:
     dense.model.layers = nn.ModuleList()
     with pytest.raises(UnsupportedModelError, match="has no experts; moelens reads Mixture-of-Experts models"):
         moelens.hook(dense)
+
+
+def test_texts_that_cannot_be_run(deepseek: HookedMoE) -> None:
+    deepseek.tokenizer = Tokens()
+    with pytest.raises(MoeLensError, match="no tokens in ''; give a text that is not empty"):
+        deepseek("")
+    with pytest.raises(MoeLensError, match="the tokenizer has no padding token; run texts one by one, or set"):
+        deepseek(["はい。", "いいえ、違います。"])
+
+
+def test_a_number_of_experts_that_is_wrong_or_missing() -> None:
+    model = tiny_model("mixtral")
+    model.model.layers[2].mlp.gate.num_experts = 3
+    with pytest.raises(CheckError, match="layer 2 chose expert 7, of 3; the model is inconsistent"):
+        moelens.hook(model)
+    for part in (model.model.layers[2].mlp.gate, model.model.layers[2].mlp.experts):
+        part.num_experts = None
+    model.config.num_local_experts = 0
+    with pytest.raises(UnsupportedModelError, match="MixtralExperts does not say how many experts it holds"):
+        moelens.hook(model)
 
 
 def test_without_checks_stages_are_refused(ids: torch.Tensor) -> None:

@@ -29,6 +29,7 @@ from moelens.interventions import (
     steer,
     swap,
 )
+from moelens.interventions.where import require_label
 
 L = 2
 ROUTERS = ["mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "minimax_m2", "phimoe", "kolibri1", "llama4"]
@@ -413,6 +414,10 @@ ERRORS: dict[str, tuple[Callable[[], Intervention], str]] = {
         lambda: patch_routes({}, L),
         "patch_routes needs 'blocks.2.mlp.hook_expert_indices', which its source does",
     ),
+    "sequences": (
+        lambda: patch_routes({at("hook_expert_indices"): torch.zeros(3, 12, 2)}, L),
+        "patch_routes: a source of 3 sequences for 2; run as many",
+    ),
 }
 
 
@@ -421,6 +426,24 @@ def test_errors(deepseek: HookedMoE, ids: Tensor, case: str) -> None:
     make, message = ERRORS[case]
     with pytest.raises(MoeLensError, match=message), deepseek.intervene(make()):
         deepseek(ids)
+
+
+def test_a_model_without_a_shared_expert() -> None:
+    model = moelens.hook(tiny_model("mixtral"), name="tiny")
+    with pytest.raises(MoeLensError, match="'tiny' has no shared expert; give ids of routed experts"):
+        remove(L, "shared").hooks(model)
+
+
+def test_a_label_of_several_families() -> None:
+    with pytest.raises(MoeLensError, match="label '連用' is one of several families; write a"):
+        require_label("連用", ["a.連用", "b.連用"])
+
+
+def test_a_label_needs_tokens(deepseek: HookedMoE, ids: Tensor) -> None:
+    embedded = deepseek.hf_model.get_input_embeddings()(ids).detach()
+    message = "a label or function of the tokens needs token ids; run the model on ids or text"
+    with deepseek.intervene(remove(L, [1], at="尊敬語")), pytest.raises(MoeLensError, match=message):
+        deepseek(None, inputs_embeds=embedded)
 
 
 def test_words() -> None:

@@ -212,6 +212,25 @@ def test_the_lens_adds_up(model: HookedMoE) -> None:
         expert_lens(model, CONTEXTS[0], L, contrast=("行き", "く"))
 
 
+def test_no_lens_where_outputs_are_scaled_afterwards(model: HookedMoE) -> None:
+    model.add_hook(f"blocks.{L}.mlp.hook_out", lambda tensor, hook: tensor * 2)
+    message = "the block's output is not the sum of its experts' .it scales or norms them afterwards"
+    with pytest.raises(MoeLensError, match=message):
+        expert_lens(model, CONTEXTS[0], L)
+    model.reset_hooks()
+
+
+def test_no_lens_where_the_head_is_not_all(model: HookedMoE) -> None:
+    def soften(module: Any, args: Any, output: Any) -> Any:
+        output.logits = output.logits.tanh()
+        return output
+
+    handle = model.hf_model.register_forward_hook(soften)
+    with pytest.raises(MoeLensError, match="are not its last norm and output embedding of the residual stream, so"):
+        expert_lens(model, CONTEXTS[0], L)
+    handle.remove()
+
+
 def test_usage(model: HookedMoE) -> None:
     texts = [p.context for p in POLITE[:3]]
     found = usage(model, texts)

@@ -18,6 +18,7 @@ from transformers.integrations import finegrained_fp8 as fp8
 
 import moelens
 from moelens.errors import MoeLensError, UnknownNameError, UnsupportedModelError
+from moelens.models import experts, loading
 from moelens.models.loading import architectures, without_weights
 
 BLOCK = 32
@@ -194,8 +195,27 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         moelens.load(str(tmp_path))
 
 
+def test_experts_that_cannot_be_listened_to() -> None:
+    model = tiny_model("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.experts = torch.nn.ModuleList([torch.nn.Linear(64, 64)])
+    with pytest.raises(UnsupportedModelError, match="keeps its experts outside transformers' experts interface, where"):
+        moelens.hook(model)
+
+
+def test_an_installation_without_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "DEMO", tmp_path)
+    with pytest.raises(MoeLensError, match="the bundled model is missing from this installation; install moelens"):
+        moelens.load("demo")
+
+
+def test_experts_packed_in_fp4() -> None:
+    with pytest.raises(UnsupportedModelError, match="experts packed in FP4 cannot be listened to inside; load the"):
+        experts.dequantise(torch.zeros(2, 2, dtype=torch.int8), torch.ones(1), None)
+
+
 def test_architecture_errors() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'deepseek_v3'"):
+    with pytest.raises(UnknownNameError, match="unknown architecture 'deepseek-v3'; did you mean 'deepseek_v3'"):
         without_weights("deepseek-v3")
     with pytest.raises(UnsupportedModelError, match="doge cannot be hooked: its experts are rows"):
         without_weights("doge")

@@ -27,6 +27,7 @@ from moelens.probes import classifiers, probe, run_script
 from moelens.probes.classifiers import Scaler, fit
 from moelens.probes.features import Feature, FeatureStore
 from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
+from moelens.probes.script import unmet
 
 E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
 N = DOCS * LENGTH
@@ -359,7 +360,7 @@ BAD_SCRIPTS = {
     "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a name of its own",
     "out='x'\n[[probe]]\nname='a'": 'needs recording = "FOLDER", or model and corpus to make one',
     "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": "expectation 'p is small' is not NAME > NUMBER",
-    "out=": "is not TOML",
+    "out=": "' is not TOML: Invalid value",
 }
 
 
@@ -368,6 +369,17 @@ def test_a_wrong_script_says_so_before_anything_runs(tmp_path: Path, text: str) 
     with pytest.raises(MoeLensError, match=BAD_SCRIPTS[text]):
         run_script(write_script(tmp_path, text))
     assert not (tmp_path / "x").exists()
+
+
+def test_an_expectation_of_what_is_no_number() -> None:
+    with pytest.raises(MoeLensError, match="unknown expected value 'shfit'; did you mean 'shift'"):
+        unmet(["shfit > 0"], {"shift": 1.0, "name": "a"})
+
+
+def test_an_effect_needs_a_model(tmp_path: Path) -> None:
+    script = "out='x'\n[[effect]]\nname='a'\npairs='pairs.jsonl'\noperation='remove'\nlayer=3\nexperts=[5]"
+    with pytest.raises(MoeLensError, match='needs model = "NAME" to record or to intervene'):
+        run_script(write_script(tmp_path, script), progress=False)
 
 
 def test_no_script() -> None:

@@ -90,8 +90,13 @@ def test_every_capture_equals_the_hooks(demo: HookedMoE, everything: Recording) 
 def test_the_largest_only_and_some_experts(demo: HookedMoE, everything: Recording, tmp_path: Path) -> None:
     some = record(demo, DOCUMENTS, tmp_path / "run", capture=["logits:5", "neurons:3", "residuals:pre"], layers=[3],
                   experts=[0, 5, 9, 17], progress=False)  # fmt: skip
-    with pytest.raises(moelens.MoeLensError, match=r"holds logits:5, neurons:3, residuals:pre and no routes"):
+    with pytest.raises(
+        moelens.MoeLensError,
+        match=r"holds logits:5, neurons:3, residuals:pre and no routes; record",
+    ):
         some.indices()
+    with pytest.raises(UnknownNameError, match="unknown vectors 'neuron'; did you mean 'neurons'"):
+        some.vectors("neuron", 3)
     logits = as_array(everything.vectors("logits", 3)["values"]).astype(np.float32)
     table = some.vectors("logits", 3)
     np.testing.assert_array_equal(np.sort(as_array(table["values"]), -1), np.sort(logits, -1)[:, -5:])
@@ -293,6 +298,24 @@ def test_a_point_that_a_model_lacks_is_named(demo: HookedMoE, tmp_path: Path, mo
     monkeypatch.delitem(demo.hook_dict, "blocks.2.mlp.shared.hook_out")
     with pytest.raises(MoeLensError, match=r"capture shared needs 'blocks\.2\.mlp\.shared\.hook_out', which is not"):
         record(demo, DOCUMENTS, tmp_path / "run", capture="shared")
+
+
+def test_no_routes_of_dense_layers(demo: HookedMoE, tmp_path: Path) -> None:
+    message = r"neurons is taken of layers with experts, and layers=\[0\] has none"
+    with pytest.raises(MoeLensError, match=message):
+        record(demo, DOCUMENTS, tmp_path / "run", capture=["residuals", "neurons"], layers=[0])
+
+
+@pytest.mark.parametrize("capture", ["neurons", "logits"])
+def test_activations_that_are_not_finite_are_refused(demo: HookedMoE, tmp_path: Path, capture: str) -> None:
+    point = {"neurons": "experts.hook_post", "logits": "hook_router_logits"}[capture]
+    demo.add_hook(f"blocks.3.mlp.{point}", lambda tensor, hook: tensor.clone().fill_(float("nan")))
+    try:
+        with pytest.raises(CheckError, match=r"layer 3, document 2: .* nan; load the model with dtype=torch.float32"):
+            record(demo, DOCUMENTS, tmp_path / "run", capture=capture, layers=[3], progress=False)
+    finally:
+        demo.reset_hooks()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("text", ["routes", "logits:8", "neurons", "residuals", "residuals:mid"])

@@ -287,18 +287,33 @@ def test_lists_of_experts_and_some_layers(tmp_path: Path) -> None:
     assert made.layers == (1, 2)
 
 
+def test_an_import_without_its_texts(tmp_path: Path) -> None:
+    np.savez(tmp_path / "r.npz", expert_ids=ROUTES)
+    made = import_routes(tmp_path / "r.npz", tmp_path / "run")
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.write_text(json.dumps(made.manifest | {"documents": None}), "utf-8")
+    with pytest.raises(RecordingError, match="has no documents; import its routes again with the texts"):
+        Recording.open(tmp_path / "run").documents()
+
+
 @pytest.mark.parametrize(
     "name, data, options, message",
     [
         ("r.npz", {"a": np.zeros(3)}, {}, "r.npz holds a; it needs integers 'expert_ids' [token, layer, slot]"),
         ("r.npz", {"expert_ids": ROUTES, "sequence_lengths": np.array([3])}, {},
          "r.npz: sequence_lengths sum to 3, and there are 7 tokens"),
+        ("r.npz", {"expert_ids": ROUTES, "gate_weights": np.zeros((7, 3))}, {},
+         "r.npz: weights are [7, 3] for experts [7, 3, 2]"),
         ("r.npz", {"expert_ids": np.array([[[{}]]], dtype=object)}, {}, "r.npz is not an .npz of plain arrays"),
         ("r.npz", {"expert_ids": ROUTES}, {"n_experts": 4}, "r.npz has 3 layers and ids up to 15; 3 layers and 4"),
-        ("r.jsonl", {"text": "a"}, {"kind": "sglang"}, "r.jsonl line 1 lacks meta_info.routed_experts; start"),
+        ("r.jsonl", {"text": "a"}, {"kind": "sglang"}, "r.jsonl line 1 lacks meta_info.routed_experts; start SGLang"),
         ("r.jsonl", sglang([1] * 8), {"kind": "sglang"}, "r.jsonl line 1: SGLang's bytes do not say their shape;"),
         ("r.jsonl", sglang([1] * 8), {"kind": "sglang", "shape": (4, 4)}, "r.jsonl line 1: routed_experts is not"),
         ("r.jsonl", {"outputs": [{}]}, {"kind": "vllm"}, "r.jsonl line 1 lacks routed_experts; start vLLM with"),
+        ("r.jsonl", {"outputs": [{"routed_experts": ROUTES.tolist()}, {"routed_experts": ROUTES[:, 1:].tolist()}]},
+         {"kind": "vllm"}, "r.jsonl holds routes of several shapes [layer, slot]: [(2, 2), (3, 2)]; import them apart"),
+        ("r.jsonl", {"prompt_token_ids": [1], "outputs": [{"token_ids": [2], "routed_experts": ROUTES.tolist()}]},
+         {"kind": "vllm"}, "r.jsonl line 1: 7 rows of experts for 2 tokens; there should be as many, or one fewer"),
         ("r.jsonl", {}, {}, "unknown kind of routes ''; allowed: npz, sglang, vllm (choose with kind= (--from))"),
     ],
 )  # fmt: skip

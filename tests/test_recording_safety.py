@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 import moelens
 from moelens.cli import main
 from moelens.errors import MoeLensError, RecordingError
-from moelens.recording import Recording, record, recorder
+from moelens.recording import Recording, parallel, record, recorder
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
 
@@ -385,6 +386,16 @@ def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     recording = record(Model(), TEXTS * 10, tmp_path / "run", batch_tokens=10, progress=False)
     assert most <= 4
     assert len(np.unique(recording.column("doc"))) == 50
+
+
+def test_processes_that_the_model_does_not_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    model._device_mesh = SimpleNamespace(size=lambda: 2)  # type: ignore[attr-defined]
+    monkeypatch.setattr(parallel, "start", lambda: True)
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 3)
+    with pytest.raises(MoeLensError, match="the model is sharded over 2 of 3 processes; start a multiple of 2"):
+        record(model, TEXTS, "never-made", progress=False)
+    assert not Path("never-made").exists()
 
 
 class Many:

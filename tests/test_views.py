@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.errors import CheckError, MoeLensError, UnknownNameError
-from moelens.views import CLASS_STYLE, Example, Report, expert_map, load_plot, report_html, tokens_html
+from moelens.views import CLASS_STYLE, Example, Report, expert_map, load_plot, report_html, style, tokens_html
 from moelens.views.style import japanese_font, label_html, text_html
 from moelens.views.tables import findings_html
 from moelens.views.text import spans_from_labels
@@ -231,6 +231,14 @@ def test_errors() -> None:
         tokens_html(["は", "が"], np.zeros((3, 1), int))
     with pytest.raises(MoeLensError, match="a report of 0 results; allowed: 1 or more"):
         report_html(Report("t", {}))
+
+
+def test_without_the_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(style, "find_spec", lambda name: None)
+    style._register_font.cache_clear()
+    message = r"package 'matplotlib-fontja' \(font IPAexGothic\) is missing; pip install matplotlib-fontja"
+    with pytest.raises(MoeLensError, match=message), japanese_font():
+        pass
 
 
 def test_analysis_imports_no_plotting() -> None:

@@ -99,7 +99,7 @@ class Recording(Face):
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """The captures as they were asked for, such as `routes` or `neurons:32`."""
+        """The captures as they were asked for, each with its parameter."""
         return tuple(self.manifest["capture"]["captures"])
 
     @property
