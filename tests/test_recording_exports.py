@@ -7,10 +7,13 @@ import csv
 import io
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_recording import TEXTS, Model
 
 import moelens
@@ -76,6 +79,48 @@ def test_csv(recording: Recording, tmp_path: Path) -> None:
     assert [np.float16(r["weights_L12_0"]) for r in rows] == recording.column("weights_L12")[:, 0].tolist()
     duckdb = pytest.importorskip("duckdb")
     assert duckdb.sql(f"select count(*) from '{out}/train.csv'").fetchall() == [(recording.n_tokens,)]
+
+
+def read_routes(out: Path, form: str, layers: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Experts and weights `[token, layer, slot]` of an export's only split, read without moelens."""
+    if form in ("npz", "safetensors"):
+        path = out / f"train.{form}"
+        arrays = np.load(path) if form == "npz" else pytest.importorskip("safetensors.numpy").load_file(path)
+        return arrays["experts"], arrays["weights"]
+    if form == "datasets":
+        rows = pytest.importorskip("datasets").load_from_disk(str(out))["train"]
+        found = [
+            np.stack([np.array(rows[f"{kind}_L{i:02d}"][:]) for i in layers], 1) for kind in ("experts", "weights")
+        ]
+    else:
+        with (out / "train.csv").open(encoding="utf-8", newline="") as file:
+            table = list(csv.DictReader(file))
+        found = [np.array([[[float(row[f"{kind}_L{i:02d}_{slot}"]) for slot in range(k)] for i in layers]
+                           for row in table]) for kind in ("experts", "weights")]  # fmt: skip
+    return found[0], found[1]
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any),
+       st.lists(st.integers(0, 120), min_size=1, max_size=3, unique=True).map(sorted), st.integers(1, 4),
+       st.sampled_from([5, 256, 300]), st.sampled_from(["datasets", "safetensors", "npz", "csv"]))  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_routes_come_back_from_every_format(
+    seed: int, lengths: list[int], layers: list[int], k: int, experts: int, form: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    size = (sum(lengths), len(layers), k)
+    routes, weights = rng.integers(0, experts, size), rng.random(size).astype(np.float16)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "r.npz", expert_ids=routes, gate_weights=weights, sequence_lengths=np.array(lengths))
+        made = import_routes(folder / "r.npz", folder / "run", layers=layers, n_experts=experts)
+        found = read_routes(export(made, form, folder / "out"), form, layers, k)
+        np.testing.assert_array_equal(found[0], routes)
+        np.testing.assert_array_equal(np.asarray(found[1], np.float16), weights)
+        if form == "npz":  # and is what an import reads
+            again = import_routes(folder / "out" / "train.npz", folder / "again", layers=layers, n_experts=experts)
+            np.testing.assert_array_equal(again.indices(), routes)
+            np.testing.assert_array_equal(again.weights(), weights)
 
 
 VECTORS = ["logits:5", "neurons", "expert_outputs", "shared", "residuals"]
