@@ -77,13 +77,14 @@ def moelens_command(*argv: str, **environment: str) -> subprocess.CompletedProce
 @pytest.mark.slow
 def test_an_interrupted_download_is_said_and_goes_on(tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "", "NO_PROXY": "127.0.0.1"}
-    with hub(torn="model.safetensors") as address:
-        done = moelens_command("info", "owner/demo", HF_ENDPOINT=address, **home)
-    assert done.returncode == 2
-    last = done.stderr.decode().splitlines()[-1]
-    assert last.startswith("moelens: 'owner/demo' was not fetched whole (")
-    assert last.endswith("); run it again")
-    assert "Traceback" not in done.stderr.decode()
+    for torn, command in (("config.json", "plan"), ("model.safetensors", "info")):
+        with hub(torn) as address:
+            done = moelens_command(command, "owner/demo", HF_ENDPOINT=address, **home)
+        assert done.returncode == 2
+        last = done.stderr.decode().splitlines()[-1]
+        assert last.startswith("moelens: 'owner/demo' was not fetched whole (")
+        assert last.endswith("); run it again")
+        assert "Traceback" not in done.stderr.decode()
     with hub(torn="") as address:
         done = moelens_command("info", "owner/demo", HF_ENDPOINT=address, **home)
         assert b"ok      sums" in done.stdout, done.stderr

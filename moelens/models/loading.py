@@ -71,21 +71,21 @@ def load(
     except (OSError, ValueError, RuntimeError) as error:
         if Path(model).exists() or isinstance(error, RuntimeError):
             raise MoeLensError(f"{model!r} is not a model transformers can load: {one_line(error)}") from error
-        if lost := connection_lost(error):
-            raise MoeLensError(f"{model!r} was not fetched whole ({one_line(lost)}); run it again") from error
+        if broken_off := not_fetched(model, error):
+            raise broken_off from error
         raise unknown(
             "model", model, ["demo"], "give a folder, a hub name that can be reached or is in its cache, or 'demo'"
         ) from error
     return HookedMoE(loaded.eval(), tokenizer, name=model, check=check)
 
 
-def connection_lost(error: BaseException) -> BaseException | None:
-    """The end of a connection that `error` comes from, if that is why; not of one that was never made."""
+def not_fetched(model: str, error: BaseException) -> MoeLensError | None:
+    """The error to raise if `error` comes from a connection that ended; not from one that was never made."""
     found: BaseException | None = error
     while found:  # named, not imported: the hub's library has changed its HTTP client, and may again
         names = {c.__name__ for c in type(found).__mro__}
         if "TransportError" in names and "ConnectError" not in names:
-            return found
+            return MoeLensError(f"{model!r} was not fetched whole ({one_line(found)}); run it again")
         found = found.__cause__ or found.__context__
     return None
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from moelens.errors import MoeLensError, unknown
-from moelens.models.loading import DEMO, architectures, auto_class, on_meta
+from moelens.models.loading import DEMO, architectures, auto_class, not_fetched, on_meta
 from moelens.models.structure import MoEShape, describe, find_sites, text_config
 from moelens.recording.captures import STORED, Capture, Wanted, bytes_per_token
 from moelens.shows import Face
@@ -150,6 +150,8 @@ def without_weights(model: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
     except (OSError, ValueError) as error:
+        if broken_off := not_fetched(model, error):
+            raise broken_off from error
         raise unknown("model", model, ["demo"], "give a folder, an architecture or a hub name") from error
     with torch.device("meta"):
         return auto_class(config)._model_mapping[type(config)](config)
