@@ -86,7 +86,7 @@ def floor(folder: Path, names: list[str], limit: int) -> None:
 def moelens(folder: Path, names: list[str], limit: int) -> Tables:
     """All that `moelens.specialization` counts, in groups of documents."""
     held = pa.concat_tables(shards(folder, ["doc", *names], limit))
-    labels, docs = np.stack([as_array(held[name]) for name in names], axis=1), as_array(held["doc"])
+    labels, docs = np.stack([as_array(held[name]) for name in names]).T, as_array(held["doc"])
     sample = Sample.of(labels, names, docs, [np.zeros(len(docs), np.int64)] if len(names) > 1 else [])
 
     def parts() -> Iterator[tuple[slice, list[np.ndarray]]]:

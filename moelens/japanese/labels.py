@@ -86,7 +86,7 @@ class Labels(Face):
             raise unknown("label family", family, FAMILIES)
         names = FAMILIES[family]
         table = self.table(family, [f"{family}.{name}" for name in names])
-        return names, np.stack([column.to_numpy() for column in table.columns], axis=1)
+        return names, np.stack([column.to_numpy() for column in table.columns]).T  # many times faster than axis=1
 
     def table(self, family: str, columns: list[str] | None = None) -> Any:
         """The columns of the file that holds a family, or these of them, as an Arrow table."""
