@@ -66,10 +66,11 @@ def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
         return [row for key, item in value.items() for row in figures(item, f"{name} / {key}" if name else str(key))]
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return [(name, f"{len(value)} cases")]
-    shown = (
-        ", ".join(map(str, value)) if isinstance(value, list) else f"{value:.4g}" if isinstance(value, float) else value
-    )
-    return [(name, str(shown))]
+    if isinstance(value, list) and len({type(item) for item in value}) > 1:
+        return [(name, f"{value[0]} cases")]  # their number, then some of them
+    if isinstance(value, list):
+        return [(name, ", ".join(map(str, value)))]
+    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
 
 
 def main() -> None:
