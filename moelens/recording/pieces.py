@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -122,7 +124,7 @@ def vector_tables(rows: Rows, passes: Sequence[Pass], capture: str) -> list[pa.T
 
 @dataclass
 class PieceWriter:
-    """Writes one piece after another; the calls come in order, on the writer's thread."""
+    """Writes one piece after another; the calls come in order. The files of a chunk are written side by side."""
 
     folder: Folder
     types: Types
@@ -133,11 +135,16 @@ class PieceWriter:
     def write(self, chunk: Chunk, rows: Rows, passes: Sequence[Pass], generated: Sequence[str] | None) -> None:
         """Append a chunk; the last one of a piece commits it."""
         documents = [item.document for item in chunk.items]
-        self._to(chunk, "documents", [documents_table(chunk.first, documents, self.types, generated)])
-        self._to(chunk, "tokens", [token_table(rows, passes)])
+        tables: dict[str, Callable[[], list[pa.Table]]] = {
+            "documents": lambda: [documents_table(chunk.first, documents, self.types, generated)],
+            "tokens": lambda: [token_table(rows, passes)],
+        }
         for capture in self.captures:
             if capture in TABLES:
-                self._to(chunk, capture, vector_tables(rows, passes, capture))
+                tables[capture] = partial(vector_tables, rows, passes, capture)
+        with ThreadPoolExecutor(len(tables)) as pool:
+            for done in [pool.submit(self._to, chunk, name, made) for name, made in tables.items()]:
+                done.result()
         self.methods.update(item.spans.method for item in chunk.items)
         if chunk.last:
             shards = {name: writer.close() for name, writer in self.writers.items()}
@@ -146,11 +153,11 @@ class PieceWriter:
             commit(self.folder, chunk.piece, kept, documents_part, self.methods)
             self.writers, self.methods = {}, Counter()
 
-    def _to(self, chunk: Chunk, name: str, tables: Sequence[pa.Table]) -> None:
+    def _to(self, chunk: Chunk, name: str, tables: Callable[[], list[pa.Table]]) -> None:
         if name not in self.writers:
             path = part_name(chunk.piece) if name == "documents" else f"{name}/{name}-{chunk.piece:05d}.parquet"
             self.writers[name] = ShardWriter(self.folder, path)
-        for table in tables:
+        for table in tables():
             self.writers[name].write(table)
 
     def abandon(self, error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from moelens import __version__
@@ -188,7 +190,8 @@ def work(
     collector = Collector(model, wanted)
     total = sum(stop - start for start, stop in (job.pieces[piece] for piece in mine))
     try:
-        with Beside() as beside, tqdm(total=total, desc="recording", unit="doc", leave=False, disable=not bar) as shown:
+        shown = tqdm(total=total, desc="recording", unit="doc", leave=False, disable=not bar)
+        with Beside(waiting(model)) as beside, shown:
             for chunk in ahead(chunks(model.tokenizer, corpus, job.pieces, mine, tokens)):
                 results = run(model, collector, chunk, reading, shown.update)
                 if write:
@@ -197,6 +200,14 @@ def work(
     except BaseException as error:
         writer.abandon(error)
         raise
+
+
+def waiting(model: HookedMoE) -> int:
+    """How many chunks may wait to be written while the model goes on.
+
+    None where its threads take every core: they wait for each other, so one that shares its core holds up all.
+    """
+    return 0 if model.device.type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1) else 2
 
 
 def chunks(
