@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 from benchmarks.machine import machine
 from moelens.analysis.counting import GROUPS, Tables, balanced
 from moelens.analysis.randomize import Excess, document_test
-from moelens.analysis.sources import Sample
+from moelens.analysis.sources import Described, Sample
 from moelens.recording.store import as_array
+from moelens.recording.writer import ahead
 
 SHARD = 1 << 19
 LABELS = 60
@@ -85,13 +86,17 @@ def floor(folder: Path, names: list[str], limit: int) -> None:
 
 def moelens(folder: Path, names: list[str], limit: int) -> Tables:
     """All that `moelens.specialization` counts, in groups of documents."""
-    held = pa.concat_tables(shards(folder, ["doc", *names], limit))
-    labels, docs = np.stack([as_array(held[name]) for name in names]).T, as_array(held["doc"])
-    sample = Sample.of(labels, names, docs, [np.zeros(len(docs), np.int64)] if len(names) > 1 else [])
+
+    def told() -> Iterator[Described]:
+        for table in ahead(shards(folder, ["doc", *names], limit)):
+            labels = np.stack([as_array(table[name]) for name in names]).T
+            yield within_all(as_array(table["doc"]), labels)
+
+    sample = Sample.of(told(), names, [("all",)] if len(names) > 1 else [])
 
     def parts() -> Iterator[tuple[slice, list[np.ndarray]]]:
         row = 0
-        for table in shards(folder, COLUMNS, limit):
+        for table in ahead(shards(folder, COLUMNS, limit)):
             yield slice(row, row + len(table)), [as_array(table[name]) for name in COLUMNS]
             row += len(table)
 
@@ -167,10 +172,20 @@ def beside(folder: Path, names: list[str], tokens: int, part: int) -> dict[str, 
     )
 
 
+def sample_of(labels: np.ndarray, docs: np.ndarray) -> Sample:
+    """Sixty labels `[token, label]` of documents `[token]`, compared within all tokens."""
+    return Sample.of([within_all(docs, labels)], SIXTY, [("all",)])
+
+
+def within_all(docs: np.ndarray, labels: np.ndarray) -> Described:
+    """Tokens that are compared with all others."""
+    return Described(docs, np.ones(len(docs), bool), labels, {"all": np.zeros((len(docs), 1), np.int64)})
+
+
 def permutations(folder: Path, tokens: int) -> dict[str, Any]:
     """1,000 permutations of 60 labels from tables that were counted before."""
     labels = np.stack([column(folder, name, tokens) for name in SIXTY], axis=1)
-    sample = Sample.of(labels, SIXTY, column(folder, "doc", tokens), [np.zeros(tokens, np.int64)])
+    sample = sample_of(labels, column(folder, "doc", tokens))
     excess = Excess.of(tables := moelens(folder, SIXTY, tokens), sample.kinds)
     tested = excess.variance > 0
     seconds, _ = timed(document_test, tables.cells, excess, tested, 1000, 0)
@@ -182,7 +197,7 @@ def memory() -> dict[str, Any]:
     rng, tokens, layers, experts, slots = np.random.default_rng(0), 40_000, 58, 256, 8
     labels = (rng.random((400, LABELS)) < 0.05)[rng.integers(0, 400, tokens)]
     group = balanced(np.full(400, tokens // 400), GROUPS).repeat(tokens // 400)
-    sample = Sample.of(labels, SIXTY, group, [np.zeros(tokens, np.int64)])
+    sample = sample_of(labels, group)
     chosen = ((rng.integers(0, 32, (layers, tokens, 1)) + 32 * np.arange(slots)) % experts).astype(np.uint8)
     tables = sample.count([(slice(0, tokens), chosen)], experts, range(layers))
     excess = Excess.of(tables, sample.kinds)

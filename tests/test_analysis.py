@@ -210,6 +210,10 @@ class FakeRecording:
     def parts(self, start: int = 0, stop: int | None = None) -> Any:
         yield slice(start, stop), np.moveaxis(random_corpus(0, self.n_tokens)[0][start:stop], 1, 0)
 
+    def columns(self, names: list[str], start: int = 0, stop: int | None = None) -> Any:
+        for rows in (slice(0, 30), slice(30, self.n_tokens)):
+            yield rows, [self.column(name)[rows] for name in names]
+
     def column(self, name: str) -> np.ndarray:
         row = np.arange(self.n_tokens)
         columns = {
@@ -226,8 +230,8 @@ class FakeLabels:
     rows: int = 80
     families: tuple[str, ...] = ("pos", "honorifics")
 
-    def matrix(self, family: str) -> tuple[tuple[str, ...], np.ndarray]:
-        return NAMES, random_corpus(0, self.rows)[1]
+    def matrix(self, family: str, rows: slice = slice(None)) -> tuple[tuple[str, ...], np.ndarray]:
+        return NAMES, random_corpus(0, self.rows)[1][rows]
 
 
 def test_specialization_of_a_recording_leaves_special_tokens_out() -> None:

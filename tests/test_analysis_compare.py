@@ -43,6 +43,10 @@ class Run:
         values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": (row + self.token_shift) % 97}
         return values.get(name, row + 1)
 
+    def columns(self, names: list[str], start: int = 0, stop: int | None = None) -> Any:
+        for rows, _ in self.parts(start, stop):
+            yield rows, [self.column(name)[rows] for name in names]
+
     def parts(self, start: int = 0, stop: int | None = None) -> Any:
         stop = self.n_tokens if stop is None else stop
         for i in range(0, self.n_tokens, self.step):
@@ -57,8 +61,8 @@ class Labels:
     path: Path = Path("/runs/tuned/labels")
     families: tuple[str, ...] = ("honorifics",)
 
-    def matrix(self, family: str) -> tuple[tuple[str, ...], np.ndarray]:
-        return ("尊敬語", "丁寧語"), self.has
+    def matrix(self, family: str, rows: slice = slice(None)) -> tuple[tuple[str, ...], np.ndarray]:
+        return ("尊敬語", "丁寧語"), self.has[rows]
 
 
 def models(seed: int = 0) -> tuple[Run, Run, Labels]:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moelens.analysis import Counts, Specialization, specialization_from_arrays
-from moelens.analysis.counting import Kinds, balanced, document_groups, in_parts, tabulate
+from moelens.analysis.counting import Kinds, balanced, document_bounds, in_parts, tabulate
 from moelens.analysis.randomize import Excess
+from moelens.analysis.sources import Described, Sample
 from moelens.errors import MoeLensError, UnknownNameError
 
 
@@ -163,22 +164,42 @@ def test_counts_do_not_depend_on_how_tokens_are_dealt_out() -> None:
     data = corpus()
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
     kinds, kind = Kinds.of(labels, [ids])
-    group = document_groups(docs, 7)
-    whole = tabulate(in_parts(indices, np.arange(3000)), group, kind, kinds, 8, 1)
+    sizes = np.bincount(docs)
+    bounds = document_bounds(sizes, sizes, 7)
+    whole = tabulate(in_parts(indices, np.arange(3000)), kind, bounds, kinds, 8, 1)
     routes = np.moveaxis(indices, 1, 0)
     parts = [(slice(i, min(i + 700, 3000)), routes[:, i : i + 700]) for i in range(0, 3000, 700)]
-    again = tabulate(iter(parts), group, kind, kinds, 8, 1)
+    again = tabulate(iter(parts), kind, bounds, kinds, 8, 1)
     for name in ("cells", "experts", "undecided", "by_stratum"):
         assert np.array_equal(getattr(whole, name), getattr(again, name))
     assert whole.excess == pytest.approx(again.excess, abs=1e-3)
     assert whole.experts.sum() == 2 * 3000
 
 
+@pytest.mark.parametrize("step", [1, 7, 450, 5000])
+def test_samples_do_not_depend_on_how_tokens_come_in(step: int) -> None:
+    data = corpus(tokens=1000)
+    docs, ids = data["docs"] * 3, data["token_ids"][:, None]  # numbers of documents may have gaps
+    labels = np.hstack([data["label_matrix"], (np.arange(1000) % 40 == 0)[:, None]])
+    keep = (np.arange(1000) % 5 > 0) & (docs != 6)
+    parts = [slice(i, i + step) for i in range(0, 1000, step)]
+    told = (Described(docs[p], keep[p], labels[p], {"token": ids[p], "two": np.hstack([ids, ids])[p]}) for p in parts)
+    sample = Sample.of(told, ["丁寧語", "尊敬語"], [("token",), ("two", "token")], groups=10)
+    assert np.array_equal(sample.has(slice(0, 1000)), labels & keep[:, None])
+    assert np.array_equal(sample.kind >= 0, keep)
+    assert (sample.documents, len(sample.bounds)) == (33, 11)
+    assert not np.isin(sample.bounds[1:-1], np.flatnonzero(docs[1:] == docs[:-1]) + 1).any()
+    assert (np.abs(np.diff(np.cumsum(np.append(0, keep))[sample.bounds]) - keep.sum() / 10) < 30).all()
+    assert np.array_equal(sample.kinds.strata[0], sample.kinds.strata[1])
+    settled = np.isin(ids[:, 0], [i for i in range(12) if len(np.unique(labels[keep & (ids[:, 0] == i)], axis=0)) < 2])
+    assert np.array_equal(sample.kinds.strata[0][sample.kind[keep]] < 0, settled[keep])
+
+
 def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
     data = corpus(tokens=600)
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
     kinds, kind = Kinds.of(labels, [ids])
-    excess = Excess.of(tabulate(in_parts(indices, np.arange(600)), docs, kind, kinds, 8, 1), kinds)
+    excess = Excess.of(tabulate(in_parts(indices, np.arange(600)), kind, np.arange(0, 601, 30), kinds, 8, 1), kinds)
     chosen = (indices[:, 0, :, None] == np.arange(8)).any(1).astype(float)
     for s in range(12):
         chosen[ids == s] -= chosen[ids == s].mean(0)

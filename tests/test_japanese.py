@@ -201,6 +201,10 @@ class FakeRecording:
             ends = np.cumsum([0, *map(len, text.split("|"))]).tolist()
             self.rows += [(doc, a, b) for a, b in pairwise(ends)]
 
+    @property
+    def n_tokens(self):
+        return len(self.rows)
+
     def tokens(self, columns=None):
         values = np.array(self.rows, dtype=np.int32).T
         return pa.table(dict(zip(("doc", "char_start", "char_end"), values, strict=True))).select(columns)
@@ -272,6 +276,8 @@ def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
     shared = label(recording, processes=2)
     for family, expected in alone.items():
         np.testing.assert_array_equal(shared.matrix(family)[1], expected)
+        for rows in (slice(0, 1), slice(3, 13), slice(4, None), slice(recording.n_tokens, None)):
+            np.testing.assert_array_equal(shared.matrix(family, rows)[1], expected[rows])
     with pytest.raises(MoeLensError) as error:
         label(recording, processes=0)
     assert str(error.value) == "processes=0; allowed: 1 or more, or None"

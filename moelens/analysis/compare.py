@@ -17,7 +17,7 @@ from moelens.analysis.processes import add_up
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
 from moelens.analysis.result import ALPHA
 from moelens.analysis.routing import overlap
-from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenance
+from moelens.analysis.sources import LabelFamilies, Sample, described, names_of, provenance
 from moelens.analysis.specialize import check_test
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import RecordingError, unknown
@@ -167,17 +167,16 @@ def compare(
         moelens.compare(deepseek, rakuten, moelens.label(rakuten)).top(10, "尊敬語")
     """
     check_alike(a, b)
-    names: tuple[str, ...] = (ALL,)
-    matrix = np.ones((a.n_tokens, 1), bool)
-    if labels is not None:
-        owner = b if getattr(labels, "path", None) and labels_of(labels, b) else a
-        more, has = matrix_of(owner, labels, family)
-        names, matrix = (*names, *more), np.hstack([matrix, has])
-    text = a.column("char_end") > a.column("char_start")
-    sample = Sample.of(matrix, names, a.column("doc"), (), text)
+    owner = b if labels is not None and labels_of(labels, b) else a
+    names = (ALL,) if labels is None else (ALL, *names_of(owner, labels, family))
+    every = (
+        part._replace(labels=np.hstack([np.ones((len(part.docs), 1), bool), part.labels]))
+        for part in described(owner, labels, family)
+    )
+    sample = Sample.of(every, names)
     check_test(sample.documents, permutations)
-    in_a, in_b, shared = tabulate_both(a, b, sample, matrix & text[:, None])
-    label_tokens = (matrix & text[:, None]).sum(0, dtype=np.int64)
+    in_a, in_b, shared = tabulate_both(a, b, sample)
+    label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)
     difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
     count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
     verdict = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
@@ -207,9 +206,9 @@ def compare(
     )
 
 
-def tabulate_both(a: Recording, b: Recording, sample: Sample, has: Bools) -> tuple[Tables, Tables, Floats]:
+def tabulate_both(a: Recording, b: Recording, sample: Sample) -> tuple[Tables, Tables, Floats]:
     """One pass over both: their tables, and the summed overlap of the tokens of each label `[layer, label]`."""
-    shared = np.zeros((len(a.layers), has.shape[1]))
+    shared = np.zeros((len(a.layers), len(sample.names)))
     rows = sample.mine()
     tables: list[Tables] = []
 
@@ -218,7 +217,7 @@ def tabulate_both(a: Recording, b: Recording, sample: Sample, has: Bools) -> tup
             if second is not None:
                 other = np.concatenate([np.stack(list(r), axis=1) for _, r in second.parts(here.start, here.stop)])
                 kept = overlap(np.stack(list(routes), axis=1), other)
-                shared[:] += kept.T @ has[here]
+                shared[:] += kept.T @ sample.has(here)
             yield here, routes
 
     for first, second in ((a, b), (b, None)):
@@ -236,11 +235,21 @@ def check_alike(a: Recording, b: Recording) -> None:
                 f"recordings with {what} {mine} and {theirs}; allowed: the same in both, compare a model with one "
                 "that was tuned from it"
             )
-    if a.n_tokens != b.n_tokens or any((a.column(c) != b.column(c)).any() for c in ("doc", "token_id")):
+    if a.n_tokens != b.n_tokens or not same_tokens(a, b):
         raise RecordingError(
             f"recordings of different tokens ({a.n_tokens:,} and {b.n_tokens:,}); allowed: the same text and "
             "tokenizer, record both models over one corpus"
         )
+
+
+def same_tokens(a: Recording, b: Recording) -> bool:
+    """Whether two recordings of as many tokens hold the same."""
+    names = ("doc", "token_id")
+    for rows, mine in a.columns(names):
+        theirs = [np.concatenate(c) for c in zip(*(c for _, c in b.columns(names, rows.start, rows.stop)), strict=True)]
+        if any((m != t).any() for m, t in zip(mine, theirs, strict=True)):
+            return False
+    return True
 
 
 def labels_of(labels: LabelFamilies, recording: Recording) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -91,22 +92,17 @@ class Tables:
 
 
 def tabulate(
-    parts: Iterable[Part],
-    group: Ints,
-    kind: Ints,
-    kinds: Kinds,
-    n_experts: int,
-    n_layers: int,
+    parts: Iterable[Part], kind: NDArray[np.integer], bounds: Ints, kinds: Kinds, n_experts: int, n_layers: int
 ) -> Tables:
     """Count `parts`: rows of tokens, and their routes `[token, slot]` for each layer.
 
-    `group` and `kind` are `[token]` of all tokens; one of group −1 is left out. Label residuals by the first
-    stratification of `kinds` are kept for each group, by the others in all.
+    `kind` is `[token]` of all tokens; one of kind −1 is left out. Group g holds the tokens from `bounds[g]` to
+    `bounds[g + 1]`. Label residuals by the first stratification of `kinds` are kept for each group, by the others in
+    all.
     """
-    n_groups, n_labels = int(group.max(initial=-1)) + 1, kinds.labels.shape[1]
-    inside = group >= 0
-    kind_tokens = np.bincount(group[inside] * len(kinds.labels) + kind[inside], minlength=n_groups * len(kinds.labels))
-    kind_tokens = kind_tokens.reshape(n_groups, len(kinds.labels))
+    n_groups, (n_kinds, n_labels) = len(bounds) - 1, kinds.labels.shape
+    kind_tokens = np.array([np.bincount(kind[a:b] + 1, minlength=n_kinds + 1)[1:] for a, b in pairwise(bounds)])
+    kind_tokens = kind_tokens.reshape(n_groups, n_kinds)
     residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
     stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
     shape = n_groups, n_layers, n_experts
@@ -120,7 +116,7 @@ def tabulate(
         np.zeros((max(0, len(residuals) - 1), n_layers, n_experts, n_labels)),
     )
     for rows, routes in parts:
-        for g, run in runs(group[rows]):
+        for g, run in runs(kind, bounds, rows):
             present, local = distinct(kind[rows][run])
             # Matrix products in a type that holds every count of this run exactly.
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
@@ -165,18 +161,19 @@ def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
         yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
 
 
-def runs(group: Ints) -> Iterator[tuple[int, slice | Ints]]:
-    """Each group that follows another, and where it stands; tokens of group −1 are passed over.
+def runs(kind: NDArray[np.integer], bounds: Ints, rows: slice) -> Iterator[tuple[int, slice | Ints]]:
+    """Each group that has tokens among `rows`, and where in these they stand, but for those of kind −1.
 
-    >>> [(g, [*range(4)][run]) for g, run in runs(np.array([0, 0, 1, 1]))]
+    >>> [(g, [*range(4)][run]) for g, run in runs(np.zeros(9, int), np.array([0, 4, 9]), slice(2, 6))]
     [(0, [0, 1]), (1, [2, 3])]
     """
-    kept = np.flatnonzero(group >= 0)
-    edges = np.flatnonzero(np.diff(group[kept])) + 1
-    for rows in np.split(kept, edges):
-        if len(rows):
-            whole = rows[-1] - rows[0] + 1 == len(rows)
-            yield int(group[rows[0]]), slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+    for g in range(*np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]):
+        start, stop = max(bounds[g], rows.start), min(bounds[g + 1], rows.stop)
+        kept = np.flatnonzero(kind[start:stop] >= 0)
+        if len(kept) == stop - start:
+            yield g, slice(int(start) - rows.start, int(stop) - rows.start)
+        elif len(kept):
+            yield g, kept + (start - rows.start)
 
 
 def sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
@@ -214,10 +211,19 @@ def distinct(codes: NDArray[np.integer]) -> tuple[Ints, Ints]:
     return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[codes - low]
 
 
-def document_groups(docs: NDArray[np.integer], groups: int) -> Ints:
-    """The group of each token `[token]`: its document, or neighbouring documents of like size put together."""
-    document = distinct(docs)[1]
-    return balanced(np.bincount(document), groups)[document]
+def document_bounds(sizes: Ints, counted: Ints, groups: int) -> Ints:
+    """Where groups of documents begin, and where the last one ends `[group + 1]`.
+
+    A group is a document, or neighbours put together. Documents have `sizes` tokens, of which `counted` are looked at;
+    one of which none is does not count as one.
+
+    >>> document_bounds(np.array([3, 1, 4]), np.array([2, 0, 4]), 200).tolist()
+    [0, 4, 8]
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    used = np.flatnonzero(counted)
+    first = np.unique(balanced(counted[used], groups), return_index=True)[1]
+    return np.concatenate([[0], starts[used[first[1:]]], starts[-1:]]).astype(np.int64)
 
 
 def balanced(sizes: NDArray[np.integer], groups: int) -> Ints:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, Routes, check_routes, divide
-from moelens.analysis.counting import GROUPS, Kinds, balanced, document_groups, in_parts, tabulate
+from moelens.analysis.counting import GROUPS, Kinds, balanced, distinct, document_bounds, in_parts, tabulate
 from moelens.errors import CheckError, MoeLensError
 
 
@@ -61,10 +61,11 @@ class Counts:
         """
         labels = np.asarray(labels, bool)
         check_routes(indices, n_experts, layers, labels, names)
-        group = np.zeros(len(labels), np.int64) if docs is None else document_groups(np.asarray(docs), groups)
-        order = np.argsort(group, kind="stable")
+        document = np.zeros(len(labels), np.int64) if docs is None else distinct(np.asarray(docs))[1]
+        order, sizes = np.argsort(document, kind="stable"), np.bincount(document)
         kinds, kind = Kinds.of(labels[order])
-        tables = tabulate(in_parts(indices, order), group[order], kind, kinds, n_experts, len(layers))
+        bounds = document_bounds(sizes, sizes, groups)
+        tables = tabulate(in_parts(indices, order), kind, bounds, kinds, n_experts, len(layers))
         return cls(
             tables.cells,
             tables.experts,

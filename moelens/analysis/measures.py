@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moelens.analysis import experts, labels, routing
 from moelens.analysis.base import Result
 from moelens.analysis.counts import Counts
-from moelens.analysis.sources import LabelFamilies, Sample, matrix_of, provenance
+from moelens.analysis.sources import LabelFamilies, Sample, described, names_of, provenance
 from moelens.analysis.tables import number, plain_table
 from moelens.errors import MoeLensError, unknown
 from moelens.shows import Shows
@@ -147,12 +147,12 @@ def measure(recording: Recording, name: str, of: LabelFamilies | None = None, fa
 
 def counts_of(recording: Recording, of: LabelFamilies | None = None, family: str = "honorifics") -> Counts:
     """The counts of a recording in groups of documents, by labels or without; processes share the counting."""
-    names, matrix = ((), np.zeros((recording.n_tokens, 0), bool)) if of is None else matrix_of(recording, of, family)
-    return _counts(recording, names, matrix)
+    names = () if of is None else names_of(recording, of, family)
+    sample = Sample.of(described(recording, of, family, text=False), names)
+    return _counts(recording, sample)
 
 
-def _counts(recording: Recording, names: tuple[str, ...], matrix: NDArray[np.bool_]) -> Counts:
-    sample = Sample.of(matrix, names, recording.column("doc"), ())
+def _counts(recording: Recording, sample: Sample) -> Counts:
     rows = sample.mine()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
     return sample.counts(tables, recording.layers, recording.top_k)
@@ -169,14 +169,16 @@ def layer_curve(
 
         layer_curve(recording, moelens.label(recording)).plot()
     """
-    names, matrix = matrix_of(recording, of, family)
+    names = names_of(recording, of, family)
     if recording.n_tokens < 2 or draws < 2:
         raise MoeLensError(
             f"{draws} shifts of {recording.n_tokens} tokens are no band; give 2 or more draws, and record more text"
         )
-    found = labels.layer_information(_counts(recording, names, matrix))
+    sample = Sample.of(described(recording, of, family, text=False), names)
+    found = labels.layer_information(_counts(recording, sample))
     shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
-    moved = [labels.layer_information(_counts(recording, names, np.roll(matrix, n, 0))) for n in shifts]
+    shifted = (replace(sample, kind=np.roll(sample.kind, n)) for n in shifts)
+    moved = [labels.layer_information(_counts(recording, each)) for each in shifted]
     values = np.stack([found, *np.percentile(moved, [2.5, 97.5], 0)], -1)
     axes = {"layer": recording.layers, "label": names, "value": ("information", "chance low", "chance high")}
     return Measure("layer_curve", values, axes, provenance(recording, of) | {"draws": draws, "seed": seed})

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens import __version__
 from moelens.analysis.arrays import Bools, Ints
-from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_groups, tabulate
+from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_bounds, tabulate
 from moelens.analysis.counts import Counts
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
@@ -29,40 +29,69 @@ class LabelFamilies(Protocol):
     @property
     def families(self) -> tuple[str, ...]: ...
 
-    def matrix(self, family: str) -> tuple[tuple[str, ...], Bools]: ...
+    def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]: ...
+
+
+class Described(NamedTuple):
+    """What is known of some tokens besides their routes; those not in `keep` are left out."""
+
+    docs: NDArray[np.integer]
+    """`[token]`, ascending."""
+    keep: Bools
+    """`[token]`."""
+    labels: Bools
+    """`[token, label]`."""
+    controls: Mapping[str, NDArray[np.integer]]
+    """Each `[token, column]`; tokens are alike in a control if all its columns are."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """Tokens in the order of their documents, ready to be counted; all `[token]`, and −1 is left out."""
+    """Tokens in the order of their documents, ready to be counted: four bytes of each are held."""
 
     names: tuple[str, ...]
-    group: Ints
-    kind: Ints
+    kind: NDArray[np.int32]
+    """`[token]`, −1 where left out."""
     kinds: Kinds
+    bounds: Ints
+    """Where groups of documents begin, and where the last one ends `[group + 1]`."""
     documents: int
 
     @classmethod
     def of(
-        cls,
-        labels: Bools,
-        names: Sequence[str],
-        docs: NDArray[np.integer],
-        strata: Sequence[NDArray[np.integer]],
-        keep: Bools | None = None,
+        cls, parts: Iterable[Described], names: Sequence[str], given: Sequence[Sequence[str]] = (), groups: int = GROUPS
     ) -> Sample:
-        """Tokens with `labels` `[token, label]`, `docs` and `strata` `[token]`; those not in `keep` are left out."""
-        rows = slice(None) if keep is None else np.flatnonzero(keep)
-        kinds, kind = Kinds.of(labels[rows], [codes[rows] for codes in strata])
-        group = document_groups(docs[rows], GROUPS)
-        documents = len(distinct(docs[rows])[0])
-        if keep is not None:
-            kind, group = (spread(values, keep) for values in (kind, group))
-        return cls(tuple(names), group, kind, kinds, documents)
+        """Tokens of `parts` with the labels `names`; each of `given` is a stratification by some of the controls."""
+        controls = {name: Numbering() for by in given for name in by}
+        patterns, combinations = Numbering(), Numbering()
+        kind, documents = [np.zeros(0, np.int32)], [np.zeros((3, 0), np.int64)]
+        for part in parts:
+            keep = slice(None) if part.keep.all() else part.keep
+            columns = [patterns(np.packbits(part.labels[keep], axis=1))]
+            columns += [number(part.controls[name][keep]) for name, number in controls.items()]
+            kind.append(np.full(len(part.docs), -1, np.int32))
+            kind[-1][keep] = combinations(np.stack(columns, axis=1))
+            docs, place = distinct(part.docs)
+            documents.append(np.stack([docs, np.bincount(place), np.bincount(place, part.keep).astype(np.int64)]))
+        pattern, *codes = combinations.rows(1 + len(controls), np.int64).T
+        labels = patterns.rows(-(-len(names) // 8), np.uint8)
+        labels = np.unpackbits(labels, axis=1, count=len(names)).astype(bool)[pattern]
+        strata = [strata_of(by, dict(zip(controls, codes, strict=True)), len(pattern)) for by in given]
+        kinds, of_combination = Kinds.of(labels, strata)
+        docs, *sizes = np.concatenate(documents, axis=1)
+        document = distinct(docs)[1]
+        size, kept = (np.bincount(document, n).astype(np.int64) for n in sizes)
+        return cls(
+            tuple(names),
+            np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)],
+            kinds,
+            document_bounds(size, kept, groups),
+            int((kept > 0).sum()),
+        )
 
     def count(self, parts: Iterable[Part], n_experts: int, layers: Sequence[int]) -> Tables:
         """One pass over `parts`: rows, and their routes `[token, slot]` for each layer."""
-        return tabulate(parts, self.group, self.kind, self.kinds, n_experts, len(layers)).over_processes()
+        return tabulate(parts, self.kind, self.bounds, self.kinds, n_experts, len(layers)).over_processes()
 
     def counts(self, tables: Tables, layers: Sequence[int], top_k: int) -> Counts:
         """The part of `tables` that adds up from one corpus to another."""
@@ -72,36 +101,82 @@ class Sample:
     def mine(self) -> slice:
         """The tokens that this process counts: whole groups, about as many as each other process."""
         rank, size = rank_and_size()
-        groups = int(self.group.max(initial=-1)) + 1
-        filled = np.maximum.accumulate(self.group)
-        start, stop = np.searchsorted(filled, [groups * rank // size, groups * (rank + 1) // size])
-        return slice(int(start) if rank else 0, int(stop))
+        groups = len(self.bounds) - 1
+        return slice(int(self.bounds[groups * rank // size]), int(self.bounds[groups * (rank + 1) // size]))
+
+    def has(self, rows: slice) -> Bools:
+        """The labels of these tokens `[token, label]`, none of those left out."""
+        return np.asarray(self.kinds.labels[self.kind[rows]] & (self.kind[rows] >= 0)[:, None])
 
 
-def spread(values: Ints, keep: Bools) -> Ints:
-    """`values` of the kept tokens at their places among all, −1 elsewhere."""
-    everywhere = np.full(len(keep), -1, np.int64)
-    everywhere[keep] = values
-    return everywhere
+class Numbering:
+    """Numbers distinct rows from 0, the same row alike in every part.
+
+    >>> numbering = Numbering()
+    >>> numbering(np.array([[7, 1], [7, 0], [7, 1]])).tolist(), numbering(np.array([[5, 5], [7, 0]])).tolist()
+    ([1, 0, 1], [2, 0])
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[bytes, int] = {}
+
+    def __call__(self, rows: NDArray[np.integer]) -> Ints:
+        """The number of each of `rows` `[row, column]`, `[row]`."""
+        place = np.zeros(len(rows), np.int64)
+        for column in rows.T:
+            values, code = distinct(column)
+            place = distinct(place * max(len(values), 1) + code)[1]
+        first = np.zeros(int(place.max(initial=-1)) + 1, np.int64)
+        first[place] = np.arange(len(rows))  # any of the equal rows will do
+        keys = (row.tobytes() for row in rows[first])
+        return np.array([self._numbers.setdefault(key, len(self._numbers)) for key in keys], np.int64)[place]
+
+    def rows(self, columns: int, dtype: Any) -> NDArray[Any]:
+        """The distinct rows `[number, column]`."""
+        return np.frombuffer(b"".join(self._numbers), dtype).reshape(len(self._numbers), columns)
 
 
-def matrix_of(recording: Recording, labels: LabelFamilies, family: str) -> tuple[tuple[str, ...], Bools]:
-    """Names and `[token, label]` of a family. Raises unless the family exists and the labels are this recording's."""
+def described(
+    recording: Recording, labels: LabelFamilies | None, family: str, given: Sequence[str] = (), text: bool = True
+) -> Iterator[Described]:
+    """The tokens of a recording, a shard at a time; with `text`, those without text (special tokens) are left out.
+
+    Controls are "token", "position" and families of `labels`; without labels there are none of either.
+    """
+    columns = {"token": "token_id", "position": "pos"}
+    names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
+    for rows, arrays in recording.columns(names):
+        of = dict(zip(names, arrays, strict=True))
+        controls = {}
+        for name in given:
+            if name == "token":
+                controls[name] = of["token_id"][:, None]
+            elif name == "position":
+                controls[name] = position_bins(of["pos"])[:, None]
+            elif labels is not None:
+                controls[name] = np.packbits(labels.matrix(name, rows)[1], axis=1)
+        has = np.zeros((len(of["doc"]), 0), bool) if labels is None else labels.matrix(family, rows)[1]
+        keep = of["char_end"] > of["char_start"] if text else np.ones(len(of["doc"]), bool)
+        yield Described(of["doc"], keep, np.asarray(has, bool), controls)
+
+
+def names_of(recording: Recording, labels: LabelFamilies, family: str) -> tuple[str, ...]:
+    """The names of a family. Raises unless the family exists and the labels are this recording's."""
     if family not in labels.families:
         raise unknown("label family", family, labels.families)
-    names, matrix = labels.matrix(family)
     labelled, own = getattr(labels, "path", None), getattr(recording, "folder", None)
     if labelled is not None and own is not None and labelled.parent.resolve() != Path(own.where).resolve():
         raise RecordingError(
             f"labels of recording '{labelled.parent}' for recording '{own.where}'; "
             "label this recording with moelens.label(recording)"
         )
-    if len(matrix) != recording.n_tokens:
+    names, last = labels.matrix(family, slice(recording.n_tokens - 1, None))
+    if len(last) != 1:
         raise RecordingError(
-            f"labels of {len(matrix)} tokens for a recording of {recording.n_tokens}; "
+            f"labels of {len(labels.matrix(family)[1])} tokens for a recording of {recording.n_tokens}; "
             "label this recording again with moelens.label(recording)"
         )
-    return tuple(names), np.asarray(matrix, bool)
+    return tuple(names)
 
 
 def given_names(given: Given, allowed: Sequence[str]) -> tuple[str, ...]:
@@ -129,15 +204,6 @@ def position_bins(position: NDArray[np.integer]) -> Ints:
     [0, 1, 2, 2, 3, 3, 4]
     """
     return np.asarray(np.frexp(position)[1], np.int64)
-
-
-def control_codes(recording: Recording, labels: LabelFamilies, name: str) -> Ints:
-    """The strata `[token]` of a control: "token", "position", or a family of labels."""
-    if name == "token":
-        return np.asarray(recording.column("token_id"), np.int64)
-    if name == "position":
-        return position_bins(recording.column("pos"))
-    return Kinds.of(labels.matrix(name)[1])[1]
 
 
 def provenance(recording: Recording, labels: LabelFamilies | None = None) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from moelens.analysis.counts import Counts
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
 from moelens.analysis.result import Specialization
 from moelens.analysis.sources import (
+    Described,
     Given,
     LabelFamilies,
     Sample,
-    control_codes,
+    described,
     given_names,
-    matrix_of,
+    names_of,
     provenance,
-    strata_of,
 )
 from moelens.errors import MoeLensError
 
@@ -58,17 +58,15 @@ def specialization(
         result.top(5, "尊敬語")
         result.plot("尊敬語")
     """
-    names, matrix = matrix_of(recording, labels, family)
+    names = names_of(recording, labels, family)
     others = [name for name in labels.families if name != family]
     given = given_names(given, ("token", "position", *others))
-    codes = {name: control_codes(recording, labels, name) for name in {*TOKEN, *given}}
-    strata = [strata_of(g, codes, len(matrix)) for g in stratifications(given)]
-    text = recording.column("char_end") > recording.column("char_start")
-    sample = Sample.of(matrix, names, recording.column("doc"), strata, text)
+    controls = tuple({**dict.fromkeys(TOKEN), **dict.fromkeys(given)})
+    sample = Sample.of(described(recording, labels, family, controls), names, stratifications(given))
     check_test(sample.documents, permutations)
     rows = sample.mine()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
-    about = provenance(recording, labels) | {"special_tokens_left_out": int((~text).sum())}
+    about = provenance(recording, labels) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
     test = Test(family, permutations, seed, min_tokens, progress)
     return conclude(sample.counts(tables, recording.layers, recording.top_k), sample, tables, given, about, test)
 
@@ -110,8 +108,9 @@ def specialization_from_arrays(
     codes = dict(strata or {}) | {"token": token_ids}
     given = given_names(given, tuple(codes))
     order = np.argsort(docs, kind="stable")
-    by = [strata_of(g, codes, len(labels))[order] for g in stratifications(given)]
-    sample = Sample.of(labels[order], names, np.asarray(docs)[order], by)
+    controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
+    part = Described(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
+    sample = Sample.of([part], names, stratifications(given))
     check_test(sample.documents, permutations)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
     test = Test(family, permutations, seed, min_tokens, progress)

@@ -37,6 +37,8 @@ class _Recording(Protocol):
 
     @property
     def path(self) -> Path: ...
+    @property
+    def n_tokens(self) -> int: ...
     def tokens(self, columns: list[str] | None = None) -> Any: ...
     def documents(self) -> Any: ...
 
@@ -61,7 +63,7 @@ class Labels(Face):
         missing = [name for name in FILES if not (path / f"{name}.parquet").exists()]
         if missing:
             raise RecordingError(f"no {missing[0]}.parquet in {path}; write it with moelens.japanese.label(recording)")
-        rows, tokens = pq.read_metadata(path / "honorifics.parquet").num_rows, recording.tokens(["doc"]).num_rows
+        rows, tokens = pq.read_metadata(path / "honorifics.parquet").num_rows, recording.n_tokens
         if rows != tokens:
             raise RecordingError(f"{path} has {rows} rows for {tokens} tokens; write it anew with label(recording)")
         return cls(path)
@@ -76,8 +78,10 @@ class Labels(Face):
         stored = pq.read_schema(self.path / "honorifics.parquet").metadata
         return {k.decode().removeprefix("moelens."): v.decode() for k, v in stored.items() if k.startswith(b"moelens.")}
 
-    def matrix(self, family: str) -> tuple[tuple[str, ...], Bools]:
+    def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]:
         """The names of a family and, for each token in row order, which of them it has: bool `[token, label]`.
+
+        With `rows` only these tokens, and no more is read than the row groups that hold them.
 
         A token may have several labels (お…いたす is 謙譲語I and 謙譲語II at once) or none (special tokens).
         Raises `UnknownNameError` for a family that is not one of `families`.
@@ -85,13 +89,21 @@ class Labels(Face):
         if family not in FAMILIES:
             raise unknown("label family", family, FAMILIES)
         names = FAMILIES[family]
-        table = self.table(family, [f"{family}.{name}" for name in names])
+        table = self.table(family, [f"{family}.{name}" for name in names], rows)
         return names, np.stack([column.to_numpy() for column in table.columns]).T  # many times faster than axis=1
 
-    def table(self, family: str, columns: list[str] | None = None) -> Any:
-        """The columns of the file that holds a family, or these of them, as an Arrow table."""
-        file = next(file for file, held in FILES.items() if family in held)
-        return pq.read_table(self.path / f"{file}.parquet", columns=columns)
+    def table(self, family: str, columns: list[str] | None = None, rows: slice | None = None) -> Any:
+        """The columns of the file that holds a family, or these of them, of all tokens or these, as an Arrow table."""
+        path = self.path / f"{next(file for file, held in FILES.items() if family in held)}.parquet"
+        if rows is None:
+            return pq.read_table(path, columns=columns)
+        with pq.ParquetFile(path) as file:
+            start, stop, _ = rows.indices(file.metadata.num_rows)
+            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+            first, last = np.searchsorted(ends, [start, stop], side="right")
+            groups = range(first, min(last + 1, file.num_row_groups))
+            before = int(ends[first - 1]) if first else 0
+            return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
 
 
 def label(

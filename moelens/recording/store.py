@@ -18,7 +18,7 @@ from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
-from moelens.recording.writer import layer_label
+from moelens.recording.writer import ahead, layer_label
 from moelens.shows import Face
 
 FORMAT = 1
@@ -131,7 +131,7 @@ class Recording(Face):
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the tokens, `[token]` or, of experts and weights, `[token, slot]`."""
-        return np.concatenate([as_array(table[name]) for table in self._shards([name])])
+        return np.concatenate([values for _, (values,) in self.columns([name])])
 
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
         """The chosen experts, `[token, layer, slot]`, uint8 (uint16 for more than 256 experts).
@@ -144,14 +144,28 @@ class Recording(Face):
     def parts(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
         """The chosen experts of these tokens, a shard at a time: which tokens, and `[token, slot]` for each layer.
 
-        Shards that hold none of them are not read.
-
         Raises:
             RecordingError: the routes were not recorded.
         """
-        names, row = self._route_columns("experts"), 0
+        return self.columns(self._route_columns("experts"), start, stop)
+
+    def columns(
+        self, names: Sequence[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
+        """These columns of these tokens, a shard at a time, as `column` gives them; first which tokens they are of.
+
+        Shards that hold none of them are not read; the next one is read while the one before it is used.
+
+        Raises:
+            UnknownNameError: no such column.
+            RecordingError: a shard is missing or damaged.
+        """
+        return ahead(self._columns(names, start, self.n_tokens if stop is None else stop))
+
+    def _columns(self, names: Sequence[str], start: int, stop: int) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
+        row = 0
         for entry in self.manifest["shards"]:
-            first, last = max(start - row, 0), min(entry["rows"], self.n_tokens if stop is None else stop - row)
+            first, last = max(start - row, 0), min(entry["rows"], stop - row)
             if first < last:
                 table = self._read(entry["path"], names).slice(first, last - first)
                 yield slice(row + first, row + last), [as_array(table[name]) for name in names]
