@@ -110,15 +110,6 @@ def analyses(
     return found, left_out
 
 
-def texts_of(recording: Recording) -> list[str]:
-    """The text of each document, with what the model wrote after it."""
-    documents = recording.documents()
-    texts: list[str] = documents["text"].to_pylist()
-    if "generated" not in documents.column_names:
-        return texts
-    return [text + (more or "") for text, more in zip(texts, documents["generated"].to_pylist(), strict=True)]
-
-
 def describe(
     recording: Recording,
     labels: Labels,

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -39,8 +40,8 @@ class _Recording(Protocol):
     def path(self) -> Path: ...
     @property
     def n_tokens(self) -> int: ...
-    def tokens(self, columns: list[str] | None = None) -> Any: ...
-    def documents(self) -> Any: ...
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[Ints]]]: ...
+    def texts(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
@@ -134,24 +135,8 @@ def label(
             raise unknown(kind, value, get_args(allowed))
     if processes is not None and processes < 1:
         raise MoeLensError(f"processes={processes}; allowed: 1 or more, or None")
-    tokens = recording.tokens(["doc", "char_start", "char_end"])
-    doc, start, end = (tokens[name].to_numpy() for name in ("doc", "char_start", "char_end"))
-    order = np.argsort(doc, kind="stable")
-    bounds = np.flatnonzero(np.diff(doc[order])) + 1
-    rows = [rows for rows in np.split(order, bounds) if len(rows)]
-    documents = recording.documents()
-    written = documents["generated"] if "generated" in documents.column_names else None  # characters go on in it
-    after = written.to_pylist() if written is not None else [""] * documents.num_rows
-    read = zip(documents["doc"].to_pylist(), documents["text"].to_pylist(), after, strict=True)
-    texts = {d: (text or "") + (more or "") for d, text, more in read}
-    jobs = [
-        ([(texts[int(doc[r[0]])], start[r], end[r]) for r in group], policy, analyser)
-        for group in _groups(rows, [len(texts[int(doc[r[0]])]) for r in rows])
-    ]
+    jobs = ((group, policy, analyser) for group in _groups(_documents(recording)))
     tables = _labelled(jobs, processes or _cores())
-    if (np.diff(order) < 0).any():  # the documents do not come in their order
-        whole = pa.concat_tables([_empty(), *tables])
-        tables = iter([whole.take(np.argsort(order, kind="stable"))])
     facts = {**provenance(analyser), "rules": rulebook().version, "policy": policy, "alignment": _alignment(recording)}
     return _write(Path(recording.path) / "labels", tables, facts)
 
@@ -161,13 +146,32 @@ def _cores() -> int:
     return 1 if hasattr(sys.modules["__main__"], "__file__") else os.cpu_count() or 1
 
 
-def _groups(rows: Sequence[Any], lengths: Sequence[int]) -> Iterator[list[Any]]:
+Tokens = tuple[str, Ints, Ints]
+"""A document's text, and where its tokens begin and end."""
+Job = tuple[list[Tokens], Policy, Analyser]
+
+
+def _documents(recording: _Recording) -> Iterator[Tokens]:
+    """The documents that have tokens, one after another."""
+
+    def runs() -> Iterator[tuple[int, Ints, Ints]]:
+        for _, (doc, start, end) in recording.columns(["doc", "char_start", "char_end"]):
+            edges = np.flatnonzero(np.diff(doc)) + 1
+            yield from zip(doc[np.append(0, edges)].tolist(), np.split(start, edges), np.split(end, edges), strict=True)
+
+    texts = enumerate(recording.texts())
+    for doc, parts in groupby(runs(), key=itemgetter(0)):  # a document may go on in the next shard
+        _, starts, ends = zip(*parts, strict=True)
+        yield next(text for number, text in texts if number == doc), np.concatenate(starts), np.concatenate(ends)
+
+
+def _groups(documents: Iterator[Tokens]) -> Iterator[list[Tokens]]:
     """Documents that are labelled together."""
-    group: list[Any] = []
+    group: list[Tokens] = []
     size = 0
-    for item, length in zip(rows, lengths, strict=True):
-        group.append(item)
-        size += length
+    for document in documents:
+        group.append(document)
+        size += len(document[0])
         if size >= _CHUNK:
             yield group
             group, size = [], 0
@@ -175,18 +179,15 @@ def _groups(rows: Sequence[Any], lengths: Sequence[int]) -> Iterator[list[Any]]:
         yield group
 
 
-Job = tuple[list[tuple[str, Ints, Ints]], Policy, Analyser]
-
-
-def _labelled(jobs: Sequence[Job], processes: int) -> Iterator[Any]:
+def _labelled(jobs: Iterator[Job], processes: int) -> Iterator[Any]:
     """A table for each job, in their order; a few jobs are under way at once."""
-    processes = min(processes, len(jobs))
+    first = list(islice(jobs, processes))
+    jobs, processes = chain(first, jobs), min(processes, len(first))
     if processes < 2:
         yield from map(_label_documents, jobs)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        waiting = iter(jobs)
-        while some := list(islice(waiting, 4 * processes)):
+        while some := list(islice(jobs, 4 * processes)):
             yield from pool.map(_label_documents, some)
 
 

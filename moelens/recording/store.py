@@ -125,9 +125,24 @@ class Recording(Face):
         Raises:
             RecordingError: the texts are not known, as of routes that another engine returned.
         """
+        return self._read(self._documents_path(), None)
+
+    def texts(self) -> Iterator[str]:
+        """The text of each document with what the model wrote after it, a few documents in memory at a time.
+
+        Raises:
+            RecordingError: the texts are not known, or their file is missing or damaged.
+        """
+        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
+            names = [name for name in ("text", "generated") if name in file.schema_arrow.names]
+            for batch in file.iter_batches(256, columns=names):
+                for parts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield "".join(part or "" for part in parts)
+
+    def _documents_path(self) -> str:
         if not self.manifest["documents"]:
             raise RecordingError(f"'{self.folder.where}' has no documents; import its routes again with the texts")
-        return self._read(self.manifest["documents"]["path"], None)
+        return str(self.manifest["documents"]["path"])
 
     def column(self, name: str) -> NDArray[Any]:
         """One column of the tokens, `[token]` or, of experts and weights, `[token, slot]`."""

@@ -103,7 +103,7 @@ def _words(recording: Recording, at: int, expert: int, lemmas: tuple[list[str], 
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
-    texts = recording.documents()["text"].to_pylist()
+    texts = list(recording.texts())
     taken &= end > start
     if not taken.any():
         return "no token in this recording"

@@ -64,11 +64,10 @@ class Passages:
     """Finds, for an expert and a label, sentences in which the expert takes tokens of the label."""
 
     def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
-        from moelens.reporting import texts_of
 
         self.recording = held = Held.of(recording)
         self.labels = labels if held.n_tokens == recording.n_tokens else None  # those of a part would be misread
-        self.texts = texts_of(held)
+        self.texts = list(held.texts())
         self.classes, spans = labels.matrix("honorifics")
         known = family in labels.families  # a result may be about labels of its own
         self.names, has = labels.matrix(family) if known else ((), spans)
