@@ -130,13 +130,12 @@ def shards(recording: Recording, chosen: Selection) -> Iterator[tuple[pa.Table, 
     if recording.manifest["documents"]:
         texts = recording.documents()["text"].to_pylist()
     of = split_of(texts, chosen.splits)
-    held = label_columns(recording, chosen.labels)
-    doc = recording.column("doc") if held else np.zeros(0, np.int32)
+    doc = recording.column("doc") if chosen.labels else np.zeros(0, np.int32)
     for table in token_shards(recording, chosen) if chosen.table == "tokens" else vector_shards(recording, chosen):
-        if held:
+        if chosen.labels:
             row = np.searchsorted(doc, table["doc"].to_numpy()) + table["pos"].to_numpy()  # each position is recorded
-            for name, values in held.items():
-                table = table.append_column(name, pa.array(values[row]))
+            for name, values in label_columns(recording, chosen.labels, row).items():
+                table = table.append_column(name, pa.array(values))
         yield table, of[table["doc"].to_numpy()]
 
 
@@ -153,15 +152,14 @@ def vector_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]
         yield table.filter(pc.is_in(table["layer"], pa.array(chosen.layers, table["layer"].type)))
 
 
-def label_columns(recording: Recording, families: Sequence[str]) -> dict[str, Array]:
-    """Bool `[token]` by the name of a label, `family.name`."""
-    if not families:
-        return {}
+def label_columns(recording: Recording, families: Sequence[str], row: Array) -> dict[str, Array]:
+    """Bool by the name of a label, `family.name`, of tokens `row`, which stand near each other."""
     labels = importlib.import_module("moelens.japanese").Labels.open(recording)
+    start, stop = (int(row.min()), int(row.max()) + 1) if len(row) else (0, 0)
     columns: dict[str, Array] = {}
     for family in families:
-        names, has = labels.matrix(family)
-        columns |= {f"{family}.{name}": has[:, i] for i, name in enumerate(names)}
+        names, has = labels.matrix(family, slice(start, stop))
+        columns |= {f"{family}.{name}": has[row - start, i] for i, name in enumerate(names)}
     return columns
 
 
