@@ -105,6 +105,14 @@ def test_streams_are_shares_of_all_assignments(results: dict[str, Any]) -> None:
     np.testing.assert_allclose(flow.values[0].sum(1), load)
     ax = flow_plot(flow, [2], streams=3, ax=Figure().subplots())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["L2", "L3"]
+    assert [t.get_text() for t in flow.plot(ax=Figure().subplots()).get_xticklabels()][-1] == "next after L3"
+
+
+def test_flow_is_drawn_from_a_layer_to_another_and_not_as_pairs_of_one(results: dict[str, Any]) -> None:
+    flow = measure(results["recording"], "route_flow")
+    ax = flow.plot(2, ax=Figure().subplots())
+    assert ax.get_title(loc="left").endswith("rows: L2, columns: L3")
+    np.testing.assert_allclose(ax.images[0].get_array(), flow.values[1])
 
 
 def test_an_effect_is_drawn_with_its_interval(results: dict[str, Any]) -> None:
@@ -129,6 +137,9 @@ def test_mistakes(results: dict[str, Any], name: str, what: Any, error: Any, mes
 def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
     with pytest.raises(MoeLensError, match="npmi has layers, experts and labels; draw specialization"):
         measure(results["recording"], "npmi", results["labels"]).plot()
+    face = measure(results["recording"], "npmi", results["labels"])._repr_html_()
+    assert "<img" not in face
+    assert "npmi" in face
     with pytest.raises(MoeLensError, match="x has the axes token; only measures of layers are drawn"):
         Measure("x", np.zeros(2), {"token": (0, 1)}).plot()
     with pytest.raises(MoeLensError, match=r"layers \[1, 3\] are not 1 to 4 that follow each other"):

@@ -101,6 +101,7 @@ def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
         ax.axhline(result.majority, color="#777777", linestyle="-.", linewidth=1, label="majority")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("accuracy", fontsize=8)
+        ax.tick_params(labelsize=8, length=2)
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         ax.spines[["top", "right"]].set_visible(False)
         size = f"{len(result.classes)} classes, {result.tokens:,} tokens of {result.documents:,} documents"

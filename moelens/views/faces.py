@@ -47,6 +47,6 @@ def html(result: Any) -> str:
     if name == "Specialization":
         return findings_html(result)
     table = f'<pre style="{PLAIN}">{escape(str(result))}</pre>'
-    if name not in PICTURES:
+    if name not in PICTURES or (name == "Measure" and not measures.drawable(result)):
         return f"<div>{table}</div>"
     return f"<div>{picture(lambda ax: plot(result, ax=ax), PICTURES[name](result), name)}{table}</div>"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
@@ -22,17 +23,31 @@ if TYPE_CHECKING:
     from moelens.analysis import Comparison, Measure
     from moelens.analysis.arrays import Floats
 
-MARKS = "os^vD*XP"
-LINES = 8
+MARKS = "os^vD*X"
+LINES = len(PALETTE)
 STREAMS = 10
 OTHER = (0.6, 0.6, 0.6)
+SHARES, FLOW = "route_shares", "route_flow"
+UNITS = {
+    "load": "1 = even",
+    "coactivation": "share of the row's tokens",
+    "coactivation_adjacent": "share of the row's tokens",
+    "coactivation_lift": "log2 lift",
+    FLOW: "share of the row's tokens",
+}
 
 
 def size_of(measure: Measure) -> tuple[float, float]:
     """Width and height in inches that suit a measure."""
     if "other" in measure.axes:
-        return (9.0, 4.4) if measure.name == "route_shares" else (5.6, 5.0)
+        return (9.0, 4.4) if measure.name == SHARES else (5.6, 5.0)
     return (8.0, 3.2) if "expert" not in measure.axes else grid_size(len(measure.axes["layer"]))
+
+
+def drawable(measure: Measure) -> bool:
+    """Whether `measure_plot` has a picture of it: flow between the layers of a recording of one is of none."""
+    axes = tuple(measure.axes)
+    return axes[:1] == ("layer",) and axes != ("layer", "expert", "label") and len(measure.axes["layer"]) > 0
 
 
 def measure_plot(measure: Measure, layer: int | None = None, *, ax: Axes | None = None) -> Axes:
@@ -42,11 +57,11 @@ def measure_plot(measure: Measure, layer: int | None = None, *, ax: Axes | None 
     and `MoeLensError` for a measure of layers, experts and labels: plot the `Specialization` instead.
     """
     axes, layers = tuple(measure.axes), measure.axes.get("layer", ())
-    if measure.name == "route_shares":
+    if measure.name == SHARES:
         return flow_plot(measure, ax=ax)
     if axes == ("layer", "expert", "label"):
         raise MoeLensError(f"{measure.name} has layers, experts and labels; draw specialization(…).plot(label)")
-    if axes[:1] != ("layer",):
+    if not drawable(measure):
         raise MoeLensError(f"{measure.name} has the axes {', '.join(axes)}; only measures of layers are drawn")
     if layer is not None and layer not in layers:
         raise unknown("layer", layer, layers)
@@ -75,6 +90,7 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
     if len(names) > 1:
         ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     layer_ticks(ax.xaxis, layers)
+    ax.tick_params(labelsize=8, length=2)
     ax.set_xlabel("layer", fontsize=8)
     bits = "information" in measure.name or "value" in measure.axes
     ax.set_ylabel("mutual information, bits" if bits else measure.name.replace("_", " "), fontsize=8)
@@ -90,11 +106,12 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
 
 def _grid(measure: Measure, ax: Axes) -> Axes:
     values = np.asarray(measure.values, float)
+    if not np.nan_to_num(values).any():
+        return _titled(empty(ax, "", "0 at every expert of every layer"), measure)
     shown = ax.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
-    bar = ax.figure.colorbar(shown, ax=ax, pad=0.012, fraction=0.03, aspect=14)
-    bar.outline.set_visible(False)
-    bar.ax.set_title("1 = even" if measure.name == "load" else "", fontsize=7.5)
+    _bar(ax, shown, measure, pad=0.012, fraction=0.03, aspect=14)
     layer_ticks(ax.yaxis, measure.axes["layer"])
+    ax.tick_params(labelsize=8, length=2)
     ax.set_xlabel("expert", fontsize=8)
     ax.set_ylabel("layer", fontsize=8)
     ax.spines[:].set_visible(False)
@@ -102,29 +119,43 @@ def _grid(measure: Measure, ax: Axes) -> Axes:
 
 
 def _pairs(measure: Measure, ax: Axes, layer: int) -> Axes:
-    """Experts × experts of one layer, clustered, so that groups stand together."""
-    values = np.asarray(measure.values[measure.axes["layer"].index(layer)], float)
-    order = cluster_order(values)
-    values = values[np.ix_(order, order)]
-    np.fill_diagonal(values, np.nan)
+    """Experts × experts: of one layer, clustered so that groups stand together, or of a layer and the next."""
+    layers, experts = measure.axes["layer"], measure.axes["expert"]
+    at = layers.index(layer)
+    values = np.array(measure.values[at], float)
+    order, told = np.arange(len(experts)), f"\nrows: L{layer}, columns: {_next(layers, at)}"
+    if measure.name != FLOW:
+        order, told = cluster_order(values), f"\nlayer {layer}, experts clustered"
+        values = values[np.ix_(order, order)]
+        np.fill_diagonal(values, np.nan)
     if measure.name.endswith("lift"):
         with np.errstate(divide="ignore"):
             values = np.log2(values)
         limit = clip_of(values)
-        scale = diverging(ax, limit)
+        scale: ScalarMappable = diverging(ax, limit)
         shown = np.clip(values, -limit, limit)
         ax.imshow(shown, cmap=scale.cmap, vmin=-limit, vmax=limit, interpolation="nearest")
-        bar = ax.figure.colorbar(scale, ax=ax, fraction=0.04, pad=0.02)
-        bar.ax.set_title("log2 lift", fontsize=7.5)
     else:
-        bar = ax.figure.colorbar(ax.imshow(values, cmap="viridis", interpolation="nearest"), ax=ax, fraction=0.04)
-    bar.outline.set_visible(False)
+        scale = ax.imshow(values, cmap="viridis", interpolation="nearest")
+    _bar(ax, scale, measure, fraction=0.04, pad=0.02)
     step = max(1, len(order) // 32)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(range(0, len(order), step), [f"E{e}" for e in order[::step]], fontsize=6)
     ax.tick_params(axis="x", rotation=90)
     ax.spines[:].set_visible(False)
-    return _titled(ax, measure, f"\nlayer {layer}, experts clustered")
+    return _titled(ax, measure, told)
+
+
+def _bar(ax: Axes, scale: ScalarMappable, measure: Measure, **place: float) -> None:
+    bar = ax.figure.colorbar(scale, ax=ax, **place)  # type: ignore[arg-type]
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=8)
+    bar.set_label(UNITS.get(measure.name, ""), fontsize=8)
+
+
+def _next(layers: Sequence[int], at: int) -> str:
+    """The layer that the tokens of one go to next; a measure of flow does not name that after its last."""
+    return f"L{layers[at + 1]}" if at + 1 < len(layers) else f"next after L{layers[at]}"
 
 
 def flow_plot(
@@ -158,13 +189,13 @@ def flow_plot(
         tops = [_column(ax, x, sizes[x] / sizes[x].sum(), shown[x]) for x in range(len(sizes))]
         for x, flow in enumerate(flows):
             _streams(ax, x, _folded(flow / flow.sum(), shown[x], shown[x + 1]), tops[x], tops[x + 1], shown[x])
-        last = f"L{known[at[-1] + 1]}" if at[-1] + 1 < len(known) else "next layer"
-        ax.set_xticks(range(len(sizes)), [*(f"L{n}" for n in chosen), last])
+        ax.set_xticks(range(len(sizes)), [*(f"L{n}" for n in chosen), _next(known, at[-1])])
         ax.set_yticks([])
         ax.set_xlim(-0.2, len(sizes) - 0.8)
         ax.set_ylim(1.02, -0.02)
         ax.spines[:].set_visible(False)
-        return _titled(ax, measure, f" · {streams} largest experts of each layer, grey: all others")
+        what = f"{streams} largest experts of each layer, grey: all others; heights: shares of the layer's choices"
+        return _titled(ax, measure, f"\n{what}")
 
 
 def _column(ax: Axes, x: int, share: Floats, shown: Any) -> list[float]:
