@@ -185,6 +185,17 @@ def test_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [s["path"] for s in recording.manifest["shards"]] == [f"tokens/tokens-0000{i}.parquet" for i in range(3)]
     assert_recorded(recording, Model(), TEXTS)
     recording.verify()
+    assert list(recording.texts()) == TEXTS
+    n = recording.n_tokens
+    for start, stop in [(0, None), (0, 1), (1, n - 1), (n - 1, n), (3, 3)]:
+        parts, routes = list(recording.columns(["pos"], start, stop)), list(recording.parts(start, stop))
+        at = np.concatenate([np.arange(rows.start, rows.stop) for rows, _ in parts] or [np.arange(0)])
+        np.testing.assert_array_equal(at, np.arange(n)[start:stop])
+        assert [rows for rows, _ in routes] == [rows for rows, _ in parts]
+        for rows, (pos,) in parts:
+            np.testing.assert_array_equal(pos, recording.column("pos")[rows])
+        for rows, experts in routes:
+            np.testing.assert_array_equal(np.stack(experts, 1), recording.indices()[rows])
 
 
 def test_manifest_card_and_repr(made: Recording) -> None:

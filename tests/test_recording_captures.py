@@ -145,6 +145,7 @@ def test_generated_tokens_are_recorded_with_their_phase(demo: HookedMoE, tmp_pat
     tokens = recording.tokens(["doc", "pos", "token_id", "phase"]).to_pandas()
     assert (np.diff(tokens["doc"]) >= 0).all()
     generated = recording.documents()["generated"].to_pylist()
+    assert list(recording.texts()) == [text + more for text, more in zip(DOCUMENTS, generated, strict=True)]
     indices = recording.indices()
     for doc, text in enumerate(DOCUMENTS):
         rows = np.flatnonzero(tokens["doc"] == doc)
