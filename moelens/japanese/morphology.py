@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.faces import Face, InText
@@ -41,8 +42,20 @@ _SCRIPT_OF = re.compile(
     re.DOTALL,
 )
 
-# MeCab reads C strings of UTF-8: these characters would end the text or cannot be written.
-_UNREADABLE = re.compile("[\x00\ud800-\udfff]")
+# What MeCab is to write of each word: the white space before it, the word and its features as in the dictionary. One
+# string for a text is read faster than an object for each word. Noncharacters of Unicode end the fields.
+_FIELD, _WORD = "\ufdd0", "\ufdd1"
+_FORMAT = f"%pS{_FIELD}%m{_FIELD}%H{_WORD}"
+# Characters that cannot be written in UTF-8, or would end the text (MeCab reads C strings) or a field.
+_UNREADABLE = {
+    "fugashi": re.compile(f"[\x00\ud800-\udfff{_FIELD}{_WORD}]"),
+    "sudachi": re.compile("[\x00\ud800-\udfff]"),
+}
+# UniDic's features in their order, as far as they are used; an unknown word has the first six.
+_FEATURES = (
+    "pos1", "pos2", "pos3", "pos4", "cType", "cForm", "lForm", "lemma", "orth", "pron", "orthBase", "pronBase",
+    "goshu", "iType", "iForm", "fType", "fForm", "kana",
+)  # fmt: skip
 _SUDACHI_READS = 12_000  # characters: Sudachi refuses more than 49,149 bytes
 
 
@@ -67,16 +80,19 @@ class Word:
     script: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Morpheme:
+class _Placed(NamedTuple):  # quicker to make than a frozen dataclass
+    word: Word
+    start: int
+    end: int
+
+
+class Morpheme(_Placed):
     """One short unit at characters `start` to `end` (exclusive) of the text: a `Word` in its place.
 
     Everything that a `Word` holds can be asked of the morpheme itself (`morpheme.lemma`).
     """
 
-    word: Word
-    start: int
-    end: int
+    __slots__ = ()
 
     surface = property(lambda self: self.word.surface)
     pos = property(lambda self: self.word.pos)
@@ -114,7 +130,8 @@ def _unidic() -> Any:
     import unidic_lite
 
     # Named explicitly: another UniDic on the machine must not change the labels.
-    return fugashi.Tagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')
+    folder = unidic_lite.DICDIR
+    return fugashi.Tagger(f'-r "{folder}/mecabrc" -d "{folder}" -O "" -F "{_FORMAT}" -E ""')
 
 
 @cache
@@ -126,9 +143,7 @@ def _sudachi() -> Any:
     return sudachi.Dictionary(dict="core").tokenizer(mode=sudachi.SplitMode.A)
 
 
-Known = dict[tuple[str, str], Word]
-_known: Known = {}  # words met so far: making one costs more than finding it again
-_MOST_KNOWN = 200_000
+_KNOWN = 1 << 17  # words kept by each cache: making one costs more than finding it again
 
 
 def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
@@ -153,9 +168,7 @@ def analyze(text: str, analyser: Analyser = "fugashi") -> InText[Morpheme]:
     """
     if analyser not in get_args(Analyser):
         raise unknown("analyser", analyser, get_args(Analyser))
-    if len(_known) > _MOST_KNOWN:
-        _known.clear()
-    readable = _UNREADABLE.sub("\ufffd", text)
+    readable = _UNREADABLE[analyser].sub("\ufffd", text)
     found = _by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable)
     return InText(text, tuple(found))
 
@@ -183,34 +196,57 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
 def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
+    lines = _unidic().parse(readable).split(_WORD)[:-1]
+    if readable != text:
+        lines = _as_written(text, lines)
     end = 0
-    for node in _unidic()(readable):
-        start = end + len(node.white_space)
-        end = start + len(node.surface)
-        key = text[start:end], node.feature_raw
-        yield Morpheme(_known.get(key) or _unidic_word(key, node.feature), start, end)
+    for line in lines:
+        word, white, length = _line(line)
+        start = end + white
+        end = start + length
+        yield Morpheme(word, start, end)
 
 
-def _unidic_word(key: tuple[str, str], feature: Any) -> Word:
-    def known(value: str | None) -> str:
-        return "" if value in (None, "*") else str(value)
+def _as_written(text: str, lines: list[str]) -> Iterator[str]:
+    """The lines with the words as they are in the text."""
+    end = 0
+    for line in lines:
+        white, surface, features = line.split(_FIELD)
+        start = end + len(white)
+        end = start + len(surface)
+        yield _FIELD.join((white, text[start:end], features))
 
-    surface = key[0]
-    lemma = known(feature.lemma) or surface
-    word = _known[key] = Word(
+
+@lru_cache(maxsize=_KNOWN)
+def _line(line: str) -> tuple[Word, int, int]:
+    """The word of a line of `_FORMAT`, and how long the white space before it and the word itself are."""
+    white, rest = line.split(_FIELD, 1)
+    surface, features = rest.rsplit(_FIELD, 1)
+    return _unidic_word(surface, features), len(white), len(surface)
+
+
+@lru_cache(maxsize=_KNOWN)
+def _unidic_word(surface: str, features: str) -> Word:
+    of = dict(zip(_FEATURES, next(csv.reader([features])), strict=False))
+
+    def known(name: str) -> str:
+        value = of.get(name, "*")
+        return "" if value == "*" else value
+
+    lemma = known("lemma") or surface
+    return Word(
         surface,
-        (feature.pos1, feature.pos2, feature.pos3, feature.pos4),
-        known(feature.cType),
-        known(feature.cForm),
+        (of["pos1"], of["pos2"], of["pos3"], of["pos4"]),
+        known("cType"),
+        known("cForm"),
         # UniDic tells homographs apart by a suffix (私-代名詞, パソコン-personal computer).
         lemma.partition("-")[0] or lemma,
-        known(feature.lForm),
-        known(feature.orthBase) or surface,
-        known(feature.kana),
-        known(feature.goshu) or "不明",
+        known("lForm"),
+        known("orthBase") or surface,
+        known("kana"),
+        known("goshu") or "不明",
         script(surface),
     )
-    return word
 
 
 def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
@@ -220,17 +256,13 @@ def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
         for unit in _sudachi().tokenize(piece):
             begin, end = start + unit.begin(), start + unit.end()
             if not text[begin:end].isspace() and begin < end:
-                yield Morpheme(_sudachi_word(text[begin:end], unit), begin, end)
+                entry = unit.part_of_speech(), unit.normalized_form(), unit.dictionary_form(), unit.reading_form()
+                yield Morpheme(_sudachi_word(text[begin:end], *entry), begin, end)
         start += len(piece)
 
 
-def _sudachi_word(surface: str, unit: Any) -> Word:
-    pos = unit.part_of_speech()
-    key = surface, ",".join((*pos, unit.reading_form(), unit.normalized_form()))
-    if key not in _known:
-        ctype, cform = ("" if level == "*" else level for level in pos[4:6])
-        _known[key] = Word(
-            surface, pos[:4], ctype, cform, unit.normalized_form(), "", unit.dictionary_form(), unit.reading_form(),
-            "不明", script(surface),
-        )  # fmt: skip
-    return _known[key]
+@lru_cache(maxsize=_KNOWN)
+def _sudachi_word(surface: str, pos: tuple[str, ...], lemma: str, base: str, reading: str) -> Word:
+    ctype, cform = ("" if level == "*" else level for level in pos[4:6])
+    levels = pos[0], pos[1], pos[2], pos[3]
+    return Word(surface, levels, ctype, cform, lemma, "", base, reading, "不明", script(surface))
