@@ -197,6 +197,36 @@ def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recordin
     held = Held.of(large, entry["rows"] + 1)
     assert held.n_tokens == len(held.indices()) == 2 * entry["rows"]
     assert held.indices() is held.indices()
+    assert held.part == f"the first {2 * entry['rows']:,} of {3 * entry['rows']:,} tokens"
+    assert not Held.of(recording).part
+
+
+def test_what_shows_a_part_says_so(
+    explorer: Explorer, recording: Recording, model: moelens.HookedMoE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "of the first" not in told(explorer)
+    entry = recording.manifest["shards"][0]
+    large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
+    monkeypatch.setattr("moelens.views.passages.MOST_TOKENS", 1)
+    of = f"of the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
+    assert told(Explorer(explorer.result, large, moelens.Labels.open(recording), model)).count(of) == 2
+
+
+def told(explorer: Explorer) -> str:
+    """What stands above the views, and the card."""
+    return " ".join([explorer.card.value, *(text for _, text, _ in explorer.parts)])
+
+
+NOT_RECORDINGS = [
+    ("result", "a Specialization to explore; allowed: a recording or the folder of one; a Specialization has its own"),
+    ("model", "a HookedMoE to explore; allowed: a recording or the folder of one$"),
+]
+
+
+@pytest.mark.parametrize("name, message", NOT_RECORDINGS)
+def test_what_is_no_recording_is_refused(explorer: Explorer, name: str, message: str) -> None:
+    with pytest.raises(moelens.MoeLensError, match=message):
+        moelens.explore(getattr(explorer, name))
 
 
 def test_where_no_kernel_answers_there_are_picture_and_card(explorer: Explorer) -> None:

@@ -148,7 +148,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
 def test_cards_of_nobody(small: Specialization) -> None:
     with pytest.raises(moelens.MoeLensError, match="unknown layer '99'; allowed: 3, 4, 5, 6"):
         card_html(small, 99, 0)
-    with pytest.raises(moelens.MoeLensError, match="unknown expert '32'"):
+    with pytest.raises(moelens.MoeLensError, match="no expert 32 in layer 3; allowed: 0 to 31"):
         card_html(small, 3, 32)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.tables import number
-from moelens.errors import unknown
+from moelens.errors import UnknownNameError, unknown
 from moelens.views.style import label_html
 
 Ints = NDArray[Any]
@@ -46,7 +46,7 @@ def card_html(
     if layer not in result.layers:
         raise unknown("layer", layer, result.layers)
     if not 0 <= expert < result.n_experts:
-        raise unknown("expert", expert, range(result.n_experts))
+        raise UnknownNameError(f"no expert {expert} in layer {layer}; allowed: 0 to {result.n_experts - 1}")
     at = result.layers.index(layer)
     load = result.load[at, expert]
     parts = [f"<b>L{layer} · E{expert}</b> &nbsp; load {number(load)}× the mean", _labels(result, at, expert)]
@@ -105,15 +105,16 @@ def _words(recording: Recording, at: int, expert: int, lemmas: tuple[list[str], 
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
     texts = list(recording.texts())
     taken &= end > start
+    part = getattr(recording, "part", "")  # an explorer holds the beginning of a large recording
     if not taken.any():
-        return "no token in this recording"
+        return f"no token in {part or 'this recording'}"
     rows = np.flatnonzero(taken)
     words = _most("tokens", ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
     if lemmas is not None:
         names, of = lemmas
         words += _most("morphemes", of, rows[[names[i] != "" for i in of[rows]]], lambda row: names[of[row]])
     return (
-        f"{words}{_companions(experts, taken, expert)}"
+        f"{f'of {part}<br>' * bool(part)}{words}{_companions(experts, taken, expert)}"
         f'<div lang="ja" style="margin-top: 3px">{_contexts(texts, rows, doc, start, end)}</div>'
     )
 

@@ -116,7 +116,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             self.trace = TraceView([self.passages.passage(0)], load=result.load)
             self.effect = EffectView(kind=KIND.get(self.map.label, "respectful"))
             self.effect.observe(self._remove, "asked")
-            self.parts.append(("WHAT", "sentences in which it takes this label", self.trace))
+            part = self.passages.recording.part
+            of = f", of {part}" if part else ""
+            self.parts.append(("WHAT", f"sentences in which it takes this label{of}", self.trace))
             self.parts.append(("SO WHAT", "what the model prefers without it", self.effect))
         shown = [row, *(view for _, _, view in self.parts[1:])]
         heads = [ipywidgets.HTML(f'<b style="{HEAD}">{question}</b> {text}') for question, text, _ in self.parts]
@@ -237,7 +239,7 @@ def explore(
 
     Raises:
         UnknownNameError: no such label, family or control.
-        MoeLensError: there is nothing to test.
+        MoeLensError: neither a recording nor a folder, or there is nothing to test.
 
     Example:
         >>> moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
@@ -245,6 +247,10 @@ def explore(
     from moelens.analysis import specialization
     from moelens.recording import Recording
 
+    if not isinstance(recording, (Recording, str, Path)):
+        what, own = type(recording).__name__, [f".{n}()" for n in ("explore", "plot") if hasattr(recording, n)]
+        hint = f"; a {what} has its own {' and '.join(own)}" if own else ""
+        raise MoeLensError(f"a {what} to explore; allowed: a recording or the folder of one{hint}")
     recording = recording if isinstance(recording, Recording) else Recording.open(recording)
     labels = labels or labels_of(recording)
     if result is None:

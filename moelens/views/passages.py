@@ -26,16 +26,24 @@ PASSAGES, AROUND = 5, 20
 
 
 class Held(Recording):
-    """The first shards of a recording, up to about so many tokens, whose arrays stay in memory once they are read."""
+    """The first shards of a recording, up to about so many tokens, whose arrays stay in memory once they are read.
+
+    Attributes:
+        part: which tokens these are, in words; empty where they are all.
+    """
+
+    part = ""
 
     @classmethod
-    def of(cls, recording: Recording, tokens: int = MOST_TOKENS) -> Held:
+    def of(cls, recording: Recording, tokens: int | None = None) -> Held:
         shards, rows = [], 0
         for entry in recording.manifest["shards"]:
-            if rows < tokens:
+            if rows < (MOST_TOKENS if tokens is None else tokens):
                 shards.append(entry)
                 rows += entry["rows"]
-        return cls(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
+        held = cls(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
+        held.part = "" if rows == recording.n_tokens else f"the first {rows:,} of {recording.n_tokens:,} tokens"
+        return held
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
