@@ -343,13 +343,14 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_reading_vectors_of_a_broken_shard(tmp_path: Path) -> None:
     recording = record(moelens.load("demo"), ["はい"], tmp_path / "run", capture="residuals", progress=False)
-    shard = tmp_path / "run" / "residuals" / "residuals-00000.parquet"
+    shard = tmp_path / "run" / "residuals" / "residuals-L01-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(RecordingError, match=r"'residuals/residuals-00000\.parquet' of recording .* is damaged \("):
+    with pytest.raises(RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is damaged \("):
         recording.vectors("residuals", 1)
     shard.unlink()
-    with pytest.raises(RecordingError, match=r"'residuals/residuals-00000\.parquet' of recording .* is missing;"):
+    with pytest.raises(RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is missing;"):
         recording.vectors("residuals", 1)
+    assert len(recording.vectors("residuals", 2)) == recording.n_tokens  # is in files of its own
 
 
 def test_verify_names_a_file_too_many(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def token_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
 
 
 def vector_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
-    for entry in recording.manifest["tables"][chosen.table]:
+    for entry in recording.vector_entries(chosen.table, chosen.layers):
         table = recording.shard(entry["path"])
         yield table.filter(pc.is_in(table["layer"], pa.array(chosen.layers, table["layer"].type)))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -99,27 +100,24 @@ def token_table(rows: Rows, passes: Sequence[Pass]) -> pa.Table:
     return table
 
 
-def vector_tables(rows: Rows, passes: Sequence[Pass], capture: str) -> list[pa.Table]:
-    """A table for each layer: a row a token, or a token and chosen expert, in the order of the documents."""
-    tables = []
-    for layer in sorted({t.layer for _, taken in passes for t in taken if t.capture == capture}):
-        at, found = [], []
-        for row, taken in passes:
-            for t in (t for t in taken if (t.capture, t.layer) == (capture, layer)):
-                at.append(row if t.token is None else row[t.token])
-                found.append(t.columns)
-        row = np.concatenate(at)
-        order = np.lexsort((rows.pos[row], rows.doc[row]))
-        row = row[order]
-        columns = {"doc": rows.doc[row], "pos": rows.pos[row], "layer": np.full(len(row), layer, np.int16)}
-        names = {"experts": "expert"} if capture in SLOT_TABLES else {}
-        for name in found[0]:
-            columns[names.get(name, name)] = np.concatenate([f[name] for f in found])[order]
-        table = pa.table({name: as_column(values) for name, values in columns.items()})
-        if rows.decode is not None:
-            table = table.add_column(2, "phase", phase_column(rows.decode[row]))
-        tables.append(table)
-    return tables
+def vector_table(rows: Rows, passes: Sequence[Pass], capture: str, layer: int) -> pa.Table:
+    """A row a token, or a token and chosen expert, in the order of the documents."""
+    at, found = [], []
+    for row, taken in passes:
+        for t in (t for t in taken if (t.capture, t.layer) == (capture, layer)):
+            at.append(row if t.token is None else row[t.token])
+            found.append(t.columns)
+    row = np.concatenate(at)
+    order = np.lexsort((rows.pos[row], rows.doc[row]))
+    row = row[order]
+    columns = {"doc": rows.doc[row], "pos": rows.pos[row], "layer": np.full(len(row), layer, np.int16)}
+    names = {"experts": "expert"} if capture in SLOT_TABLES else {}
+    for name in found[0]:
+        columns[names.get(name, name)] = np.concatenate([f[name] for f in found])[order]
+    table = pa.table({name: as_column(values) for name, values in columns.items()})
+    if rows.decode is not None:
+        table = table.add_column(2, "phase", phase_column(rows.decode[row]))
+    return table
 
 
 @dataclass
@@ -128,37 +126,37 @@ class PieceWriter:
 
     folder: Folder
     types: Types
-    captures: Sequence[str]
     writers: dict[str, ShardWriter] = field(default_factory=dict)
+    layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
 
     def write(self, chunk: Chunk, rows: Rows, passes: Sequence[Pass], generated: Sequence[str] | None) -> None:
         """Append a chunk; the last one of a piece commits it."""
         documents = [item.document for item in chunk.items]
-        tables: dict[str, Callable[[], list[pa.Table]]] = {
-            "documents": lambda: [documents_table(chunk.first, documents, self.types, generated)],
-            "tokens": lambda: [token_table(rows, passes)],
+        tables: dict[str, Callable[[], pa.Table]] = {
+            part_name(chunk.piece): lambda: documents_table(chunk.first, documents, self.types, generated),
+            f"tokens/tokens-{chunk.piece:05d}.parquet": lambda: token_table(rows, passes),
         }
-        for capture in self.captures:
+        for capture, layer in sorted({(t.capture, t.layer) for _, taken in passes for t in taken}):
             if capture in TABLES:
-                tables[capture] = partial(vector_tables, rows, passes, capture)
-        with ThreadPoolExecutor(len(tables)) as pool:
-            for done in [pool.submit(self._to, chunk, name, made) for name, made in tables.items()]:
+                name = f"{capture}/{capture}-{layer_label(layer)}-{chunk.piece:05d}.parquet"
+                self.layers[name] = layer
+                tables[name] = partial(vector_table, rows, passes, capture, layer)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
         if chunk.last:
-            shards = {name: writer.close() for name, writer in self.writers.items()}
-            documents_part = shards.pop("documents")
+            shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
+            documents_part = shards.pop(part_name(chunk.piece))
             kept = [s for s in shards.values() if s.rows]
             commit(self.folder, chunk.piece, kept, documents_part, self.methods)
-            self.writers, self.methods = {}, Counter()
+            self.writers, self.layers, self.methods = {}, {}, Counter()
 
-    def _to(self, chunk: Chunk, name: str, tables: Callable[[], list[pa.Table]]) -> None:
+    def _append(self, name: str, table: Callable[[], pa.Table]) -> None:
         if name not in self.writers:
-            path = part_name(chunk.piece) if name == "documents" else f"{name}/{name}-{chunk.piece:05d}.parquet"
-            self.writers[name] = ShardWriter(self.folder, path)
-        for table in tables():
-            self.writers[name].write(table)
+            self.writers[name] = ShardWriter(self.folder, name)
+        self.writers[name].write(table())
 
     def abandon(self, error: BaseException) -> None:
         for writer in self.writers.values():

@@ -186,7 +186,7 @@ def work(
     """Run the documents of some pieces; reading goes ahead of the model, and writing behind it."""
     size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
     tokens = max(reading.batch_tokens, min(CHUNK_BATCHES * reading.batch_tokens, CHUNK_BYTES // size))
-    writer = PieceWriter(folder, job.types, [c.name for c in wanted.captures])
+    writer = PieceWriter(folder, job.types)
     collector = Collector(model, wanted)
     total = sum(stop - start for start, stop in (job.pieces[piece] for piece in mine))
     try:

@@ -220,19 +220,24 @@ class Recording(Face):
         if experts is not None:
             wanted.append(("expert", "in", list(experts)))  # type: ignore[arg-type]
         found = []
-        for entry in tables[capture]:
+        for entry in self.vector_entries(capture, [layer]):
             with self._reading(entry["path"]) as source:
                 found.append(pq.read_table(source, filters=wanted, partitioning=None))
         return pa.concat_tables(found)
 
     def vector_parts(self, capture: str, layer: int, rows: int = 8192) -> Iterator[pa.Table]:
         """What `vectors` gives of a capture that the recording holds, in order, from at most `rows` rows at a time."""
-        for entry in self.manifest["tables"][capture]:
+        for entry in self.vector_entries(capture, [layer]):
             with self._reading(entry["path"]) as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(rows):
                     table = pa.Table.from_batches([batch])
                     if (part := table.filter(pc.equal(table["layer"], layer))).num_rows:
                         yield part
+
+    def vector_entries(self, capture: str, layers: Sequence[int]) -> list[dict[str, Any]]:
+        """What the manifest says of each file of vectors that may hold rows of these layers."""
+        tables: list[dict[str, Any]] = self.manifest["tables"][capture]
+        return [entry for entry in tables if entry.get("layer") in (None, *layers)]
 
     def damage(self) -> list[str]:
         """Every file that is missing, is not of the recording, or whose contents or rows are not the recorded ones."""

@@ -22,14 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file; `path` is relative to the recording."""
+    """One Parquet file; `path` is relative to the recording, and `layer` the one that all its rows are of."""
 
     path: str
     rows: int
     sha256: str
+    layer: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def layer_label(layer: int) -> str:
