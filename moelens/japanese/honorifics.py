@@ -9,7 +9,7 @@ from functools import lru_cache
 from moelens import shows
 from moelens.japanese.faces import Face, InText, line, ruby
 from moelens.japanese.morphology import Morpheme, analyze
-from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, fits, rulebook
+from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, beyond, places, rulebook
 
 __all__ = ["CLASSES", "HonorificSpan", "honorifics", "sentences"]
 
@@ -141,39 +141,30 @@ def dictionary_form(stem: str) -> str:
     return stem + "する"
 
 
-@lru_cache(maxsize=1 << 16)
-def _openings(fitting: int) -> int:
-    """The rules that may start at a morpheme that fits these steps, as bits in the order of the rules."""
-    return sum(1 << i for i, rule in enumerate(rulebook().rules) if rule.starts & fitting)
-
-
 def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
     """Each rule that matches, the places it marks and the morphemes of its words; a morpheme is marked once."""
-    edge = fits(EDGE)
-    row = [edge, *(fits(m.word) for m in sentence), edge]
-    openings = [*map(_openings, row)]
-    present = possible = 0
-    for bits, opening in zip(row, openings, strict=True):
-        present |= bits
-        possible |= opening
+    edge = places(EDGE)
+    fitting, *heads = zip(edge, *(places(m.word) for m in sentence), edge, *beyond(), strict=True)
+    tries = []
+    for at, (first, second, third) in enumerate(zip(heads[0], heads[1][1:], heads[2][2:], strict=False)):
+        possible = first & second & third
+        while possible:
+            bit = possible & -possible
+            possible ^= bit
+            tries.append((bit.bit_length() - 1, at))
     taken: set[int] = set()
-    while possible:
-        first = possible & -possible  # of the rules that may still match, the earliest
-        possible ^= first
-        rule = rulebook().rules[first.bit_length() - 1]
-        if rule.needs & ~present:
-            continue
-        for at, opening in enumerate(openings):
-            if opening & first and (laid := _lay(rule.pattern, row, at)):
-                marked, words = laid
-                if taken.isdisjoint(marked):
-                    taken.update(marked)
-                    yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
+    for number, at in sorted(tries):  # the earliest rule first
+        rule = rulebook().rules[number]
+        if laid := _lay(rule.pattern, fitting, at):
+            marked, words = laid
+            if taken.isdisjoint(marked):
+                taken.update(marked)
+                yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
 
 
 def _lay(pattern: Sequence[Step], row: Sequence[int], at: int) -> tuple[range, list[int]] | None:
     """The places in `row` that the pattern marks when it starts at `at`, and those of its words."""
-    cuts = next(_cuts(pattern, row, at), None)
+    cuts = _cuts(pattern, row, at)
     if cuts is None:
         return None
     starts = (at, *cuts)
@@ -182,15 +173,15 @@ def _lay(pattern: Sequence[Step], row: Sequence[int], at: int) -> tuple[range, l
     return range(starts[marked[0]], cuts[marked[-1]]), words
 
 
-def _cuts(pattern: Sequence[Step], row: Sequence[int], at: int) -> Iterator[tuple[int, ...]]:
-    """Every way to lay the pattern from `at` on, longest first: the place after each step."""
-    if not pattern:
-        yield ()
-        return
-    step, *rest = pattern
-    reach = 0
-    while reach < step.most and at + reach < len(row) and row[at + reach] & step.bit:
+def _cuts(pattern: Sequence[Step], row: Sequence[int], at: int, i: int = 0) -> tuple[int, ...] | None:
+    """The pattern's steps from `i` on laid from `at` on, the longest way first: the place after each step."""
+    if i == len(pattern):
+        return ()
+    step, reach = pattern[i], at
+    while reach < at + step.most and row[reach] & step.bit:  # nothing fits beyond the sentence
         reach += 1
-    for length in range(reach, -1 if step.optional else 0, -1):
-        for tail in _cuts(rest, row, at + length):
-            yield (at + length, *tail)
+    for end in range(reach, at - step.optional, -1):
+        tail = _cuts(pattern, row, end, i + 1)
+        if tail is not None:
+            return end, *tail
+    return None

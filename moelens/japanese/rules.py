@@ -5,8 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 from importlib.resources import files
+from operator import or_
 from typing import Any
 
 from moelens.errors import MoeLensError
@@ -30,6 +31,7 @@ _RAISES = {
 }
 _FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading", "goshu")
 _PLAIN = ("lemma", "verb", "noun")
+_HEAD = 3  # words of a match that tell whether it is worth a try
 EDGE = Word("", ("文境界", "*", "*", "*"))
 Test = tuple[str, bool, frozenset[str]]
 
@@ -53,8 +55,8 @@ class Step:
 class Rule:
     """A pattern over the morphemes of one sentence, with its examples for and against.
 
-    `needs` holds the bits of the steps without which the pattern cannot match, `starts` those that it may start with.
-    The other attributes are as in the table.
+    `heads` holds, for each of the first words of a match, the bits of the steps that it may fit; all bits where the
+    match may have ended before. The other attributes are as in the table.
     """
 
     name: str
@@ -67,8 +69,7 @@ class Rule:
     readings: tuple[str, ...] = ()
     tells: str = "nothing"
     double: bool = False
-    needs: int = 0
-    starts: int = 0
+    heads: tuple[int, ...] = ()
 
     @property
     def guards(self) -> bool:
@@ -122,7 +123,6 @@ def _rule(entry: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: di
                 f"rule {name!r} has the {kind} {wrong!r}; allowed: {', '.join(allowed)}; correct rules.toml"
             )
     pattern = tuple(_step(name, step, words, bits) for step in entry["pattern"])
-    needed = [i for i, step in enumerate(pattern) if not step.optional]
     return Rule(
         name,
         classes,
@@ -134,8 +134,7 @@ def _rule(entry: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: di
         tuple(entry.get("readings", ())),
         tells,
         bool(entry.get("double", False)),
-        needs=_either(pattern[i] for i in needed),
-        starts=_either(pattern[: needed[0] + 1]),
+        heads=tuple(_heads(pattern)),
     )
 
 
@@ -144,11 +143,15 @@ def _tells(classes: Sequence[str]) -> str:
     return "honorific" if beyond else "polite" if "丁寧語" in classes else "nothing"
 
 
-def _either(steps: Iterator[Step] | Sequence[Step]) -> int:
-    bits = 0
-    for step in steps:
-        bits |= step.bit
-    return bits
+def _heads(pattern: Sequence[Step]) -> Iterator[int]:
+    each = [(step.bit, step.optional or i > 0) for step in pattern for i in range(step.most)]  # a word each
+    reached = {0}
+    for _ in range(_HEAD):
+        for i, (_, optional) in enumerate(each):
+            if optional and i in reached:
+                reached.add(i + 1)
+        yield -1 if len(each) in reached else reduce(or_, (each[i][0] for i in reached))
+        reached = {min(i + 1, len(each)) for i in reached}
 
 
 def _step(
@@ -169,11 +172,28 @@ def _step(
 
 
 @lru_cache(maxsize=1 << 16)
-def fits(word: Word) -> int:
-    """The bits of all steps of the rule book that a word fits."""
+def places(word: Word) -> tuple[int, ...]:
+    """The bits of the steps that a word fits; then of the rules of whose matches it may be the first word, the second,
+    and the third."""
     by_lemma, others = _tests_by_lemma()
     candidates = (*by_lemma.get(word.lemma, ()), *others)
-    return sum(bit for bit, tests in candidates if all(_holds(word, *test) for test in tests))
+    fitting = sum(bit for bit, tests in candidates if all(_holds(word, *test) for test in tests))
+    return fitting, *_rules_at(fitting)
+
+
+@lru_cache(maxsize=1 << 12)
+def _rules_at(fitting: int) -> tuple[int, ...]:
+    rules = rulebook().rules
+    return tuple(
+        sum(1 << i for i, rule in enumerate(rules) if rule.heads[at] < 0 or rule.heads[at] & fitting)
+        for at in range(_HEAD)
+    )
+
+
+@cache
+def beyond() -> tuple[tuple[int, ...], ...]:
+    """What `places` says of the places behind a sentence, where nothing fits."""
+    return ((0, *_rules_at(0)),) * (_HEAD - 1)
 
 
 @cache
