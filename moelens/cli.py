@@ -16,6 +16,12 @@ from moelens.interventions.command import add_command as effect_command
 from moelens.probes.command import add_command as probe_command
 from moelens.recording.commands import add_commands as recording_commands
 
+HOW_TO_READ = """\
+lift: how many times as often tokens of the label go to the expert as tokens do on the whole
+lift | token: the same among tokens that are the same; near 1, the word explains it
+left: share of the excess over chance that remains when the token is known
+q: false discovery rate, p family: family-wise, both over all layers, experts and labels; *: one of them is below .05"""
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -111,7 +117,7 @@ def run_analyze(args: argparse.Namespace) -> None:
         progress=first,
     )
     if first:
-        print(result.table(args.top))
+        print(result.table(args.top), HOW_TO_READ, sep="\n\n")
         if args.out:
             result.save(args.out)
 

@@ -15,8 +15,8 @@ MANIFEST = "manifest.json"
 # Options that several commands share: flags, and what argparse is told of them.
 SHARED: dict[str, dict[str, Any]] = {
     "--model": {"help": "demo, a folder, a hub name or a variable (the one loaded last)"},
-    "--pairs": {"help": "kind of the bundled minimal pairs, or a .jsonl file (%%config MoeMagics.pairs)"},
-    "--labels": {"metavar": "FAMILY", "help": "family of labels (%%config MoeMagics.labels)"},
+    "--pairs": {"help": "kind of minimal pairs, Tab lists them, or a .jsonl file (%%config MoeMagics.pairs)"},
+    "--labels": {"metavar": "FAMILY", "help": "family of labels, Tab lists them (%%config MoeMagics.labels)"},
     "--hooks": {"metavar": "FILE", "help": "recipe to run the model with, see hooks/README.md"},
     "--set": {"action": "append", "default": [], "metavar": "NAME=VALUE", "help": "option of the recipe"},
     "--force": {"action": "store_true", "help": "replace what is there"},
@@ -141,6 +141,7 @@ def _candidates(command: Parser, words: list[str], models: list[str], recordings
         "b": lambda: recordings,
         "pairs": _kinds,
         "labels": _families,
+        "given": lambda: ["token", *_families()],
         "label": _families,
         "format": lambda: ["datasets", "safetensors", "npz", "csv"],
         "capture": _captures,

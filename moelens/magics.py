@@ -61,12 +61,14 @@ class MoeMagics(Magics):  # type: ignore[misc]
         notebook may stand for any model, recording or corpus.
         """
         words = split(line)
+        if words[:1] == ["help"] and len(words) > 1:
+            words = [words[1], "--help"]
         if not words or words[0] in ("--help", "-h", "help"):
             print("\n".join(row[8:] for row in (MoeMagics.moe.__doc__ or "").rstrip().splitlines()[1:]).strip())
             return None
         try:
             if words[0] not in self.commands:
-                raise unknown("%moe command", words[0], self.commands)
+                raise unknown("%moe command", words[0], self.commands, "%moe --help lists them")
             args = self.parser.parse_args(words)
             if cell is not None and args.command not in CELLS:
                 raise MoeLensError(f"%%moe {args.command} takes no cell; write %moe {args.command} on one line")
@@ -90,7 +92,9 @@ class MoeMagics(Magics):  # type: ignore[misc]
         held = self.shell.user_ns.items()
         models = [*self.loaded, *(n for n, v in held if isinstance(v, moelens.HookedMoE))]
         recordings = [n for n, v in held if isinstance(v, moelens.Recording)]
-        return completions(event.text_until_cursor, self.commands, models, recordings)
+        line = event.text_until_cursor
+        commands = {n: c for n, c in self.commands.items() if n in CELLS or not line.startswith("%%")}
+        return completions(line, commands, models, recordings)
 
     # What arguments stand for
 

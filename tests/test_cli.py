@@ -70,6 +70,7 @@ def test_record_label_analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path
     status, printed, _ = run(capsys, "analyze", out, "--permutations", "50", "--out", str(file), "--top", "3")
     assert status == 0
     assert "specialists of honorifics" in printed
+    assert printed.endswith("*: one of them is below .05\n")
     assert moelens.Specialization.open(file).names == moelens.japanese.CLASSES
 
 

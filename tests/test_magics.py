@@ -134,11 +134,15 @@ def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
         assert shell.run_line_magic("moe", f"{command} --help") is None
         assert f"%moe {command}" in capsys.readouterr().out
     assert "%moe load MODEL" in shell.object_inspect("%moe")["docstring"]
+    assert shell.run_line_magic("moe", "help compare") is None
+    assert capsys.readouterr().out.startswith("usage: %moe compare")
 
 
 COMPLETIONS = [
     ("%moe an", ["analyze"]),
     ("%%moe pa", ["pairs"]),
+    ("%%moe ", ["pairs", "record", "trace"]),
+    ("%moe analyze rec --given tok", ["token"]),
     ("%moe record --ca", ["--capture"]),
     ("%moe record --capture ne", ["neurons"]),
     ("%moe load de", ["demo"]),
@@ -162,6 +166,7 @@ def test_completion(shell: Any, run: str, here: Path, line: str, expected: list[
 
 MISTAKES = [
     ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
+    ("--version", None, "there are 14, from 'load' to 'hooks' (%moe --help lists them)"),
     ("trace", " ", "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"),
     ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
     ("record", "\n", "nothing to record; write one document a line in the cell, or %moe record CORPUS"),

@@ -166,6 +166,8 @@ def test_tokens_show_the_expert_of_largest_weight_and_list_all() -> None:
     assert "border-bottom: 3px solid #D55E00" in html
     assert "E7 · " not in tokens_html(["戻り"], [[7, 30]])
     assert 'title="戻り: E7, E30"' in tokens_html(["戻り"], [[7, 30]])
+    assert 'title="no text: E7, E30"' in (special := tokens_html([""], [[7, 30]]))
+    assert ">∅<br>" in special
 
 
 def test_overlapping_spans_stay_balanced() -> None:
@@ -212,6 +214,9 @@ def test_findings_table_in_a_notebook() -> None:
     assert "L3 · E3" in html
     assert "opacity: 0.45" in html
     assert "no expert takes any of these labels" in findings_html(found, [])
+    assert ">lift</th>" in html
+    assert "grey: neither is below .05" in html
+    assert "-0 %" not in findings_html(found, [replace(found.top(1)[0], left=-0.001)])
 
 
 def test_japanese_is_marked() -> None:

@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 LEFT = "text-align: left; padding: 3px 12px 3px 0"
 RIGHT = "text-align: right; padding: 3px 0 3px 16px"
 TABLE = '<table style="border-collapse: collapse; margin: 6px 0">'
+SOFT = "opacity: 0.75"
 DASH = "–"
 EACH = 2  # specialists shown of each label
+LEGEND = (
+    "Lift: how many times as often tokens of the label go to the expert as tokens do on the whole; its interval is "
+    "over documents. Left: the share of its excess over chance that remains when the token is known. q (false "
+    "discovery rate) and family-wise p are corrected for all layers, experts and labels; grey: neither is below .05."
+)
 
 
 def findings_html(result: Specialization, findings: Sequence[Finding] | None = None) -> str:
@@ -26,7 +32,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
     if findings is None:
         findings = [f for name in result.names if name not in result.too_rare for f in result.top(EACH, name)]
     chance = f"{number(100 * result.top_k / result.n_experts)} %"
-    within = f"lift within {' and '.join(result.given) or 'all tokens'}"
+    within = f"lift within {' and '.join(result.given)}" if result.given else "lift"
     header = ("label", "expert", within, "95 %", f"share (chance {chance})", "tokens", "q", "family-wise p", "left")
     rows = [
         _row(
@@ -39,7 +45,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
                 f"{f.count:,}",
                 number(f.q),
                 number(f.p_family),
-                f"{100 * f.left:.0f} %" if np.isfinite(f.left) else DASH,
+                f"{round(100 * f.left)} %" if np.isfinite(f.left) else DASH,
             ),
             "" if f.significant else "opacity: 0.45",
         )
@@ -49,7 +55,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
         rows = [_row(("no expert takes any of these labels more often than chance", *[DASH] * 8))]
     about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
     head = " · ".join(map(escape, about))
-    return f"<div>{head}{_table(header, rows)}{_rare(result)}</div>"
+    return f'<div>{head}{_table(header, rows)}{_rare(result)}<div style="{SOFT}">{LEGEND}</div></div>'
 
 
 def summary_html(result: Specialization) -> str:
@@ -75,7 +81,7 @@ def _rare(result: Specialization) -> str:
     if not result.too_rare:
         return ""
     rare = (f"{label_html(name)}, {result.label_tokens[result.label_index(name)]:,} tokens" for name in result.too_rare)
-    return f'<div style="opacity: 0.75">Too rare to test: {"; ".join(rare)}.</div>'
+    return f'<div style="{SOFT}">Too rare to test: {"; ".join(rare)}.</div>'
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:

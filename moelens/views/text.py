@@ -161,9 +161,10 @@ def _token(token: str, ids: NDArray[Any], gates: NDArray[Any] | None, value: tup
     below, colour = str(best), expert_colour(best)
     if value is not None:
         below, colour = number(value[0]), f"rgba(0, 114, 178, {0.04 + 0.56 * value[1]:.2f})"
-    shown = escape(token.replace("\n", "↵")).replace(" ", "&nbsp;") or "&nbsp;"
+    shown = escape(token.replace("\n", "↵")).replace(" ", "&nbsp;") or "∅"  # a special token has no text
+    told = escape(f"{token or 'no text'}: {', '.join(listed)}")
     return (
-        f'<span title="{escape(token + ": " + ", ".join(listed))}" style="display: inline-block; text-align: center; '
+        f'<span title="{told}" style="display: inline-block; text-align: center; '
         f'margin-right: 1px; padding: 1px 2px; border-radius: 3px; background-color: {colour}">'
         f'{shown}<br><span style="font-size: 60%; opacity: 0.7">{below}</span></span>'
     )
