@@ -3,6 +3,10 @@
 FOLDER holds the files of any split, by the beginning of their names: `keico_*.csv` (KeiCO: levels of honorifics),
 `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms) and
 `*gsd*.conllu` (UD Japanese-GSD: UniDic's short units). A part whose file is missing is left out.
+
+"Beyond polite" is the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
+申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates like sentences
+both 2 and 3: a logistic regression over words and word pairs, cross-validated on KeiCO itself, reached F1 .876.
 """
 
 from __future__ import annotations
