@@ -326,6 +326,8 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda m: effect(m, POLITE, remove(L, [1]), draws=40),
         r"the model has 23 sets of 1 other experts for 40 controls",
     ),
+    "no such layer": (lambda m: effect(m, POLITE, remove(9, [1])), "unknown layer '9'; allowed: 1, 2, 3"),
+    "no such expert": (lambda m: effect(m, POLITE, remove(L, [99])), "unknown expert 99; allowed: 0 to"),
     "layer": (lambda m: expert_lens(m, "行", 0), "unknown layer '0'; allowed: 1, 2, 3"),
 }
 

@@ -39,7 +39,7 @@ class DemoRun:
         how = (
             "lift: how much more often tokens of the label go to the expert than tokens do on the whole.\n"
             "lift | token: the same among tokens that are the same; near 1, the word explains it. left: what remains.\n"
-            "*: survives a test over documents, corrected for all layers, experts and labels."
+            "*: q or family-wise p of a test over documents, over all layers, experts and labels, is below .05."
         )
         return "\n\n".join([*tables, how, f"report: {self.path / 'report.html'}"])
 

@@ -188,6 +188,8 @@ def effect(
         raise unknown("controls", controls, ("matched", "random", None))
     interventions = (intervention,) if isinstance(intervention, Intervention) else tuple(intervention)
     chosen = half_of(as_pairs(pairs), half, seed)
+    with model.intervene(*interventions):
+        pass  # what the model cannot do is refused before anything is computed
     sets: list[tuple[Intervention, ...]] = []
     if controls is not None:
         found = usage(model, texts_of(chosen), batch_tokens)
