@@ -54,7 +54,7 @@ def executed() -> Any:
 def test_nbconvert_keeps_every_view(executed: Any) -> None:
     html, _ = HTMLExporter(template_name="lab").from_notebook_node(executed)
     assert "expert with the largest weight" in html, "the trace"
-    assert "lift within" in html, "the findings"
+    assert "family-wise p" in html, "the findings"
     assert "× the mean" in html, "the explorer, as a picture of its map and its card"
     assert "cdn." not in html.split("<body", 1)[1], "nothing of the views comes from elsewhere"
     assert html.count("data:image/png;base64,") + html.count("image/png") >= 3, "the maps"
@@ -76,7 +76,7 @@ def test_saved_and_reopened(executed: Any, tmp_path: Path, browser: Any) -> None
         outputs = page.locator(".jp-OutputArea-output")
         trace = outputs.filter(has_text="expert with the largest weight").first
         expect(trace.locator("span[style*=background]").nth(10)).to_be_attached(timeout=60_000)
-        expect(outputs.filter(has_text="lift within").first.locator("td").nth(20)).to_be_attached(timeout=60_000)
+        expect(outputs.filter(has_text="family-wise p").first.locator("td").nth(20)).to_be_attached(timeout=60_000)
         expect(outputs.locator("img").nth(1)).to_be_attached(timeout=60_000)
         assert page.evaluate("window.hostile") is None
         page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.ready")  # a server that starts one hangs
