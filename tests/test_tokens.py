@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertJapaneseTokenizer, PreTrainedTokenizerFast
 
 from moelens.errors import CheckError
 from moelens.models.tokens import TokenSpans, byte_alphabet, token_spans
@@ -189,6 +189,52 @@ def test_wordpiece_is_exact_but_for_unknown_words(text: str, method: str, expect
     assert rows(tokenizer, text) == expected
 
 
+@pytest.fixture(scope="module")
+def slow_wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BertJapaneseTokenizer:
+    """MeCab's words, NFKC, and pieces of them: it knows few, and gives no offsets."""
+    vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
+    specials = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary.write_text("\n".join([*specials, "先生", "が", "##い", "行", "##き", "ます", "。", "か"]), "utf-8")
+    return BertJapaneseTokenizer(
+        str(vocabulary), word_tokenizer_type="mecab", mecab_kwargs={"mecab_dic": "unidic_lite"}
+    )
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (
+            "先生が行きます。",
+            [("先生", False), ("が", False), ("行", False), ("き", False), ("ます", False), ("。", False)],
+        ),
+        (
+            "先生が鬱と行き",
+            [("先生", False), ("が", False), ("鬱と", True), ("鬱と", True), ("行", False), ("き", False)],
+        ),
+        ("ﾊﾝｶﾞが", [("ﾊﾝｶﾞ", False), ("が", False)]),
+        ("鬱\n先生 か", [("鬱", False), ("先生", False), ("か", False)]),
+        ("か\u200dが", [("か", False), ("", False), ("が", False)]),
+        ("鬱", [("鬱", False)]),
+    ],
+)
+def test_unknown_words_of_a_slow_tokenizer_lie_between_the_known(
+    slow_wordpiece: BertJapaneseTokenizer, text: str, expected: list[tuple[str, bool]]
+) -> None:
+    got = rows(slow_wordpiece, text)[1:-1]
+    assert [(piece.strip(" \u200d"), partial) for piece, partial in got] == expected
+
+
+@given(st.text("先生がい行きます。か鬱とﾊﾞＡ", max_size=30).map(lambda text: f"{text}。"))
+@settings(max_examples=60, deadline=None)
+def test_a_slow_tokenizer_accounts_for_every_character(slow_wordpiece: BertJapaneseTokenizer, text: str) -> None:
+    spans = spans_of(slow_wordpiece, text)
+    told = np.zeros(len(text), bool)
+    for start, end in zip(spans.start, spans.end, strict=True):
+        told[start:end] = True
+    assert told.all()
+    assert np.all(np.diff(spans.start) >= 0)
+
+
 @pytest.mark.parametrize(
     "tokenizer", [byte_level(), sentencepiece("bpe", "never")], ids=["byte-level", "sentencepiece"]
 )
@@ -235,12 +281,10 @@ def test_foreign_ids_are_refused() -> None:
     )
 
 
-def test_a_slow_tokenizer_without_the_bytes_is_refused() -> None:
-    class Slow:
-        is_fast, added_tokens_decoder, all_special_ids = False, {}, ()
-
-        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-            return ["<?>"] * len(ids)
-
-    with pytest.raises(CheckError, match="are not those of 'お茶', and Slow gives no offsets; use the fast tokenizer"):
-        token_spans(Slow(), "お茶", [1])
+def test_tokens_that_are_not_in_the_text_of_a_slow_tokenizer_are_refused(
+    slow_wordpiece: BertJapaneseTokenizer,
+) -> None:
+    with pytest.raises(
+        CheckError, match="the tokens are not those of 'お茶', and BertJapaneseTokenizer gives no offsets; use the fast"
+    ):
+        token_spans(slow_wordpiece, "お茶", slow_wordpiece("か")["input_ids"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -55,7 +57,9 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
     is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. WordPiece's tokens
     are found in the text, white space aside. Where none of these is the text, because the tokenizer rewrites it, the
     tokenizer's own offsets are taken: overlapping tokens are partial, and characters
-    that no token claims, other than white space, go to the token before them. A character shared by several tokens
+    that no token claims, other than white space, go to the token before them. For a slow tokenizer, which gives none,
+    the known tokens are looked up in the text without case, marks and width, and unknown words that follow one another
+    share what lies between. A character shared by several tokens
     belongs whole to each of them. Special tokens that the text spells out, as chat templates do, stand for themselves;
     others are empty and stand where the token before them ended.
 
@@ -80,7 +84,10 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
         if spans is not None:
             return spans
     spans = _spans_by_words(text, [None if token.special else token.text for token in tokens])
-    return spans or _spans_by_offsets(text, [token.text for token in tokens], _offsets(tokenizer, text, ids))
+    if spans is None:
+        offsets = _offsets(tokenizer, text, ids) if tokenizer.is_fast else _looked_up(tokenizer, text, ids, tokens)
+        spans = _spans_by_offsets(text, [token.text for token in tokens], offsets)
+    return spans
 
 
 class _Token(NamedTuple):
@@ -212,12 +219,7 @@ def _characters(piece: bytes) -> tuple[bool, int]:
 
 
 def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
-    """The tokenizer's own spans `[token, 2]`, in characters; (0, 0) for what it added."""
-    if not tokenizer.is_fast:
-        raise CheckError(
-            f"the bytes of the tokens are not those of {text[:20]!r}, and {type(tokenizer).__name__} gives no offsets;"
-            " use the fast tokenizer of this model"
-        )
+    """A fast tokenizer's own spans `[token, 2]`, in characters; (0, 0) for what it added."""
     for add_special_tokens in (True, False):
         encoding = tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
@@ -227,6 +229,41 @@ def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
     raise CheckError(
         f"{len(ids)} token ids are not what the tokenizer makes of {text[:20]!r}; pass tokenizer(text)['input_ids']"
     )
+
+
+def _looked_up(tokenizer: Any, text: str, ids: list[int], tokens: Sequence[_Token]) -> Ints:
+    """The spans `[token, 2]` of a slow tokenizer's tokens: the leftmost at which the text holds all that are known."""
+    letters = [(at, letter) for at, c in enumerate(text) for letter in _folded(c)]
+    folded = "".join(letter for _, letter in letters)
+    held = [i for i, token in enumerate(tokens) if ids[i] == tokenizer.unk_token_id or not token.special]
+    runs = [(gap, list(run)) for gap, run in groupby(held, lambda i: ids[i] == tokenizer.unk_token_id)]
+    owners = [owner for gap, run in runs for owner in ([run] if gap else [[i] for i in run])]
+    spans = np.zeros((len(ids), 2), np.int32)
+    for some in (".+?", ".*?"):  # folding may leave nothing of an unknown word
+        parts = []
+        for gap, run in runs:
+            words = (_folded(tokens[i].text.removeprefix(WORDPIECE)) for i in run)
+            parts.append(f"({some})" if gap else "".join(f"({re.escape(word)})" for word in words))
+        for n in range(1 - runs[0][0], len(parts) - 2, 2) if runs else ():
+            parts[n], parts[n + 1] = (
+                "(?>" + parts[n],
+                parts[n + 1] + ")",
+            )  # where any match is, the leftmost leads to one
+        if match := re.fullmatch("".join(parts), folded, re.DOTALL):
+            for owner, (start, end) in zip(owners, match.regs[1:], strict=True):
+                if end > start:
+                    spans[owner] = letters[start][0], letters[end - 1][0] + 1
+            return spans
+    raise CheckError(
+        f"the tokens are not those of {text[:20]!r}, and {type(tokenizer).__name__} gives no offsets;"
+        " use the fast tokenizer of this model"
+    )
+
+
+def _folded(text: str) -> str:
+    """A text as a tokenizer that rewrites may leave it: compatibility forms, case, marks and white space aside."""
+    letters = unicodedata.normalize("NFKD", text).lower()
+    return "".join(c for c in letters if not c.isspace() and unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
 
 
 def _spans_by_offsets(text: str, tokens: Sequence[str], offsets: Ints) -> TokenSpans:
