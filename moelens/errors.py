@@ -36,7 +36,7 @@ def unknown(kind: str, name: object, allowed: Iterable[object], hint: str = "") 
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
     if near:
         advice = "did you mean " + " or ".join(repr(n) for n in near) + "?"
-    elif len(names) > 12:
+    elif len(names) > 16:
         advice = f"there are {len(names)}, from {names[0]!r} to {names[-1]!r}"
     else:
         advice = "allowed: " + (", ".join(names) or "none")

@@ -63,7 +63,7 @@ def report(
     out = Path(out)
     if out.is_dir():
         raise MoeLensError(f"out='{out}' is a folder; give a file such as '{out / 'report.html'}'")
-    recording = recording if isinstance(recording, Recording) else Recording.open(recording)
+    recording = Recording.open(recording)
     labels = labels or labels_of(recording)
     if results is None:
         results, left_out = analyses(recording, labels, permutations, progress)

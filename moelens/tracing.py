@@ -64,7 +64,7 @@ class Trace(Face):
         lines = [f"{self.model} · expert with the largest weight", "\t".join([*(f"L{n}" for n in shown), "token"])]
         for i, token in enumerate(self.tokens):
             experts = [f"E{best[i, self.layers.index(n)]}" for n in shown]
-            lines.append("\t".join([*experts, token.replace("\n", "↵"), " ".join(classes.get(i, []))]).rstrip())
+            lines.append("\t".join([*experts, token.replace("\n", "↵") or "∅", " ".join(classes.get(i, []))]).rstrip())
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

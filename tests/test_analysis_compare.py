@@ -114,6 +114,7 @@ def test_the_same_model_twice_shows_no_change() -> None:
     assert not found.significant.any()
     assert (found.kept == 1).all()
     assert found.top(5) == ()
+    assert found.table().endswith("\nno expert won or lost a token of any label")
 
 
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])

@@ -218,8 +218,8 @@ def told(explorer: Explorer) -> str:
 
 
 NOT_RECORDINGS = [
-    ("result", "a Specialization to explore; allowed: a recording or the folder of one; a Specialization has its own"),
-    ("model", "a HookedMoE to explore; allowed: a recording or the folder of one$"),
+    ("result", "a Specialization is no recording; allowed: a recording or the folder of one; a Specialization has"),
+    ("model", "a HookedMoE is no recording; allowed: a recording or the folder of one$"),
 ]
 
 
@@ -227,6 +227,8 @@ NOT_RECORDINGS = [
 def test_what_is_no_recording_is_refused(explorer: Explorer, name: str, message: str) -> None:
     with pytest.raises(moelens.MoeLensError, match=message):
         moelens.explore(getattr(explorer, name))
+    with pytest.raises(moelens.MoeLensError, match=message):
+        moelens.report(getattr(explorer, name), "report.html")
 
 
 def test_where_no_kernel_answers_there_are_picture_and_card(explorer: Explorer) -> None:

@@ -324,7 +324,7 @@ def test_errors_of_labels(tmp_path):
     labels = label(recording)
     with pytest.raises(UnknownNameError) as family:
         labels.matrix("敬語")
-    assert str(family.value) == "unknown label family '敬語'; there are 14, from 'pos' to 'register_evidence'"
+    assert str(family.value) == "unknown label family '敬語'; allowed: " + ", ".join(FAMILIES)
     recording.rows.pop()
     with pytest.raises(RecordingError) as stale:
         Labels.open(recording)
@@ -360,6 +360,8 @@ def test_policies_against_a_plain_reference(text, data):
         ("休館日のお知らせ。", ["知らせ/体言止め"]),
         ("静かな海だ。", ["海だ/常体"]),
         ("どうぞお構いなく。", ["なく/言いさし"]),
+        ("こちらに置いてくださいね。", ["ください/敬体"]),
+        ("早く席に着きなさい。", ["なさい/常体"]),
         ("", []),
         ("。", []),
     ],

@@ -33,29 +33,30 @@ from moelens.recording.storage import Folder
 LONG = TEXTS * 8
 
 
-def run_and_die(out: Path, after: float) -> None:
-    """Record in a child process, and SIGKILL it after so many seconds, unless it is done."""
+def run_and_die(out: Path, shards: int) -> None:
+    """Record in a child process, and SIGKILL it once so many shards are there, unless it is done."""
     child = os.fork()
     if child == 0:
         try:
             record(Model(), LONG, out, batch_tokens=30, progress=False)
         finally:
             os._exit(0)
-    time.sleep(after)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    ended = 0
+    while not ended and len(list(out.glob("tokens/*"))) < shards:
+        ended, _ = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 20)
-    began = time.monotonic()
-    record(Model(), LONG, tmp_path / "undisturbed", batch_tokens=30, progress=False)
-    lasts = time.monotonic() - began
+    shards = len(record(Model(), LONG, tmp_path / "undisturbed", batch_tokens=30, progress=False).manifest["shards"])
     generator, unfinished = random.Random(0), 0
     for i in range(20):
         out = tmp_path / str(i)
-        run_and_die(out, generator.uniform(0, lasts))
+        run_and_die(out, generator.randint(0, shards))
         unfinished += not (out / MANIFEST).exists()
         if not (out / MANIFEST).exists() or (out / SETTINGS).exists():
             record(Model(), LONG, out, batch_tokens=30, progress=False)
@@ -65,7 +66,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         recording.verify()
         assert {p.name for p in out.iterdir()} == {"README.md", "documents.parquet", MANIFEST, "tokens"}
         assert len(list((out / "tokens").iterdir())) == len(recording.manifest["shards"])
-    assert unfinished >= 5
+    assert unfinished >= 10
 
 
 @pytest.mark.parametrize("stop", ["documents.parquet", "README.md", MANIFEST, "progress/00001.json", "progress/00000"])

@@ -137,7 +137,8 @@ class Comparison(Shows, Result):
         permutations = self.provenance.get("permutations", "no")
         return (
             f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations} exchanges over documents, "
-            f"token identity the same in both\nexperts kept: {kept}\n{plain_table(header, rows)}"
+            f"token identity the same in both\nexperts kept: {kept}\n"
+            + (plain_table(header, rows) if rows else "no expert won or lost a token of any label")
         )
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from moelens.japanese.morphology import Morpheme, analyze
 #: From the least to the most polite.
 REGISTERS = ("plain", "polite", "honorific")
 
-#: The last predicate of a sentence: polite (です・ます), plain, left unfinished, or no predicate but a noun.
+#: The last predicate of a sentence: polite (です・ます・ください), plain, left unfinished, or no predicate but a noun.
 ENDINGS = ("敬体", "常体", "言いさし", "体言止め")
 
 _UNFINISHED = ("連用形", "仮定形", "未然形")
@@ -92,7 +92,8 @@ def _ending(sentence: Sequence[Morpheme]) -> tuple[tuple[int, int], str]:
         return (sentence[0].start, sentence[0].start), ""
     auxiliaries = len(list(takewhile(lambda m: m.pos[0] == "助動詞", reversed(tail[1:]))))
     tail = tail[len(tail) - 1 - auxiliaries :]
-    polite = any(m.lemma in _POLITE for m in tail if m.pos[0] == "助動詞")
+    request = tail[-1].lemma == "下さる" and tail[-1].cform == "命令形"
+    polite = request or any(m.lemma in _POLITE for m in tail if m.pos[0] == "助動詞")
     nominal = len(tail) == 1 and tail[0].pos[0] in _NOMINAL
     unfinished = tail[-1].cform.partition("-")[0] in _UNFINISHED
     ending = "敬体" if polite else "体言止め" if nominal else "言いさし" if unfinished else "常体"

@@ -46,10 +46,15 @@ class Recording(Face):
         """Open a folder, or an fsspec URL, that `record` wrote; a recording is returned as it is.
 
         Raises:
-            RecordingError: there is no recording, one that is not finished, or one of a newer moelens.
+            RecordingError: it is something else, there is no recording, one that is not finished, or one of a newer
+                moelens.
         """
         if isinstance(where, Recording):
             return where
+        if not isinstance(where, (str, Path)):
+            what, own = type(where).__name__, [f".{n}()" for n in ("explore", "plot") if hasattr(where, n)]
+            hint = f"; a {what} has its own {' and '.join(own)}" if own else ""
+            raise RecordingError(f"a {what} is no recording; allowed: a recording or the folder of one{hint}")
         folder = Folder.at(where)
         try:
             manifest = folder.read_json(MANIFEST)

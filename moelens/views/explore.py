@@ -239,7 +239,8 @@ def explore(
 
     Raises:
         UnknownNameError: no such label, family or control.
-        MoeLensError: neither a recording nor a folder, or there is nothing to test.
+        RecordingError: neither a recording nor the folder of one.
+        MoeLensError: there is nothing to test.
 
     Example:
         >>> moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
@@ -247,11 +248,7 @@ def explore(
     from moelens.analysis import specialization
     from moelens.recording import Recording
 
-    if not isinstance(recording, (Recording, str, Path)):
-        what, own = type(recording).__name__, [f".{n}()" for n in ("explore", "plot") if hasattr(recording, n)]
-        hint = f"; a {what} has its own {' and '.join(own)}" if own else ""
-        raise MoeLensError(f"a {what} to explore; allowed: a recording or the folder of one{hint}")
-    recording = recording if isinstance(recording, Recording) else Recording.open(recording)
+    recording = Recording.open(recording)
     labels = labels or labels_of(recording)
     if result is None:
         result = specialization(recording, labels, family, given=given, permutations=permutations)
