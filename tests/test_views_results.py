@@ -105,7 +105,7 @@ def test_streams_are_shares_of_all_assignments(results: dict[str, Any]) -> None:
     np.testing.assert_allclose(flow.values[0].sum(1), load)
     ax = flow_plot(flow, [2], streams=3, ax=Figure().subplots())
     assert [t.get_text() for t in ax.get_xticklabels()] == ["L2", "L3"]
-    assert [t.get_text() for t in flow.plot(ax=Figure().subplots()).get_xticklabels()][-1] == "next after L3"
+    assert [t.get_text() for t in flow.plot(ax=Figure().subplots()).get_xticklabels()][-1] == "L4"
 
 
 def test_flow_is_drawn_from_a_layer_to_another_and_not_as_pairs_of_one(results: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ def measure(recording: Recording, name: str, of: LabelFamilies | None = None, fa
     about = provenance(recording, of)
     if name in OF_ROUTES:
         values, axes = OF_ROUTES[name](recording)
-        return Measure(name, values, axes, about)
+        return Measure(name, values, axes, about | {"layers": list(recording.layers)})
     if name not in OF_COUNTS:
         raise unknown("measure", name, (*OF_COUNTS, *OF_ROUTES))
     if name in OF_LABELS and of is None:

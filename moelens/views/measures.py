@@ -123,7 +123,7 @@ def _pairs(measure: Measure, ax: Axes, layer: int) -> Axes:
     layers, experts = measure.axes["layer"], measure.axes["expert"]
     at = layers.index(layer)
     values = np.array(measure.values[at], float)
-    order, told = np.arange(len(experts)), f"\nrows: L{layer}, columns: {_next(layers, at)}"
+    order, told = np.arange(len(experts)), f"\nrows: L{layer}, columns: {_next(measure, at)}"
     if measure.name != FLOW:
         order, told = cluster_order(values), f"\nlayer {layer}, experts clustered"
         values = values[np.ix_(order, order)]
@@ -153,8 +153,9 @@ def _bar(ax: Axes, scale: ScalarMappable, measure: Measure, **place: float) -> N
     bar.set_label(UNITS.get(measure.name, ""), fontsize=8)
 
 
-def _next(layers: Sequence[int], at: int) -> str:
-    """The layer that the tokens of one go to next; a measure of flow does not name that after its last."""
+def _next(measure: Measure, at: int) -> str:
+    """The layer that the tokens of one go to next; the axis of a measure of flow ends before the last."""
+    layers = measure.provenance.get("layers", measure.axes["layer"])
     return f"L{layers[at + 1]}" if at + 1 < len(layers) else f"next after L{layers[at]}"
 
 
@@ -189,7 +190,7 @@ def flow_plot(
         tops = [_column(ax, x, sizes[x] / sizes[x].sum(), shown[x]) for x in range(len(sizes))]
         for x, flow in enumerate(flows):
             _streams(ax, x, _folded(flow / flow.sum(), shown[x], shown[x + 1]), tops[x], tops[x + 1], shown[x])
-        ax.set_xticks(range(len(sizes)), [*(f"L{n}" for n in chosen), _next(known, at[-1])])
+        ax.set_xticks(range(len(sizes)), [*(f"L{n}" for n in chosen), _next(measure, at[-1])])
         ax.set_yticks([])
         ax.set_xlim(-0.2, len(sizes) - 0.8)
         ax.set_ylim(1.02, -0.02)
