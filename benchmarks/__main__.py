@@ -78,7 +78,7 @@ def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all but causal if none is named")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/ and aozora/, the development data")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/ and aozora/")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
