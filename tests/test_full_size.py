@@ -100,7 +100,7 @@ def write_checkpoint(folder: Path, config: DeepseekV3Config) -> None:
 
     for number, (name, rows, columns) in enumerate(linears(config)):
         if (rows, columns) not in patterns:
-            patterns[rows, columns] = (torch.randn(rows, columns) * 100).to(torch.float8_e4m3fn)
+            patterns[rows, columns] = (torch.randn(rows, columns) * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
         turned = patterns[rows, columns].view(torch.uint8).roll((number * 7, number * 13), (0, 1))
         stored[name + ".weight"] = turned.view(torch.float8_e4m3fn)
         scales = torch.full((-(-rows // BLOCK), -(-columns // BLOCK)), 0.01 / columns**0.5)
