@@ -56,15 +56,14 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
     Every token is read as bytes, in byte-level BPE's alphabet and in SentencePiece's (`▁`, `<0x0A>`), and the reading
     is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. WordPiece's tokens
     are found in the text, white space aside. Where none of these is the text, because the tokenizer rewrites it, the
-    tokenizer's own offsets are taken: overlapping tokens are partial, and characters
-    that no token claims, other than white space, go to the token before them. For a slow tokenizer, which gives none,
-    the known tokens are looked up in the text without case, marks and width, and unknown words that follow one another
-    share what lies between. A character shared by several tokens
-    belongs whole to each of them. Special tokens that the text spells out, as chat templates do, stand for themselves;
-    others are empty and stand where the token before them ended.
+    tokenizer's own offsets are taken: overlapping tokens are partial, and characters that no token claims, other than
+    white space, go to the token before them. For a slow tokenizer, which gives none, the known tokens are looked up in
+    the text without case, marks and width, and unknown words that follow one another share what lies between. A
+    character shared by several tokens belongs whole to each of them. Special tokens that the text spells out, as chat
+    templates do, stand for themselves; others are empty and stand where the token before them ended.
 
     Raises:
-        CheckError: `ids` are not what the tokenizer makes of `text`, or it gives neither bytes nor offsets.
+        CheckError: `ids` are not what the tokenizer makes of `text`, or those of a slow one are not found in it.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -244,11 +243,10 @@ def _looked_up(tokenizer: Any, text: str, ids: list[int], tokens: Sequence[_Toke
         for gap, run in runs:
             words = (_folded(tokens[i].text.removeprefix(WORDPIECE)) for i in run)
             parts.append(f"({some})" if gap else "".join(f"({re.escape(word)})" for word in words))
+        # (?>) does not come back to a run: where there is any match, the leftmost of each run leads to one
         for n in range(1 - runs[0][0], len(parts) - 2, 2) if runs else ():
-            parts[n], parts[n + 1] = (
-                "(?>" + parts[n],
-                parts[n + 1] + ")",
-            )  # where any match is, the leftmost leads to one
+            parts[n] = "(?>" + parts[n]
+            parts[n + 1] += ")"
         if match := re.fullmatch("".join(parts), folded, re.DOTALL):
             for owner, (start, end) in zip(owners, match.regs[1:], strict=True):
                 if end > start:
