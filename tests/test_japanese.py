@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import FrozenInstanceError, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -301,8 +302,24 @@ def test_labels_on_disk(tmp_path):
         assert pq.read_metadata(tmp_path / "labels" / f"{file}.parquet").num_rows == 6
     assert labels.table("pos", ["lemma"])["lemma"].to_pylist() == ["", "届ける", "。", "", "雨", "。"]
     assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "o-itasu", "", "", "", ""]
+    assert labels.table("honorifics", ["plain"])["plain"].to_pylist() == ["", "届ける", "", "", "", ""]
     assert shown(labels, "reference") == ["", "主語なし・話し手側", "", "", "", ""]
     assert shown(labels, "register") == ["", "honorific", "honorific", "", "plain", "plain"]
+
+
+def test_what_an_ambiguous_form_may_be_stands_beside_it(tmp_path):
+    table = label(FakeRecording(tmp_path, "食べ|られ|ます|。")).table("honorifics")
+    assert table["honorific_form.ambiguous"].to_pylist() == [False, True, True, False, False]
+    assert table["readings"].to_pylist() == ["", "可能・受身・尊敬", "可能・受身・尊敬", "", ""]
+    assert table["plain"].to_pylist() == ["", "食べる", "食べる", "", ""]
+
+
+@pytest.mark.parametrize("found", [analyze("先生が来る"), honorifics("お届けします"), register("雨です。")])
+def test_what_is_found_is_frozen_and_compares_by_what_it_holds(found):
+    assert replace(found[0], start=0) == found[0]
+    assert replace(found[0], end=9) != found[0]
+    with pytest.raises(FrozenInstanceError):
+        found[0].start = 3
 
 
 def test_documents_without_tokens_are_passed_over(tmp_path):

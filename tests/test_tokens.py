@@ -215,6 +215,8 @@ def slow_wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BertJapaneseToke
         ("鬱\n先生 か", [("鬱", False), ("先生", False), ("か", False)]),
         ("か\u200dが", [("か", False), ("", False), ("が", False)]),
         ("鬱", [("鬱", False)]),
+        ("鬱[SEP]鬱先生[SEP]", [("鬱", False), ("[SEP]", False), ("鬱", False), ("先生", False), ("[SEP]", False)]),
+        ("[CLS]鬱", [("[CLS]", False), ("鬱", False)]),
     ],
 )
 def test_unknown_words_of_a_slow_tokenizer_lie_between_the_known(

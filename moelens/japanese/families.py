@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moelens.japanese.functions import FUNCTIONS, REFERENCES, functions, references
-from moelens.japanese.honorifics import honorifics
+from moelens.japanese.honorifics import HonorificSpan, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, analyze
 from moelens.japanese.register import ENDINGS, REGISTERS, document_register, registers
 from moelens.japanese.rules import CLASSES, RAISED
@@ -57,13 +57,13 @@ class CharacterLabels:
         has: bool `[character, column]`, the columns those of `COLUMNS`.
         morpheme: `[character]`, the number of the morpheme that holds it; -1 between morphemes.
         morphemes: the morphemes.
-        rule: `[character]`, the name of the honorific rule that marked it, "" for none.
+        honorific: `[character]`, the honorific that holds it, None for none.
     """
 
     has: Bools
     morpheme: Ints
     morphemes: tuple[Morpheme, ...]
-    rule: list[str]
+    honorific: list[HonorificSpan | None]
 
 
 def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabels:
@@ -71,18 +71,20 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
     morphemes = analyze(text, analyser)
     has: Bools = np.zeros((len(text), len(COLUMNS)), dtype=np.bool_)
     inside = np.full(len(text), -1, dtype=np.int64)
-    rule = [""] * len(text)
+    honorific: list[HonorificSpan | None] = [None] * len(text)
     for number, m in enumerate(morphemes):
         inside[m.start : m.end] = number
-    for start, end, column in _labels(text, morphemes, rule):
+    for start, end, column in _labels(text, morphemes, honorific):
         place = _PLACE.get(column)
         if place is not None:
             has[start:end, place] = True
-    return CharacterLabels(has, inside, morphemes, rule)
+    return CharacterLabels(has, inside, morphemes, honorific)
 
 
-def _labels(text: str, morphemes: tuple[Morpheme, ...], rule: list[str]) -> Iterator[tuple[int, int, str]]:
-    """Start, end and column of every label; writes the rules' names to `rule`."""
+def _labels(
+    text: str, morphemes: tuple[Morpheme, ...], honorific: list[HonorificSpan | None]
+) -> Iterator[tuple[int, int, str]]:
+    """Start, end and column of every label; writes the honorifics to `honorific`."""
     for m in morphemes:
         form = m.cform.partition("-")[0]
         for column in (f"pos.{m.pos[0]}", f"script.{m.script}", f"goshu.{m.goshu}", f"conjugation.{form}"):
@@ -91,7 +93,7 @@ def _labels(text: str, morphemes: tuple[Morpheme, ...], rule: list[str]) -> Iter
     spans = honorifics(text, morphemes)
     prefixes = {m.start: m.end for m in morphemes if m.lemma == "御" and m.pos[0] == "接頭辞"}
     for span in spans:
-        rule[span.start : span.end] = [span.rule] * (span.end - span.start)
+        honorific[span.start : span.end] = [span] * (span.end - span.start)
         yield from ((span.start, span.end, f"honorifics.{name}") for name in span.classes)
         yield from ((span.start, span.end, f"raises.{name}") for name in span.raises if span.classes)
         if span.start in prefixes:

@@ -153,8 +153,9 @@ def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Mo
             possible ^= bit
             tries.append((bit.bit_length() - 1, at))
     taken: set[int] = set()
+    rules = rulebook().rules
     for number, at in sorted(tries):  # the earliest rule first
-        rule = rulebook().rules[number]
+        rule = rules[number]
         if laid := _lay(rule.pattern, fitting, at):
             marked, words = laid
             if taken.isdisjoint(marked):
@@ -175,13 +176,21 @@ def _lay(pattern: Sequence[Step], row: Sequence[int], at: int) -> tuple[range, l
 
 def _cuts(pattern: Sequence[Step], row: Sequence[int], at: int, i: int = 0) -> tuple[int, ...] | None:
     """The pattern's steps from `i` on laid from `at` on, the longest way first: the place after each step."""
-    if i == len(pattern):
-        return ()
-    step, reach = pattern[i], at
+    single = []  # most steps are one morpheme, and leave no choice
+    for step in pattern[i:]:
+        if step.optional or step.most > 1:
+            break
+        if not row[at] & step.bit:
+            return None
+        at += 1
+        single.append(at)
+    else:
+        return tuple(single)
+    reach = at
     while reach < at + step.most and row[reach] & step.bit:  # nothing fits beyond the sentence
         reach += 1
     for end in range(reach, at - step.optional, -1):
-        tail = _cuts(pattern, row, end, i + 1)
+        tail = _cuts(pattern, row, end, i + len(single) + 1)
         if tail is not None:
-            return end, *tail
+            return *single, end, *tail
     return None

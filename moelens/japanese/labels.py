@@ -29,6 +29,7 @@ Policy = Literal["last", "any", "majority"]
 Ints = npt.NDArray[np.int32]
 
 _WORDS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
+_HONORIFIC = ("rule", "plain", "readings")
 _CHUNK = 100_000  # characters that are labelled together
 _POSITION = COLUMNS.index("position.begin")
 
@@ -118,8 +119,9 @@ def label(
     Special tokens, which cover no characters, have no label.
 
     Writes one Parquet file for each of morphology, function, honorifics, reference and register to `labels/`, one row
-    a token, one column a label (`pos.名詞`, `honorifics.尊敬語`), and beside them the levels of the part of speech,
-    conjugation, lemma and its reading, and the rule that found the honorific, of the token's last character.
+    a token, one column a label (`pos.名詞`, `honorifics.尊敬語`), and beside them, of the token's last character, the
+    levels of the part of speech, conjugation, lemma and its reading; the rule that found the honorific, what would be
+    said without it and, where that is not certain, what it may be (尊敬・可能・受身, the likeliest first).
     `processes` share the work, and documents are written as they are done. By default these are as many as there are
     cores, but one in a script: a process begins by importing the script, so ask for several from under
     `if __name__ == "__main__":`.
@@ -201,6 +203,7 @@ def _label_text(text: str, start: Ints, end: Ints, policy: Policy, analyser: Ana
     has = on_tokens(labels.has, start, end, policy, labels.morpheme >= 0)
     last = last_characters(labels.morpheme >= 0, start, end)
     words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
+    spans = [labels.honorific[i] if i >= 0 else None for i in last]
     for row, m in enumerate(words):
         if m is not None:
             begins, ends = start[row] <= m.start, end[row] >= m.end
@@ -208,7 +211,9 @@ def _label_text(text: str, start: Ints, end: Ints, policy: Policy, analyser: Ana
     told = {
         **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
         **{name: [getattr(m, name) if m else "" for m in words] for name in _WORDS[4:]},
-        "rule": [labels.rule[i] if i >= 0 else "" for i in last],
+        "rule": [span.rule if span else "" for span in spans],
+        "plain": ["・".join(span.plain) if span else "" for span in spans],
+        "readings": ["・".join(span.readings) if span else "" for span in spans],
     }
     return pa.table(
         {column: has[:, i] for i, column in enumerate(COLUMNS)} | {k: pa.array(v, pa.string()) for k, v in told.items()}
@@ -260,7 +265,7 @@ def _write(folder: Path, tables: Iterator[Any], facts: dict[str, str]) -> Labels
     """Write the tables one after another, each file under another name until all are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {f"moelens.{name}": value for name, value in facts.items()}
-    words = {"morphology": _WORDS, "honorifics": ("rule",)}
+    words = {"morphology": _WORDS, "honorifics": _HONORIFIC}
     columns = {
         file: [c for c in COLUMNS if c.partition(".")[0] in held] + list(words.get(file, ()))
         for file, held in FILES.items()

@@ -234,15 +234,18 @@ def _looked_up(tokenizer: Any, text: str, ids: list[int], tokens: Sequence[_Toke
     """The spans `[token, 2]` of a slow tokenizer's tokens: the leftmost at which the text holds all that are known."""
     letters = [(at, letter) for at, c in enumerate(text) for letter in _folded(c)]
     folded = "".join(letter for _, letter in letters)
-    held = [i for i, token in enumerate(tokens) if ids[i] == tokenizer.unk_token_id or not token.special]
-    runs = [(gap, list(run)) for gap, run in groupby(held, lambda i: ids[i] == tokenizer.unk_token_id)]
+    unknown = tokenizer.unk_token_id
+    held = [i for i, t in enumerate(tokens) if ids[i] == unknown or not t.special or t.text in text]
+    runs = [(gap, list(run)) for gap, run in groupby(held, lambda i: ids[i] == unknown)]
     owners = [owner for gap, run in runs for owner in ([run] if gap else [[i] for i in run])]
+    added = {i for i in (0, len(ids) - 1) if ids and tokens[i].special}  # perhaps not by the text
     spans = np.zeros((len(ids), 2), np.int32)
     for some in (".+?", ".*?"):  # folding may leave nothing of an unknown word
         parts = []
         for gap, run in runs:
-            words = (_folded(tokens[i].text.removeprefix(WORDPIECE)) for i in run)
-            parts.append(f"({some})" if gap else "".join(f"({re.escape(word)})" for word in words))
+            words = (re.escape(_folded(tokens[i].text.removeprefix(WORDPIECE))) for i in run)
+            known = (f"({word})" + "?" * (i in added) for i, word in zip(run, words, strict=True))
+            parts.append(f"({some})" if gap else "".join(known))
         # (?>) does not come back to a run: where there is any match, the leftmost of each run leads to one
         for n in range(1 - runs[0][0], len(parts) - 2, 2) if runs else ():
             parts[n] = "(?>" + parts[n]
