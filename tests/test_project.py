@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -58,3 +59,41 @@ def test_torch_range_admits_the_version_developed_on() -> None:
 
     torch = next(r for d in PROJECT["dependencies"] if (r := Requirement(d)).name == "torch")
     assert torch.specifier.contains("2.13.0")
+
+
+INSIDE, WITH = "neurons and expert_outputs of two layers", ", with neurons and expert outputs of two layers "
+
+
+def quoted() -> dict[str, str]:
+    """What the README says of costs and causes, as the benchmarks printed it."""
+    results = ROOT / "benchmarks" / "results"
+    run = json.loads((results / "all.json").read_text("utf-8"))
+    shapes = run["capture"]["models"].values()
+    said = {}
+    for way in next(iter(shapes)):
+        medians = [shape[way]["time over bare"]["median"] for shape in shapes]
+        held = [shape[way]["MB held"] for shape in shapes]
+        said[way] = f"| {way} | {min(medians):.2f}–{max(medians):.2f} | {min(held)}–{max(held)} |"
+    for model, found in run["recording"]["throughput"].items():
+        routes, inside = (found[f"{what} / bare, in seconds"]["median"] for what in ("routes", INSIDE))
+        said[model] = f"{routes:.2f}{' and ' if model == 'bundled model' else WITH}{inside:.2f}"
+    counting = run["analysis"]
+    said["analysis"] = f"{counting['one label']['times duckdb']} times DuckDB's speed for one label,"
+    said["60 labels"] = f"{counting['60 labels']['times duckdb']} times for 60"
+    for name, scores in run["honorifics"].items():
+        if score := scores.get("f1", scores.get("accuracy")):
+            said[name] = f"{score:.3f}".lstrip("0")
+    for row in (results / "causal-demo.md").read_text("utf-8").splitlines():
+        kind, *cells = [cell.strip() for cell in row.strip("|").split("|")]
+        if len(cells) > 9 and cells[0].isdigit():
+            n, margin, _, change, interval, _, _, controls, _, p, _ = cells
+            said[kind] = f"| {kind} | {n} | {margin} | {change} {interval} | {controls} | {p} |"
+    return said
+
+
+QUOTED = quoted()
+
+
+@pytest.mark.parametrize("name", QUOTED)
+def test_the_readme_says_what_the_benchmarks_printed(name: str) -> None:
+    assert QUOTED[name] in (ROOT / "README.md").read_text("utf-8")
