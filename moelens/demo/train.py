@@ -1,122 +1,59 @@
-"""Train the bundled demo model from scratch: `python -m moelens.demo.train --corpus FOLDER --out DIR`.
+"""Train the bundled demo model: `python -m moelens.demo.train --works FOLDER --dialogues FOLDER --out DIR`.
 
-A `DeepseekV3ForCausalLM` small enough for two CPU cores, balanced without an auxiliary loss: after each step every
+A `DeepseekV3ForCausalLM` small enough for one CPU core, balanced without an auxiliary loss: after each step every
 expert's selection bias moves by a fixed amount towards the mean load (Wang et al. 2024, arXiv 2408.15664). The run
-is seeded and resumes from `DIR/checkpoint`; it ends by writing the model, its tokenizer and its card.
+is seeded and resumes from `DIR/checkpoint`; it ends by writing the model, its tokenizer and its card. It runs on a
+CUDA device where there is one. `--measure` prints tokens a second for each way to compute a step, and stops.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
-import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moelens.demo.card import Report, write_card
-from moelens.demo.trigram import trigram_nats
-from moelens.models.tokens import byte_alphabet
+from moelens.demo.card import write_card
+from moelens.demo.evaluate import measure
+from moelens.demo.texts import Ints, Rows, build_tokenizer, encode, read_documents, row_starts
 
-Ints = NDArray[np.int64]
-BOS, EOS = "<s>", "</s>"
-SCRIPT_RUNS = "[一-龥々]+|[ぁ-ゖ]+|[ァ-ヶー]+|[a-zA-Z]+|[0-9０-９]+|[^一-龥々ぁ-ゖァ-ヶーa-zA-Z0-9０-９]"
+SOURCES = ("works", "dialogues")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides the result, besides the corpus."""
 
-    steps: int = 6000
-    rows: int = 16
-    context: int = 128
+    steps: int = 5600
+    rows: int = 32
+    context: int = 256
+    dialogue_share: float = 0.36  # of all rows
     vocab_size: int = 6000
-    max_chars: int = 12_000  # per document, so that long novels do not crowd out the rest
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup: int = 100
-    decay: float = 0.3  # the last part of the run, in which the learning rate falls linearly
+    decay: float = 0.4  # the last part of the run, in which the learning rate falls linearly
     bias_step: float = 0.002
+    capacity: float = 1.5  # rows an expert computes in a training step, over the mean; tokens beyond it skip the expert
     seed: int = 0
 
     @property
     def seen_tokens(self) -> int:
         """Tokens of the corpus in all batches; each row begins with <s>."""
         return self.steps * self.rows * (self.context - 1)
-
-
-def read_documents(corpus: str, pattern: str = "") -> Iterator[str]:
-    """Texts of a folder's `.txt`, `.jsonl` and `.jsonl.gz` files whose names contain `pattern`, or of a hub dataset."""
-    folder = Path(corpus)
-    if not folder.is_dir():
-        from datasets import load_dataset
-
-        yield from (row["text"] for row in load_dataset(corpus, split="train", streaming=True))
-        return
-    for path in sorted(p for p in folder.iterdir() if pattern in p.name):
-        if path.name.endswith((".jsonl", ".jsonl.gz")):
-            with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as f:
-                yield from (json.loads(line)["text"] for line in f if line.strip())
-        elif path.suffix == ".txt":
-            yield path.read_text(encoding="utf-8")
-
-
-def split_documents(corpus: str, recipe: Recipe) -> tuple[list[str], list[str]]:
-    """Training and held-out texts: files named train* and valid* where a folder has them, else every 50th document."""
-    train = list(read_documents(corpus, "train")) if Path(corpus).is_dir() else []
-    held_out = list(read_documents(corpus, "valid")) if train else []
-    if not held_out:
-        texts = train or list(read_documents(corpus))
-        held_out, train = texts[::50], [t for i, t in enumerate(texts) if i % 50]
-    if not train:
-        raise SystemExit(f"no text found in {corpus!r}: give a folder of .txt or .jsonl[.gz] files, or a hub dataset")
-    order = np.random.default_rng(recipe.seed).permutation(len(train))
-    return [train[i][: recipe.max_chars] for i in order], [t[: recipe.max_chars // 2] for t in held_out]
-
-
-def build_tokenizer(texts: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
-    """Byte-level BPE within runs of one script, so that no token mixes kanji, kana and punctuation."""
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(SCRIPT_RUNS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(
-        (t[:4000] for t in texts[:1500]),
-        trainers.BpeTrainer(
-            vocab_size=recipe.vocab_size,
-            special_tokens=[BOS, EOS],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tok.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tok, bos_token=BOS, eos_token=EOS, pad_token=EOS, model_max_length=512
-    )
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Ints:
-    """All texts as one stream of ids, each between <s> and </s>."""
-    parts: list[list[int]] = []
-    for start in tqdm(range(0, len(texts), 64), desc="tokenizing", leave=False):
-        batch = tokenizer.backend_tokenizer.encode_batch(texts[start : start + 64])
-        parts.extend([*e.ids, 1] for e in batch)
-    return np.concatenate([np.array(p, dtype=np.int64) for p in parts])
 
 
 def build_model(recipe: Recipe) -> DeepseekV3ForCausalLM:
@@ -151,24 +88,71 @@ def build_model(recipe: Recipe) -> DeepseekV3ForCausalLM:
     )
     config._experts_implementation = "grouped_mm"
     model = DeepseekV3ForCausalLM(config)
-    for gate in routers(model):
-        torch.nn.init.normal_(gate.weight, std=0.02)
+    for gate in _routers(model):
+        nn.init.normal_(gate.weight, std=0.02)
     return model
 
 
-def routers(model: DeepseekV3ForCausalLM) -> list[Any]:
+def _routers(model: DeepseekV3ForCausalLM) -> list[Any]:
     return [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
 
 
-def build_optimizers(model: DeepseekV3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the rest (embeddings, gates, norms and the three-dimensional experts)."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "gate.weight" not in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
-        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.01),
-    ]
+def padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]:
+    """An experts implementation whose shapes do not depend on the routing, which compiles to one graph.
+
+    Each expert computes `capacity` times its mean number of rows, as in Switch (Fedus et al. 2022, arXiv 2101.03961,
+    section 2.2): a token beyond it gets nothing from that expert. It runs in the dtype that autocast chooses.
+    """
+
+    def forward(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        (tokens, k), number, width = ids.shape, experts.num_experts, hidden.shape[1]
+        room = -(-int(capacity * tokens * k / number) // 16) * 16
+        expert, order = ids.flatten().sort(stable=True)
+        first = torch.searchsorted(expert, torch.arange(number, device=ids.device))
+        place = torch.arange(tokens * k, device=ids.device) - first[expert]
+        slot = torch.where(place < room, expert * room + place, number * room)  # the last row is thrown away
+        dtype = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else hidden.dtype
+        rows = hidden.to(dtype).new_zeros(number * room + 1, width).index_put((slot,), hidden.to(dtype)[order // k])
+        gate, up = torch.bmm(rows[:-1].view(number, room, width), experts.gate_up_proj.transpose(1, 2)).chunk(2, -1)
+        out = torch.bmm(F.silu(gate) * up, experts.down_proj.transpose(1, 2)).view(number * room, width)
+        out = torch.cat([out, out.new_zeros(1, width)])
+        back = torch.empty_like(slot).index_put((order,), slot)
+        return (out[back].view(tokens, k, width) * weights[..., None]).sum(1).to(hidden.dtype)
+
+    return forward
+
+
+class Optimizers:
+    """Muon for the matrices, each expert's among them; AdamW for embeddings, gates and norms."""
+
+    def __init__(self, model: DeepseekV3ForCausalLM, recipe: Recipe) -> None:
+        named = dict(model.named_parameters())
+        matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n and "gate.weight" not in n]
+        # Muon takes matrices alone: those of an expert are views of the parameter that holds all of a layer.
+        self._stacked = {n: p for n, p in named.items() if p.ndim == 3}
+        self._views = {n: [nn.Parameter(m) for m in p.data.unbind()] for n, p in self._stacked.items()}
+        matrices += [view for views in self._views.values() for view in views]
+        rest = [p for n, p in named.items() if p.ndim == 1 or "embed" in n or "gate.weight" in n]
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=recipe.muon_lr, weight_decay=0.01),
+            torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.95), weight_decay=0.01),
+        ]
+        self._base = [[group["lr"] for group in o.param_groups] for o in self.all]
+        self._parameters = list(named.values())
+
+    def step(self, factor: float) -> None:
+        """One step at `factor` times the learning rates, with the gradient's norm clipped at 1."""
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for name, views in self._views.items():
+            grad = self._stacked[name].grad
+            for view, own in zip(views, grad.unbind() if grad is not None else [None] * len(views), strict=True):
+                view.grad = own
+        for optimizer, rates in zip(self.all, self._base, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimizer.step()
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def schedule(step: int, recipe: Recipe) -> float:
@@ -181,14 +165,14 @@ class Balance:
     """Counts the tokens each expert receives and moves the selection biases against the imbalance."""
 
     def __init__(self, model: DeepseekV3ForCausalLM) -> None:
-        self.gates = routers(model)
-        self.load = torch.zeros(len(self.gates), self.gates[0].num_experts)
-        for row, gate in enumerate(self.gates):
-            gate.register_forward_hook(self._counter(row))
+        self.gates = _routers(model)
+        self.load = torch.zeros(len(self.gates), self.gates[0].num_experts, device=model.device)
+        self._handles = [gate.register_forward_hook(self._counter(row)) for row, gate in enumerate(self.gates)]
 
-    def _counter(self, row: int) -> Any:
-        def count(module: Any, args: Any, output: tuple[torch.Tensor, ...]) -> None:
-            self.load[row] += torch.bincount(output[2].flatten(), minlength=module.num_experts)
+    def _counter(self, row: int) -> Callable[..., None]:
+        def count(module: Any, args: Any, output: tuple[Tensor, ...]) -> None:
+            ids = output[2].flatten()
+            self.load[row].scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))
 
         return count
 
@@ -199,26 +183,9 @@ class Balance:
         self.load.zero_()
 
 
-def sentence_starts(stream: Ints, tokenizer: PreTrainedTokenizerFast) -> Ints:
-    """Positions `[start]` right after <s>, a full stop, a closing bracket or a line end: rows begin there."""
-    ends = np.zeros(len(tokenizer), dtype=bool)
-    for token, i in tokenizer.get_vocab().items():
-        text = tokenizer.backend_tokenizer.decoder.decode([token])
-        ends[i] = token == BOS or text.endswith(("。", "」", "！", "？", "\n"))
-    return np.flatnonzero(ends[stream[:-1]]) + 1
-
-
-def batch(stream: Ints, starts: Ints, step: int, recipe: Recipe) -> torch.Tensor:
-    """`[rows, context]` ids: <s>, then text from the beginning of a sentence. Decided by seed and step alone."""
-    usable = starts[: np.searchsorted(starts, len(stream) - recipe.context)]
-    at = np.random.default_rng([recipe.seed, step]).choice(usable, recipe.rows)
-    rows = stream[at[:, None] + np.arange(recipe.context - 1)]
-    return torch.from_numpy(np.pad(rows, ((0, 0), (1, 0))))  # <s> is id 0
-
-
-def save_checkpoint(folder: Path, step: int, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: Optimizers) -> None:
     tensors = {f"model.{k}": v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    for i, optimizer in enumerate(optimizers):
+    for i, optimizer in enumerate(optimizers.all):
         for key, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}.{n}": v.clone() for n, v in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -226,15 +193,14 @@ def save_checkpoint(folder: Path, step: int, model: torch.nn.Module, optimizers:
     (folder / "next.safetensors").replace(folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
+def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers) -> int:
+    """Take up the run in `folder`. Returns the number of steps done."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
-    from safetensors import safe_open
-
     tensors = load_file(path)
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")}, strict=False)
-    for i, optimizer in enumerate(optimizers):
+    for i, optimizer in enumerate(optimizers.all):
         whole = optimizer.state_dict()
         for name, value in tensors.items():
             if name.startswith(f"optimizer.{i}."):
@@ -245,75 +211,55 @@ def load_checkpoint(folder: Path, model: torch.nn.Module, optimizers: list[torch
         return int(f.metadata()["step"])
 
 
-def train(model: DeepseekV3ForCausalLM, stream: Ints, starts: Ints, recipe: Recipe, checkpoint: Path) -> None:
-    optimizers, balance = build_optimizers(model, recipe), Balance(model)
-    base = [[group["lr"] for group in o.param_groups] for o in optimizers]
-    first = load_checkpoint(checkpoint, model, optimizers)
-    recent: list[float] = []
-    model.train()
+class Step:
+    """A training step: forward, backward, optimizers, balance."""
+
+    def __init__(self, model: DeepseekV3ForCausalLM, recipe: Recipe, *, bf16: bool, compiled: bool) -> None:
+        ALL_EXPERTS_FUNCTIONS.register("padded", padded_experts(recipe.capacity))
+        model.set_experts_implementation("padded")
+        model.set_attn_implementation("eager")  # the fused kernel is slower in bfloat16 on a CPU
+        self.model, self.recipe, self.bf16 = model.train(), recipe, bf16
+        self.optimizers, self.balance = Optimizers(model, recipe), Balance(model)
+        self._forward = torch.compile(model) if compiled else model
+
+    def __call__(self, ids: Ints, step: int) -> float:
+        batch = torch.from_numpy(ids).to(self.model.device)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = self._forward(input_ids=batch, labels=batch).loss
+        loss.backward()
+        factor = schedule(step, self.recipe)
+        self.optimizers.step(factor)
+        self.balance.move(self.recipe.bias_step * factor)
+        return float(loss.detach())
+
+
+def train(step: Step, rows: Rows, checkpoint: Path) -> None:
+    recipe = step.recipe
+    first = load_checkpoint(checkpoint, step.model, step.optimizers)
+    mean = 0.0
     with tqdm(total=recipe.steps, initial=first, desc="training", unit="step", mininterval=5) as bar:
-        for step in range(first, recipe.steps):
-            factor = schedule(step, recipe)
-            for optimizer, rates in zip(optimizers, base, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-            ids = batch(stream, starts, step, recipe)
-            loss = model(input_ids=ids, labels=ids).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            balance.move(recipe.bias_step * factor)
-            recent = [*recent[-99:], loss.item()]
-            bar.set_postfix(nats=f"{np.mean(recent):.3f}", refresh=False)
+        for number in range(first, recipe.steps):
+            loss = step(rows.batch(number, recipe.rows), number)
+            mean = loss if number == first else 0.98 * mean + 0.02 * loss
+            bar.set_postfix(nats=f"{mean:.3f}", refresh=False)
             bar.update()
-            if (step + 1) % 250 == 0:
-                save_checkpoint(checkpoint, step + 1, model, optimizers)
+            if (number + 1) % 100 == 0:
+                save_checkpoint(checkpoint, number + 1, step.model, step.optimizers)
 
 
-@torch.no_grad()
-def evaluate(
-    model: DeepseekV3ForCausalLM, stream: Ints, held_out: Ints, tokenizer: PreTrainedTokenizerFast, recipe: Recipe
-) -> dict[str, Any]:
-    """Held-out bits per character of model and trigram on the same tokens, and the load of every expert.
-
-    The model reads windows of `context` tokens, <s> first, that overlap by half, and each token counts once, in the
-    window where at least half of the context precedes it. The trigram always has its two predecessors.
-    """
-    model.eval()
-    balance, width = Balance(model), recipe.context - 1
-    stride = width // 2 + 1
-    windows = np.lib.stride_tricks.sliding_window_view(held_out, width)[::stride]
-    nats = []
-    for start in tqdm(range(0, len(windows), 32), desc="held-out text", leave=False):
-        ids = torch.from_numpy(np.pad(windows[start : start + 32], ((0, 0), (1, 0))))
-        logp = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
-        nats.append(-logp[:, -stride:].flatten().numpy())
-    scored = windows[:, -stride:].reshape(-1)
-    at = width - stride
-    context = held_out[at - 2 : at + scored.size]
-    trigrams = {"": stream, "_same_number": stream[: recipe.seen_tokens]}
-    counted = {name: trigram_nats(tokens, context, recipe.vocab_size) for name, tokens in trigrams.items()}
-    vocab = {i: t for t, i in tokenizer.get_vocab().items()}
-    # A byte-level token's characters are single bytes; a character of the text starts at each byte not 10xxxxxx.
-    alphabet = byte_alphabet()
-    starts = np.array(
-        [0 if vocab[i] in (BOS, EOS) else sum(alphabet[c] >> 6 != 2 for c in vocab[i]) for i in range(len(vocab))]
-    )
-    characters = float(starts[scored].sum())
-    load = balance.load.numpy() / balance.load.numpy().mean(axis=1, keepdims=True)
-    model_nats = np.concatenate(nats)
-    return {
-        "held_out_tokens": int(scored.size),
-        "characters_per_token": characters / scored.size,
-        "nats_per_token": float(model_nats.mean()),
-        "bits_per_character": float(model_nats.sum()) / math.log(2) / characters,
-        **{f"trigram_nats_per_token{n}": float(t.mean()) for n, t in counted.items()},
-        **{f"trigram_bits_per_character{n}": float(t.sum()) / math.log(2) / characters for n, t in counted.items()},
-        "load_max": load.max(axis=1).round(3).tolist(),
-        "load_min": load.min(axis=1).round(3).tolist(),
-    }
+def measure_speed(rows: Rows, recipe: Recipe, device: str) -> None:
+    """Print tokens a second for each way to compute a step of about as many tokens: median of five steps."""
+    for (shape, context), bf16, compiled in product([(64, 128), (32, 256)], [False, True], [False, True]):
+        tried = replace(recipe, rows=shape, context=context)
+        step = Step(build_model(tried).to(device), tried, bf16=bf16, compiled=compiled)
+        seconds = []
+        for number in range(8):  # the first three compile and warm up
+            started = time.perf_counter()
+            step(rows.batch(number, shape)[:, :context], number)
+            seconds.append(time.perf_counter() - started)
+        speed = shape * context / sorted(seconds[3:])[2]
+        kind = ("bfloat16" if bf16 else "float32") + (", compiled" if compiled else "")
+        print(f"{device}, {torch.get_num_threads()} threads, {shape} x {context}, {kind}: {speed:,.0f} tokens/s")
 
 
 def save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -331,38 +277,50 @@ def save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m moelens.demo.train", description=__doc__.splitlines()[0])
-    parser.add_argument("--corpus", required=True, help="folder of .txt or .jsonl[.gz] files, or a hub dataset's name")
-    parser.add_argument("--source", default="", help="what the corpus is and its licence: a sentence for the card")
+    for name in SOURCES:
+        parser.add_argument(f"--{name}", type=Path, required=True, help="folder of train*.jsonl[.gz], valid*.jsonl[.gz]")
     parser.add_argument("--out", type=Path, default=Path("demo-model"))
     parser.add_argument("--steps", type=int, default=Recipe.steps)
+    parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows of a step (%(default)s)")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--threads", type=int, default=1, help="of the processor (%(default)s)")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile")
+    parser.add_argument("--measure", action="store_true", help="print the speed of each way to compute, and stop")
     args = parser.parse_args(argv)
-    recipe = Recipe(steps=args.steps, seed=args.seed)
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    recipe = Recipe(steps=args.steps, rows=args.rows, seed=args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    texts, held_out_texts = split_documents(args.corpus, recipe)
-    tokenizer = build_tokenizer(texts, recipe)
-    stream, held_out = encode(tokenizer, texts), encode(tokenizer, held_out_texts)
+    texts = {name: read_documents(getattr(args, name), "train") for name in SOURCES}
+    held_out = {name: read_documents(getattr(args, name), "valid") for name in SOURCES}
+    samples = [t[:4000] for t in texts["works"][::2]] + texts["dialogues"][::3]
+    tokenizer = build_tokenizer(samples, recipe.vocab_size)
+    streams = {name: encode(tokenizer, own) for name, own in texts.items()}
+    width = recipe.context - 1
+    starts = [row_starts(stream, tokenizer, width) for stream in streams.values()]
+    shares = (1 - recipe.dialogue_share, recipe.dialogue_share)
+    rows = Rows(list(streams.values()), starts, shares, recipe.steps * recipe.rows, width, recipe.seed)
+    if args.measure:
+        return measure_speed(rows, recipe, device)
     if not (args.out / "model.safetensors").exists():  # else it was trained before, and is measured again
-        model = build_model(recipe)
-        train(model, stream, sentence_starts(stream, tokenizer), recipe, args.out / "checkpoint")
+        model = build_model(recipe).to(device)
+        train(Step(model, recipe, bf16=args.bf16, compiled=args.compile), rows, args.out / "checkpoint")
         save_model(model, tokenizer, args.out)
 
     # What is shipped is what is measured: the rounded weights, read back.
     shipped = DeepseekV3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, experts_implementation="grouped_mm")
-    measured = evaluate(shipped, stream, held_out, tokenizer, recipe)
-    report = Report(
-        corpus=args.source or args.corpus,
-        documents=(len(texts), len(held_out_texts)),
-        train_tokens=len(stream),
-        seen_tokens=recipe.seen_tokens,
-        parameters=sum(p.numel() for p in shipped.parameters()),
-        recipe=asdict(recipe),
-        **measured,
-    )
+    report = {
+        "documents": {name: [len(texts[name]), len(held_out[name])] for name in SOURCES},
+        "train_tokens": {name: len(stream) for name, stream in streams.items()},
+        "seen_tokens": recipe.seen_tokens,
+        "parameters": sum(p.numel() for p in shipped.parameters()),
+        "recipe": asdict(recipe),
+        "held_out": measure(shipped, tokenizer, streams, {n: encode(tokenizer, t) for n, t in held_out.items()}, recipe),
+    }
     write_card(report, args.out)
     shutil.rmtree(args.out / "checkpoint", ignore_errors=True)
-    tqdm.write(f"wrote {args.out}: {report.bits_per_character:.3f} bits a character")
 
 
 if __name__ == "__main__":

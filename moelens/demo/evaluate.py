@@ -1,0 +1,101 @@
+"""What the bundled model was trained to: held-out bits per character beside a trigram, and the load of the experts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
+
+from moelens.demo.texts import BOS, EOS, Ints
+from moelens.demo.trigram import trigram_nats
+from moelens.models.tokens import byte_alphabet
+
+if TYPE_CHECKING:
+    from moelens.demo.train import Recipe
+
+
+def measure(
+    model: DeepseekV3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    streams: Mapping[str, Ints],
+    held_out: Mapping[str, Ints],
+    recipe: Recipe,
+) -> dict[str, dict[str, Any]]:
+    """Measure a trained model on each held-out source.
+
+    The trigram is counted on all training tokens, of every source. Loads are relative to the mean of their layer.
+
+    Args:
+        model: the model, in float32.
+        tokenizer: its tokenizer.
+        streams: training tokens `[token]` of each source.
+        held_out: held-out tokens `[token]` of each source.
+        recipe: for the width of the windows and the vocabulary.
+
+    Returns:
+        For each source: `tokens`, `characters_per_token`, `nats_per_token`, `bits_per_character`, the same two for the
+        trigram, and `load_max`, `load_min` `[moe layer]`.
+    """
+    training = np.concatenate(list(streams.values()))
+    return {name: _measure_one(model.eval(), tokenizer, training, own, recipe) for name, own in held_out.items()}
+
+
+def _measure_one(
+    model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, training: Ints, held_out: Ints, recipe: Recipe
+) -> dict[str, Any]:
+    nats, scored, context, load = _read(model, held_out, recipe.context)
+    trigram = trigram_nats(training, context, recipe.vocab_size)
+    characters = float(_characters(tokenizer)[scored].sum())
+    return {
+        "tokens": int(scored.size),
+        "characters_per_token": characters / scored.size,
+        "nats_per_token": float(nats.mean()),
+        "bits_per_character": float(nats.sum()) / math.log(2) / characters,
+        "trigram_nats_per_token": float(trigram.mean()),
+        "trigram_bits_per_character": float(trigram.sum()) / math.log(2) / characters,
+        "load_max": load.max(axis=1).round(3).tolist(),
+        "load_min": load.min(axis=1).round(3).tolist(),
+    }
+
+
+@torch.no_grad()
+def _read(model: DeepseekV3ForCausalLM, held_out: Ints, context: int) -> tuple[Any, Ints, Ints, Any]:
+    """Nats of the scored tokens, these tokens, the same with the two before each, and loads `[layer, expert]`.
+
+    The model reads windows of `context` tokens, <s> first, that overlap by half, and each token counts once, in the
+    window where at least half of the context precedes it. The trigram always has its two predecessors.
+    """
+    gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    load = np.zeros((len(gates), gates[0].num_experts))
+
+    def count(row: int, ids: torch.Tensor) -> None:
+        load[row] += np.bincount(ids.flatten().numpy(), minlength=load.shape[1])
+
+    hooks = [g.register_forward_hook(lambda m, a, out, row=row: count(row, out[2])) for row, g in enumerate(gates)]
+    width = context - 1
+    stride = width // 2 + 1
+    windows = np.lib.stride_tricks.sliding_window_view(held_out, width)[::stride]
+    nats = []
+    for start in tqdm(range(0, len(windows), 32), desc="held-out text", leave=False):
+        ids = torch.from_numpy(np.pad(windows[start : start + 32], ((0, 0), (1, 0))))
+        logp = model(ids).logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+        nats.append(-logp[:, -stride:].flatten().numpy())
+    for hook in hooks:
+        hook.remove()
+    scored = windows[:, -stride:].reshape(-1)
+    at = width - stride
+    return np.concatenate(nats), scored, held_out[at - 2 : at + scored.size], load / load.mean(axis=1, keepdims=True)
+
+
+def _characters(tokenizer: PreTrainedTokenizerFast) -> Ints:
+    """Characters of the text that begin in each token, `[vocabulary]`."""
+    vocab = {i: t for t, i in tokenizer.get_vocab().items()}
+    alphabet = byte_alphabet()  # a byte-level token's characters are bytes; a character begins at each not 10xxxxxx
+    return np.array(
+        [0 if vocab[i] in (BOS, EOS) else sum(alphabet[c] >> 6 != 2 for c in vocab[i]) for i in range(len(vocab))]
+    )
