@@ -24,7 +24,7 @@ from moelens.analysis.tables import number
 from moelens.interventions import Attribution, Effect, attribute, effect, remove
 from moelens.interventions.causal import holm
 from moelens.interventions.effects import interval, signed
-from moelens.japanese.pairs import kinds, pairs
+from moelens.japanese.minimal_pairs import kinds, pairs
 
 HEADER = (
     "kind",

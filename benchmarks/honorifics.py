@@ -23,7 +23,7 @@ from typing import Any
 
 from moelens.japanese import HonorificSpan, analyze, honorifics, register
 from moelens.japanese.morphology import _unidic
-from moelens.japanese.register import REGISTERS
+from moelens.japanese.sentence_register import REGISTERS
 
 SHOWN = 25  # disagreements listed for each measure
 Scores = dict[str, Any]

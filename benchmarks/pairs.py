@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moelens.interventions.preference import wilson
-from moelens.japanese.pairs import Pair, kinds, pairs
+from moelens.japanese.minimal_pairs import Pair, kinds, pairs
 
 TRIGRAM_TOKENS = 1_000_000
 Score = Callable[[Sequence[tuple[str, str]]], list[float]]

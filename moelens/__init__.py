@@ -6,37 +6,53 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from moelens import display
+from moelens.version import __version__ as __version__
 
+display.set_loader(lambda: import_module("moelens.views.registry"))
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # of the libraries that would look names up
 
 _PUBLIC = {
     "Corpus": "recording",
     "Counts": "analysis",
     "HookedMoE": "models.hooked",
+    "Intervention": "interventions",
     "Labels": "japanese",
     "MoEShape": "models.structure",
     "MoeLensError": "errors",
     "Recording": "recording",
     "Specialization": "analysis",
+    "analyze": "analysis",
     "attribute": "interventions",
+    "causes": "interventions",
     "compare": "analysis",
     "effect": "interventions",
-    "explore": "views.explore",
+    "explore": "workflows.exploration",
     "export": "recording",
+    "force": "interventions",
     "hook": "models.hooked",
     "import_routes": "recording",
-    "info": "models.info",
-    "label": "japanese",
+    "info": "models.summary",
+    "label": "recording",
     "load": "models.loading",
     "load_hooks": "recipes",
+    "measure": "analysis",
+    "patch_outputs": "interventions",
+    "patch_routes": "interventions",
     "plan": "recording",
     "prefer": "interventions",
     "probe": "probes",
     "record": "recording",
-    "report": "reporting",
-    "run_demo": "demo.run",
-    "specialization": "analysis",
+    "remove": "interventions",
+    "remove_renorm": "interventions",
+    "replay": "interventions",
+    "report": "workflows.reporting",
+    "reroute": "interventions",
+    "run_demo": "workflows.demo_run",
+    "run_script": "commands.script",
+    "scale": "interventions",
+    "steer": "interventions",
+    "swap": "interventions",
     "trace": "tracing",
     "verify": "recording",
 }
@@ -45,51 +61,81 @@ __all__ = [
     "Corpus",
     "Counts",
     "HookedMoE",
+    "Intervention",
     "Labels",
     "MoEShape",
     "MoeLensError",
     "Recording",
     "Specialization",
     "__version__",
+    "analyze",
     "attribute",
+    "causes",
     "compare",
     "effect",
     "explore",
     "export",
+    "force",
     "hook",
     "import_routes",
     "info",
     "label",
     "load",
     "load_hooks",
+    "measure",
+    "patch_outputs",
+    "patch_routes",
     "plan",
     "prefer",
     "probe",
     "record",
+    "remove",
+    "remove_renorm",
+    "replay",
     "report",
+    "reroute",
     "run_demo",
-    "specialization",
+    "run_script",
+    "scale",
+    "steer",
+    "swap",
     "trace",
     "verify",
 ]
 
 if TYPE_CHECKING:
-    from moelens.analysis import Counts, Specialization, specialization
-    from moelens.analysis.compare import compare
-    from moelens.demo.run import run_demo
+    from moelens.analysis import Counts, Specialization, analyze, compare, measure
+    from moelens.commands.script import run_script
     from moelens.errors import MoeLensError
-    from moelens.interventions import attribute, effect, prefer
-    from moelens.japanese import Labels, label
+    from moelens.interventions import (
+        Intervention,
+        attribute,
+        causes,
+        effect,
+        force,
+        patch_outputs,
+        patch_routes,
+        prefer,
+        remove,
+        remove_renorm,
+        replay,
+        reroute,
+        scale,
+        steer,
+        swap,
+    )
+    from moelens.japanese import Labels
     from moelens.models.hooked import HookedMoE, hook
-    from moelens.models.info import info
     from moelens.models.loading import load
     from moelens.models.structure import MoEShape
+    from moelens.models.summary import info
     from moelens.probes import probe
     from moelens.recipes import load_hooks
-    from moelens.recording import Corpus, Recording, export, import_routes, plan, record, verify
-    from moelens.reporting import report
+    from moelens.recording import Corpus, Recording, export, import_routes, label, plan, record, verify
     from moelens.tracing import trace
-    from moelens.views.explore import explore
+    from moelens.workflows.demo_run import run_demo
+    from moelens.workflows.exploration import explore
+    from moelens.workflows.reporting import report
 
 
 _ROOMS = ("analysis", "interventions", "japanese", "models", "probes", "recording", "views")
@@ -110,7 +156,7 @@ def __dir__() -> list[str]:
 
 def load_ipython_extension(ipython: Any) -> None:
     """`%load_ext moelens`."""
-    from moelens.magics import MoeMagics
+    from moelens.commands.magics import MoeMagics
 
     magics = MoeMagics(ipython)
     ipython.register_magics(magics)

@@ -2,6 +2,6 @@
 
 import sys
 
-from moelens.cli import main
+from moelens.commands.command_line import main
 
 sys.exit(main())

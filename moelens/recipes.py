@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import importlib.util
 import inspect
@@ -55,21 +54,6 @@ def load_hooks(path: str | Path, **options: Any) -> Callable[[Any], Hooks]:
         return made
 
     return build
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """`--hooks FILE -o name=value`, for the commands that run a model."""
-    command.add_argument("--hooks", type=Path, metavar="FILE", help="recipe to run the model with, see hooks/README.md")
-    command.add_argument("-o", dest="options", action="append", default=[], metavar="NAME=VALUE", help="its options")
-
-
-def from_arguments(args: argparse.Namespace, model: Any) -> Hooks:
-    """The hooks that these arguments ask for; none without `--hooks`."""
-    if args.hooks is None:
-        if args.options:
-            raise MoeLensError(f"-o {args.options[0]} is an option of a recipe; give its file with --hooks")
-        return []
-    return load_hooks(args.hooks, **parse_options(args.options))(model)
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:

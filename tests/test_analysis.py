@@ -235,7 +235,7 @@ class FakeLabels:
 
 
 def test_specialization_of_a_recording_leaves_special_tokens_out() -> None:
-    result = specialization(FakeRecording(), FakeLabels(), permutations=19, min_tokens=5)
+    result = analyze(FakeRecording(), labels=FakeLabels(), permutations=19, min_tokens=5)
     assert result.n_tokens == 76
     assert result.family == "honorifics"
     assert result.provenance["model"] == "demo"
@@ -291,7 +291,7 @@ def test_errors_of_a_recording_and_of_a_result(tmp_path: Path) -> None:
     ]
     for error, text, family, labels in cases:
         with pytest.raises(error) as caught:
-            specialization(FakeRecording(), labels, family)
+            analyze(FakeRecording(), family, labels=labels)
         assert text in str(caught.value)
     with pytest.raises(UnknownNameError, match="unknown label '尊敬'; did you mean '尊敬語'"):
         planted().top(1, "尊敬")

@@ -80,7 +80,7 @@ def models(seed: int = 0) -> tuple[Run, Run, Labels]:
 
 def test_counts_shares_and_overlap_are_those_of_loops() -> None:
     a, b, labels = models()
-    found = compare(a, b, labels, permutations=19)
+    found = compare(a, b, labels=labels, permutations=19)
     assert found.names == ("all tokens", "尊敬語", "丁寧語")
     every = np.hstack([np.ones((T, 1), bool), labels.has])
     for layer, expert, label in np.ndindex(L, E, 3):
@@ -93,7 +93,7 @@ def test_counts_shares_and_overlap_are_those_of_loops() -> None:
 
 def test_what_tuning_moved_is_found_and_nothing_else() -> None:
     a, b, labels = models()
-    found = compare(a, b, labels)
+    found = compare(a, b, labels=labels)
     layer, expert, label, change = found.top(1, "尊敬語")[0]
     assert (layer, expert, label) == (2, 5, "尊敬語")
     assert change > 0.2
@@ -110,7 +110,7 @@ def test_what_tuning_moved_is_found_and_nothing_else() -> None:
 
 def test_the_same_model_twice_shows_no_change() -> None:
     a, _, labels = models()
-    found = compare(a, a, Labels(labels.has, Path("/runs/base/labels")), permutations=99)
+    found = compare(a, a, labels=Labels(labels.has, Path("/runs/base/labels")), permutations=99)
     assert not found.significant.any()
     assert (found.kept == 1).all()
     assert found.top(5) == ()
@@ -119,7 +119,7 @@ def test_the_same_model_twice_shows_no_change() -> None:
 
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])
 def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
-    found = compare(*models(), permutations=19)
+    found = compare(*models()[:2], None, permutations=19)
     again = Comparison.open(found.save(tmp_path / name))
     assert again.to_dict() == found.to_dict()
     assert again.top(3) == found.top(3)
@@ -149,8 +149,8 @@ def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exc
 def test_other_errors() -> None:
     a, b, labels = models()
     with pytest.raises(RecordingError, match="labels of recording '/runs/else' for recording '/runs/base'; label this"):
-        compare(a, b, Labels(labels.has, Path("/runs/else/labels")))
+        compare(a, b, labels=Labels(labels.has, Path("/runs/else/labels")))
     with pytest.raises(UnknownNameError, match="unknown label '敬語'"):
-        compare(a, b, labels, permutations=19).top(1, "敬語")
+        compare(a, b, labels=labels, permutations=19).top(1, "敬語")
     with pytest.raises(MoeLensError, match="1 document: labels cannot be compared between documents; allowed: 2 or"):
         compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)))

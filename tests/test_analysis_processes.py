@@ -26,7 +26,7 @@ def recording(tmp_path_factory: pytest.TempPathFactory) -> moelens.Recording:
 
 @pytest.mark.parametrize("given", ["script", ("position", "script")])
 def test_controls_of_a_recording(recording: moelens.Recording, given: str | tuple[str, ...]) -> None:
-    found = moelens.specialization(recording, moelens.Labels.open(recording), "pos", given=given, permutations=19)
+    found = moelens.analyze(recording, "pos", labels=moelens.Labels.open(recording), given=given, permutations=19)
     assert found.provenance["given"] == " × ".join((given,) if isinstance(given, str) else given)
     assert found.provenance["recording"] == str(recording.path)
     assert found.provenance["moelens"] == moelens.__version__
@@ -42,15 +42,15 @@ def test_a_recording_beside_itself(recording: moelens.Recording) -> None:
 
 def test_measures_of_a_recording(recording: moelens.Recording) -> None:
     labels = moelens.Labels.open(recording)
-    assert measure(recording, "layer_information", labels, "pos").values.max() > 0.05
+    assert measure(recording, "layer_information", "pos", labels=labels).values.max() > 0.05
     assert (measure(recording, "gate_score").values.sum(1) > 0).all()
-    whole = counts_of(recording, labels, "pos")
+    whole = counts_of(recording, "pos", labels=labels)
     assert measure(recording, "load").values == pytest.approx(whole.load())
 
 
 @pytest.mark.slow
 def test_two_processes_count_what_one_counts(recording: moelens.Recording, tmp_path: Path) -> None:
-    alone = moelens.specialization(recording, moelens.Labels.open(recording), given="position", permutations=99)
+    alone = moelens.analyze(recording, labels=moelens.Labels.open(recording), given="position", permutations=99)
     out = tmp_path / "two.json"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]
     command += ["analyze", str(recording.path), "--given", "position", "--permutations", "99", "--out", str(out)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

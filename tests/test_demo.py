@@ -11,12 +11,12 @@ import torch
 from tokenizers import Tokenizer
 
 import moelens
-from moelens.demo.run import run_demo
 from moelens.demo.train import Recipe, batch, main, sentence_starts
 from moelens.demo.trigram import trigram_nats
 from moelens.errors import RecordingError
 from moelens.models.loading import DEMO
 from moelens.recording import Corpus
+from moelens.workflows.demo_run import run_demo
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ import moelens
 from moelens.analysis import Specialization
 from moelens.recording import Recording
 from moelens.tracing import aligned
+from moelens.tracing.passages import Held
 from moelens.views import explore
-from moelens.views.explore import Explorer, verdict
-from moelens.views.passages import Held
+from moelens.views.explorer import Explorer, verdict
 from moelens.views.trace_view import TraceView
 
 TEXTS = ["社長がいらっしゃいました。<b>太字</b>", "資料をお送りいたします。", "雨が降っていた。"] * 12
@@ -207,7 +207,7 @@ def test_what_shows_a_part_says_so(
     assert "of the first" not in told(explorer)
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
-    monkeypatch.setattr("moelens.views.passages.MOST_TOKENS", 1)
+    monkeypatch.setattr("moelens.tracing.passages.MOST_TOKENS", 1)
     of = f"of the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
     assert told(Explorer(explorer.result, large, moelens.Labels.open(recording), model)).count(of) == 2
 

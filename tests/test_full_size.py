@@ -27,7 +27,8 @@ GIB = 1 << 30
 WIDTHS = {1: 64 * GIB, 2: 18 * GIB, 4: 6 * GIB}
 # In several pieces, so that there is something to go on from.
 RECORD = (
-    "from moelens.recording import recorder; recorder.SHARD_CHARACTERS = 60; from moelens.cli import main; main({})"
+    "from moelens.recording import recorder; recorder.SHARD_CHARACTERS = 60; "
+    "from moelens.commands.command_line import main; main({})"
 )
 
 
@@ -145,5 +146,5 @@ def test_recorded_killed_resumed_verified_analysed(tmp_path: Path) -> None:
     assert len({*experts.ravel().tolist()}) > 100, "random routers spread tokens over experts"
     assert all(len({*row}) == 8 and len({e // 32 for e in row}) <= 4 for row in experts.tolist())
     labels = moelens.label(recording)
-    result = moelens.specialization(recording, labels, "honorifics", permutations=50, min_tokens=5, progress=False)
+    result = moelens.analyze(recording, "honorifics", labels=labels, permutations=50, min_tokens=5, progress=False)
     assert result.lift.shape[:2] == (1, 256)

@@ -29,7 +29,7 @@ from moelens.interventions import (
     steer,
     swap,
 )
-from moelens.interventions.where import require_label
+from moelens.japanese.families import require_label
 
 L = 2
 ROUTERS = ["mixtral", "gpt_oss", "deepseek_v2", "deepseek_v3", "minimax_m2", "phimoe", "kolibri1", "llama4"]

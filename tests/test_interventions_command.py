@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 from moelens.interventions import TextPair, causes
 from moelens.interventions.causal import holm, read_pairs
 from moelens.interventions.operations import named

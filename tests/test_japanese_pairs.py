@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 
 from moelens.errors import UnknownNameError
-from moelens.japanese.pairs import Pair, as_dataset, kinds, pairs
+from moelens.japanese.minimal_pairs import Pair, as_dataset, kinds, pairs
 
 TABLE = tomllib.loads(files("moelens.japanese").joinpath("pairs.toml").read_text("utf-8"))
 CONTRAST = {kind["name"]: kind["classes"] for kind in TABLE["kind"]}

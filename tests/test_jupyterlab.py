@@ -31,8 +31,8 @@ MAP = [
     "%load_ext moelens",
     RECORD,
     "%%moe trace model\n先生がいらっしゃいました。<img src=x onerror=alert(1)>",
-    "result = moelens.specialization(recording, moelens.label(recording), 'pos', permutations=50)",
-    "import ipywidgets\nlog, box = ipywidgets.Label(), result.explore(recording)\n"
+    "result = moelens.analyze(recording, 'pos', labels=moelens.label(recording), permutations=50)",
+    "import ipywidgets\nlog, box = ipywidgets.Label(), moelens.explore(recording, result=result)\n"
     "box.map.observe(lambda c: setattr(log, 'value', f'chosen {c.new}'), 'selected')\n"
     "box.map.observe(lambda c: setattr(log, 'value', f'brushed {c.new}'), 'brushed')\n"
     "ipywidgets.VBox([box, log])",

@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import moelens
-from moelens.magic_arguments import COMMANDS
+from moelens.commands.completion import COMMANDS
 
 HOOKS = Path(__file__).parents[1] / "hooks"
 TEXTS = ["先生がいらっしゃいました。", "私が参ります。", "明日は雨が降る。", "社長はお帰りになりました。"] * 6

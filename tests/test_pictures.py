@@ -12,8 +12,8 @@ from PIL import Image
 from test_jupyterlab import Lab, lab  # noqa: F401
 
 import moelens
-from moelens.demo.run import DemoRun
 from moelens.views.widgets import ExpertMap
+from moelens.workflows.demo_run import DemoRun
 
 OUT = os.environ.get("MOELENS_PICTURES", "")
 pytestmark = [

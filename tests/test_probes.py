@@ -22,12 +22,12 @@ from sklearn.neighbors import NearestCentroid
 
 import moelens
 from moelens import MoeLensError
-from moelens.cli import main
+from moelens.commands.command_line import main
+from moelens.commands.script import unmet
 from moelens.probes import classifiers, probe, run_script
 from moelens.probes.classifiers import Scaler, fit
 from moelens.probes.features import Feature, FeatureStore
 from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
-from moelens.probes.script import unmet
 
 E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
 N = DOCS * LENGTH

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_recording import TEXTS, Model
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
 from moelens.recording import Recording, as_array, export, import_routes, plan, record, recorder
 from moelens.recording.exports import parse_split, split_of

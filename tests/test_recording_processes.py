@@ -93,7 +93,7 @@ def test_a_model_sharded_over_processes(one: Recording, corpus: Path, tmp_path: 
 
 
 def test_sharding_needs_processes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from moelens.cli import main
+    from moelens.commands.command_line import main
 
     assert main(["record", "demo", "demo", "--out", str(tmp_path / "x"), "--tensor-parallel"]) == 2
     assert "start them with torchrun --nproc_per_node N -m moelens" in capsys.readouterr().err

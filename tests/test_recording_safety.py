@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 from moelens.errors import MoeLensError, RecordingError
 from moelens.recording import Recording, parallel, record, recorder
 from moelens.recording.progress import MANIFEST, SETTINGS

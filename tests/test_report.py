@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 from moelens.views.live import Live
 
 TEXTS = ["社長がいらっしゃいました。<script>alert(1)</script>", "資料をお送りいたします。", "雨が降っていた。"] * 12
@@ -42,7 +42,7 @@ def test_a_report_leaves_no_widgets_behind(recording: moelens.Recording, tmp_pat
 
 def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_path: Path) -> None:
     labels = moelens.label(recording)
-    result = moelens.specialization(recording, labels, "script", permutations=50)
+    result = moelens.analyze(recording, "script", labels=labels, permutations=50)
     page = moelens.report(recording, tmp_path / "r.html", labels, results={"script": result}, title="A & B").read_text()
     assert "<h1>A &amp; B</h1>" in page
     assert "Scripts: layers and experts" in page

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import moelens
-from moelens.cli import main
+from moelens.commands.command_line import main
 from moelens.errors import RecordingError
 from moelens.recording import Recording
 from moelens.recording.storage import Folder
@@ -27,7 +27,7 @@ def refuse(self, address):
     raise AssertionError(f"a connection to {address}")
 socket.socket.connect = socket.socket.connect_ex = refuse
 socket.getaddrinfo = lambda *args, **options: refuse(None, args)
-from moelens.cli import main
+from moelens.commands.command_line import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 
 from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.errors import CheckError, MoeLensError, UnknownNameError
+from moelens.tracing.passages import spans_from_labels
 from moelens.views import CLASS_STYLE, Example, Report, expert_map, load_plot, report_html, style, tokens_html
 from moelens.views.style import japanese_font, label_html, text_html
 from moelens.views.tables import findings_html
-from moelens.views.text import spans_from_labels
 
 mpl.use("agg")
 

@@ -34,14 +34,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "plan": moelens.plan("demo"),
         "info": moelens.info(model),
         "verification": moelens.verify(recording),
-        "curve": layer_curve(recording, labels, draws=3),
+        "curve": layer_curve(recording, labels=labels, draws=3),
         "flow": measure(recording, "route_shares"),
         **{name: measure(recording, name) for name in ("load", "coactivation_lift", "coactivation", "repetition")},
         "preferences": moelens.prefer(model, pairs),
         "effect": moelens.effect(model, pairs, remove(3, [5]), controls=None),
         "attribution": moelens.attribute(model, pairs, top=2),
         "causes": causes(model, [p for p in pairs if p.kind == "polite-ending"], top=1),
-        "comparison": moelens.compare(recording, recording, labels, permutations=20),
+        "comparison": moelens.compare(recording, recording, labels=labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
         "pair": pairs[0],
         "honorifics": found,
@@ -136,8 +136,8 @@ def test_mistakes(results: dict[str, Any], name: str, what: Any, error: Any, mes
 
 def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
     with pytest.raises(MoeLensError, match="npmi has layers, experts and labels; draw specialization"):
-        measure(results["recording"], "npmi", results["labels"]).plot()
-    face = measure(results["recording"], "npmi", results["labels"])._repr_html_()
+        measure(results["recording"], "npmi", labels=results["labels"]).plot()
+    face = measure(results["recording"], "npmi", labels=results["labels"])._repr_html_()
     assert "<img" not in face
     assert "npmi" in face
     with pytest.raises(MoeLensError, match="x has the axes token; only measures of layers are drawn"):
@@ -147,7 +147,7 @@ def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
     with pytest.raises(UnknownNameError, match="unknown layer '4'"):
         flow_plot(results["flow"], [4])
     with pytest.raises(MoeLensError, match=r"1 shifts of \d+ tokens are no band; give 2 or more draws"):
-        layer_curve(results["recording"], results["labels"], draws=1)
+        layer_curve(results["recording"], labels=results["labels"], draws=1)
 
 
 def test_a_pair_stands_column_by_column() -> None:
@@ -179,7 +179,7 @@ def test_a_trace_is_coloured_by_what_is_asked(results: dict[str, Any]) -> None:
 
 def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any]) -> None:
     recording, labels, effect = results["recording"], results["labels"], results["effect"]
-    found = moelens.specialization(recording, labels, permutations=39)
+    found = moelens.analyze(recording, labels=labels, permutations=39)
     best = found.top(1, "丁寧語")[0]
     html = card_html(found, best.layer, best.expert, recording, labels=labels, effect=effect)
     assert f"lift {number(best.lift_given)} [{number(best.low)}, {number(best.high)}]" in html
@@ -194,7 +194,7 @@ def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any])
 
 
 def test_the_map_of_no_label_in_particular(results: dict[str, Any]) -> None:
-    found = moelens.specialization(results["recording"], results["labels"], permutations=39)
+    found = moelens.analyze(results["recording"], labels=results["labels"], permutations=39)
     label = next(name for name in found.names if name not in found.too_rare)
     assert label in found.plot(ax=Figure().subplots()).get_title(loc="left")
 

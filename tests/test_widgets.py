@@ -16,7 +16,7 @@ import moelens
 from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.tracing import Trace
 from moelens.views.cards import card_html
-from moelens.views.explore import EffectView
+from moelens.views.explorer import EffectView
 from moelens.views.live import STATIC, Live
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
@@ -130,7 +130,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     model = moelens.load("demo")
     recording = moelens.record(model, texts, tmp_path / "run", progress=False)
     labels = moelens.label(recording)
-    result = moelens.specialization(recording, labels, "pos", permutations=50)
+    result = moelens.analyze(recording, "pos", labels=labels, permutations=50)
     best = result.top(1, "補助記号")[0]
     html = card_html(result, best.layer, best.expert, recording)
     parser = Balanced()
@@ -140,7 +140,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     assert "together with E" in html
     assert "<mark>" in html
     assert "<script>" not in html
-    box = result.explore(recording)
+    box = moelens.explore(recording, result=result)
     box.map.selected = [result.layers.index(best.layer), best.expert]
     assert box.card.value == card_html(result, best.layer, best.expert, recording, labels=labels)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moelens.analysis.compare import Comparison, compare
+from moelens.analysis.comparison import Comparison, compare
 from moelens.analysis.counts import Counts
 from moelens.analysis.experts import (
     gate_score,
@@ -12,7 +12,7 @@ from moelens.analysis.experts import (
     super_experts,
     token_score,
 )
-from moelens.analysis.labels import (
+from moelens.analysis.label_measures import (
     dead_experts,
     expert_information,
     layer_information,
@@ -38,7 +38,7 @@ from moelens.analysis.routing import (
     selection_margin,
     vocabulary_specialization,
 )
-from moelens.analysis.specialize import specialization, specialization_from_arrays
+from moelens.analysis.specialize import analyze, specialization_from_arrays
 
 __all__ = [
     "Comparison",
@@ -46,6 +46,7 @@ __all__ = [
     "Finding",
     "Measure",
     "Specialization",
+    "analyze",
     "cluster_order",
     "coactivation",
     "coactivation_lift",
@@ -72,7 +73,6 @@ __all__ = [
     "saturation",
     "selected_experts",
     "selection_margin",
-    "specialization",
     "specialization_from_arrays",
     "standing_committee",
     "super_experts",

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis import experts, labels, routing
-from moelens.analysis.base import Result
+from moelens.analysis import experts, label_measures, routing
 from moelens.analysis.counts import Counts
-from moelens.analysis.sources import LabelFamilies, Sample, described, names_of, provenance
+from moelens.analysis.sources import LabelFamilies, Sample, described, labels_for, names_of, opened, provenance
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Plotted
 from moelens.errors import MoeLensError, unknown
-from moelens.shows import Shows
-
-if TYPE_CHECKING:
-    from moelens.recording import Recording
+from moelens.recording import Recording
+from moelens.saved import SavedCells
 
 Axes = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Measure(Shows, Result):
+class Measure(Plotted, SavedCells):
     """One number for each place on named axes.
 
     >>> Measure("load", np.array([[1.5, 0.5]]), {"layer": (3,), "expert": (0, 1)}).top(1)
@@ -108,48 +107,72 @@ OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
 }
 OF_COUNTS: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
     "load": Counts.load,
-    "max_violation": labels.max_violation,
-    "dead_experts": labels.dead_experts,
+    "max_violation": label_measures.max_violation,
+    "dead_experts": label_measures.dead_experts,
     "share": Counts.share,
     "lift": Counts.lift,
-    "log_odds": labels.log_odds,
-    "npmi": labels.npmi,
-    "risk_difference": labels.risk_difference,
-    "expert_information": labels.expert_information,
-    "layer_information": labels.layer_information,
+    "log_odds": label_measures.log_odds,
+    "npmi": label_measures.npmi,
+    "risk_difference": label_measures.risk_difference,
+    "expert_information": label_measures.expert_information,
+    "layer_information": label_measures.layer_information,
 }
 OF_LABELS = ("share", "lift", "log_odds", "npmi", "risk_difference", "expert_information", "layer_information")
 
 
-def measure(recording: Recording, name: str, of: LabelFamilies | None = None, family: str = "honorifics") -> Measure:
-    """The measure `name` of a recording; those of labels need them: `of`, and which `family`.
+def measure(
+    recording: Recording | str | Path,
+    name: str,
+    family: str = "honorifics",
+    *,
+    labels: LabelFamilies | None = None,
+) -> Measure:
+    """A measure of routing by its name: load, co-activation, lift, nPMI, information and others.
 
-    All tokens count, special ones too. Raises `UnknownNameError` for a measure there is not, `MoeLensError` for one
-    of labels without them, and `RecordingError` for gates of a recording without weights.
+    All tokens count, special ones too.
 
-        measure(recording, "coactivation_lift").top(5)
-        measure(recording, "layer_information", moelens.label(recording), "pos").save("information.parquet")
+    Args:
+        recording: or its folder.
+        name: of the measure, one of `OF_ROUTES` or `OF_COUNTS`.
+        family: of labels, for the measures of labels.
+        labels: of the recording; None for those in its folder, created first where there are none.
+
+    Raises:
+        UnknownNameError: no such measure or family.
+        RecordingError: there is no recording, or one without the weights that the measure takes.
+
+    Example:
+        >>> moelens.measure("runs/demo", "coactivation_lift").top(5)           # doctest: +SKIP
+        >>> moelens.measure("runs/demo", "layer_information", "pos").plot()    # doctest: +SKIP
     """
-    about = provenance(recording, of)
+    recording = opened(recording)
     if name in OF_ROUTES:
         values, axes = OF_ROUTES[name](recording)
-        return Measure(name, values, axes, about | {"layers": list(recording.layers)})
+        return Measure(name, values, axes, provenance(recording, labels) | {"layers": list(recording.layers)})
     if name not in OF_COUNTS:
         raise unknown("measure", name, (*OF_COUNTS, *OF_ROUTES))
-    if name in OF_LABELS and of is None:
-        raise MoeLensError(f"measure {name!r} is one of labels; give them, as of=moelens.label(recording)")
-    counts = counts_of(recording, of, family)
+    known = labels_for(recording, labels, family if name in OF_LABELS else None)
+    counts = counts_of(recording, family if known is not None else None, labels=known)
     values = OF_COUNTS[name](counts)
     every = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
     kept = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(every)}
+    about = provenance(recording, known)
     return Measure(name, values, {axis: every[axis] for axis in kept[values.ndim]}, about)
 
 
-def counts_of(recording: Recording, of: LabelFamilies | None = None, family: str = "honorifics") -> Counts:
-    """The counts of a recording in groups of documents, by labels or without; processes share the counting."""
-    names = () if of is None else names_of(recording, of, family)
-    sample = Sample.of(described(recording, of, family, text=False), names)
-    return _counts(recording, sample)
+def counts_of(
+    recording: Recording | str | Path, family: str | None = None, *, labels: LabelFamilies | None = None
+) -> Counts:
+    """The counts of a recording in groups of documents, by the labels of a family or without; processes share the work.
+
+    `labels` None takes those in the recording's folder, created first where there are none.
+    """
+    recording = opened(recording)
+    known = labels_for(recording, labels, family)
+    if family is None or known is None:
+        return _counts(recording, Sample.of(described(recording, None, "", text=False), ()))
+    names = names_of(recording, known, family)
+    return _counts(recording, Sample.of(described(recording, known, family, text=False), names))
 
 
 def _counts(recording: Recording, sample: Sample) -> Counts:
@@ -159,7 +182,12 @@ def _counts(recording: Recording, sample: Sample) -> Counts:
 
 
 def layer_curve(
-    recording: Recording, of: LabelFamilies, family: str = "honorifics", *, draws: int = 40, seed: int = 0
+    recording: Recording | str | Path,
+    family: str = "honorifics",
+    *,
+    labels: LabelFamilies | None = None,
+    draws: int = 40,
+    seed: int = 0,
 ) -> Measure:
     """How much a layer's routing tells of each label, and how much it would by chance: `[layer, label, value]`.
 
@@ -167,18 +195,23 @@ def layer_curve(
     of the same after all labels were shifted along the corpus by a random number of tokens ("chance low", "chance
     high"). A shift keeps runs of labels and the order of tokens, and parts the two; token identity is not controlled.
 
-        layer_curve(recording, moelens.label(recording)).plot()
+    `labels` None takes those in the recording's folder, created first where there are none.
+
+        layer_curve(recording, "pos").plot()
     """
-    names = names_of(recording, of, family)
+    recording = opened(recording)
+    known = labels_for(recording, labels, family)
+    assert known is not None
+    names = names_of(recording, known, family)
     if recording.n_tokens < 2 or draws < 2:
         raise MoeLensError(
             f"{draws} shifts of {recording.n_tokens} tokens are no band; give 2 or more draws, and record more text"
         )
-    sample = Sample.of(described(recording, of, family, text=False), names)
-    found = labels.layer_information(_counts(recording, sample))
+    sample = Sample.of(described(recording, known, family, text=False), names)
+    found = label_measures.layer_information(_counts(recording, sample))
     shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
     shifted = (replace(sample, kind=np.roll(sample.kind, n)) for n in shifts)
-    moved = [labels.layer_information(_counts(recording, each)) for each in shifted]
+    moved = [label_measures.layer_information(_counts(recording, each)) for each in shifted]
     values = np.stack([found, *np.percentile(moved, [2.5, 97.5], 0)], -1)
     axes = {"layer": recording.layers, "label": names, "value": ("information", "chance low", "chance high")}
-    return Measure("layer_curve", values, axes, provenance(recording, of) | {"draws": draws, "seed": seed})
+    return Measure("layer_curve", values, axes, provenance(recording, known) | {"draws": draws, "seed": seed})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from math import erfc, expm1, sqrt
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, divide
 from moelens.analysis.counting import Kinds, Tables
+from moelens.bars import progress_bar
 
 TOLERANCE = 1e-4  # of float32 sums
 
@@ -71,7 +71,12 @@ class Verdict:
 
 
 def document_test(
-    cells: NDArray[np.integer], excess: Excess, tested: Bools, permutations: int, seed: int, progress: bool = False
+    cells: NDArray[np.integer],
+    excess: Excess,
+    tested: Bools,
+    permutations: int,
+    seed: int,
+    progress: bool | None = None,
 ) -> Verdict:
     """Test whether the excess of each `tested` cell `[layer, expert, label]` of `cells` is other than 0, two-sided.
 
@@ -93,7 +98,7 @@ def document_test(
     z, p, low, high = (np.full(tested.shape, np.nan) for _ in range(4))
     null_sd = np.sqrt(excess.variance)
     largest = np.zeros(permutations, np.float32)
-    for layer in watched(range(n_layers), progress):
+    for layer in progress_bar(range(n_layers), show=progress, desc="layers"):
         at = tested[layer]
         if not at.any():
             continue
@@ -163,12 +168,3 @@ def benjamini_hochberg(p: Floats) -> Floats:
     adjusted[order] = np.minimum.accumulate(values[order] * len(values) / ranks)
     q[finite] = np.minimum(adjusted, 1)
     return q
-
-
-def watched(items: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return items
-    from tqdm.auto import tqdm
-
-    layers: Iterable[int] = tqdm(items, desc="layers", leave=False)
-    return layers

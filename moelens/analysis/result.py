@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
-from moelens.analysis.base import Result
 from moelens.analysis.counts import Counts
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Plotted, find_view
 from moelens.errors import unknown
-from moelens.shows import Shows
+from moelens.saved import SavedCells
 
 ALPHA = 0.05
 TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Specialization(Shows, Result):
+class Specialization(Plotted, SavedCells):
     """Experts and labels: effect sizes, a randomisation test over documents, and what token identity leaves.
 
     All arrays are `[layer, expert, label]` unless said otherwise; NaN means undefined or not tested.
@@ -191,11 +191,9 @@ class Specialization(Shows, Result):
             raise unknown("label", label, self.names, f"family {self.family!r}")
         return self.names.index(label)
 
-    def explore(self, recording: Any = None) -> Any:
-        """The live map with the card of the chosen expert; with a `recording`, its words and sentences too."""
-        from moelens.views.explore import Explorer
-
-        return Explorer(self, recording)
+    def explore(self) -> Any:
+        """The live map with the card of the chosen expert; `moelens.explore` shows the recording's sentences too."""
+        return find_view(type(self), "explore")(self)
 
     def top(self, n: int = 10, label: str | None = None) -> tuple[Finding, ...]:
         """The `n` strongest specialists (`lift_given` above 1): significant ones first, then by share beyond chance.

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelens import __version__
 from moelens.analysis.arrays import Bools, Ints
 from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_bounds, tabulate
 from moelens.analysis.counts import Counts
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
-
-if TYPE_CHECKING:
-    from moelens.recording import Recording
+from moelens.japanese import Labels
+from moelens.recording import Recording
+from moelens.version import __version__
 
 Given = str | Sequence[str] | None
 
@@ -30,6 +29,16 @@ class LabelFamilies(Protocol):
     def families(self) -> tuple[str, ...]: ...
 
     def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]: ...
+
+
+def opened(recording: Recording | str | Path) -> Recording:
+    """A recording, or the one in a folder."""
+    return Recording.open(recording) if isinstance(recording, (str, Path)) else recording
+
+
+def labels_for(recording: Recording, labels: LabelFamilies | None, family: str | None) -> LabelFamilies | None:
+    """The labels given, or those of the recording, created first where there are none; None without a family."""
+    return labels if labels is not None or family is None else Labels.open_or_create(recording)
 
 
 class Described(NamedTuple):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,52 +22,71 @@ from moelens.analysis.sources import (
     Sample,
     described,
     given_names,
+    labels_for,
     names_of,
+    opened,
     provenance,
 )
 from moelens.errors import MoeLensError
-
-if TYPE_CHECKING:
-    from moelens.recording import Recording
+from moelens.recording import Recording
 
 LEAST_PERMUTATIONS = 19
 TOKEN = ("token",)
 
 
-def specialization(
-    recording: Recording,
-    labels: LabelFamilies,
+def analyze(
+    recording: Recording | str | Path,
     family: str = "honorifics",
     *,
+    labels: LabelFamilies | None = None,
     given: Given = None,
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Specialization:
-    """Test every layer, expert and label of one `family` of `labels` over the tokens of `recording`.
+    """Test which experts of each layer specialise in which labels of a family.
 
-    `given` says what labels are compared within: "token" (the same token id), "position" (places in the document, in
-    doubling bins), any other family of labels such as "script", or several of them. Tokens without text (the
-    tokenizer's special tokens) are left out. Where torch.distributed is initialised the processes share the counting,
-    and all of them get the result. See `specialization_from_arrays` for the test and what it does not rule out.
+    Tokens without text (the tokenizer's special tokens) are left out. Where torch.distributed is initialised the
+    processes share the counting, and all of them get the result. See `specialization_from_arrays` for the test and
+    what it does not rule out.
 
-    Raises `UnknownNameError` for an unknown family or control, `RecordingError` for labels of another recording, and
-    `MoeLensError` where there is nothing to test.
+    Args:
+        recording: or its folder.
+        family: of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
+        labels: of the recording; None for those in its folder, created first where there are none.
+        given: what labels are compared within: "token" (the same token id), "position" (places in the document, in
+            doubling bins), any other family of labels such as "script", or several of them.
+        permutations: of documents, in the test; 19 or more.
+        seed: of the permutations.
+        min_tokens: labels and experts with fewer tokens are counted but not tested.
+        progress: show a progress bar; None shows it in a terminal or notebook.
 
-        result = specialization(recording, label(recording), "honorifics", given="token")
-        result.top(5, "尊敬語")
-        result.plot("尊敬語")
+    Returns:
+        Effect sizes, tests and counts, `[layer, expert, label]`.
+
+    Raises:
+        UnknownNameError: no such family or control.
+        RecordingError: there is no recording, or the labels are of another one.
+        MoeLensError: there is nothing to test.
+
+    Example:
+        >>> result = moelens.analyze("runs/demo", "honorifics", given="token")  # doctest: +SKIP
+        >>> result.top(5, "尊敬語")                                              # doctest: +SKIP
+        >>> result.plot("尊敬語")                                                # doctest: +SKIP
     """
-    names = names_of(recording, labels, family)
-    others = [name for name in labels.families if name != family]
+    recording = opened(recording)
+    known = labels_for(recording, labels, family)
+    assert known is not None
+    names = names_of(recording, known, family)
+    others = [name for name in known.families if name != family]
     given = given_names(given, ("token", "position", *others))
     controls = tuple({**dict.fromkeys(TOKEN), **dict.fromkeys(given)})
-    sample = Sample.of(described(recording, labels, family, controls), names, stratifications(given))
+    sample = Sample.of(described(recording, known, family, controls), names, stratifications(given))
     check_test(sample.documents, permutations)
     rows = sample.mine()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
-    about = provenance(recording, labels) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
+    about = provenance(recording, known) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
     test = Test(family, permutations, seed, min_tokens, progress)
     return conclude(sample.counts(tables, recording.layers, recording.top_k), sample, tables, given, about, test)
 
@@ -86,7 +106,7 @@ def specialization_from_arrays(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
-    progress: bool = False,
+    progress: bool | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Specialization:
     """The same from arrays: `indices` `[token, layer, slot]`, `label_matrix` `[token, label]`, the rest `[token]`.
@@ -130,7 +150,7 @@ class Test:
     permutations: int
     seed: int
     min_tokens: int
-    progress: bool
+    progress: bool | None
 
 
 def conclude(

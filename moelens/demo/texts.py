@@ -112,7 +112,13 @@ class Rows:
     """
 
     def __init__(
-        self, streams: Sequence[Ints], starts: Sequence[Ints], shares: Sequence[float], total: int, width: int, seed: int
+        self,
+        streams: Sequence[Ints],
+        starts: Sequence[Ints],
+        shares: Sequence[float],
+        total: int,
+        width: int,
+        seed: int,
     ) -> None:
         rng = np.random.default_rng(seed)
         numbers = [round(total * share) for share in shares[:-1]]
@@ -129,5 +135,3 @@ class Rows:
         """`[rows, 1 + width]` ids, <s> first."""
         chosen = self._places[step * rows : (step + 1) * rows]
         return np.stack([np.pad(self._streams[s][at : at + self._width], (1, 0)) for s, at in chosen])  # <s> is id 0
-
-

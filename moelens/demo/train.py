@@ -111,7 +111,9 @@ def padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tens
         first = torch.searchsorted(expert, torch.arange(number, device=ids.device))
         place = torch.arange(tokens * k, device=ids.device) - first[expert]
         slot = torch.where(place < room, expert * room + place, number * room)  # the last row is thrown away
-        dtype = torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else hidden.dtype
+        )
         rows = hidden.to(dtype).new_zeros(number * room + 1, width).index_put((slot,), hidden.to(dtype)[order // k])
         gate, up = torch.bmm(rows[:-1].view(number, room, width), experts.gate_up_proj.transpose(1, 2)).chunk(2, -1)
         out = torch.bmm(F.silu(gate) * up, experts.down_proj.transpose(1, 2)).view(number * room, width)
@@ -278,7 +280,9 @@ def save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m moelens.demo.train", description=__doc__.splitlines()[0])
     for name in SOURCES:
-        parser.add_argument(f"--{name}", type=Path, required=True, help="folder of train*.jsonl[.gz], valid*.jsonl[.gz]")
+        parser.add_argument(
+            f"--{name}", type=Path, required=True, help="folder of train*.jsonl[.gz], valid*.jsonl[.gz]"
+        )
     parser.add_argument("--out", type=Path, default=Path("demo-model"))
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows of a step (%(default)s)")
@@ -303,7 +307,8 @@ def main(argv: list[str] | None = None) -> None:
     shares = (1 - recipe.dialogue_share, recipe.dialogue_share)
     rows = Rows(list(streams.values()), starts, shares, recipe.steps * recipe.rows, width, recipe.seed)
     if args.measure:
-        return measure_speed(rows, recipe, device)
+        measure_speed(rows, recipe, device)
+        return
     if not (args.out / "model.safetensors").exists():  # else it was trained before, and is measured again
         model = build_model(recipe).to(device)
         train(Step(model, recipe, bf16=args.bf16, compiled=args.compile), rows, args.out / "checkpoint")
@@ -311,13 +316,14 @@ def main(argv: list[str] | None = None) -> None:
 
     # What is shipped is what is measured: the rounded weights, read back.
     shipped = DeepseekV3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, experts_implementation="grouped_mm")
+    held_out_streams = {name: encode(tokenizer, own) for name, own in held_out.items()}
     report = {
         "documents": {name: [len(texts[name]), len(held_out[name])] for name in SOURCES},
         "train_tokens": {name: len(stream) for name, stream in streams.items()},
         "seen_tokens": recipe.seen_tokens,
         "parameters": sum(p.numel() for p in shipped.parameters()),
         "recipe": asdict(recipe),
-        "held_out": measure(shipped, tokenizer, streams, {n: encode(tokenizer, t) for n, t in held_out.items()}, recipe),
+        "held_out": measure(shipped, tokenizer, streams, held_out_streams, recipe),
     }
     write_card(report, args.out)
     shutil.rmtree(args.out / "checkpoint", ignore_errors=True)

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from moelens.analysis.tables import number, plain_table
+from moelens.bars import progress_bar
+from moelens.display import Plotted
 from moelens.interventions.effects import interval, signed
-from moelens.interventions.kept import Kept
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import (
     Floats,
@@ -31,7 +31,7 @@ from moelens.interventions.readout import (
     margins_of,
     texts_of,
 )
-from moelens.shows import Shows
+from moelens.saved import SavedRows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Contribution:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Shows, Kept):
+class Attribution(Plotted, SavedRows):
     """What experts contribute to a model's preference.
 
     Attributes:
@@ -112,7 +112,7 @@ def attribute(
     top: int = 10,
     seed: int = 0,
     batch_tokens: int = 2048,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Attribution:
     """Every active expert's contribution to the model's preference in minimal pairs; the largest verified by removal.
 
@@ -133,7 +133,7 @@ def attribute(
     order = np.argsort(-np.abs(both[0]), axis=None)[:top]
     before = margins(model, test, batch_tokens)
     found = []
-    for place in tqdm(order, desc="removing", leave=False, disable=not progress):
+    for place in progress_bar(order, desc="removing", show=progress):
         at, expert = divmod(int(place), both[0].shape[1])
         name: int | None = expert if expert < model.shape.n_experts else None
         with model.intervene(remove(layers[at], "shared" if name is None else [name])):

@@ -11,19 +11,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Plotted
 from moelens.errors import MoeLensError, UnknownNameError
 from moelens.interventions.attribution import Attribution, attribute
 from moelens.interventions.effects import Effect, KindEffect, effect, interval, signed
-from moelens.interventions.kept import Kept
 from moelens.interventions.operations import remove
 from moelens.interventions.readout import Pair, as_pairs
-from moelens.shows import Shows
+from moelens.saved import SavedRows
 
 ALPHA = 0.05
 
 
 @dataclass(frozen=True, repr=False)
-class Causes(Shows, Kept):
+class Causes(Plotted, SavedRows):
     """Which experts cause a preference: found by attribution, removed one by one, held against matched controls.
 
     Attributes:
@@ -117,7 +117,7 @@ def causes(
     draws: int = 20,
     joint_draws: int = 100,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Causes:
     """Find the experts that contribute most to a preference, remove them, and remove others like them.
 
@@ -153,6 +153,6 @@ def read_pairs(source: str) -> tuple[Pair, ...]:
         if not path.is_file():
             raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
         return as_pairs(json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip())
-    from moelens.japanese.pairs import pairs
+    from moelens.japanese.minimal_pairs import pairs
 
     return as_pairs(pairs(kind=source))

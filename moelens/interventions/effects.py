@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from moelens.analysis.tables import number, plain_table
+from moelens.bars import progress_bar
+from moelens.display import Plotted
 from moelens.errors import unknown
 from moelens.interventions.controls import control_interventions, usage
-from moelens.interventions.kept import Kept
 from moelens.interventions.operations import Intervention
 from moelens.interventions.readout import (
     Floats,
@@ -25,7 +25,7 @@ from moelens.interventions.readout import (
     text_divergence,
     texts_of,
 )
-from moelens.shows import Shows
+from moelens.saved import SavedRows
 
 Controls = Literal["matched", "random"] | None
 
@@ -72,7 +72,7 @@ class TextEffect:
 
 
 @dataclass(frozen=True, repr=False)
-class Effect(Shows, Kept):
+class Effect(Plotted, SavedRows):
     """What an intervention does.
 
     Attributes:
@@ -162,7 +162,7 @@ def effect(
     texts: Sequence[str] | None = None,
     seed: int = 0,
     batch_tokens: int = 2048,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Effect:
     """How an intervention changes what a model prefers in minimal pairs, and how it changes the model elsewhere.
 
@@ -210,9 +210,9 @@ def effect(
 
 
 def _under(
-    model: Any, pairs: Sequence[Pair], sets: Sequence[Sequence[Intervention]], batch_tokens: int, progress: bool
+    model: Any, pairs: Sequence[Pair], sets: Sequence[Sequence[Intervention]], batch_tokens: int, progress: bool | None
 ) -> Iterator[Floats]:
-    for interventions in tqdm(sets, desc="interventions", leave=False, disable=not progress):
+    for interventions in progress_bar(sets, desc="interventions", show=progress):
         with model.intervene(*interventions):
             yield margins(model, pairs, batch_tokens)
 

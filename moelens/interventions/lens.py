@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.interventions.effects import signed
-from moelens.interventions.kept import Kept
-from moelens.shows import Face
+from moelens.saved import SavedRows
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Voice:
 
 
 @dataclass(frozen=True, repr=False)
-class ExpertLens(Face, Kept):
+class ExpertLens(Displayed, SavedRows):
     """The voices of one layer at one token: the whole output first, then the experts by weight, then the shared one."""
 
     FORMAT: ClassVar[str] = "moelens.lens/1"

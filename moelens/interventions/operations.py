@@ -16,7 +16,8 @@ from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
 from moelens.interventions.sources import recorded
-from moelens.interventions.where import At, Phase, require_label, text_labels, token_mask
+from moelens.interventions.where import At, Phase, token_mask
+from moelens.japanese.families import require_label, text_labels
 
 Hooks = list[tuple[str, Callable[..., Any]]]
 Edit = Callable[[Tensor, Any], Tensor]

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moelens.analysis.base import Result
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Plotted
 from moelens.errors import MoeLensError
 from moelens.interventions.readout import FIELDS, Floats, Pair, as_pairs, margins
-from moelens.shows import Shows
+from moelens.saved import SavedCells
 
 SHOWN = 20
 
@@ -34,7 +34,7 @@ class KindPreference:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Preferences(Shows, Result):
+class Preferences(Plotted, SavedCells):
     """By how many nats a model prefers the good text of each pair, `margins` `[pair]`."""
 
     FORMAT: ClassVar[str] = "moelens.preferences/1"

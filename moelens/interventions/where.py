@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from moelens.errors import CheckError, MoeLensError, unknown
+from moelens.errors import CheckError, MoeLensError
+from moelens.japanese.families import COLUMNS, character_labels, require_label, text_labels
+from moelens.japanese.labels import on_tokens
+from moelens.models.tokens import token_spans
 
 Phase = Literal["all", "prefill", "generation"]
 At = Tensor | str | Callable[[Any, Tensor], Tensor] | None
@@ -58,35 +61,8 @@ def here(grid: Any, whole: Tensor) -> Tensor:
     return torch.nn.functional.pad(part, (0, grid.pos - part.shape[1])).expand(grid.batch, -1)
 
 
-def require_label(name: str, columns: Iterable[str]) -> str:
-    """The one of `columns` ("honorifics.尊敬語") that a label means, written so or without its family.
-
-    Raises:
-        UnknownNameError: there is none.
-        MoeLensError: several families have a label of this name.
-    """
-    columns = tuple(columns)
-    found = [c for c in columns if name in (c, c.partition(".")[2])]
-    if not found:
-        raise unknown("label", name, [*(c.partition(".")[2] for c in columns), *columns])
-    if len(found) > 1:
-        raise MoeLensError(f"label {name!r} is one of several families; write {' or '.join(found)}")
-    return found[0]
-
-
-def text_labels() -> tuple[str, ...]:
-    """The labels that a text tells; those of a token's place in its word need a recording's labels."""
-    from moelens.japanese.families import COLUMNS
-
-    return tuple(c for c in COLUMNS if not c.startswith("position."))
-
-
 def label_mask(model: Any, ids: Tensor, name: str) -> Tensor:
     """Bool `[batch, pos]`: the tokens whose last character has this label, in the text that the ids stand for."""
-    from moelens.japanese.families import COLUMNS, character_labels
-    from moelens.japanese.labels import on_tokens
-    from moelens.models.tokens import token_spans
-
     column, tokenizer, rows = COLUMNS.index(require_label(name, text_labels())), model.tokenizer, []
     for row in ids.tolist():
         text = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)

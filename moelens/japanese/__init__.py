@@ -10,13 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 # Imported at once, since these functions take the names of their modules; the modules are light.
-from moelens.japanese.honorifics import CLASSES, HonorificSpan, honorifics
+from moelens.japanese.honorific_spans import CLASSES, HonorificSpan, honorifics
+from moelens.japanese.minimal_pairs import Pair, pairs
 from moelens.japanese.morphology import Morpheme, analyze, disagreement
-from moelens.japanese.pairs import Pair, pairs
-from moelens.japanese.register import Sentence, register
+from moelens.japanese.sentence_register import Sentence, register
 
 if TYPE_CHECKING:
-    from moelens.japanese.labels import Labels, label
+    from moelens.japanese.labels import Labels
 
 __all__ = [
     "CLASSES",
@@ -28,15 +28,14 @@ __all__ = [
     "analyze",
     "disagreement",
     "honorifics",
-    "label",
     "pairs",
     "register",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Labels", "label"):  # these need pyarrow
-        from moelens.japanese import labels
+    if name == "Labels":  # needs pyarrow
+        from moelens.japanese.labels import Labels
 
-        return getattr(labels, name)
+        return Labels
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from moelens.errors import MoeLensError, unknown
 from moelens.japanese.functions import FUNCTIONS, REFERENCES, functions, references
-from moelens.japanese.honorifics import HonorificSpan, honorifics
+from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, analyze
-from moelens.japanese.register import ENDINGS, REGISTERS, document_register, registers
 from moelens.japanese.rules import CLASSES, RAISED
+from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, registers
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -112,3 +113,24 @@ def _labels(
         yield from ((span.start, span.end, "register_evidence.evidence") for span in sentence.evidence)
     if sentences:
         yield 0, len(text), f"document_register.{document_register(sentences)}"
+
+
+def require_label(name: str, columns: Iterable[str]) -> str:
+    """The one of `columns` ("honorifics.尊敬語") that a label means, written so or without its family.
+
+    Raises:
+        UnknownNameError: there is none.
+        MoeLensError: several families have a label of this name.
+    """
+    columns = tuple(columns)
+    found = [c for c in columns if name in (c, c.partition(".")[2])]
+    if not found:
+        raise unknown("label", name, [*(c.partition(".")[2] for c in columns), *columns])
+    if len(found) > 1:
+        raise MoeLensError(f"label {name!r} is one of several families; write {' or '.join(found)}")
+    return found[0]
+
+
+def text_labels() -> tuple[str, ...]:
+    """The labels that a text tells; those of a token's place in its word need a recording's labels."""
+    return tuple(c for c in COLUMNS if not c.startswith("position."))

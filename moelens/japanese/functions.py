@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from moelens.japanese.honorifics import HonorificSpan, sentences
+from moelens.japanese.honorific_spans import HonorificSpan, sentences
 from moelens.japanese.morphology import Morpheme
 
 _CASE = ("が", "を", "に", "へ", "と", "から", "より", "で", "まで", "の")

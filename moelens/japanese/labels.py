@@ -19,11 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese.families import COLUMNS, FAMILIES, FILES, Bools, character_labels
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
-from moelens.shows import Face
 
 Policy = Literal["last", "any", "majority"]
 Ints = npt.NDArray[np.int32]
@@ -46,8 +46,8 @@ class _Recording(Protocol):
 
 
 @dataclass(frozen=True)
-class Labels(Face):
-    """The labels of a recording on disk; `label` writes them, `open` finds them again."""
+class Labels(Displayed):
+    """The labels of a recording on disk; `create` writes them, `open` finds them again."""
 
     path: Path
 
@@ -64,11 +64,68 @@ class Labels(Face):
         path = Path(recording.path) / "labels"
         missing = [name for name in FILES if not (path / f"{name}.parquet").exists()]
         if missing:
-            raise RecordingError(f"no {missing[0]}.parquet in {path}; write it with moelens.japanese.label(recording)")
+            raise RecordingError(f"no {missing[0]}.parquet in {path}; write it with moelens.label(recording)")
         rows, tokens = pq.read_metadata(path / "honorifics.parquet").num_rows, recording.n_tokens
         if rows != tokens:
-            raise RecordingError(f"{path} has {rows} rows for {tokens} tokens; write it anew with label(recording)")
+            raise RecordingError(
+                f"{path} has {rows} rows for {tokens} tokens; write it again with moelens.label(recording)"
+            )
         return cls(path)
+
+    @classmethod
+    def create(
+        cls,
+        recording: _Recording,
+        policy: Policy = "last",
+        analyser: Analyser = "fugashi",
+        processes: int | None = None,
+    ) -> Labels:
+        """Analyse the documents of a recording and label each of its tokens.
+
+        A token may cover several morphemes, or a part of one. White space between morphemes does not count, and
+        special tokens, which cover no characters, have no label.
+
+        Writes one Parquet file for each of morphology, function, honorifics, reference and register to `labels/`: a
+        row for each token, a column for each label (`pos.名詞`, `honorifics.尊敬語`). Beside them are, for the last
+        character of the token, the levels of the part of speech, conjugation, lemma and its reading, the rule that
+        found the honorific, what would be said without it and, where that is not certain, its possible readings
+        (尊敬・可能・受身, the likeliest first).
+
+        Args:
+            recording: whose tokens are labelled.
+            policy: when a token has a label. "last": its last character has it (for a causal model, the label is
+                known once the morpheme is complete); "any": one of its characters has it; "majority": more than half
+                of them have it.
+            analyser: "fugashi" or "sudachi".
+            processes: that share the work. None for as many as there are cores, but one in a script: a process begins
+                by importing the script, so ask for several from under `if __name__ == "__main__":`.
+
+        Raises:
+            UnknownNameError: no such policy or analyser.
+            MoeLensError: fewer than one process.
+        """
+        for kind, value, allowed in (("label policy", policy, Policy), ("analyser", analyser, Analyser)):
+            if value not in get_args(allowed):
+                raise unknown(kind, value, get_args(allowed))
+        if processes is not None and processes < 1:
+            raise MoeLensError(f"processes={processes}; allowed: 1 or more, or None")
+        jobs = ((group, policy, analyser) for group in _groups(_documents(recording)))
+        tables = _labelled(jobs, processes or _cores())
+        facts = {
+            **provenance(analyser),
+            "rules": rulebook().version,
+            "policy": policy,
+            "alignment": _alignment(recording),
+        }
+        return _write(Path(recording.path) / "labels", tables, facts)
+
+    @classmethod
+    def open_or_create(cls, recording: _Recording) -> Labels:
+        """The labels in the recording's folder; created first where there are none that fit."""
+        try:
+            return cls.open(recording)
+        except RecordingError:
+            return cls.create(recording)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -106,41 +163,6 @@ class Labels(Face):
             groups = range(first, min(last + 1, file.num_row_groups))
             before = int(ends[first - 1]) if first else 0
             return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
-
-
-def label(
-    recording: _Recording, policy: Policy = "last", analyser: Analyser = "fugashi", processes: int | None = None
-) -> Labels:
-    """Analyse the documents of `recording` and label each of its tokens.
-
-    A token may cover several morphemes, or a part of one. `policy` says when it has a label: "last", if its last
-    character has it (for a causal model, the label is known once the morpheme is complete); "any", if one of its
-    characters has it; "majority", if more than half of them have it. White space between morphemes does not count.
-    Special tokens, which cover no characters, have no label.
-
-    Writes one Parquet file for each of morphology, function, honorifics, reference and register to `labels/`, one row
-    a token, one column a label (`pos.名詞`, `honorifics.尊敬語`), and beside them, of the token's last character, the
-    levels of the part of speech, conjugation, lemma and its reading; the rule that found the honorific, what would be
-    said without it and, where that is not certain, what it may be (尊敬・可能・受身, the likeliest first).
-    `processes` share the work, and documents are written as they are done. By default these are as many as there are
-    cores, but one in a script: a process begins by importing the script, so ask for several from under
-    `if __name__ == "__main__":`.
-
-    Raises `UnknownNameError` for another policy or analyser, `MoeLensError` for fewer than one process.
-
-    >>> labels = label(recording)  # doctest: +SKIP
-    >>> names, has = labels.matrix("honorifics")  # doctest: +SKIP
-    >>> dict(zip(names, has.mean(axis=0)))  # doctest: +SKIP
-    """
-    for kind, value, allowed in (("label policy", policy, Policy), ("analyser", analyser, Analyser)):
-        if value not in get_args(allowed):
-            raise unknown(kind, value, get_args(allowed))
-    if processes is not None and processes < 1:
-        raise MoeLensError(f"processes={processes}; allowed: 1 or more, or None")
-    jobs = ((group, policy, analyser) for group in _groups(_documents(recording)))
-    tables = _labelled(jobs, processes or _cores())
-    facts = {**provenance(analyser), "rules": rulebook().version, "policy": policy, "alignment": _alignment(recording)}
-    return _write(Path(recording.path) / "labels", tables, facts)
 
 
 def _cores() -> int:

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from moelens.errors import MoeLensError, unknown
-from moelens.japanese.faces import Face, InText
+from moelens.japanese.ruby import AnnotatedText, Ruby
 
 Analyser = Literal["fugashi", "sudachi"]
 
@@ -107,10 +107,10 @@ class Morpheme:
     goshu = property(lambda self: self.word.goshu)
     script = property(lambda self: self.word.script)
 
-    def face(self) -> Face:
+    def ruby(self) -> Ruby:
         above = "" if self.script in ("hiragana", "katakana", "punctuation") else self.reading
         pos = "-".join(level for level in self.pos if level != "*")
-        return Face(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})
+        return Ruby(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})
 
 
 # What a frozen dataclass does of itself takes nearly twice as long, and there is one for every word of a corpus.
@@ -162,7 +162,7 @@ def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
     return {"analyser": f"{tool} {version(tool)}", "dictionary": f"{dictionary} {version(dictionary)}"}
 
 
-def analyze(text: str, analyser: Analyser = "fugashi") -> InText[Morpheme]:
+def analyze(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[Morpheme]:
     """The morphemes of `text`, in order; only white space lies between them. A notebook shows them with their readings.
 
     `analyser` is "fugashi" (UniDic's short units, the default) or "sudachi" (SudachiPy's units A, an extra with the
@@ -176,7 +176,7 @@ def analyze(text: str, analyser: Analyser = "fugashi") -> InText[Morpheme]:
         raise unknown("analyser", analyser, get_args(Analyser))
     readable = _UNREADABLE[analyser].sub("\ufffd", text)
     found = _by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable)
-    return InText(text, tuple(found))
+    return AnnotatedText(text, tuple(found))
 
 
 def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:

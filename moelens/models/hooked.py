@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,16 @@ from moelens.models.routers import Replay
 from moelens.models.structure import MoEShape, Site, describe, find_sites, input_device
 from moelens.models.taps import INSIDE, ROUTER_STAGES, Grid, Points, Residual, Tap
 
-if TYPE_CHECKING:
-    from moelens.interventions import Intervention
-
 ROUTING = (*ROUTER_STAGES, "hook_expert_indices", "hook_topk_weights", "hook_expert_weights", "hook_out")
 RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+
+
+class Intervenes(Protocol):
+    """What `HookedMoE.intervene` applies, such as a `moelens.interventions.Intervention`."""
+
+    def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
+        """Hook names with their functions, as `HookedMoE.hooks` takes them."""
+        ...
 
 
 class HookedMoE(HookedRootModule):  # type: ignore[misc]
@@ -324,7 +329,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             yield self
 
     @contextmanager
-    def intervene(self, *interventions: Intervention) -> Iterator[HookedMoE]:
+    def intervene(self, *interventions: Intervenes) -> Iterator[HookedMoE]:
         """Run with experts removed, forced, patched…, see `moelens.interventions`; the model is restored at the end.
 
         They act in the order of the computation (selection, weights, outputs) and, at the same point of it, in the

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.interventions.where import require_label
+from moelens.japanese.families import require_label
 
 Ints = NDArray[np.int64]
 ROUTES = ("experts", "weights", "paths")

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from moelens.analysis.tables import number, plain_table
+from moelens.bars import progress_bar
+from moelens.display import Plotted
 from moelens.errors import MoeLensError, unknown
-from moelens.interventions.kept import Kept
 from moelens.probes.classifiers import Floats, Kind, blocks, fit
 from moelens.probes.features import Feature, FeatureStore, Ints, need, targets
-from moelens.shows import Shows
+from moelens.recording import Recording
+from moelens.saved import SavedRows
 
 FRACTIONS = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.0625, 0.125, 0.25, 0.5, 1.0)
 """Ends of the blocks of the online code, Voita and Titov 2020 (arXiv 2003.12298)."""
@@ -46,7 +48,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, repr=False)
-class ProbeResult(Shows, Kept):
+class ProbeResult(Plotted, SavedRows):
     """How well a label can be read, feature by feature and layer by layer.
 
     Attributes:
@@ -57,7 +59,7 @@ class ProbeResult(Shows, Kept):
 
     FORMAT: ClassVar[str] = "moelens.probe/1"
 
-    label: str
+    family: str
     classes: tuple[str, ...]
     tokens: int
     documents: int
@@ -84,7 +86,7 @@ class ProbeResult(Shows, Kept):
         ]
         return "\n".join(
             [
-                f"{self.label} · {len(self.classes)} classes · {self.tokens:,} tokens of {self.documents:,} documents"
+                f"{self.family} · {len(self.classes)} classes · {self.tokens:,} tokens of {self.documents:,} documents"
                 f" · {self.folds} folds of documents · seed {self.seed}",
                 f"without the model: majority {number(self.majority)}, most frequent label of the token "
                 f"{number(self.per_token)}",
@@ -96,21 +98,22 @@ class ProbeResult(Shows, Kept):
 
 
 def probe(
-    recording: Any,
-    label: str | Sequence[str | None],
+    recording: Recording | str | Path,
+    family: str | Sequence[str | None],
     features: Sequence[str] = ("experts",),
     *,
     layers: Sequence[int] | None = None,
     probes: Sequence[Kind] = PROBES,
     folds: int = 5,
     seed: int = 0,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> ProbeResult:
     """Train probes for a label, documents apart, with the baselines and the control task that they need beside them.
 
     Args:
-        recording: with labels (`moelens.label(recording)`) unless `label` holds them.
-        label: a family ("pos"), one label ("尊敬語"), or a value for each token; see `moelens.probes.features.targets`.
+        recording: or its folder, with labels (`moelens.label(recording)`) unless `family` holds them.
+        family: of labels ("pos"), one label ("尊敬語"), or a value for each token;
+            see `moelens.probes.features.targets`.
         features: of "experts", "weights", "paths", "logits", "residuals", "neurons"; the last three where recorded.
         layers: None for all recorded.
         probes: "logistic" and "centroid".
@@ -124,15 +127,16 @@ def probe(
         >>> moelens.probe(recording, "pos", features=["experts", "paths"])  # doctest: +SKIP
     """
     need("sklearn.linear_model")
+    recording = Recording.open(recording)
     for name in probes:
         if name not in PROBES:
             raise unknown("probe", name, PROBES)
-    names, y = targets(recording, label)
+    names, y = targets(recording, family)
     rows = np.flatnonzero(y >= 0)
     used = np.unique(y[rows])
     docs = recording.column("doc")
     if len(used) < 2:
-        raise MoeLensError(f"{label!r} has {len(used)} classes in this recording; a probe needs two")
+        raise MoeLensError(f"{family!r} has {len(used)} classes in this recording; a probe needs two")
     if len(np.unique(docs[rows])) < folds:
         raise MoeLensError(
             f"{len(np.unique(docs[rows]))} documents for {folds} folds; record more, or give fewer folds"
@@ -147,11 +151,11 @@ def probe(
         task = Task(rows, docs, fold, folds, len(names), seed)
         found = tuple(
             row
-            for name, layer in tqdm(wanted, desc="probing", leave=False, disable=not progress)
+            for name, layer in progress_bar(wanted, desc="probing", show=progress)
             for row in task.rows_of(store.feature(name, layer), y, control, probes)
         )
     return ProbeResult(
-        label if isinstance(label, str) else "labels",
+        family if isinstance(family, str) else "labels",
         names,
         len(rows),
         len(np.unique(docs[rows])),

@@ -14,18 +14,20 @@ _PUBLIC = {
     "as_array": "store",
     "export": "exports",
     "import_routes": "imports",
+    "label": "labelling",
     "plan": "planning",
     "record": "recorder",
     "verify": "store",
 }
 
-__all__ = ["Corpus", "Document", "Plan", "Recording", "Verification", "as_array", "export", "import_routes", "plan",
-           "record", "verify"]  # fmt: skip
+__all__ = ["Corpus", "Document", "Plan", "Recording", "Verification", "as_array", "export", "import_routes", "label",
+           "plan", "record", "verify"]  # fmt: skip
 
 if TYPE_CHECKING:
     from moelens.recording.corpus import Corpus, Document
     from moelens.recording.exports import export
     from moelens.recording.imports import import_routes
+    from moelens.recording.labelling import label
     from moelens.recording.planning import Plan, plan
     from moelens.recording.recorder import record
     from moelens.recording.store import Recording, Verification, as_array, verify

@@ -106,7 +106,7 @@ class Wanted:
         if not names or len(set(names)) < len(names):
             raise MoeLensError(f"captures are {names}; name at least one, each once, such as routes or neurons:32")
         if dtype not in STORED:
-            raise unknown("element type", dtype, STORED)
+            raise unknown("store_dtype", dtype, STORED)
         shape = model.shape
         only_residuals = names == ["residuals"]
         default = range(shape.n_layers) if only_residuals else shape.moe_layers

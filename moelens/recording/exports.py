@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.japanese import Labels
 from moelens.recording.card import export_card
 from moelens.recording.store import Recording, as_array
 from moelens.recording.writer import layer_label
@@ -29,11 +30,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is exported: a table, layers, the labels that go along, shares of the documents by the name of a split."""
+    """What is exported: a table, layers, families of labels, shares of the documents by the name of a split."""
 
     table: str
     layers: tuple[int, ...]
-    labels: tuple[str, ...]
+    families: tuple[str, ...]
+    labels: Labels | None
     splits: dict[str, float]
 
 
@@ -44,7 +46,8 @@ def export(
     *,
     table: str = "tokens",
     layers: Sequence[int] | None = None,
-    labels: Sequence[str] = (),
+    family: str | Sequence[str] = (),
+    labels: Labels | None = None,
     split: str = "",
     force: bool = False,
 ) -> Path:
@@ -57,7 +60,8 @@ def export(
         table: "tokens", with the routes, or "logits", "neurons", "expert_outputs", "shared" or "residuals"; arrays of
             these come as a file a shard, `train-00000.npz`, as all together may not fit into memory.
         layers: all that were recorded, by default.
-        labels: families of labels to put beside them, such as "honorifics", a column a label.
+        family: of labels to put beside them, such as "honorifics", or several; a column for each label.
+        labels: of the recording; None for those in its folder.
         split: shares of the documents, as "train:0.8,test:0.2"; a document goes whole into one of them, by its text.
         force: replace the folder.
 
@@ -81,7 +85,9 @@ def export(
     for layer in layers or ():
         if layer not in recorded:
             raise unknown("layer", layer, recorded)
-    chosen = Selection(table, tuple(layers or recorded), tuple(labels), parse_split(split))
+    families = (family,) if isinstance(family, str) else tuple(family)
+    known = (labels or Labels.open(recording)) if families else None
+    chosen = Selection(table, tuple(layers or recorded), families, known, parse_split(split))
     name = Path(recording.folder.where).name
     out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (force and (out / "README.md").exists()))):
@@ -134,7 +140,7 @@ def shards(recording: Recording, chosen: Selection) -> Iterator[tuple[pa.Table, 
     for table in token_shards(recording, chosen) if chosen.table == "tokens" else vector_shards(recording, chosen):
         if chosen.labels:
             row = np.searchsorted(doc, table["doc"].to_numpy()) + table["pos"].to_numpy()  # each position is recorded
-            for name, values in label_columns(recording, chosen.labels, row).items():
+            for name, values in label_columns(chosen.labels, chosen.families, row).items():
                 table = table.append_column(name, pa.array(values))
         yield table, of[table["doc"].to_numpy()]
 
@@ -152,9 +158,8 @@ def vector_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]
         yield table.filter(pc.is_in(table["layer"], pa.array(chosen.layers, table["layer"].type)))
 
 
-def label_columns(recording: Recording, families: Sequence[str], row: Array) -> dict[str, Array]:
+def label_columns(labels: Labels, families: Sequence[str], row: Array) -> dict[str, Array]:
     """Bool by the name of a label, `family.name`, of tokens `row`, which stand near each other."""
-    labels = importlib.import_module("moelens.japanese").Labels.open(recording)
     start, stop = (int(row.min()), int(row.max()) + 1) if len(row) else (0, 0)
     columns: dict[str, Array] = {}
     for family in families:

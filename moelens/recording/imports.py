@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moelens import __version__
 from moelens.errors import MoeLensError, unknown
 from moelens.recording.captures import index_type
 from moelens.recording.card import write_card
@@ -27,6 +26,7 @@ from moelens.recording.progress import MANIFEST, begin, clear, commit, commit_na
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
 from moelens.recording.writer import ShardWriter, as_column, layer_label
+from moelens.version import __version__
 
 Array = NDArray[Any]
 INDICES = ("expert_ids", "indices", "experts", "routed_experts")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 import transformers
 
+from moelens.display import Displayed
 from moelens.errors import MoeLensError, unknown
 from moelens.models.loading import DEMO, architectures, auto_class, not_fetched, on_meta
 from moelens.models.structure import MoEShape, describe, find_sites, text_config
 from moelens.recording.captures import STORED, Capture, Wanted, bytes_per_token
-from moelens.shows import Face
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1 + 4 / 128**2}
@@ -23,7 +23,7 @@ USABLE = 0.9  # of a device's memory for weights, as accelerate plans; the rest 
 
 
 @dataclass(frozen=True, repr=False)
-class Plan(Face):
+class Plan(Displayed):
     """What recording with a model would take.
 
     Attributes:
@@ -88,7 +88,7 @@ def plan(
     dtype: str = "bfloat16",
     tokens: int | str = "1M",
     capture: str | list[str] = "routes",
-    number: str = "float16",
+    store_dtype: str = "float16",
 ) -> Plan:
     """Say what recording would take; no weights are read, and 671 B parameters take seconds.
 
@@ -98,7 +98,7 @@ def plan(
         dtype: of the weights: bfloat16, float16, float32 or fp8 (blocks of 128 x 128, as DeepSeek-V3's own).
         tokens: of the corpus, as a number or "100M".
         capture: as in `record`.
-        number: how captured numbers are kept, `dtype` of `record`.
+        store_dtype: how captured numbers are kept, as in `record`.
 
     Raises:
         UnknownNameError: no such model, element type or capture.
@@ -109,8 +109,8 @@ def plan(
     dtype = ALIASES.get(dtype, dtype)
     if dtype not in WIDTHS:
         raise unknown("dtype", dtype, WIDTHS)
-    if number not in STORED:
-        raise unknown("element type", number, STORED)
+    if store_dtype not in STORED:
+        raise unknown("store_dtype", store_dtype, STORED)
     if gpus < 1:
         raise MoeLensError(f"gpus is {gpus}; give 1 or more")
     memory, n_tokens = quantity(gpu_memory), quantity(tokens)
@@ -124,7 +124,7 @@ def plan(
     where: dict[str, int | str] = {name: i for i, group in enumerate(groups) for name in group}
     where |= dict.fromkeys(spilled, "cpu")
     texts = [capture] if isinstance(capture, str) else capture
-    wanted = Wanted(tuple(map(Capture.parse, texts)), tuple(shape.moe_layers), shape.moe_layers, None, number)
+    wanted = Wanted(tuple(map(Capture.parse, texts)), tuple(shape.moe_layers), shape.moe_layers, None, store_dtype)
     return Plan(
         model=model,
         dtype=dtype,

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from moelens import __version__
+from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
 from moelens.models.tokens import token_spans
 from moelens.recording.captures import Wanted, bytes_per_token, index_type
@@ -44,6 +43,7 @@ from moelens.recording.progress import (
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
 from moelens.recording.writer import Beside, ahead
+from moelens.version import __version__
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -63,13 +63,13 @@ def record(
     capture: str | Sequence[str] = "routes",
     layers: Sequence[int] | None = None,
     experts: Sequence[int] | None = None,
-    dtype: str = "float16",
+    store_dtype: str = "float16",
     generate: int = 0,
     context: int | None = None,
     overlap: int = 0,
     batch_tokens: int = 4096,
     force: bool = False,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Recording:
     """Run `model` over `corpus` and keep in the folder `out` what it did with every token.
 
@@ -87,14 +87,14 @@ def record(
             `residuals:mid`).
         layers: of all captures; all that have experts, by default.
         experts: of `neurons` and `expert_outputs`; all that were chosen, by default.
-        dtype: how numbers are kept: "float16", "bfloat16" or "float32"; one that does not fit is an error.
+        store_dtype: how numbers are kept: "float16", "bfloat16" or "float32"; one that does not fit is an error.
         generate: tokens that the model is to write after each document, greedily; they are recorded too, and a column
             `phase` tells "prefill" from "decode".
         context: longest window in tokens; the model's own by default. A longer document is read in windows.
         overlap: tokens that a window repeats from the one before it; each token is recorded once.
         batch_tokens: most tokens that run together, padding included (a longer document runs alone).
         force: replace a recording that is in `out`.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it in a terminal or notebook.
 
     Raises:
         RecordingError: `out` is taken, full or cannot be written, or another run is writing there.
@@ -112,13 +112,24 @@ def record(
     if model.tokenizer is None:
         raise MoeLensError(f"model {model.name!r} has no tokenizer; give one to moelens.hook(model, tokenizer)")
     source, folder = Corpus.of(corpus), Folder.at(out)
-    wanted = Wanted.of(model, capture, layers, experts, dtype)
+    wanted = Wanted.of(model, capture, layers, experts, store_dtype)
     ranks = Ranks.of(model)
     with ExitStack() as lock:
         job = ranks.first_makes(lambda: prepare(model, source, folder, wanted, reading, ranks, force, lock))
         mine = job.todo[ranks.team :: ranks.teams]
+        bar = progress if ranks.first else False
         try:
-            work(model, source, folder, wanted, reading, job, mine, write=ranks.writes, bar=progress and ranks.first)
+            work(
+                model,
+                source,
+                folder,
+                wanted,
+                reading,
+                job,
+                mine,
+                write=ranks.writes,
+                bar=bar,
+            )
         except BaseException:
             if ranks.size == 1 and not any(folder.exists(commit_name(piece)) for piece in range(len(job.pieces))):
                 clear(folder)  # there is nothing to go on with
@@ -181,7 +192,7 @@ def work(
     mine: Sequence[int],
     *,
     write: bool,
-    bar: bool,
+    bar: bool | None,
 ) -> None:
     """Run the documents of some pieces; reading goes ahead of the model, and writing behind it."""
     size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
@@ -190,7 +201,7 @@ def work(
     collector = Collector(model, wanted)
     total = sum(stop - start for start, stop in (job.pieces[piece] for piece in mine))
     try:
-        shown = tqdm(total=total, desc="recording", unit="doc", leave=False, disable=not bar)
+        shown = progress_bar(total=total, desc="recording", unit="doc", show=bar)
         with Beside(waiting(model)) as beside, shown:
             for chunk in ahead(chunks(model.tokenizer, corpus, job.pieces, mine, tokens)):
                 results = run(model, collector, chunk, reading, shown.update)

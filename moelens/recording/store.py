@@ -14,18 +14,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from moelens.display import Displayed
 from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
 from moelens.recording.writer import ahead, layer_label
-from moelens.shows import Face
 
 FORMAT = 1
 
 
 @dataclass(frozen=True, repr=False)
-class Recording(Face):
+class Recording(Displayed):
     """What a model did over a corpus: a folder of Parquet files, a row a token, in the order of the documents.
 
     Attributes:
@@ -333,7 +333,7 @@ class Recording(Face):
 
 
 @dataclass(frozen=True, repr=False)
-class Verification(Face):
+class Verification(Displayed):
     """What `verify` found: `damage`, a sentence for each file that is not as it was written."""
 
     recording: Recording

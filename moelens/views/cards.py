@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moelens.interventions import Effect
     from moelens.japanese import Labels
     from moelens.recording import Recording
+    from moelens.tracing.passages import Excerpt
 
 WORDS, CONTEXTS, COMPANIONS, AROUND = 12, 5, 4, 14
 ROW = "padding: 1px 10px 1px 0; text-align: left"
@@ -30,7 +31,7 @@ def card_html(
     result: Specialization,
     layer: int,
     expert: int,
-    recording: Recording | None = None,
+    recording: Recording | Excerpt | None = None,
     *,
     labels: Labels | None = None,
     effect: Effect | None = None,
@@ -99,7 +100,7 @@ def _read_lemmas(labels: Labels, written: int) -> tuple[list[str], Ints]:
     return column.dictionary.to_pylist(), column.indices.to_numpy()
 
 
-def _words(recording: Recording, at: int, expert: int, lemmas: tuple[list[str], Ints] | None = None) -> str:
+def _words(recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], Ints] | None = None) -> str:
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))

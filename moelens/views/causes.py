@@ -106,7 +106,7 @@ def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
         ax.spines[["top", "right"]].set_visible(False)
         size = f"{len(result.classes)} classes, {result.tokens:,} tokens of {result.documents:,} documents"
         ax.set_xlabel("layer", fontsize=8)
-        ax.set_title(f"{result.label} · {size} · dotted: control task", loc="left", fontsize=9)
+        ax.set_title(f"{result.family} · {size} · dotted: control task", loc="left", fontsize=9)
         return ax
 
 

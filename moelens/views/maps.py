@@ -11,7 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from moelens.errors import unknown
-from moelens.views.style import japanese_font, label_text
+from moelens.japanese.classes import label_text
+from moelens.views.style import japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.arrays import Bools, Floats

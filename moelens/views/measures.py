@@ -15,8 +15,9 @@ from matplotlib.path import Path
 from moelens.analysis.routing import cluster_order
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese.classes import CLASS_STYLE, GLOSS, label_text
 from moelens.views.maps import clip_of, diverging, empty, greyed, grid_size, layer_ticks, new_axes
-from moelens.views.style import CLASS_STYLE, GLOSS, PALETTE, class_marker, japanese_font, label_text
+from moelens.views.style import PALETTE, class_marker, japanese_font
 from moelens.views.text import expert_colour
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from moelens.errors import MoeLensError
+from moelens.japanese.classes import FAMILY_TITLE, GLOSS
 from moelens.views.live import Live
 from moelens.views.maps import expert_map, load_plot, map_size
 from moelens.views.page import Page
 from moelens.views.pictures import image, picture
-from moelens.views.style import FAMILY_TITLE, GLOSS, label_html, text_html
+from moelens.views.style import label_html, text_html
 from moelens.views.tables import findings_html, summary_html
-from moelens.views.text import Span, tokens_html
+from moelens.views.text import tokens_html
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
     from moelens.recording import Recording
-    from moelens.tracing import Trace
+    from moelens.tracing import Span, Trace
 
 MAPS_PER_FAMILY = 4
 FINDINGS_PER_LABEL = 3

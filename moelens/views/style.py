@@ -1,16 +1,14 @@
-"""Colours, marks, glosses and the Japanese font: the same in text, plots and tables."""
+"""Labels as HTML, the marks of honorific classes as matplotlib markers, and the Japanese font."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 
 import matplotlib
 from matplotlib.font_manager import FontProperties, fontManager
@@ -19,74 +17,10 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from moelens.errors import MoeLensError
-
-
-@dataclass(frozen=True)
-class ClassStyle:
-    """How one honorific class looks everywhere. Colours are from Okabe and Ito 2008, safe for colour-blind readers."""
-
-    color: str
-    mark: str
-    gloss: str
-
-
-CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
-    {
-        "尊敬語": ClassStyle("#D55E00", "▲", "respectful"),
-        "謙譲語I": ClassStyle("#0072B2", "▼", "humble I"),
-        "謙譲語II": ClassStyle("#56B4E9", "▽", "humble II, courteous"),
-        "丁寧語": ClassStyle("#009E73", "●", "polite"),
-        "美化語": ClassStyle("#CC79A7", "✿", "beautifying"),
-    }
-)
+from moelens.japanese.classes import CLASS_STYLE, GLOSS
 
 # The rest of their colours, for lines that are no honorific class.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
-
-GLOSS: Mapping[str, str] = MappingProxyType(
-    {
-        "名詞": "noun",
-        "代名詞": "pronoun",
-        "動詞": "verb",
-        "形容詞": "adjective",
-        "形状詞": "adjectival noun",
-        "副詞": "adverb",
-        "連体詞": "adnominal",
-        "接続詞": "conjunction",
-        "感動詞": "interjection",
-        "助詞": "particle",
-        "助動詞": "auxiliary",
-        "接頭辞": "prefix",
-        "接尾辞": "suffix",
-        "記号": "symbol",
-        "補助記号": "punctuation",
-        "空白": "space",
-        "漢字": "kanji",
-        "ひらがな": "hiragana",
-        "カタカナ": "katakana",
-    }
-    | {name: style.gloss for name, style in CLASS_STYLE.items()}
-)
-
-FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
-    {
-        "honorifics": "Honorifics",
-        "honorifics within token": "Honorifics, within token identity",
-        "pos": "Parts of speech",
-        "script": "Scripts",
-        "ending": "Sentence endings",
-    }
-)
-
-
-def label_text(name: str) -> str:
-    """A label with its mark and its English gloss.
-
-    >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
-    ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
-    """
-    mark = f"{CLASS_STYLE[name].mark} " if name in CLASS_STYLE else ""
-    return f"{mark}{name}" + (f" ({GLOSS[name]})" if name in GLOSS else "")
 
 
 def label_html(name: str, *, gloss: bool = True) -> str:

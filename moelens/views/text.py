@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.tables import number
-from moelens.errors import CheckError, MoeLensError
-from moelens.views.style import CLASS_STYLE, label_html, label_text
+from moelens.errors import CheckError, MoeLensError, unknown
+from moelens.japanese.classes import CLASS_STYLE, label_text
+from moelens.views.style import label_html
 
 if TYPE_CHECKING:
-    from moelens.tracing import Trace
+    from moelens.tracing import Span, Trace
 
-Span = tuple[int, int, str]
-"""First token, token after the last, label."""
 
 GOLDEN = 0.618034
 
@@ -67,6 +66,27 @@ def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
         if trace.layers != layers:
             raise MoeLensError(f"traces of layers {layers} and {trace.layers}; select the same of both: trace.select")
     return layers
+
+
+def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
+    """See `Trace.html`."""
+    measures = {name: getattr(trace, name) for name in ("margin", "entropy")}
+    if load is not None:
+        measures["load"] = np.asarray(load)[np.arange(len(trace.layers)), trace.best()]
+    known = ["expert", *(name for name, values in measures.items() if values is not None)]
+    if colour not in known:
+        raise unknown("colour", colour, known)
+    what, values = ("", None) if colour == "expert" else (colour, measures[colour])
+    rows = []
+    for layer in trace.shown_layers():
+        at = trace.layers.index(layer)
+        shown = None if values is None else values[:, at]
+        experts, weights = trace.experts[:, at], trace.weights[:, at]
+        rows.append(
+            tokens_html(trace.tokens, experts, weights, spans=trace.spans, layer=layer, values=shown, what=what)
+        )
+    head = f"{escape(trace.model)} · {len(trace.tokens)} tokens · {trace.experts.shape[-1]} experts a token"
+    return f"<div>{head}{''.join(rows)}</div>"
 
 
 def pair_trace_html(first: Trace, second: Trace) -> str:
@@ -132,19 +152,6 @@ def _line(told: str, spans: Sequence[Span], cells: Sequence[str]) -> str:
         f'<div><div style="font-size: 85%; opacity: 0.75">{told}{legend}</div>'
         f'<div lang="ja" style="line-height: 1.3; margin-top: 4px">{"".join(cells)}</div></div>'
     )
-
-
-def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
-    """Runs of tokens that have a label, from `labels` `[token, label]`, in reading order.
-
-    >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
-    ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
-    """
-    spans = []
-    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
-        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
-    return tuple(sorted(spans))
 
 
 def expert_colour(expert: int, alpha: float = 0.3) -> str:

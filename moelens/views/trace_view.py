@@ -10,8 +10,8 @@ import traitlets
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese.classes import CLASS_STYLE
 from moelens.views.live import Live, module
-from moelens.views.style import CLASS_STYLE
 from moelens.views.text import pair_trace_html, shared_layers
 
 if TYPE_CHECKING:

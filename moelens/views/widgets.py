@@ -11,15 +11,17 @@ import traitlets
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
+from moelens.japanese.classes import label_text
 from moelens.views.cards import card_html
 from moelens.views.live import Live, module
 from moelens.views.maps import DARK, LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
 from moelens.views.pictures import image
-from moelens.views.style import japanese_font, label_text
+from moelens.views.style import japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.recording import Recording
+    from moelens.tracing.passages import Excerpt
 
 MOST_CARDS = 120
 
@@ -64,7 +66,7 @@ class ExpertMap(Live):
         result: Specialization,
         label: str | None = None,
         metric: str = "lift",
-        recording: Recording | None = None,
+        recording: Recording | Excerpt | None = None,
     ) -> None:
         self.result, self.recording = result, recording
         shown = [name for name in result.names if name not in result.too_rare] or list(result.names)

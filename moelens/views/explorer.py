@@ -1,8 +1,8 @@
-"""`explore`: the map, the card of an expert, its sentences and what its removal changes, linked."""
+"""The explorer: the map, the card of an expert, its sentences and what its removal changes, linked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,23 +13,20 @@ import traitlets
 from moelens.analysis.result import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
-from moelens.japanese.pairs import kinds as pair_kinds
-from moelens.japanese.pairs import pairs
-from moelens.reporting import labels_of
+from moelens.japanese.minimal_pairs import kinds
 from moelens.views.cards import card_html
 from moelens.views.live import Live, module
 from moelens.views.page import Page
-from moelens.views.passages import Passages
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
-    from moelens.analysis.sources import Given
-    from moelens.interventions.effects import Controls, Effect
-    from moelens.japanese import Labels
-    from moelens.models.hooked import HookedMoE
-    from moelens.recording import Recording
+    from moelens.interventions.effects import Effect
+    from moelens.tracing.passages import Passages
+
+Remove = Callable[[int, int, str, bool], "Effect"]
+"""Removes an expert: layer, expert, kind of minimal pairs, whether matched controls are run too."""
 
 # The contrast that a label is about.
 KIND = {
@@ -39,8 +36,6 @@ KIND = {
     "丁寧語": "polite-ending",
     "美化語": "beautifying",
 }
-DEMO = "demo"
-DRAWS = 20
 HISTORY = 8
 HEAD = "letter-spacing: .08em; font-size: 80%; opacity: .7"
 
@@ -58,7 +53,7 @@ class EffectView(Live):
     MODULE = "effect"
     _esm = module("effect.js")
     target = traitlets.Unicode().tag(sync=True)
-    kinds = traitlets.List(traitlets.Unicode(), list(pair_kinds())).tag(sync=True)
+    kinds = traitlets.List(traitlets.Unicode(), list(kinds())).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
     controls = traitlets.Bool(False).tag(sync=True)
     asked = traitlets.Int(0).tag(sync=True)
@@ -94,29 +89,30 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     def __init__(
         self,
         result: Specialization,
-        recording: Recording | None = None,
-        labels: Labels | None = None,
-        model: HookedMoE | str | None = None,
+        passages: Passages | None = None,
+        remove: Remove | None = None,
         label: str | None = None,
     ) -> None:
-        self.result, self.model = result, model
-        self.map, self.card = ExpertMap(result, label), ipywidgets.HTML()
+        """`passages` of the recording that the result is of; `remove` runs the model without an expert.
+
+        Raises `MoeLensError` for passages of a recording with other layers.
+        """
+        self.result, self.passages, self.remove = result, passages, remove
+        excerpt = None if passages is None else passages.excerpt
+        self.map, self.card = ExpertMap(result, label, recording=excerpt), ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
-        self.passages: Passages | None = None
         self.effects: dict[tuple[int, int], Effect] = {}
         self.parts: list[tuple[str, str, Live]] = [("WHERE", "layers and experts", self.map)]
-        if recording is not None:
-            if recording.layers != result.layers:
+        if passages is not None:
+            if passages.recording.layers != result.layers:
                 raise MoeLensError(
-                    f"a result of layers {result.layers}, a recording of {recording.layers}; give its own"
+                    f"a result of layers {result.layers}, a recording of {passages.recording.layers}; give its own"
                 )
-            self.passages = Passages(recording, labels or labels_of(recording), result.family)
-            self.map.recording = self.passages.recording
-            self.trace = TraceView([self.passages.passage(0)], load=result.load)
+            self.trace = TraceView([passages.passage(0)], load=result.load)
             self.effect = EffectView(kind=KIND.get(self.map.label, "respectful"))
             self.effect.observe(self._remove, "asked")
-            part = self.passages.recording.part
+            part = passages.excerpt.part
             of = f", of {part}" if part else ""
             self.parts.append(("WHAT", f"sentences in which it takes this label{of}", self.trace))
             self.parts.append(("SO WHAT", "what the model prefers without it", self.effect))
@@ -163,7 +159,11 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         view, (layer, expert) = self.effect, self._chosen()
         view.status, view.message = "running", f"the model reads the pairs without {view.target} …"
         try:
-            found = self._removed(layer, expert, view.kind, view.controls)
+            if self.remove is None:
+                raise MoeLensError(
+                    "no model to remove an expert from; open this with moelens.explore(recording, model)"
+                )
+            found = self.remove(layer, expert, view.kind, view.controls)
         except MoeLensError as error:
             view.status, view.message = "failed", str(error)
             return
@@ -176,25 +176,6 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         view.status, view.message = "idle", verdict(row)
         self.effects[layer, expert] = found
         self._show()
-
-    def _removed(self, layer: int, expert: int, kind: str, controls: bool) -> Effect:
-        from moelens.interventions import effect, remove
-
-        against: Controls = "matched" if controls else None
-        return effect(self._loaded(), pairs(kind), remove(layer, [expert]), controls=against, draws=DRAWS, texts=())
-
-    def _loaded(self) -> HookedMoE:
-        assert self.passages is not None
-        recorded = self.passages.recording.manifest["model"]["name"]
-        if self.model is None and recorded != DEMO:
-            raise MoeLensError(
-                f"no model to remove an expert from; give the one recorded: explore(…, model={recorded!r})"
-            )
-        if self.model is None or isinstance(self.model, str):
-            from moelens.models.loading import load
-
-            self.model = load(self.model or DEMO)
-        return self.model
 
 
 def verdict(row: Mapping[str, Any]) -> str:
@@ -210,46 +191,3 @@ def verdict(row: Mapping[str, Any]) -> str:
         more = "more" if row["p"] < ALPHA else "no more"
         beside = f"; {more} than matched controls change it (p {number(row['p'])})"
     return f"without {row['target']} the preference {moved} by {abs(row['change']):.3f} nats, {fits}{beside}"
-
-
-def explore(
-    recording: Recording | str | Path,
-    model: HookedMoE | str | None = None,
-    label: str | None = None,
-    *,
-    family: str = "honorifics",
-    given: Given = None,
-    result: Specialization | None = None,
-    labels: Labels | None = None,
-    permutations: int = 1000,
-) -> Explorer:
-    """Look at a recording: choose a label, see its experts, read their sentences, remove one.
-
-    Args:
-        recording: or the folder of one.
-        model: what experts are removed from, or its name; None loads the bundled model for its recordings.
-        label: to begin with, such as "尊敬語"; None for the first that could be tested.
-        family: of labels; `given`: what to control for, see `specialization`.
-        result: a result of `specialization` on the recording; None computes it.
-        labels: of the recording; None for those in its folder, written if there are none yet.
-        permutations: of documents, in the test.
-
-    Returns:
-        A widget; `.save_html(path)` writes it to a file that is alive without a kernel.
-
-    Raises:
-        UnknownNameError: no such label, family or control.
-        RecordingError: neither a recording nor the folder of one.
-        MoeLensError: there is nothing to test.
-
-    Example:
-        >>> moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
-    """
-    from moelens.analysis import specialization
-    from moelens.recording import Recording
-
-    recording = Recording.open(recording)
-    labels = labels or labels_of(recording)
-    if result is None:
-        result = specialization(recording, labels, family, given=given, permutations=permutations)
-    return Explorer(result, recording, labels, model, label)

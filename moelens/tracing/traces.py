@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.display import Displayed, find_view
 from moelens.errors import MoeLensError, unknown
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
-from moelens.shows import Face
 
-if TYPE_CHECKING:
-    from moelens.views.trace_view import TraceView
+Span = tuple[int, int, str]
+"""First token, token after the last, label."""
 
 SHOWN_LAYERS = 4
 MOST_TOKENS = 512
@@ -24,7 +24,7 @@ STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "hoo
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Trace(Face):
+class Trace(Displayed):
     """The routes of a text.
 
     Attributes:
@@ -46,7 +46,7 @@ class Trace(Face):
     layers: tuple[int, ...]
     experts: NDArray[np.int64]
     weights: NDArray[np.float32]
-    spans: tuple[tuple[int, int, str], ...]
+    spans: tuple[Span, ...]
     entropy: NDArray[np.float64] | None = None
     margin: NDArray[np.float64] | None = None
 
@@ -67,45 +67,20 @@ class Trace(Face):
             lines.append("\t".join([*experts, token.replace("\n", "↵") or "∅", " ".join(classes.get(i, []))]).rstrip())
         return "\n".join(lines)
 
-    def _repr_html_(self) -> str:
-        return self.html()
-
     def html(self, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
         """The tokens layer by layer, inline-styled, honorifics underlined in the colour of their class.
 
         Colours mean the "expert" with the largest weight, the router's "margin" or "entropy", or the "load" of that
         expert, given a `load` `[layer, expert]` such as `result.load`. Raises `UnknownNameError` for any other.
         """
-        from html import escape
+        return str(find_view(type(self), "html")(self, colour, load=load))
 
-        from moelens.views import tokens_html
-
-        measures = {name: getattr(self, name) for name in ("margin", "entropy")}
-        if load is not None:
-            measures["load"] = np.asarray(load)[np.arange(len(self.layers)), self.best()]
-        known = ["expert", *(name for name, values in measures.items() if values is not None)]
-        if colour not in known:
-            raise unknown("colour", colour, known)
-        what, values = ("", None) if colour == "expert" else (colour, measures[colour])
-        rows = [
-            tokens_html(
-                self.tokens, self.experts[:, at], self.weights[:, at], spans=self.spans, layer=layer,
-                values=None if values is None else values[:, at], what=what,
-            )
-            for layer in self.shown_layers()
-            for at in [self.layers.index(layer)]
-        ]  # fmt: skip
-        head = f"{escape(self.model)} · {len(self.tokens)} tokens · {self.experts.shape[-1]} experts a token"
-        return f"<div>{head}{''.join(rows)}</div>"
-
-    def explore(self, other: Trace | None = None, *, load: NDArray[np.float64] | None = None) -> TraceView:
+    def explore(self, other: Trace | None = None, *, load: NDArray[np.float64] | None = None) -> Any:
         """The live view; with an `other` trace, the two aligned and the routes that differ marked.
 
         `load` `[layer, expert]`, such as `result.load`, is a further colour: how much used the chosen expert is.
         """
-        from moelens.views.trace_view import TraceView
-
-        return TraceView([self] if other is None else [self, other], pair=other is not None, load=load)
+        return find_view(type(self), "explore")(self, other, load=load)
 
     def shown_layers(self) -> tuple[int, ...]:
         """The layers its faces show: all, or as many spread over the model."""

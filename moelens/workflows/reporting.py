@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm.auto import tqdm
 
+from moelens.analysis import analyze
+from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
+from moelens.japanese import Labels
 from moelens.recording import Recording
+from moelens.recording.card import facts
+from moelens.tracing.passages import Passages
+from moelens.views import Example, Report, report_html
 
 if TYPE_CHECKING:
     from moelens.analysis import Specialization
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
-    from moelens.japanese import Labels
-    from moelens.views import Example, Report
 
 TITLE = "Which experts handle Japanese honorifics and morphology?"
 FAMILIES = ("honorifics", "honorifics within token", "pos")
@@ -35,7 +38,7 @@ def report(
     notes: Sequence[str] = (),
     effects: Sequence[Effect | Causes | Preferences] = (),
     permutations: int = 1000,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Path:
     """Write one self-contained HTML file that says where, what and how sure; it asks the network for nothing.
 
@@ -43,7 +46,7 @@ def report(
         recording: or the folder of one.
         out: file to write, replaced if it is there.
         labels: of the recording; None for those in its folder, written if there are none yet.
-        results: results of `specialization` by their names; None for honorifics, honorifics within token identity and
+        results: results of `analyze` by their names; None for honorifics, honorifics within token identity and
             parts of speech, computed here.
         notes: further limits of what is shown, a sentence each.
         effects: what `effect`, `causes` or `prefer` found of the recorded model: so what?
@@ -64,12 +67,10 @@ def report(
     if out.is_dir():
         raise MoeLensError(f"out='{out}' is a folder; give a file such as '{out / 'report.html'}'")
     recording = Recording.open(recording)
-    labels = labels or labels_of(recording)
+    labels = labels or Labels.open_or_create(recording)
     if results is None:
         results, left_out = analyses(recording, labels, permutations, progress)
         notes = [*notes, *left_out]
-    from moelens.views import report_html
-
     told = replace(describe(recording, labels, results, title, notes), effects=effects)
     page = report_html(told)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -77,30 +78,20 @@ def report(
     return out
 
 
-def labels_of(recording: Recording) -> Labels:
-    """The labels in the recording's folder, written first where there are none that fit it."""
-    from moelens.japanese import Labels, label
-
-    try:
-        return Labels.open(recording)
-    except RecordingError:
-        return label(recording)
-
-
 def analyses(
-    recording: Recording, labels: Labels, permutations: int = 1000, progress: bool = False
+    recording: Recording, labels: Labels, permutations: int = 1000, progress: bool | None = None
 ) -> tuple[dict[str, Specialization], list[str]]:
     """The results a report shows when it is given none, and a sentence about each that cannot be had.
 
     Raises `MoeLensError` when there is none at all.
     """
-    from moelens.analysis import specialization
-
     found, left_out = {}, []
-    for family in tqdm(FAMILIES, desc="analysing", leave=False, disable=not progress):
+    for family in progress_bar(FAMILIES, desc="analysing", show=progress):
         name, _, given = family.partition(" within ")
         try:
-            found[family] = specialization(recording, labels, name, given=given or None, permutations=permutations)
+            found[family] = analyze(
+                recording, name, labels=labels, given=given or None, permutations=permutations, progress=False
+            )
         except RecordingError:
             raise
         except MoeLensError as error:  # nothing of this family to test
@@ -118,9 +109,6 @@ def describe(
     notes: Sequence[str] = (),
 ) -> Report:
     """What a report says, gathered from a recording and the results on it."""
-    from moelens.recording.card import facts
-    from moelens.views import Report
-
     shape = recording.manifest["shape"]
     layers = f"{len(recording.layers)} with experts recorded"
     about = [
@@ -145,9 +133,6 @@ def describe(
 
 def examples(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
     """For each class, sentences in which its strongest expert takes many of its tokens."""
-    from moelens.views import Example
-    from moelens.views.passages import Passages
-
     found = Passages(recording, labels, result.family)
     for label in result.names:
         for best in result.top(1, label):

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
-from moelens.tracing import Trace, pieces
-from moelens.views.text import spans_from_labels
+from moelens.tracing.traces import Span, Trace, pieces
 
 if TYPE_CHECKING:
     from moelens.japanese import Labels
@@ -25,68 +22,69 @@ MOST_TOKENS = 100_000
 PASSAGES, AROUND = 5, 20
 
 
-class Held(Recording):
+class Excerpt:
     """The first shards of a recording, up to about so many tokens, whose arrays stay in memory once they are read.
 
     Attributes:
+        recording: the recording, with these shards alone.
         part: which tokens these are, in words; empty where they are all.
     """
 
-    part = ""
-
-    @classmethod
-    def of(cls, recording: Recording, tokens: int | None = None) -> Held:
+    def __init__(self, recording: Recording, tokens: int | None = None) -> None:
         shards, rows = [], 0
         for entry in recording.manifest["shards"]:
             if rows < (MOST_TOKENS if tokens is None else tokens):
                 shards.append(entry)
                 rows += entry["rows"]
-        held = cls(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
-        held.part = "" if rows == recording.n_tokens else f"the first {rows:,} of {recording.n_tokens:,} tokens"
-        return held
-
-    @cached_property
-    def _kept(self) -> dict[str, Any]:
-        return {}
+        self.recording = Recording(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
+        self.part = "" if rows == recording.n_tokens else f"the first {rows:,} of {recording.n_tokens:,} tokens"
+        self._read: dict[str, Any] = {}
 
     def _once(self, name: str, read: Callable[[], T]) -> T:
-        if name not in self._kept:
-            self._kept[name] = read()
-        return self._kept[name]  # type: ignore[no-any-return]
+        if name not in self._read:
+            self._read[name] = read()
+        found: T = self._read[name]
+        return found
 
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
-        return self._once("indices", super().indices)
+        """See `Recording.indices`."""
+        return self._once("indices", self.recording.indices)
 
     def weights(self) -> Any:
-        """As float16, as they are on disk."""
-        return self._once("weights", lambda: super(Held, self).weights().astype(np.float16))
+        """See `Recording.weights`; as float16, as they are on disk."""
+        return self._once("weights", lambda: self.recording.weights().astype(np.float16))
 
     def column(self, name: str) -> NDArray[Any]:
-        return self._once(name, lambda: super(Held, self).column(name))
+        """See `Recording.column`."""
+        return self._once(name, lambda: self.recording.column(name))
 
-    def documents(self) -> pa.Table:
-        return self._once("documents", super().documents)
+    def texts(self) -> list[str]:
+        """The texts of the documents."""
+        return self._once("texts", lambda: list(self.recording.texts()))
 
 
 class Passages:
     """Finds, for an expert and a label, sentences in which the expert takes tokens of the label."""
 
     def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
-
-        self.recording = held = Held.of(recording)
-        self.labels = labels if held.n_tokens == recording.n_tokens else None  # those of a part would be misread
-        self.texts = list(held.texts())
+        self.excerpt = excerpt = Excerpt(recording)
+        self.recording = excerpt.recording
+        n_tokens = self.recording.n_tokens
+        self.labels = None if excerpt.part else labels  # those of a part would be misread
+        self.texts = excerpt.texts()
         self.classes, spans = labels.matrix("honorifics")
         known = family in labels.families  # a result may be about labels of its own
         self.names, has = labels.matrix(family) if known else ((), spans)
-        self.has, self.spans = has[: held.n_tokens], spans[: held.n_tokens]
-        self.start, self.end, self.partial, self.doc = map(held.column, ("char_start", "char_end", "partial", "doc"))
+        self.has, self.spans = has[:n_tokens], spans[:n_tokens]
+        self.start, self.end, self.partial, self.doc = map(excerpt.column, ("char_start", "char_end", "partial", "doc"))
         self.lengths = np.bincount(self.doc)
-        self.experts = held.indices()
-        margins = [held.column(f"margin_{layer_label(n)}") for n in held.layers if "margin" in held.captures]
+        self.experts = excerpt.indices()
+        margins = [
+            excerpt.column(f"margin_{layer_label(n)}") for n in recording.layers if "margin" in recording.captures
+        ]
         self.margin = np.stack(margins, 1).astype(float) if margins else None
-        weighted = held.manifest["capture"].get("weights", True)
-        self.weights = held.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
+        weighted = recording.manifest["capture"].get("weights", True)
+        self.weights = excerpt.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
     def find(self, layer: int, expert: int, label: str) -> list[Trace]:
         """Up to five, of different texts, those dense with such tokens first.
@@ -123,3 +121,16 @@ class Passages:
             spans_from_labels(self.spans[near], self.classes),
             margin=None if self.margin is None else self.margin[near],
         )
+
+
+def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
+    """Runs of tokens that have a label, from `labels` `[token, label]`, in reading order.
+
+    >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
+    ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
+    """
+    spans = []
+    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
+        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
+    return tuple(sorted(spans))

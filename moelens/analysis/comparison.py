@@ -5,33 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
-from moelens.analysis.base import Result, number_array, plain
 from moelens.analysis.counting import Part, Tables
 from moelens.analysis.processes import add_up
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
 from moelens.analysis.result import ALPHA
 from moelens.analysis.routing import overlap
-from moelens.analysis.sources import LabelFamilies, Sample, described, names_of, provenance
+from moelens.analysis.sources import LabelFamilies, Sample, described, labels_for, names_of, opened, provenance
 from moelens.analysis.specialize import check_test
 from moelens.analysis.tables import number, plain_table
+from moelens.display import Plotted
 from moelens.errors import RecordingError, unknown
-from moelens.shows import Shows
-
-if TYPE_CHECKING:
-    from moelens.recording import Recording
+from moelens.recording import Recording
+from moelens.saved import SavedCells, json_values, number_array
 
 ALL = "all tokens"
 TESTS = ("p", "p_family", "q", "low", "high")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Comparison(Shows, Result):
+class Comparison(Plotted, SavedCells):
     """Models a and b over the same tokens. All arrays are `[layer, expert, label]` unless said otherwise.
 
     The first label, "all tokens", shows how the load of experts moved; NaN where not tested.
@@ -84,7 +82,7 @@ class Comparison(Shows, Result):
     def facts(self) -> Mapping[str, Any]:
         return {
             "label_tokens": self.label_tokens.tolist(),
-            "kept": plain(self.kept),
+            "kept": json_values(self.kept),
             "top_k": self.top_k,
             "provenance": dict(self.provenance),
         }
@@ -146,33 +144,46 @@ class Comparison(Shows, Result):
 
 
 def compare(
-    a: Recording,
-    b: Recording,
-    labels: LabelFamilies | None = None,
-    family: str = "honorifics",
+    a: Recording | str | Path,
+    b: Recording | str | Path,
+    family: str | None = "honorifics",
     *,
+    labels: LabelFamilies | None = None,
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
 ) -> Comparison:
-    """What changed in routing from model `a` to model `b`, both recorded over the same text.
+    """Test what changed in routing from model `a` to model `b`, both recorded over the same text.
 
     Such as a model before and after Japanese tuning: how many of a token's experts stay (saturation, arXiv 2409.02060,
-    eq. 5), and which experts win or lose tokens of which label. If nothing changed, the two models can be exchanged
+    eq. 5), and which experts gain or lose tokens of which label. If nothing changed, the two models can be exchanged
     document by document: that is the permutation test, and it is exact. Token identity is the same in both models and
-    explains no difference. Cells with fewer than `min_tokens` tokens in both models together are not tested.
+    explains no difference.
 
-    Raises `RecordingError` for recordings of different tokens, layers or experts, and `MoeLensError` for a single
-    document.
+    Args:
+        a: the recording of one model, or its folder.
+        b: the recording of the other.
+        family: of labels; None for all tokens together.
+        labels: of `a` or `b`; None for those in the folder of `b`, created first where there are none.
+        permutations: exchanges over documents, 19 or more.
+        seed: of the exchanges.
+        min_tokens: cells with fewer tokens in both models together are not tested.
 
-        moelens.compare(deepseek, rakuten, moelens.label(rakuten)).top(10, "尊敬語")
+    Raises:
+        RecordingError: the recordings are of different tokens, layers or experts.
+        MoeLensError: they have a single document.
+
+    Example:
+        >>> moelens.compare("runs/deepseek", "runs/rakuten").top(10, "尊敬語")  # doctest: +SKIP
     """
+    a, b = opened(a), opened(b)
     check_alike(a, b)
-    owner = b if labels is not None and labels_of(labels, b) else a
-    names = (ALL,) if labels is None else (ALL, *names_of(owner, labels, family))
+    known = labels_for(b, labels, family)
+    owner = a if known is not None and labels_belong_to(known, a) else b
+    names = (ALL,) if known is None or family is None else (ALL, *names_of(owner, known, family))
     every = (
         part._replace(labels=np.hstack([np.ones((len(part.docs), 1), bool), part.labels]))
-        for part in described(owner, labels, family)
+        for part in described(owner, known, family or "")
     )
     sample = Sample.of(every, names)
     check_test(sample.documents, permutations)
@@ -181,7 +192,7 @@ def compare(
     difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
     count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
     verdict = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
-    about = provenance(a, labels)
+    about = provenance(a, known)
     return Comparison(
         count_a,
         count_b,
@@ -253,6 +264,6 @@ def same_tokens(a: Recording, b: Recording) -> bool:
     return True
 
 
-def labels_of(labels: LabelFamilies, recording: Recording) -> bool:
+def labels_belong_to(labels: LabelFamilies, recording: Recording) -> bool:
     """Whether these labels were written for this recording."""
     return Path(str(getattr(labels, "path", ""))).parent.resolve() == Path(str(recording.folder.where)).resolve()

@@ -12,7 +12,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib import pyplot as plt
+
 from moelens.errors import MoeLensError, UnknownNameError, unknown
+from moelens.interventions import effect
+from moelens.interventions.causal import read_pairs
+from moelens.interventions.operations import named
+from moelens.japanese import Labels
+from moelens.models.loading import load
+from moelens.probes import probe
+from moelens.recipes import load_hooks
+from moelens.recording import Recording, record
+from moelens.recording.parallel import Ranks
+from moelens.saved import json_values
+from moelens.views.style import japanese_font
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -22,7 +35,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 TOP = ("model", "recording", "corpus", "capture", "out", "seed", "probe", "effect")
 KEYS = {
-    "probe": ("name", "label", "features", "layers", "probes", "folds", "seed", "expect"),
+    "probe": ("name", "family", "features", "layers", "probes", "folds", "seed", "expect"),
     "effect": (
         *("name", "pairs", "operation", "layer", "experts", "value", "at", "phase"),
         *("controls", "draws", "half", "seed", "expect"),
@@ -54,7 +67,7 @@ class Script:
 
         [[probe]]
         name = "pos"
-        label = "pos"
+        family = "pos"
         features = ["experts", "paths"]
         expect = ["selectivity > 0.1"]  # of the most accurate row
 
@@ -185,7 +198,7 @@ def run_script(
     *,
     hooks: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> tuple[Outcome, ...]:
     """Run every probe and effect of a script, but those whose result is there already.
 
@@ -202,13 +215,10 @@ def run_script(
     Example:
         >>> all(not outcome.failed for outcome in run_script("probes.toml"))  # doctest: +SKIP
     """
-    from moelens.recipes import load_hooks
-    from moelens.recording.parallel import Ranks
-
     script = Script.open(path, Path(hooks).absolute() if hooks else None, options)
     recipe = load_hooks(script.hooks, **script.options) if script.hooks else None
     ranks = Ranks.of(None)
-    runner = Runner(script, recipe, progress and ranks.first)
+    runner = Runner(script, recipe, progress if ranks.first else False)
     script.out.mkdir(parents=True, exist_ok=True)
     if any(kind == "probe" for kind, _ in script.entries):
         runner.recording()  # all processes record together
@@ -221,43 +231,36 @@ def run_script(
 class Runner:
     """Runs entries; the model and the recording are opened when the first of them needs it."""
 
-    def __init__(self, script: Script, hooks: Callable[[Any], Any] | None, progress: bool) -> None:
+    def __init__(self, script: Script, hooks: Callable[[Any], Any] | None, progress: bool | None) -> None:
         self.script, self.hooks, self.progress = script, hooks, progress
         self._model: Any = None
         self._recording: Any = None
 
     def model(self) -> Any:
         if self._model is None:
-            import moelens
-
             if "model" not in self.script.settings:
                 raise MoeLensError(f"'{self.script.path}' needs model = \"NAME\" to record or to intervene")
-            self._model = moelens.load(self.script.place(self.script.settings["model"]))
+            self._model = load(self.script.place(self.script.settings["model"]))
             for name, function in self.hooks(self._model) if self.hooks else ():
                 self._model.add_hook(name, function)
         return self._model
 
     def recording(self) -> Any:
         """The script's recording, or one made of its corpus."""
-        import moelens
-
         settings, made = self.script.settings, self.script.recorded
         if self._recording is None and "recording" in settings:
-            self._recording = moelens.Recording.open(self.script.place(settings["recording"]))
+            self._recording = Recording.open(self.script.place(settings["recording"]))
         elif self._recording is None and (made / "manifest.json").exists():
-            self._recording = moelens.Recording.open(made)
+            self._recording = Recording.open(made)
         elif self._recording is None:
             options = {"capture": settings["capture"]} if "capture" in settings else {}
             corpus = self.script.place(settings["corpus"])
-            self._recording = moelens.record(self.model(), corpus, made, progress=self.progress, **options)
+            self._recording = record(self.model(), corpus, made, progress=self.progress, **options)
         return self._recording
 
     def label(self) -> None:
         """Label the recording, where it is not labelled yet."""
-        import moelens
-
-        if not (self.recording().path / "labels").exists():
-            moelens.label(self.recording())
+        Labels.open_or_create(self.recording())
 
     def run(self, kind: str, entry: Mapping[str, Any]) -> Outcome:
         path = self.script.out / f"{entry['name']}.json"
@@ -274,21 +277,13 @@ class Runner:
         return Outcome(str(entry["name"]), path, unmet(expectations(entry), stored["summary"]), resumed)
 
     def probe(self, options: dict[str, Any], path: Path) -> dict[str, Any]:
-        from moelens.interventions.kept import nulls
-        from moelens.probes.reading import probe
-
-        result = probe(self.recording(), options.pop("label"), progress=self.progress, **options)
+        result = probe(self.recording(), options.pop("family"), progress=self.progress, **options)
         write(path, result)
         best = asdict(result.best) | {"majority": result.majority, "per_token": result.per_token}
-        found: dict[str, Any] = nulls({"summary": best, "result": result.to_dict()})
+        found: dict[str, Any] = json_values({"summary": best, "result": result.to_dict()})
         return found
 
     def effect(self, options: dict[str, Any], path: Path) -> dict[str, Any]:
-        from moelens.interventions import effect
-        from moelens.interventions.causal import read_pairs
-        from moelens.interventions.kept import nulls
-        from moelens.interventions.operations import named
-
         doing = {k: options.pop(k) for k in ("operation", "layer", "experts", "value", "at", "phase") if k in options}
         for needed in ("operation", "layer", "experts"):
             if needed not in doing:
@@ -299,19 +294,13 @@ class Runner:
         result = effect(self.model(), pairs, named(**doing), progress=self.progress, **options)
         write(path, result)
         text = {} if result.text is None else {"kl": result.text.kl, "perplexity_after": result.text.perplexity_after}
-        found: dict[str, Any] = nulls({"summary": asdict(result.kinds[0]) | text, "result": result.to_dict()})
+        found: dict[str, Any] = json_values({"summary": asdict(result.kinds[0]) | text, "result": result.to_dict()})
         return found
 
 
 def write(path: Path, result: Any) -> None:
     """The rows and the figure of a result, beside its JSON file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from matplotlib import pyplot as plt
-
-    from moelens.views.style import japanese_font
-
-    pq.write_table(pa.Table.from_pylist(result.records()), path.with_suffix(".parquet"))
+    result.save(path.with_suffix(".parquet"))
     with japanese_font():  # text is drawn when the file is written
         figure = result.plot().figure
         figure.savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")

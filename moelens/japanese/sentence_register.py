@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from moelens.japanese.honorifics import HonorificSpan, honorifics, sentences
+from moelens.japanese.honorific_spans import HonorificSpan, honorifics, sentences
 from moelens.japanese.morphology import Morpheme, analyze
 
 #: From the least to the most polite.

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from moelens import shows
-from moelens.japanese.faces import Face, InText, line, ruby
+from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.ruby import AnnotatedText, Ruby, line, ruby_html
 from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, beyond, places, rulebook
 
 __all__ = ["CLASSES", "HonorificSpan", "honorifics", "sentences"]
 
 
 @dataclass(frozen=True, slots=True)
-class HonorificSpan(shows.Face):
+class HonorificSpan(Displayed):
     """An honorific at characters `start` to `end` (exclusive).
 
     Attributes:
@@ -46,9 +46,9 @@ class HonorificSpan(shows.Face):
         return not self.readings
 
     def _repr_html_(self) -> str:
-        return line(ruby(self.surface, self.face()))
+        return line(ruby_html(self.surface, self.ruby()))
 
-    def face(self) -> Face:
+    def ruby(self) -> Ruby:
         details = {
             "rule": self.rule,
             "raises": ", ".join(self.raises),
@@ -56,10 +56,10 @@ class HonorificSpan(shows.Face):
             "or": ", ".join(self.readings),
             "double": "二重敬語" if self.double else "",
         }
-        return Face("・".join(self.classes) or "？", (*self.classes, "")[0], details)
+        return Ruby("・".join(self.classes) or "？", (*self.classes, "")[0], details)
 
 
-def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> InText[HonorificSpan]:
+def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> AnnotatedText[HonorificSpan]:
     """The honorifics of `text` in order of their place, none overlapping; one may have several classes.
     A notebook shows them as coloured text.
 
@@ -75,7 +75,7 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> InText
             for rule, span, words in _claims(sentence)
             if not rule.guards
         )
-    return InText(text, sorted(found, key=lambda span: span.start))
+    return AnnotatedText(text, sorted(found, key=lambda span: span.start))
 
 
 def sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from moelens.display import Displayed
 from moelens.models.checks import Check
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import architectures, load, without_weights
 from moelens.models.structure import MoEShape
-from moelens.shows import Face
 
 
 @dataclass(frozen=True, repr=False)
-class Info(Face):
+class Info(Displayed):
     """A model's shape, its routers' rule, its hook points and what the checks at load found.
 
     Attributes:

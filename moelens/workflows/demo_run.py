@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from tqdm.auto import tqdm
 
-from moelens import reporting
 from moelens.analysis import Specialization
+from moelens.bars import progress_bar
 from moelens.errors import RecordingError
-from moelens.japanese import CLASSES, Labels, label
+from moelens.japanese import CLASSES, Labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
-from moelens.recording import Recording, record
+from moelens.recording import Recording, label, record
 from moelens.views import Report, expert_map, load_plot, report_html
+from moelens.workflows import reporting
 
 STEPS = ("loading", "recording", "labelling", "analysing", "drawing", "report")
 
@@ -44,7 +44,7 @@ class DemoRun:
         return "\n\n".join([*tables, how, f"report: {self.path / 'report.html'}"])
 
 
-def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool = True) -> DemoRun:
+def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool | None = None) -> DemoRun:
     """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
 
     Writes `recording/`, `figures/*.png`, one JSON file a result and `report.html` into `out`.
@@ -61,7 +61,7 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
     """
     out = Path(out)
     claim(out, force)
-    with tqdm(total=len(STEPS), desc="demo", leave=False, disable=not progress) as bar:
+    with progress_bar(total=len(STEPS), desc="demo", show=progress) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)

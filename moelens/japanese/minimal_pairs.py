@@ -10,9 +10,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any, Literal
 
+from moelens.display import Displayed
 from moelens.errors import unknown
-from moelens.japanese.honorifics import honorifics
-from moelens.shows import Face
+from moelens.japanese.honorific_spans import honorifics
 
 #: Endings of the polite style, and what the past and the negative make of them.
 _POLITE = {
@@ -22,7 +22,7 @@ _POLITE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Pair(Face):
+class Pair(Displayed):
     """A context with a continuation that suits it and one that does not.
 
     Attributes:

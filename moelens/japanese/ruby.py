@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import Protocol, TypeVar
 
-from moelens import shows
+from moelens.display import Displayed
+from moelens.japanese.classes import CLASS_STYLE
 
 _NEUTRAL = "#888888"
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class Ruby:
     """What stands above a word, the class whose colour it has ("" for none), and what is told on hovering."""
 
     above: str
@@ -26,18 +27,18 @@ class _Placed(Protocol):
     def start(self) -> int: ...
     @property
     def end(self) -> int: ...
-    def face(self) -> Face: ...
+    def ruby(self) -> Ruby: ...
 
 
 Found = TypeVar("Found", bound=_Placed)
 
 
-class InText(tuple[Found, ...], shows.Face):
+class AnnotatedText(tuple[Found, ...], Displayed):
     """A tuple of what was found in `text`, which shows itself in a notebook as coloured text."""
 
     text: str
 
-    def __new__(cls, text: str, found: Sequence[Found]) -> InText[Found]:
+    def __new__(cls, text: str, found: Sequence[Found]) -> AnnotatedText[Found]:
         made = super().__new__(cls, found)
         made.text = text
         return made
@@ -48,7 +49,7 @@ class InText(tuple[Found, ...], shows.Face):
     def _repr_html_(self) -> str:
         pieces, reach = [], 0
         for item in self:
-            pieces += [escape(self.text[reach : item.start]), ruby(self.text[item.start : item.end], item.face())]
+            pieces += [escape(self.text[reach : item.start]), ruby_html(self.text[item.start : item.end], item.ruby())]
             reach = item.end
         pieces.append(escape(self.text[reach:]))
         return line("".join(pieces).replace("\n", "<br>"))
@@ -59,13 +60,11 @@ def line(html: str) -> str:
     return f'<div lang="ja" style="line-height: 2.4">{html}</div>'
 
 
-def ruby(surface: str, face: Face) -> str:
-    """A word with its face, as HTML."""
-    from moelens.views.style import CLASS_STYLE
-
-    colour = CLASS_STYLE[face.colour_of].color if face.colour_of else _NEUTRAL
-    told = "; ".join(f"{name}: {value}" for name, value in face.details.items() if value)
+def ruby_html(surface: str, mark: Ruby) -> str:
+    """A word with what stands above it, as HTML."""
+    colour = CLASS_STYLE[mark.colour_of].color if mark.colour_of else _NEUTRAL
+    told = "; ".join(f"{name}: {value}" for name, value in mark.details.items() if value)
     return (
         f'<ruby title="{escape(told)}" style="border-bottom: 2px solid {colour}; margin-right: 2px">'
-        f'{escape(surface)}<rt style="color: {colour}">{escape(face.above)}</rt></ruby>'
+        f'{escape(surface)}<rt style="color: {colour}">{escape(mark.above)}</rt></ruby>'
     )

@@ -1,0 +1,72 @@
+"""Names, colours and marks of labels: the same in text, plots and tables. Data only; nothing is drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class ClassStyle:
+    """How one honorific class looks everywhere. Colours are from Okabe and Ito 2008, safe for colour-blind readers."""
+
+    color: str
+    mark: str
+    gloss: str
+
+
+CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
+    {
+        "尊敬語": ClassStyle("#D55E00", "▲", "respectful"),
+        "謙譲語I": ClassStyle("#0072B2", "▼", "humble I"),
+        "謙譲語II": ClassStyle("#56B4E9", "▽", "humble II, courteous"),
+        "丁寧語": ClassStyle("#009E73", "●", "polite"),
+        "美化語": ClassStyle("#CC79A7", "✿", "beautifying"),
+    }
+)
+
+GLOSS: Mapping[str, str] = MappingProxyType(
+    {
+        "名詞": "noun",
+        "代名詞": "pronoun",
+        "動詞": "verb",
+        "形容詞": "adjective",
+        "形状詞": "adjectival noun",
+        "副詞": "adverb",
+        "連体詞": "adnominal",
+        "接続詞": "conjunction",
+        "感動詞": "interjection",
+        "助詞": "particle",
+        "助動詞": "auxiliary",
+        "接頭辞": "prefix",
+        "接尾辞": "suffix",
+        "記号": "symbol",
+        "補助記号": "punctuation",
+        "空白": "space",
+        "漢字": "kanji",
+        "ひらがな": "hiragana",
+        "カタカナ": "katakana",
+    }
+    | {name: style.gloss for name, style in CLASS_STYLE.items()}
+)
+
+FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
+    {
+        "honorifics": "Honorifics",
+        "honorifics within token": "Honorifics, within token identity",
+        "pos": "Parts of speech",
+        "script": "Scripts",
+        "ending": "Sentence endings",
+    }
+)
+
+
+def label_text(name: str) -> str:
+    """A label with its mark and its English gloss.
+
+    >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
+    ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
+    """
+    mark = f"{CLASS_STYLE[name].mark} " if name in CLASS_STYLE else ""
+    return f"{mark}{name}" + (f" ({GLOSS[name]})" if name in GLOSS else "")
