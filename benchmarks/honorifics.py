@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moelens.japanese import HonorificSpan, analyze, honorifics, register
+from moelens.japanese import HonorificSpan, honorifics, parse_morphemes, register
 from moelens.japanese.morphology import _unidic
 from moelens.japanese.sentence_register import REGISTERS
 
@@ -154,7 +154,9 @@ def gsd(folder: Path) -> Iterator[tuple[str, Scores]]:
                 at = text.index(row[1], at)
                 gold[at, at + len(row[1])] = "-".join(row[4].split("-")[:2])
                 at += len(row[1])
-            found = {(m.start, m.end): "-".join(level for level in m.pos[:2] if level != "*") for m in analyze(text)}
+            found = {
+                (m.start, m.end): "-".join(level for level in m.pos[:2] if level != "*") for m in parse_morphemes(text)
+            }
             shared = gold.keys() & found.keys()
             both, gold_words, found_words = both + len(shared), gold_words + len(gold), found_words + len(found)
             right += sum(gold[span].startswith(found[span].split("-")[0]) for span in shared)
@@ -188,7 +190,7 @@ def speed(folder: Path, repeat: int = 3) -> Iterator[tuple[str, Scores]]:
 
     def ours() -> None:
         for text, tokens in zip(texts, ids, strict=True):
-            honorifics(text, analyze(text))
+            honorifics(text, parse_morphemes(text))
             token_spans(tokenizer, text, tokens)
 
     times = [(timed(bare), timed(ours)) for _ in range(repeat)]

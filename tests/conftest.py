@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -14,20 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from helpers.browser import CHROMIUM, FLAGS
+from helpers.jupyter_server import Lab, serving
+from helpers.tiny import tiny_model
 
 from moelens import HookedMoE, hook
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +38,6 @@ def ids() -> torch.Tensor:
     return torch.randint(5, 150, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
-def logits_of(output: Any) -> torch.Tensor:
-    return output.logits if hasattr(output, "logits") else output[0]
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
@@ -63,3 +49,9 @@ def browser() -> Iterator[Any]:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Lab]:
+    with serving(tmp_path_factory.mktemp("lab"), browser, "jupyterlab", "LabApp", "lab/tree") as lab:
+        yield lab

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moelens.analysis import Counts, Specialization, specialization, specialization_from_arrays
+from moelens.analysis import Counts, Specialization, analyze, specialization_from_arrays
 from moelens.analysis.randomize import benjamini_hochberg
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
 

@@ -119,7 +119,8 @@ def test_the_same_model_twice_shows_no_change() -> None:
 
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])
 def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
-    found = compare(*models()[:2], None, permutations=19)
+    a, b, labels = models()
+    found = compare(a, b, labels=labels, permutations=19)
     again = Comparison.open(found.save(tmp_path / name))
     assert again.to_dict() == found.to_dict()
     assert again.top(3) == found.top(3)
@@ -142,15 +143,17 @@ def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
 def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
     a, b, labels = models()
     with pytest.raises(error) as caught:
-        compare(a, Run(**({"routes": b.routes, "name": "tuned"} | change)), labels)
+        compare(a, Run(**({"routes": b.routes, "name": "tuned"} | change)), labels=labels)
     assert text in str(caught.value)
 
 
 def test_other_errors() -> None:
     a, b, labels = models()
-    with pytest.raises(RecordingError, match="labels of recording '/runs/else' for recording '/runs/base'; label this"):
+    with pytest.raises(
+        RecordingError, match="labels of recording '/runs/else' for recording '/runs/tuned'; label this"
+    ):
         compare(a, b, labels=Labels(labels.has, Path("/runs/else/labels")))
     with pytest.raises(UnknownNameError, match="unknown label '敬語'"):
         compare(a, b, labels=labels, permutations=19).top(1, "敬語")
     with pytest.raises(MoeLensError, match="1 document: labels cannot be compared between documents; allowed: 2 or"):
-        compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)))
+        compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)), None)

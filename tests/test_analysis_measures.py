@@ -324,7 +324,6 @@ def test_measures_of_a_recording_have_named_axes(name: str) -> None:
     [
         (lambda: measure(Silent(), "gate_score"), RecordingError, "'silent' holds experts without weights"),
         (lambda: measure(Silent(), "lod"), UnknownNameError, "unknown measure 'lod'; did you mean 'load'"),
-        (lambda: measure(Silent(), "npmi"), MoeLensError, "measure 'npmi' is one of labels; give them, as of="),
         (lambda: gate_score(sample()[0], None, E), MoeLensError, "gate scores of routes without weights; use"),
         (lambda: gate_score(sample()[0], np.ones((2, 2)), E), CheckError, "weights have shape [2, 2]; allowed"),
         (lambda: overlap(sample()[0], sample()[0][1:]), CheckError, "routes have shapes [80, 3, 3] and [79,"),

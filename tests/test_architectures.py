@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import logits_of
+from helpers.tiny import ADAPTED, ARCHITECTURES, logits_of, tiny_inputs, tiny_model
 from packaging.version import Version
-from tiny import ADAPTED, ARCHITECTURES, tiny_inputs, tiny_model
 
 import moelens
 from moelens.models.loading import architectures

@@ -80,7 +80,12 @@ MISTAKES = [
     (("info", "nllb_moe"), "moelens: nllb_moe cannot be hooked: it is an encoder-decoder translation model"),
     (("record", "demo", "none.txt", "--out", "x"), "moelens: no such file: 'none.txt'"),
     (("label", "nowhere"), "moelens: 'nowhere' is not a recording"),
-    (("record", "demo", "demo"), "moelens record: the following arguments are required: --out"),
+    (
+        ("record", "demo", "demo", "--tensor-parallel", "--expert-parallel"),
+        "moelens: expected --tensor-parallel or --expert-parallel, got both; give one of them",
+    ),
+    (("record", "demo"), "moelens: expected a MODEL; give demo, a folder or a hub name"),
+    (("effect", "demo", "--layer", "3"), "moelens effect: the following arguments are required: --experts"),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 
 import moelens
-from moelens.demo.train import Recipe, batch, main, sentence_starts
+from moelens.demo.texts import Rows, build_tokenizer, encode, read_documents, row_starts
+from moelens.demo.train import Recipe, Step, build_model, main, train
 from moelens.demo.trigram import trigram_nats
 from moelens.errors import RecordingError
 from moelens.models.loading import DEMO
@@ -116,37 +118,107 @@ def test_trigram_equals_a_plain_computation() -> None:
     np.testing.assert_allclose(trigram_nats(train, held_out, v), expected, rtol=1e-12)
 
 
+SENTENCES = [
+    "春の朝、庭に小さな鳥が来ました。",
+    "店主は静かに戸を閉めて、明かりを消した。",
+    "お茶をどうぞ。今日は寒うございますね。",
+]
+TURNS = [
+    {"role": "customer", "text": "禁煙の部屋はありますか?"},
+    {"role": "operator", "text": "はい、ございます。"},
+]
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of works and one of dialogues, each with a part held out."""
+    folder = tmp_path_factory.mktemp("corpora")
+    for name, rows in {
+        "works": [{"text": SENTENCES[i % 3] * (60 + i % 7)} for i in range(60)],
+        "dialogues": [{"turns": TURNS * (1 + i % 3)} for i in range(400)],
+    }.items():
+        (folder / name).mkdir()
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        (folder / name / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        (folder / name / "valid.jsonl").write_text("\n".join(lines[:200]), encoding="utf-8")
+    return folder
+
+
 @pytest.mark.slow
-def test_training_runs_resumes_and_reports(tmp_path: Path) -> None:
-    texts = [
-        "春の朝、庭に小さな鳥が来ました。",
-        "店主は静かに戸を閉めて、明かりを消した。",
-        "お茶をどうぞ。今日は寒うございますね。",
-    ]
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    lines = [json.dumps({"text": texts[i % 3] * (60 + i % 7)}, ensure_ascii=False) for i in range(60)]
-    (corpus / "all.jsonl").write_text("\n".join(lines), encoding="utf-8")
+def test_training_ends_in_a_model_and_its_card(corpora: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
-    main(["--corpus", str(corpus), "--out", str(out), "--steps", "3"])
-    card = json.loads((out / "training.json").read_text(encoding="utf-8"))
-    assert card["seen_tokens"] == 3 * 16 * 127
-    hooked = moelens.load(str(out))
-    assert hooked.shape.n_experts == 32
+    folders = ["--works", str(corpora / "works"), "--dialogues", str(corpora / "dialogues"), "--out", str(out)]
+    main([*folders, "--steps", "3", "--rows", "4", "--no-compile", "--no-bf16"])
+    report = json.loads((out / "training.json").read_text(encoding="utf-8"))
+    assert report["seen_tokens"] == 3 * 4 * 255
+    assert set(report["held_out"]) == {"works", "dialogues"}
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in card
+    assert f"{report['held_out']['dialogues']['bits_per_character']:.3f}" in card
+    assert moelens.load(str(out)).shape.n_experts == 32
 
 
-def test_batches_depend_on_seed_and_step_alone(demo: moelens.HookedMoE) -> None:
+def test_a_dialogue_becomes_lines_that_name_the_speaker(corpora: Path, tmp_path: Path) -> None:
+    first = read_documents(corpora / "dialogues", "train")[0]
+    assert first == "客：禁煙の部屋はありますか？\n係：はい、ございます。"
+    with pytest.raises(SystemExit, match=r"expected test\*\.jsonl or test\*\.jsonl\.gz in '.*', found none"):
+        read_documents(tmp_path, "test")
+
+
+def small_run(corpora: Path, steps: int) -> tuple[Step, Rows, Recipe]:
+    recipe = Recipe(steps=steps, rows=2, context=32, vocab_size=300)
+    texts = [read_documents(corpora / name, "train")[:20] for name in ("works", "dialogues")]
+    tokenizer = build_tokenizer(texts[0] + texts[1], recipe.vocab_size)
+    streams = [encode(tokenizer, own) for own in texts]
+    starts = [row_starts(stream, tokenizer, 31) for stream in streams]
+    rows = Rows(streams, starts, (0.5, 0.5), recipe.steps * recipe.rows, 31, recipe.seed)
+    return Step(build_model(recipe), recipe, bf16=False, compiled=False), rows, recipe
+
+
+def test_a_run_that_was_stopped_ends_where_the_whole_one_does(
+    corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, rows, _ = small_run(corpora, 4)
+    train(whole, rows, tmp_path / "whole")
+    stopped, _, _ = small_run(corpora, 4)
+
+    def batch(number: int, n: int) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return Rows.batch(rows, number, n)
+
+    monkeypatch.setattr(rows, "batch", batch)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, rows, tmp_path / "part", save_every=1)
+    monkeypatch.undo()
+    again, _, _ = small_run(corpora, 4)
+    train(again, rows, tmp_path / "part", save_every=1)
+    for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_padded_experts_equal_those_of_transformers(corpora: Path) -> None:
+    """With room for every token the training step's experts compute what `grouped_mm` does."""
+    recipe = Recipe(vocab_size=300, capacity=32.0)
+    model, ids = build_model(recipe), torch.arange(64).reshape(2, 32)
+    expected = model(ids).logits
+    step = Step(model, recipe, bf16=False, compiled=False)
+    torch.testing.assert_close(step.model(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_read_a_source_whole_before_they_repeat_it(demo: moelens.HookedMoE) -> None:
     texts = [document.text for document in Corpus.of("demo")]
-    stream, recipe = (
-        np.concatenate([np.array(demo.tokenizer(t)["input_ids"]) for t in texts]),
-        Recipe(rows=4, context=16),
+    stream = encode(demo.tokenizer, texts)
+    starts = row_starts(stream, demo.tokenizer, 15)
+    assert (np.diff(starts) <= 15).all(), "no token is left out"
+    total = 2 * len(starts)
+    rows = Rows(
+        [stream, stream[:400]], [starts, row_starts(stream[:400], demo.tokenizer, 15)], (0.5, 0.5), total, 15, 7
     )
-    starts = sentence_starts(stream, demo.tokenizer)
-    first, again = (batch(stream, starts, 5, recipe) for _ in range(2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, batch(stream, starts, 6, recipe))
+    first = np.concatenate([rows.batch(step, 4) for step in range(total // 4)])
+    again = np.concatenate([rows.batch(step, 4) for step in range(total // 4)])
+    assert (first == again).all()
     assert (first[:, 0] == 0).all()
-    joined = "".join(texts)
-    for row in first:
-        before = joined.partition(demo.tokenizer.decode(row[1:8]))[0]
-        assert before == "" or before.endswith(("。", "」", "！", "？", "\n", *(t[-1] for t in texts)))
+    seen = {row.tobytes() for row in first[:, 1:]}
+    whole = {stream[at : at + 15].tobytes() for at in starts}
+    assert len(whole - seen) <= 4, "all but the last rows, which fill no batch"

@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_widgets import payload, result_of
+from helpers.results import payload, result_of
 
 import moelens
 from moelens.analysis import Specialization
 from moelens.recording import Recording
 from moelens.tracing import aligned
-from moelens.tracing.passages import Held
-from moelens.views import explore
+from moelens.tracing.passages import Excerpt, Passages
 from moelens.views.explorer import Explorer, verdict
 from moelens.views.trace_view import TraceView
 
@@ -88,7 +87,7 @@ def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedM
 
 def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -> None:
     manifest = {**recording.manifest, "model": {"name": "elsewhere/large"}}
-    found = explore.explore(Recording(recording.folder, manifest), permutations=50)
+    found = moelens.explore(Recording(recording.folder, manifest), permutations=50)
     found.effect.asked += 1
     assert found.effect.status == "failed"
     assert found.effect.message == (
@@ -99,10 +98,10 @@ def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -
 
 
 def test_whatever_goes_wrong_the_button_comes_back(explorer: Explorer) -> None:
-    def broken() -> Any:
+    def broken(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    explorer._loaded = broken
+    explorer.remove = broken
     with pytest.raises(KeyboardInterrupt):
         explorer.effect.asked += 1
     assert explorer.effect.status == "failed"
@@ -111,7 +110,7 @@ def test_whatever_goes_wrong_the_button_comes_back(explorer: Explorer) -> None:
 
 def test_a_result_of_other_layers(explorer: Explorer, recording: Recording) -> None:
     with pytest.raises(moelens.MoeLensError, match=r"a result of layers \(3, 4\), a recording of \(1, 2, 3, 4\)"):
-        result_of(2, 32).explore(recording)
+        moelens.explore(recording, result=result_of(2, 32))
 
 
 def test_an_expert_that_nobody_chose(explorer: Explorer, recording: Recording) -> None:
@@ -194,11 +193,11 @@ def test_traces_that_cannot_be_shown(model: moelens.HookedMoE) -> None:
 def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recording) -> None:
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 3, "n_tokens": 3 * entry["rows"]})
-    held = Held.of(large, entry["rows"] + 1)
-    assert held.n_tokens == len(held.indices()) == 2 * entry["rows"]
+    held = Excerpt(large, entry["rows"] + 1)
+    assert held.recording.n_tokens == len(held.indices()) == 2 * entry["rows"]
     assert held.indices() is held.indices()
     assert held.part == f"the first {2 * entry['rows']:,} of {3 * entry['rows']:,} tokens"
-    assert not Held.of(recording).part
+    assert not Excerpt(recording).part
 
 
 def test_what_shows_a_part_says_so(
@@ -209,7 +208,10 @@ def test_what_shows_a_part_says_so(
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
     monkeypatch.setattr("moelens.tracing.passages.MOST_TOKENS", 1)
     of = f"of the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
-    assert told(Explorer(explorer.result, large, moelens.Labels.open(recording), model)).count(of) == 2
+    assert (
+        told(moelens.explore(large, model, result=explorer.result, labels=moelens.Labels.open(recording))).count(of)
+        == 2
+    )
 
 
 def told(explorer: Explorer) -> str:
@@ -224,11 +226,12 @@ NOT_RECORDINGS = [
 
 
 @pytest.mark.parametrize("name, message", NOT_RECORDINGS)
-def test_what_is_no_recording_is_refused(explorer: Explorer, name: str, message: str) -> None:
+def test_what_is_no_recording_is_refused(explorer: Explorer, model: moelens.HookedMoE, name: str, message: str) -> None:
+    given = {"result": explorer.result, "model": model}[name]
     with pytest.raises(moelens.MoeLensError, match=message):
-        moelens.explore(getattr(explorer, name))
+        moelens.explore(given)
     with pytest.raises(moelens.MoeLensError, match=message):
-        moelens.report(getattr(explorer, name), "report.html")
+        moelens.report(given, "report.html")
 
 
 def test_where_no_kernel_answers_there_are_picture_and_card(explorer: Explorer) -> None:
@@ -296,7 +299,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Specialization, Rec
 def test_at_full_size_every_answer_is_a_small_slice(large: tuple[Specialization, Recording]) -> None:
     result, recording = large
     began = time.perf_counter()
-    found = Explorer(result, recording, label="尊敬語")
+    found = Explorer(result, Passages(recording, moelens.Labels.open(recording), "honorifics"), label="尊敬語")
     print(f"\n58 x 256 experts, {recording.n_tokens:,} tokens: explorer made in {time.perf_counter() - began:.2f} s")
     rng, spent = np.random.default_rng(1), []
     for _ in range(20):

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import logits_of
-from tiny import tiny_model
+from helpers.tiny import logits_of, tiny_model
 from torch import nn
 
 import moelens

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from helpers.tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import moelens
-from moelens.recipes import add_arguments, from_arguments, parse_options
+from moelens.commands.command_line import main as command_line
+from moelens.recipes import parse_options
 
 HOOKS = Path(__file__).parents[1] / "hooks"
 
@@ -134,17 +134,12 @@ def test_recipes_are_short_and_documented() -> None:
         assert f"| `{path.name}` |" in table
 
 
-def test_arguments_of_the_command_line() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    model = moelens.hook(tiny_model("mixtral"))
-    given = ["--hooks", str(HOOKS / "force_experts.py"), "-o", "layer=1", "-o", "experts=[6]"]
-    assert [name for name, _ in from_arguments(parser.parse_args(given), model)] == ["blocks.1.mlp.hook_router_biased"]
-    assert from_arguments(parser.parse_args([]), model) == []
-    with pytest.raises(moelens.MoeLensError, match="-o a=1 is an option of a recipe; give its file with --hooks"):
-        from_arguments(parser.parse_args(["-o", "a=1"]), model)
+def test_options_of_a_recipe(tmp_path: Path) -> None:
+    assert parse_options(["layer=1", "experts=[6]", "text=先生"]) == {"layer": 1, "experts": [6], "text": "先生"}
     with pytest.raises(moelens.MoeLensError, match=r"option 'strength' is not NAME=VALUE, such as strength=2\.0"):
         parse_options(["strength"])
+    with pytest.raises(moelens.MoeLensError, match="--set a=1 is an option of a recipe; give its file with --hooks"):
+        command_line(["--debug", "prefer", "demo", "--set", "a=1"])
 
 
 def test_errors(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import tiny_inputs, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_inputs, tiny_model
 from torch import Tensor, nn
 
 import moelens

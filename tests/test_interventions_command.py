@@ -1,4 +1,4 @@
-"""`moelens effect`, on the bundled model and on pairs from a file."""
+"""`moelens causes` and `moelens effect`, on the bundled model and on pairs from a file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import moelens
 from moelens.commands.command_line import main
 from moelens.interventions import TextPair, causes
-from moelens.interventions.causal import holm, read_pairs
+from moelens.interventions.causal import holm
 from moelens.interventions.operations import named
+from moelens.interventions.readout import read_pairs
 
 CONTEXTS = ["明日は学校へ", "母と町へ", "夏には海へ", "兄は大阪へ"]
 ROWS = [
@@ -28,9 +29,9 @@ def pairs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_effect_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_causes_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "effect.json"
-    assert main(["effect", "demo", "--pairs", str(pairs), "--top", "4", "--out", str(out)]) == 0
+    assert main(["causes", "demo", "--pairs", str(pairs), "--top", "4", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "contributions to polite-ending, nats · found on 2 pairs, verified on 2 of other frames" in shown
     assert "rank correlation with removal (test): of attribution (discovery)" in shown
@@ -45,8 +46,7 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
     assert main([*base, "remove", "--layer", "3", "--experts", "shared"]) == 0
     assert "remove shared expert in layer 3 · all pairs · no controls" in capsys.readouterr().out
     for arguments, message in (
-        (["remove"], "--operation remove needs --layer and --experts, such as --layer 3 --experts 5,9"),
-        (["remove", "--layer", "3", "--experts", "a"], "--experts a are not ids; give some such as 5,9, or shared"),
+        (["remove", "--layer", "3", "--experts", "a"], "--experts 'a' are not ids; give some such as 5,9, or shared"),
         (["delete", "--layer", "3", "--experts", "1"], "unknown operation 'delete'"),
         (["scale", "--layer", "3", "--experts", "1"], "scale needs a value"),
         (["remove", "--layer", "3", "--experts", "1", "--value", "2"], "remove takes no value, and got 2.0"),

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
-from moelens.japanese import CLASSES, Labels, analyze, disagreement, honorifics, label, register
+from moelens.japanese import CLASSES, Labels, disagreement, honorifics, parse_morphemes, register
 from moelens.japanese.families import COLUMNS, FAMILIES, FILES, character_labels
 from moelens.japanese.labels import on_tokens
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script
@@ -49,7 +49,7 @@ MORPHEMES = [
 
 @pytest.mark.parametrize("text, surface, pos, ctype, lemma, reading, goshu, written", MORPHEMES)
 def test_morphemes(text, surface, pos, ctype, lemma, reading, goshu, written):
-    m = next(m for m in analyze(text) if m.surface == surface)
+    m = next(m for m in parse_morphemes(text) if m.surface == surface)
     found = ("-".join(level for level in m.pos if level != "*"), m.ctype, m.lemma, m.reading, m.goshu, m.script)
     assert found == (pos, ctype, lemma, reading, goshu, written)
 
@@ -87,8 +87,8 @@ def test_where_analysers_disagree(text: str) -> None:
         for reading in (a, b):
             assert "".join(word.split()[0] for word in reading) == stretch
     told = {s for s, _, _ in stretches}
-    agreed = [m for m in analyze(text) if not any(m.surface in s for s in told)]
-    sudachi = {(m.surface, m.pos[0]) for m in analyze(text, "sudachi")}
+    agreed = [m for m in parse_morphemes(text) if not any(m.surface in s for s in told)]
+    sudachi = {(m.surface, m.pos[0]) for m in parse_morphemes(text, "sudachi")}
     assert {(m.surface, m.pos[0]) for m in agreed} <= sudachi
 
 
@@ -96,7 +96,7 @@ def test_where_analysers_disagree(text: str) -> None:
 @settings(deadline=None)
 def test_morphemes_cover_any_text_but_white_space(text):
     end = 0
-    for m in analyze(text):
+    for m in parse_morphemes(text):
         assert text[end : m.start].strip(" \t\n\r\v\f") == ""
         assert m.surface == text[m.start : m.end] != ""
         assert (m.pos[0] in POS, m.script in SCRIPTS, m.goshu in GOSHU) == (True, True, True)
@@ -230,7 +230,7 @@ POLICIES = [
 
 @pytest.mark.parametrize("policy, pos, honorific", POLICIES)
 def test_label_policies_on_tokens_that_cross_morphemes(tmp_path, policy, pos, honorific):
-    labels = label(FakeRecording(tmp_path, "先生|がい|らっしゃ|います"), policy)
+    labels = Labels.create(FakeRecording(tmp_path, "先生|がい|らっしゃ|います"), policy)
     names, has = labels.matrix("pos")
     assert names == POS
     assert has.dtype == np.bool_
@@ -239,7 +239,7 @@ def test_label_policies_on_tokens_that_cross_morphemes(tmp_path, policy, pos, ho
 
 
 def test_families_of_a_sentence(tmp_path):
-    labels = label(FakeRecording(tmp_path, "先生|がい|らっしゃ|います|か", "僕|は|行こ|う"))
+    labels = Labels.create(FakeRecording(tmp_path, "先生|がい|らっしゃ|います|か", "僕|は|行こ|う"))
     assert shown(labels, "position") == [
         "",
         "whole",
@@ -275,20 +275,20 @@ def test_families_of_a_sentence(tmp_path):
 def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
     monkeypatch.setattr("moelens.japanese.labels._CHUNK", 10)
     recording = FakeRecording(tmp_path, *["雨が|降ります|。", "お届け|いたします。"] * 4)
-    alone = {f: label(recording, processes=1).matrix(f)[1] for f in FAMILIES}
-    shared = label(recording, processes=2)
+    alone = {f: Labels.create(recording, processes=1).matrix(f)[1] for f in FAMILIES}
+    shared = Labels.create(recording, processes=2)
     for family, expected in alone.items():
         np.testing.assert_array_equal(shared.matrix(family)[1], expected)
         for rows in (slice(0, 1), slice(3, 13), slice(4, None), slice(recording.n_tokens, None)):
             np.testing.assert_array_equal(shared.matrix(family, rows)[1], expected[rows])
     with pytest.raises(MoeLensError) as error:
-        label(recording, processes=0)
+        Labels.create(recording, processes=0)
     assert str(error.value) == "processes=0; allowed: 1 or more, or None"
 
 
 def test_labels_on_disk(tmp_path):
     recording = FakeRecording(tmp_path, "お届け|いたします。", "雨|。")
-    label(recording)
+    Labels.create(recording)
     labels = Labels.open(recording)
     assert labels.families == tuple(FAMILIES)
     assert shown(labels, "honorifics") == ["", "謙譲語I+謙譲語II", "", "", "", ""]
@@ -308,13 +308,13 @@ def test_labels_on_disk(tmp_path):
 
 
 def test_what_an_ambiguous_form_may_be_stands_beside_it(tmp_path):
-    table = label(FakeRecording(tmp_path, "食べ|られ|ます|。")).table("honorifics")
+    table = Labels.create(FakeRecording(tmp_path, "食べ|られ|ます|。")).table("honorifics")
     assert table["honorific_form.ambiguous"].to_pylist() == [False, True, True, False, False]
     assert table["readings"].to_pylist() == ["", "可能・受身・尊敬", "可能・受身・尊敬", "", ""]
     assert table["plain"].to_pylist() == ["", "食べる", "食べる", "", ""]
 
 
-@pytest.mark.parametrize("found", [analyze("先生が来る"), honorifics("お届けします"), register("雨です。")])
+@pytest.mark.parametrize("found", [parse_morphemes("先生が来る"), honorifics("お届けします"), register("雨です。")])
 def test_what_is_found_is_frozen_and_compares_by_what_it_holds(found):
     assert replace(found[0], start=0) == found[0]
     assert replace(found[0], end=9) != found[0]
@@ -324,9 +324,9 @@ def test_what_is_found_is_frozen_and_compares_by_what_it_holds(found):
 
 def test_documents_without_tokens_are_passed_over(tmp_path):
     recording = FakeRecording(tmp_path, "行き|ます", "雨", "犬|だ")
-    straight = shown(label(recording), "pos")
+    straight = shown(Labels.create(recording), "pos")
     recording.rows = [row for row in recording.rows if row[0] != 1]
-    assert shown(label(recording), "pos") == [*straight[:3], *straight[5:]]
+    assert shown(Labels.create(recording), "pos") == [*straight[:3], *straight[5:]]
 
 
 def test_errors_of_labels(tmp_path):
@@ -334,18 +334,18 @@ def test_errors_of_labels(tmp_path):
     with pytest.raises(RecordingError) as missing:
         Labels.open(recording)
     folder = tmp_path / "labels"
-    assert str(missing.value) == f"no morphology.parquet in {folder}; write it with moelens.japanese.label(recording)"
+    assert str(missing.value) == f"no morphology.parquet in {folder}; write it with moelens.label(recording)"
     with pytest.raises(UnknownNameError) as policy:
-        label(recording, "first")
+        Labels.create(recording, "first")
     assert str(policy.value) == "unknown label policy 'first'; allowed: last, any, majority"
-    labels = label(recording)
+    labels = Labels.create(recording)
     with pytest.raises(UnknownNameError) as family:
         labels.matrix("敬語")
     assert str(family.value) == "unknown label family '敬語'; allowed: " + ", ".join(FAMILIES)
     recording.rows.pop()
     with pytest.raises(RecordingError) as stale:
         Labels.open(recording)
-    assert str(stale.value) == f"{folder} has 2 rows for 1 tokens; write it anew with label(recording)"
+    assert str(stale.value) == f"{folder} has 2 rows for 1 tokens; write it again with moelens.label(recording)"
 
 
 @given(TEXTS, st.data())

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moelens.errors import UnknownNameError
-from moelens.japanese import analyze, honorifics, register
+from moelens.japanese import honorifics, parse_morphemes, register
 from moelens.japanese.families import character_labels
 from moelens.japanese.morphology import POS, provenance
 
@@ -36,7 +36,7 @@ ANY = st.text(
 
 
 def assert_exact(text: str, analyser: str) -> None:
-    morphemes = analyze(text, analyser)
+    morphemes = parse_morphemes(text, analyser)
     end = 0
     for m in morphemes:
         assert end <= m.start < m.end <= len(text)
@@ -83,7 +83,7 @@ def test_a_hundred_thousand_characters_without_a_full_stop(analyser: str) -> Non
 
 @pytest.mark.parametrize("analyser", ANALYSERS)
 def test_both_analysers_have_the_same_face(analyser: str) -> None:
-    morphemes = analyze("先生がいらっしゃいました", analyser)
+    morphemes = parse_morphemes("先生がいらっしゃいました", analyser)
     assert [m.pos[0] for m in morphemes] == ["名詞", "助詞", "動詞", "助動詞", "助動詞"]
     assert {m.pos[0] for m in morphemes} <= set(POS)
     assert [m.surface for m in morphemes] == ["先生", "が", "いらっしゃい", "まし", "た"]
@@ -93,7 +93,7 @@ def test_both_analysers_have_the_same_face(analyser: str) -> None:
 
 def test_unknown_analyser() -> None:
     with pytest.raises(UnknownNameError) as error:
-        analyze("雨", "mecab")
+        parse_morphemes("雨", "mecab")
     assert str(error.value) == "unknown analyser 'mecab'; allowed: fugashi, sudachi"
 
 
@@ -107,7 +107,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(morphology, "import_module", missing)
     morphology._sudachi.cache_clear()
     with pytest.raises(MoeLensError) as error:
-        analyze("雨", "sudachi")
+        parse_morphemes("雨", "sudachi")
     morphology._sudachi.cache_clear()
     assert str(error.value) == "analyser 'sudachi' is not installed; pip install sudachipy sudachidict-core"
 
@@ -117,5 +117,5 @@ def test_faces() -> None:
     assert "&lt;" in html
     assert "<br>" in html
     assert 'title="rule: sonkei-verb; raises: subject; plain: 行く, 来る, いる"' in html
-    assert "<rt" in analyze("敬語")._repr_html_()
-    assert "ケイゴ" in analyze("敬語")._repr_html_()
+    assert "<rt" in parse_morphemes("敬語")._repr_html_()
+    assert "ケイゴ" in parse_morphemes("敬語")._repr_html_()

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
-from conftest import logits_of
+from helpers.tiny import ARCHITECTURES, logits_of, tiny_model
 from safetensors.torch import load_file, save_file
-from tiny import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from transformers.integrations import finegrained_fp8 as fp8

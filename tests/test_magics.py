@@ -10,7 +10,7 @@ from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 
 import moelens
-from moelens.commands.completion import COMMANDS
+from moelens.commands.table import COMMANDS
 
 HOOKS = Path(__file__).parents[1] / "hooks"
 TEXTS = ["先生がいらっしゃいました。", "私が参ります。", "明日は雨が降る。", "社長はお帰りになりました。"] * 6
@@ -58,7 +58,7 @@ def test_trace_of_a_cell_leaves_the_text_alone(shell: Any, text: str) -> None:
 
 def test_record_label_analyze(shell: Any, run: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.user_ns["rec"].n_documents > 200
-    result = shell.run_line_magic("moe", "analyze rec --labels honorifics --permutations 50")
+    result = shell.run_line_magic("moe", "analyze rec --family honorifics --permutations 50")
     again = shell.run_line_magic("moe", f"analyze {run} --permutations 50 --given token")
     assert result.given == ()
     assert again.given == ("token",)
@@ -76,38 +76,40 @@ def test_compare(shell: Any, run: str) -> None:
 
 
 def test_pairs_of_a_cell(shell: Any) -> None:
-    found = shell.run_cell_magic("moe", "pairs", "明日は学校へ | 行きます。 | 行きるです。\n｜雨が降る。｜雨降るが。\n")
+    found = shell.run_cell_magic(
+        "moe", "prefer", "明日は学校へ | 行きます。 | 行きるです。\n｜雨が降る。｜雨降るが。\n"
+    )
     assert [p.context for p in found.pairs] == ["明日は学校へ", ""]
     assert found.kinds[0].preferred == 1
-    assert len(shell.run_line_magic("moe", "pairs --pairs polite-ending").pairs) > 20
+    assert len(shell.run_line_magic("moe", "prefer --pairs polite-ending").pairs) > 20
 
 
 @pytest.mark.slow
 def test_effect_and_remove(shell: Any) -> None:
-    removed = shell.run_line_magic("moe", "remove --layer 3 --experts 5,9 --draws 0 -o removed")
+    removed = shell.run_line_magic("moe", "effect --layer 3 --experts 5,9 --draws 0 -o removed")
     assert removed.interventions == ("remove E5, E9 in layer 3",)
     assert shell.user_ns["removed"] is removed
-    found = shell.run_line_magic("moe", "effect --pairs polite-ending --top 1")
+    found = shell.run_line_magic("moe", "causes --pairs polite-ending --top 1")
     assert len(found.attribution.top) == 1
 
 
 @pytest.mark.slow
 def test_probe(shell: Any, run: str, here: Path) -> None:
     assert shell.run_line_magic("moe", "probe rec 尊敬語 --features experts") is not None
-    script = 'out = "probes"\nrecording = "{}"\n[[probe]]\nname = "keigo"\nlabel = "尊敬語"\n'
+    script = 'out = "probes"\nrecording = "{}"\n[[probe]]\nname = "keigo"\nfamily = "尊敬語"\n'
     (here / "probes.toml").write_text(script.format(run), "utf-8")
     assert len(shell.run_line_magic("moe", "probe probes.toml")) == 1
     recipe = f"--hooks {HOOKS / 'remove_experts.py'} --set layer=3 --set experts=[5]"
     for given, message in (
         ("probes.toml", "has probes of a recording, which '.*' cannot change; give model and corpus in its place"),
-        ("rec 尊敬語", "recipe '.*' cannot change what is recorded; give it to %moe record"),
+        ("rec 尊敬語", "recipe '.*' cannot change what is recorded; give it to record"),
     ):
         with pytest.raises(UsageError, match=message):
             shell.run_line_magic("moe", f"probe {given} {recipe}")
 
 
 def test_export_and_report(shell: Any, run: str, here: Path) -> None:
-    assert (shell.run_line_magic("moe", "export rec npz --out out") / "README.md").exists()
+    assert (shell.run_line_magic("moe", "export rec --to npz --out out") / "README.md").exists()
     assert shell.run_line_magic("moe", "report rec --out r.html").stat().st_size > 10_000
 
 
@@ -115,33 +117,33 @@ def test_hooks_of_a_recipe(shell: Any) -> None:
     file = HOOKS / "remove_experts.py"
     hooks = shell.run_line_magic("moe", f"hooks {file} --set layer=3 --set experts=[5]")
     assert all(name.startswith("blocks.3.") for name, _ in hooks)
-    line = f"pairs --pairs respectful-humble --hooks {file} --set layer=3 --set experts=[5]"
+    line = f"prefer --pairs respectful-humble --hooks {file} --set layer=3 --set experts=[5]"
     edited = shell.run_line_magic("moe", line)
-    assert (edited.margins != shell.run_line_magic("moe", "pairs --pairs respectful-humble").margins).any()
+    assert (edited.margins != shell.run_line_magic("moe", "prefer --pairs respectful-humble").margins).any()
 
 
 def test_defaults(shell: Any) -> None:
     shell.run_line_magic("config", "MoeMagics.pairs = 'humble'")
-    assert {p.kind for p in shell.run_line_magic("moe", "pairs").pairs} == {"humble"}
+    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble"}
     shell.run_line_magic("config", "MoeMagics.pairs = 'respectful-humble'")
 
 
 def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.run_line_magic("moe", "--help") is None
     overview = capsys.readouterr().out
-    for command in COMMANDS:
+    for command in (name for name, c in COMMANDS.items() if "magics" in c.faces):
         assert f"moe {command}" in overview
         assert shell.run_line_magic("moe", f"{command} --help") is None
         assert f"%moe {command}" in capsys.readouterr().out
-    assert "%moe load MODEL" in shell.object_inspect("%moe")["docstring"]
+    assert "`%moe --help` lists the commands" in shell.object_inspect("%moe")["docstring"]
     assert shell.run_line_magic("moe", "help compare") is None
     assert capsys.readouterr().out.startswith("usage: %moe compare")
 
 
 COMPLETIONS = [
     ("%moe an", ["analyze"]),
-    ("%%moe pa", ["pairs"]),
-    ("%%moe ", ["pairs", "record", "trace"]),
+    ("%%moe pre", ["prefer"]),
+    ("%%moe ", ["prefer", "record", "trace"]),
     ("%moe analyze rec --given tok", ["token"]),
     ("%moe record --ca", ["--capture"]),
     ("%moe record --capture ne", ["neurons"]),
@@ -149,9 +151,9 @@ COMPLETIONS = [
     ("%moe info mod", ["model"]),
     ("%moe label re", ["rec"]),
     ("%%moe trace mo", ["model"]),
-    ("%moe export rec n", ["npz"]),
+    ("%moe export rec --to n", ["npz"]),
     ("%moe effect --pairs respectful-", ["respectful-humble"]),
-    ("%moe analyze rec --labels honorifics", ["honorifics"]),
+    ("%moe analyze rec --family honorifics", ["honorifics"]),
     ("%moe report runs/", ["runs/one"]),
 ]
 
@@ -166,18 +168,18 @@ def test_completion(shell: Any, run: str, here: Path, line: str, expected: list[
 
 MISTAKES = [
     ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
-    ("--version", None, "allowed: load, info, "),
+    ("--version", None, "unknown %moe command '--version'"),
     ("trace", " ", "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"),
     ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
-    ("record", "\n", "nothing to record; write one document a line in the cell, or %moe record CORPUS"),
-    ("pairs", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
+    ("record", "\n", "nothing to record; give a corpus, or write one document a line in the cell of %%moe record"),
+    ("prefer", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
-    ("remove --layer 3 --experts five", None, "experts 'five' are not ids; give some such as 5,9, or shared"),
-    ("remove --layer three", None, "%moe remove: argument --layer: invalid int value: 'three'; see %moe remove --help"),
+    ("effect --layer 3 --experts five", None, "--experts 'five' are not ids; give some such as 5,9, or shared"),
+    ("effect --layer three", None, "%moe effect: argument --layer: invalid int value: 'three'; see %moe effect --help"),
     ("trace modle", "雨が降る。", "unknown model 'modle'"),
     ("record modle", "雨が降る。", "unknown model 'modle'"),
-    ("info demo -o 2x", None, "-o 2x is no name for a variable; give one such as -o result"),
+    ("info demo -o 2x", None, "-o '2x' is not a valid variable name; give one such as -o result"),
     ("trace 'open", None, 'No closing quotation in "trace \'open"; close the quotation mark'),
 ]
 
@@ -192,7 +194,7 @@ def test_a_mistake_is_one_line(shell: Any, line: str, cell: str | None, message:
 
 def test_a_mistake_fails_the_cell(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert not shell.run_cell("%moe label nowhere").success
-    assert capsys.readouterr().out.strip().startswith("Mistake: 'nowhere' is not a recording")
+    assert capsys.readouterr().out.strip().startswith("MagicError: 'nowhere' is not a recording")
 
 
 def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +213,12 @@ def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: p
 
     handle = model.hf_model.register_forward_pre_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        shell.run_line_magic("moe", "record texts --model model --out cut")
+        shell.run_line_magic("moe", "record model texts --out cut")
     handle.remove()
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     with pytest.raises(moelens.MoeLensError, match="is a recording that is not finished: repeat the command"):
         moelens.Recording.open("cut")
-    made = shell.run_line_magic("moe", "record texts --model model --out cut")
+    made = shell.run_line_magic("moe", "record model texts --out cut")
     whole = moelens.record(model, TEXTS, "whole", progress=False)
     assert (made.indices() == whole.indices()).all()
     assert len(passes) == 5, "the hook is gone"

@@ -9,10 +9,10 @@ from typing import Any
 
 import nbformat
 import pytest
-from conftest import CHROMIUM
+from helpers.browser import CHROMIUM
+from helpers.jupyter_server import Lab, serving
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
-from test_jupyterlab import Lab, serving
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 FILES = sorted(NOTEBOOKS.glob("*.ipynb"))

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.jupyter_server import Lab
 from PIL import Image
-from test_jupyterlab import Lab, lab  # noqa: F401
 
 import moelens
 from moelens.views.widgets import ExpertMap
@@ -51,7 +51,7 @@ def page(browser: Any) -> Any:
     page.close()
 
 
-def test_explorer(demo: DemoRun, lab: Lab) -> None:  # noqa: F811
+def test_explorer(demo: DemoRun, lab: Lab) -> None:
     page = lab.open("look.ipynb", [f"import moelens\nmoelens.explore({str(demo.recording.path)!r}, label='謙譲語I')"])
     output = page.locator(".jp-OutputArea-output")
     button = output.get_by_role("button", name="Remove")

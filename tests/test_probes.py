@@ -23,8 +23,8 @@ from sklearn.neighbors import NearestCentroid
 import moelens
 from moelens import MoeLensError
 from moelens.commands.command_line import main
-from moelens.commands.script import unmet
-from moelens.probes import classifiers, probe, run_script
+from moelens.commands.script import run_script, unmet
+from moelens.probes import classifiers, probe
 from moelens.probes.classifiers import Scaler, fit
 from moelens.probes.features import Feature, FeatureStore
 from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
@@ -220,8 +220,8 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
     "folds": ({"folds": 50}, "40 documents for 50 folds; record more, or give fewer folds"),
     "not recorded": ({"features": ["logits"]}, r"holds no logits; record again with capture=\['routes', 'logits'\]"),
-    "length": ({"label": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
-    "one class": ({"label": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),
+    "length": ({"family": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
+    "one class": ({"family": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),
 }
 
 
@@ -229,7 +229,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
 def test_errors(fake: Fake, case: str) -> None:
     options, message = ERRORS[case]
     with pytest.raises(MoeLensError, match=message):
-        probe(fake, **({"label": fake.labels, "progress": False} | options))
+        probe(fake, **({"family": fake.labels, "progress": False} | options))
 
 
 def test_without_scikit_learn(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ out = "run"
 
 [[probe]]
 name = "politeness"
-label = "丁寧語"
+family = "丁寧語"
 features = ["experts"]
 layers = [3]
 folds = 3

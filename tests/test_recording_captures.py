@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_recording import TEXTS, Model, assert_recorded, expected
+from helpers.known_model import TEXTS, Model, assert_recorded, expected
 
 import moelens
 from moelens import HookedMoE, Recording
@@ -178,7 +178,7 @@ def scaled(value: float) -> Model:
 @pytest.mark.parametrize("dtype, stored", [("float16", "halffloat"), ("bfloat16", "float"), ("float32", "float")])
 def test_element_types(tmp_path: Path, dtype: str, stored: str) -> None:
     value = 0.123456789
-    recording = record(scaled(value), ["先生"], tmp_path / "run", dtype=dtype, progress=False)
+    recording = record(scaled(value), ["先生"], tmp_path / "run", store_dtype=dtype, progress=False)
     column = recording.tokens(["weights_L02"])["weights_L02"]
     assert str(column.type.value_type) == stored
     want = torch.tensor(value).to(getattr(torch, dtype)).float().item()
@@ -187,13 +187,13 @@ def test_element_types(tmp_path: Path, dtype: str, stored: str) -> None:
 
 def test_what_does_not_fit_is_an_error_and_fits_in_bfloat16(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckError, match=r"routing weight 131072\.0 is beyond float16 \(65504\); record with dtype='bf"
+        CheckError, match=r"routing weight 131072\.0 is beyond float16 \(65504\); record with store_dtype='bf"
     ):
         record(scaled(131072.0), ["先生"], tmp_path / "run", progress=False)
-    kept = record(scaled(131072.0), ["先生"], tmp_path / "run", dtype="bfloat16", progress=False)
+    kept = record(scaled(131072.0), ["先生"], tmp_path / "run", store_dtype="bfloat16", progress=False)
     assert kept.weights().max() == 131072.0
     with pytest.raises(CheckError, match="routing weight inf; load the model with dtype"):
-        record(scaled(float("inf")), ["先生"], tmp_path / "inf", dtype="float32", progress=False)
+        record(scaled(float("inf")), ["先生"], tmp_path / "inf", store_dtype="float32", progress=False)
 
 
 # Windows
@@ -284,7 +284,7 @@ def test_a_torn_parquet_file_names_its_row(tmp_path: Path) -> None:
         ({"layers": [99]}, "unknown layer '99'"),
         ({"capture": "neurons", "experts": [40]}, "unknown expert '40'"),
         ({"experts": [1]}, "experts=[1] chooses of neurons, expert_outputs; capture one of them"),
-        ({"dtype": "int8"}, "unknown element type 'int8'"),
+        ({"store_dtype": "int8"}, "unknown store_dtype 'int8'"),
         ({"generate": 4, "context": 4}, "generate is 4, in a context of 4 tokens; give 0 to 3"),
     ],
 )  # fmt: skip

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.known_model import TEXTS, Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_recording import TEXTS, Model
 
 import moelens
 from moelens.commands.command_line import main
@@ -168,9 +168,9 @@ def test_vectors(vectors: Recording, tmp_path: Path, table: str, form: str) -> N
 
 def test_vectors_with_labels_a_card_and_splits(vectors: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    names, has = pytest.importorskip("moelens.japanese").label(vectors).matrix("honorifics")
+    names, has = moelens.label(vectors).matrix("honorifics")
     monkeypatch.chdir(tmp_path)
-    command = ["export", str(vectors.path), "--to", "npz", "--table", "neurons", "--labels", "honorifics"]
+    command = ["export", str(vectors.path), "--to", "npz", "--table", "neurons", "--family", "honorifics"]
     assert main([*command, "--split", "a:0.5,b:0.5"]) == 0
     assert capsys.readouterr().out == "vectors-neurons-npz\n"
     card = (tmp_path / "vectors-neurons-npz" / "README.md").read_text("utf-8")
@@ -202,8 +202,8 @@ def test_exports_carry_their_card(recording: Recording, tmp_path: Path) -> None:
 def test_labels_go_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     made = record(Model(), TEXTS, out, progress=False)
-    labels = pytest.importorskip("moelens.japanese").label(made)
-    assert main(["export", str(out), "--to", "npz", "--out", str(tmp_path / "x"), "--labels", "honorifics"]) == 0
+    labels = moelens.label(made)
+    assert main(["export", str(out), "--to", "npz", "--out", str(tmp_path / "x"), "--family", "honorifics"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'x'}\n"
     names, has = labels.matrix("honorifics")
     arrays = np.load(tmp_path / "x" / "train.npz", allow_pickle=False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_recording import TEXTS, Model, assert_recorded, tokenizer
+from helpers.known_model import TEXTS, Model, assert_recorded, tokenizer
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 

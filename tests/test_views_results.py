@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from matplotlib.figure import Figure
 import moelens
 from moelens.analysis import Measure, layer_curve, measure
 from moelens.analysis.tables import number
+from moelens.display import Plotted
 from moelens.errors import MoeLensError, UnknownNameError
 from moelens.interventions import remove
 from moelens.interventions.causal import causes
@@ -204,3 +206,24 @@ def test_text_of_a_model_is_escaped() -> None:
     html = Measure("load", np.ones((1, 2)), axes, about)._repr_html_()
     assert "&lt;script&gt;" in html
     assert "<script" not in html
+
+
+def test_a_subclass_is_shown_as_its_base_is(results: dict[str, Any]) -> None:
+    class Mine(type(results["load"])):
+        pass
+
+    mine = Mine(*(getattr(results["load"], field.name) for field in dataclasses.fields(results["load"])))
+    assert "<img" in mine._repr_html_()
+    assert mine.plot().get_figure() is not None
+
+
+def test_a_class_without_a_view_is_refused() -> None:
+    class Bare(Plotted):
+        def __repr__(self) -> str:
+            return "bare <b>"
+
+    assert "bare &lt;b&gt;" in Bare()._repr_html_()
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected a class with a view for plot, got Bare; register one with moelens\.displ"
+    ):
+        Bare().plot()

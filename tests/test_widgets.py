@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.results import payload, result_of
 
 import moelens
-from moelens.analysis import Specialization, specialization_from_arrays
+from moelens.analysis import Specialization
 from moelens.tracing import Trace
 from moelens.views.cards import card_html
 from moelens.views.explorer import EffectView
-from moelens.views.live import STATIC, Live
+from moelens.views.frontend import STATIC
+from moelens.views.live import Live
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap
 
@@ -47,27 +49,6 @@ SPENT = """(act) => new Promise((done) => {
   document.body.getBoundingClientRect();
   done(performance.now() - began);
 })"""
-
-
-def result_of(layers: int, experts: int, tokens: int = 600, k: int = 2) -> Specialization:
-    rng = np.random.default_rng(0)
-    labels = rng.random((tokens, 3)) < [0.3, 0.2, 0.0]
-    indices = np.argsort(rng.random((tokens, layers, experts)) - np.eye(experts)[3] * labels[:, :1, None], -1)[..., :k]
-    return specialization_from_arrays(
-        indices,
-        labels,
-        ["尊敬語", "丁寧語", "美化語"],
-        docs=np.arange(tokens) // 20,
-        token_ids=rng.integers(0, 50, tokens),
-        n_experts=experts,
-        layers=range(3, 3 + layers),
-        permutations=49,
-    )
-
-
-def payload(widget: Live) -> int:
-    """Bytes of everything the browser is sent of a view."""
-    return sum(len(v) if isinstance(v, bytes | memoryview) else len(str(v)) for v in widget.get_state().values())
 
 
 @pytest.fixture(scope="module")

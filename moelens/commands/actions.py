@@ -26,12 +26,17 @@ def _or_default(session: Session, args: Namespace, *options: str) -> list[Any]:
     return [session.default(o) if value is None else value for o, value in zip(options, given, strict=True)]
 
 
-def _recipe(args: Namespace, model: Any) -> Any:
-    """A context in which the model runs with the hooks of the recipe in `--hooks`."""
+def _recipe_options(args: Namespace) -> dict[str, Any]:
+    """The options in `--set`, which need the recipe in `--hooks`."""
     if args.hooks is None and args.set:
         raise MoeLensError(f"--set {args.set[0]} is an option of a recipe; give its file with --hooks")
-    hooks = [] if args.hooks is None else _load_recipe(args.hooks, **parse_options(args.set))(model)
-    return model.hooks(fwd_hooks=hooks)
+    return parse_options(args.set)
+
+
+def _recipe(args: Namespace, model: Any) -> Any:
+    """A context in which the model runs with the hooks of the recipe in `--hooks`."""
+    options = _recipe_options(args)
+    return model.hooks(fwd_hooks=[] if args.hooks is None else _load_recipe(args.hooks, **options)(model))
 
 
 def _saved(result: Any, args: Namespace) -> Any:
@@ -237,9 +242,7 @@ def probe(session: Session, args: Namespace, cell: str | None) -> Any:
     if str(args.recording).endswith(".toml"):
         from moelens.commands.script import run_script
 
-        if args.hooks is None and args.set:
-            raise MoeLensError(f"--set {args.set[0]} is an option of a recipe; give its file with --hooks")
-        return run_script(args.recording, hooks=args.hooks, options=parse_options(args.set))
+        return run_script(args.recording, hooks=args.hooks, options=_recipe_options(args))
     from moelens.probes import probe
 
     if args.hooks:

@@ -24,6 +24,7 @@ def build(parser: P, kind: type[P], face: str, *, prog: str) -> dict[str, P]:
             description=f"{command.help[0].upper()}{command.help[1:]} (moelens.{command.function}).",
             epilog=f"example: {prog} {command.example}",
             formatter_class=argparse.HelpFormatter,
+            add_help=True,  # IPython's own parser has none
         )
         for argument in command.arguments:
             sub.add_argument(*argument.names, help=argument.help, **argument.options)

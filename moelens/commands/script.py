@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.interventions import effect
-from moelens.interventions.causal import read_pairs
 from moelens.interventions.operations import named
+from moelens.interventions.readout import as_pairs
 from moelens.japanese import Labels
 from moelens.models.loading import load
 from moelens.probes import probe
@@ -288,7 +288,7 @@ class Runner:
         for needed in ("operation", "layer", "experts"):
             if needed not in doing:
                 raise MoeLensError(f"[[effect]] {path.stem!r} needs {needed}, such as layer = 3, experts = [5]")
-        pairs = read_pairs(self.script.place(options.pop("pairs")))
+        pairs = as_pairs(self.script.place(options.pop("pairs")))
         if options.get("controls") in ("none", "") or doing["experts"] == "shared":
             options["controls"] = None
         result = effect(self.model(), pairs, named(**doing), progress=self.progress, **options)

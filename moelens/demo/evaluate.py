@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,16 +15,13 @@ from moelens.demo.texts import BOS, EOS, Ints
 from moelens.demo.trigram import trigram_nats
 from moelens.models.tokens import byte_alphabet
 
-if TYPE_CHECKING:
-    from moelens.demo.train import Recipe
-
 
 def measure(
     model: DeepseekV3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     streams: Mapping[str, Ints],
     held_out: Mapping[str, Ints],
-    recipe: Recipe,
+    context: int,
 ) -> dict[str, dict[str, Any]]:
     """Measure a trained model on each held-out source.
 
@@ -35,21 +32,21 @@ def measure(
         tokenizer: its tokenizer.
         streams: training tokens `[token]` of each source.
         held_out: held-out tokens `[token]` of each source.
-        recipe: for the width of the windows and the vocabulary.
+        context: tokens that the model reads at once.
 
     Returns:
         For each source: `tokens`, `characters_per_token`, `nats_per_token`, `bits_per_character`, the same two for the
         trigram, and `load_max`, `load_min` `[moe layer]`.
     """
     training = np.concatenate(list(streams.values()))
-    return {name: _measure_one(model.eval(), tokenizer, training, own, recipe) for name, own in held_out.items()}
+    return {name: _measure_one(model.eval(), tokenizer, training, own, context) for name, own in held_out.items()}
 
 
 def _measure_one(
-    model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, training: Ints, held_out: Ints, recipe: Recipe
+    model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, training: Ints, held_out: Ints, context: int
 ) -> dict[str, Any]:
-    nats, scored, context, load = _read(model, held_out, recipe.context)
-    trigram = trigram_nats(training, context, recipe.vocab_size)
+    nats, scored, trigrams, load = _read(model, held_out, context)
+    trigram = trigram_nats(training, trigrams, model.config.vocab_size)
     characters = float(_characters(tokenizer)[scored].sum())
     return {
         "tokens": int(scored.size),

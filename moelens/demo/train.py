@@ -235,7 +235,8 @@ class Step:
         return float(loss.detach())
 
 
-def train(step: Step, rows: Rows, checkpoint: Path) -> None:
+def train(step: Step, rows: Rows, checkpoint: Path, save_every: int = 100) -> None:
+    """Run the steps that `checkpoint` has not seen yet, and save it after every `save_every`."""
     recipe = step.recipe
     first = load_checkpoint(checkpoint, step.model, step.optimizers)
     mean = 0.0
@@ -245,7 +246,7 @@ def train(step: Step, rows: Rows, checkpoint: Path) -> None:
             mean = loss if number == first else 0.98 * mean + 0.02 * loss
             bar.set_postfix(nats=f"{mean:.3f}", refresh=False)
             bar.update()
-            if (number + 1) % 100 == 0:
+            if (number + 1) % save_every == 0:
                 save_checkpoint(checkpoint, number + 1, step.model, step.optimizers)
 
 
@@ -323,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
         "seen_tokens": recipe.seen_tokens,
         "parameters": sum(p.numel() for p in shipped.parameters()),
         "recipe": asdict(recipe),
-        "held_out": measure(shipped, tokenizer, streams, held_out_streams, recipe),
+        "held_out": measure(shipped, tokenizer, streams, held_out_streams, recipe.context),
     }
     write_card(report, args.out)
     shutil.rmtree(args.out / "checkpoint", ignore_errors=True)

@@ -107,7 +107,7 @@ class Attribution(Plotted, SavedRows):
 
 def attribute(
     model: Any,
-    pairs: Iterable[Any],
+    pairs: str | Iterable[Any],
     *,
     top: int = 10,
     seed: int = 0,

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
 from moelens.analysis.tables import number, plain_table
 from moelens.display import Plotted
-from moelens.errors import MoeLensError, UnknownNameError
+from moelens.errors import MoeLensError
 from moelens.interventions.attribution import Attribution, attribute
 from moelens.interventions.effects import Effect, KindEffect, effect, interval, signed
 from moelens.interventions.operations import remove
-from moelens.interventions.readout import Pair, as_pairs
+from moelens.interventions.readout import as_pairs
 from moelens.saved import SavedRows
 
 ALPHA = 0.05
@@ -111,7 +109,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def causes(
     model: Any,
-    pairs: Iterable[Any],
+    pairs: str | Iterable[Any],
     *,
     top: int = 5,
     draws: int = 20,
@@ -140,19 +138,3 @@ def causes(
     effects = tuple(effect(model, given, removal, draws=draws, **options) for removal in removals)
     joint = effect(model, given, removals, draws=joint_draws, **options) if len(removals) > 1 else None
     return Causes(found, effects, joint)
-
-
-def read_pairs(source: str) -> tuple[Pair, ...]:
-    """Pairs from a `.jsonl` file, a pair a line, or the bundled ones of a kind.
-
-    Raises:
-        UnknownNameError: neither a file nor a kind.
-    """
-    path = Path(source)
-    if path.suffix == ".jsonl":
-        if not path.is_file():
-            raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
-        return as_pairs(json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip())
-    from moelens.japanese.minimal_pairs import pairs
-
-    return as_pairs(pairs(kind=source))

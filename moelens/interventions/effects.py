@@ -153,7 +153,7 @@ def interval(low: float, high: float) -> str:
 
 def effect(
     model: Any,
-    pairs: Iterable[Any],
+    pairs: str | Iterable[Any],
     intervention: Intervention | Sequence[Intervention],
     *,
     controls: Controls = "matched",

@@ -46,7 +46,7 @@ class ExpertLens(Displayed, SavedRows):
     voices: tuple[Voice, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        return [asdict(voice) for voice in self.voices]
+        return [asdict(v) | {"promoted": ", ".join(f"{t} {d:+.3f}" for t, d in v.promoted)} for v in self.voices]
 
     def table(self) -> str:
         header = ("", "weight", "agrees", "contrast", "raises")

@@ -83,7 +83,7 @@ class Preferences(Plotted, SavedCells):
         return "\n".join(lines)
 
 
-def prefer(model: Any, pairs: Iterable[Any], *, batch_tokens: int = 2048) -> Preferences:
+def prefer(model: Any, pairs: str | Iterable[Any], *, batch_tokens: int = 2048) -> Preferences:
     """Which text of each pair the model finds more likely.
 
     Args:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
@@ -13,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from moelens.errors import MoeLensError, unknown
+from moelens.errors import MoeLensError, UnknownNameError, unknown
+from moelens.japanese.minimal_pairs import pairs as bundled_pairs
 
 Floats = NDArray[np.float64]
 Half = Literal["all", "discovery", "test"]
@@ -57,12 +60,18 @@ class TextPair:
     split: str = ""
 
 
-def as_pairs(source: Iterable[Any]) -> tuple[Pair, ...]:
+def as_pairs(source: str | Iterable[Any]) -> tuple[Pair, ...]:
     """Pairs from objects with their attributes, or from mappings (rows of a `datasets` Dataset or of JSON lines).
 
+    Args:
+        source: the pairs, or what `read_pairs` takes: a kind of the bundled ones or a `.jsonl` file.
+
     Raises:
+        UnknownNameError: neither a file nor a kind.
         MoeLensError: none at all, one without a field, or one whose two texts are the same.
     """
+    if isinstance(source, str):
+        return read_pairs(source)
     pairs: list[Pair] = []
     for row in source:
         if isinstance(row, Mapping):
@@ -77,6 +86,20 @@ def as_pairs(source: Iterable[Any]) -> tuple[Pair, ...]:
         if pair.good == pair.bad:
             raise MoeLensError(f"pair {pair.id!r} has the same text twice, {pair.good!r}; give two that differ")
     return tuple(pairs)
+
+
+def read_pairs(source: str) -> tuple[Pair, ...]:
+    """Pairs from a `.jsonl` file, a pair a line, or the bundled ones of a kind.
+
+    Raises:
+        UnknownNameError: neither a file nor a kind.
+    """
+    path = Path(source)
+    if path.suffix == ".jsonl":
+        if not path.is_file():
+            raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
+        return as_pairs([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
+    return as_pairs(bundled_pairs(kind=source))
 
 
 def half_of(pairs: Sequence[Pair], half: Half, seed: int = 0) -> tuple[Pair, ...]:

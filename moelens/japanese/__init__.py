@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 # Imported at once, since these functions take the names of their modules; the modules are light.
 from moelens.japanese.honorific_spans import CLASSES, HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
-from moelens.japanese.morphology import Morpheme, analyze, disagreement
+from moelens.japanese.morphology import Morpheme, disagreement, parse_morphemes
 from moelens.japanese.sentence_register import Sentence, register
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ __all__ = [
     "Morpheme",
     "Pair",
     "Sentence",
-    "analyze",
     "disagreement",
     "honorifics",
     "pairs",
+    "parse_morphemes",
     "register",
 ]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.functions import FUNCTIONS, REFERENCES, functions, references
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
-from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, analyze
+from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.rules import CLASSES, RAISED
 from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, registers
 
@@ -69,7 +69,7 @@ class CharacterLabels:
 
 def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabels:
     """The labels of all families; those of `position`, which only tokens have, are False."""
-    morphemes = analyze(text, analyser)
+    morphemes = parse_morphemes(text, analyser)
     has: Bools = np.zeros((len(text), len(COLUMNS)), dtype=np.bool_)
     inside = np.full(len(text), -1, dtype=np.int64)
     honorific: list[HonorificSpan | None] = [None] * len(text)

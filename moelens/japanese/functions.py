@@ -58,8 +58,8 @@ def functions(morphemes: Sequence[Morpheme]) -> Labelled:
 
     (ら)れる has one label for all it may be: `honorifics` says where it is 尊敬語.
 
-    >>> from moelens.japanese import analyze
-    >>> [name for _, _, name in functions(analyze("先生が行かれましたか"))]
+    >>> from moelens.japanese import parse_morphemes
+    >>> [name for _, _, name in functions(parse_morphemes("先生が行かれましたか"))]
     ['格助詞が', '受身・可能・自発・尊敬', '丁寧', '過去', '終助詞か']
     """
     before = ""
@@ -90,9 +90,9 @@ def references(text: str, morphemes: Sequence[Morpheme], spans: Sequence[Honorif
     A predicate has no subject if neither が nor は stands before it in its sentence. 尊敬語 then tells of a respected
     person, usually the one addressed, 謙譲語 of the speaker's side.
 
-    >>> from moelens.japanese import analyze, honorifics
+    >>> from moelens.japanese import parse_morphemes, honorifics
     >>> text = "僕はそれを見た。もう召し上がりましたか。"
-    >>> [(text[a:b], name) for a, b, name in references(text, analyze(text), honorifics(text))]
+    >>> [(text[a:b], name) for a, b, name in references(text, parse_morphemes(text), honorifics(text))]
     [('僕', '一人称・くだけた'), ('それ', '指示ソ'), ('召し上がり', '主語なし・敬う人')]
     """
     rest = list(spans)[::-1]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from moelens.display import Displayed
-from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.morphology import Morpheme, parse_morphemes
 from moelens.japanese.ruby import AnnotatedText, Ruby, line, ruby_html
 from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, beyond, places, rulebook
 
@@ -69,7 +69,7 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> Annota
     [('お届けいたし', ('謙譲語I', '謙譲語II'), ('届ける',)), ('ます', ('丁寧語',), ())]
     """
     found: list[HonorificSpan] = []
-    for sentence in sentences(text, analyze(text) if morphemes is None else morphemes):
+    for sentence in sentences(text, parse_morphemes(text) if morphemes is None else morphemes):
         found += (
             _span(text, rule, sentence[span.start : span.stop], words)
             for rule, span, words in _claims(sentence)
@@ -135,7 +135,7 @@ def dictionary_form(stem: str) -> str:
     ['待つ', '届ける', '案内する', '読む']
     """
     for ending in ("ます", "ない"):
-        found = analyze(stem + ending)
+        found = parse_morphemes(stem + ending)
         if len(found) > 1 and found[-1].surface == ending and found[-2].pos[0] == "動詞":
             return f"{stem[: found[-2].start]}{found[-2].base}"
     return stem + "する"

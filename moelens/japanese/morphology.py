@@ -162,14 +162,14 @@ def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
     return {"analyser": f"{tool} {version(tool)}", "dictionary": f"{dictionary} {version(dictionary)}"}
 
 
-def analyze(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[Morpheme]:
+def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[Morpheme]:
     """The morphemes of `text`, in order; only white space lies between them. A notebook shows them with their readings.
 
     `analyser` is "fugashi" (UniDic's short units, the default) or "sudachi" (SudachiPy's units A, an extra with the
     same face; its parts of speech are UniDic's, its lemmas are its own normalised forms). Raises `UnknownNameError` for
     another name, `MoeLensError` if the analyser is not installed.
 
-    >>> [(m.surface, m.pos[0], m.lemma) for m in analyze("私が参ります")]
+    >>> [(m.surface, m.pos[0], m.lemma) for m in parse_morphemes("私が参ります")]
     [('私', '代名詞', '私'), ('が', '助詞', 'が'), ('参り', '動詞', '参る'), ('ます', '助動詞', 'ます')]
     """
     if analyser not in get_args(Analyser):
@@ -190,7 +190,7 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
     Raises:
         MoeLensError: SudachiPy is not installed.
     """
-    readings = [analyze(text, "fugashi"), analyze(text, "sudachi")]
+    readings = [parse_morphemes(text, "fugashi"), parse_morphemes(text, "sudachi")]
     shared = set.intersection(*({m.start for m in found} | {len(text)} for found in readings))
     cuts = sorted(shared | {0})
     stretches = []

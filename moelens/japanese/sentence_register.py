@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics, sentences
-from moelens.japanese.morphology import Morpheme, analyze
+from moelens.japanese.morphology import Morpheme, parse_morphemes
 
 #: From the least to the most polite.
 REGISTERS = ("plain", "polite", "honorific")
@@ -47,7 +47,7 @@ def register(text: str) -> tuple[Sentence, ...]:
     >>> [sentence.register for sentence in register("お名前は。先生がいらした。雨です。「行きます」と言った。")]
     ['honorific', 'honorific', 'polite', 'plain']
     """
-    morphemes = analyze(text)
+    morphemes = parse_morphemes(text)
     return tuple(registers(text, morphemes, honorifics(text, morphemes)))
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moelens.errors import UnsupportedModelError
 
-if TYPE_CHECKING:
-    from moelens.models.hooked import HookedMoE
 
-
-def to_transformer_bridge(hooked: HookedMoE) -> Any:
+def to_transformer_bridge(hooked: Any) -> Any:
     """Boot a `TransformerBridge` around a hooked model.
 
     The bridge wraps the model's modules in place, and the hooked model's points keep firing in the modules it wraps;

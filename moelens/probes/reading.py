@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moelens.analysis.sources import opened
 from moelens.analysis.tables import number, plain_table
 from moelens.bars import progress_bar
 from moelens.display import Plotted
@@ -127,7 +128,7 @@ def probe(
         >>> moelens.probe(recording, "pos", features=["experts", "paths"])  # doctest: +SKIP
     """
     need("sklearn.linear_model")
-    recording = Recording.open(recording)
+    recording = opened(recording)
     for name in probes:
         if name not in PROBES:
             raise unknown("probe", name, PROBES)

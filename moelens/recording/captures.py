@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
@@ -35,7 +34,7 @@ WHAT = {"routes": "routing weight", "margin": "margin", "expert_norms": "expert 
         "expert_outputs": "expert output", "logits": "logit", "shared": "shared output",
         "residuals": "residual"}  # fmt: skip
 
-STORED: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+STORED = ("float16", "bfloat16", "float32")
 """Element types by name. Parquet has no bfloat16: its numbers are kept, exactly, in float32."""
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moelens.errors import CheckError
-from moelens.recording.captures import INDICES, SLOT_TABLES, STORED, WHAT, Capture, Wanted, index_type, value_column
+from moelens.recording.captures import INDICES, SLOT_TABLES, WHAT, Capture, Wanted, index_type, value_column
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -128,7 +128,7 @@ class Collector:
             values = columns[name]
             if values.numel():
                 self._bounds[capture.name, layer] = torch.stack(values.aminmax()).float()
-            stored = values.to(STORED[self.wanted.dtype])
+            stored = values.to(getattr(torch, self.wanted.dtype))
             columns[name] = stored.float() if self.wanted.dtype == "bfloat16" else stored
             self._kept[capture.name, layer] = self._kept.get((capture.name, layer), {}) | columns
 
@@ -172,7 +172,7 @@ class Collector:
             row = int((~torch.isfinite(values.flatten(1) if values.ndim > 1 else values[:, None])).nonzero()[0, 0])
             at = int(columns["token"][row]) if "token" in columns else row
             advice = (
-                f"{worst} is beyond float16 (65504); record with dtype='bfloat16' (--dtype bfloat16)"
+                f"{worst} is beyond float16 (65504); record with store_dtype='bfloat16' (--store-dtype bfloat16)"
                 if np.isfinite(worst)
                 else f"{worst}; load the model with dtype=torch.float32"
             )

@@ -15,7 +15,8 @@ from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.japanese.minimal_pairs import kinds
 from moelens.views.cards import card_html
-from moelens.views.live import Live, module
+from moelens.views.frontend import module
+from moelens.views.live import Live
 from moelens.views.page import Page
 from moelens.views.trace_view import TraceView
 from moelens.views.widgets import ExpertMap

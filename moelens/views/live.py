@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import anywidget
 import traitlets
 
-STATIC = Path(__file__).parent / "static"
-
-
-@cache
-def source(name: str) -> str:
-    """A file of the front end."""
-    return (STATIC / name).read_text("utf-8")
-
-
-def module(name: str) -> str:
-    """The module of a view, together with what all of them share: it imports nothing."""
-    return source("common.js") + source(name)
+from moelens.views.frontend import source
+from moelens.views.page import Page
 
 
 class Live(anywidget.AnyWidget):
@@ -80,8 +69,6 @@ class Live(anywidget.AnyWidget):
 
         moelens.trace(model, text).explore().save_html("trace.html")
         """
-        from moelens.views.page import Page
-
         page = Page()
         path = Path(path)
         path.write_text(page.html(self.heading, page.live(self)), encoding="utf-8")

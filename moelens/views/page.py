@@ -6,10 +6,11 @@ import base64
 import gzip
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from html import escape
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from moelens.views.live import Live, source
+from moelens.views.frontend import source
 
 HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -27,6 +28,21 @@ POLICY = (
 )
 
 
+class LiveView(Protocol):
+    """What a page needs of a live view, see `moelens.views.live.Live`."""
+
+    ASKS: ClassVar[tuple[str, ...]]
+    MODULE: ClassVar[str]
+    _esm: Any
+
+    def slice(self, *asked: Any) -> dict[str, Any]: ...
+    def every(self) -> Iterator[tuple[Any, ...]]: ...
+    def state(self) -> dict[str, Any]: ...
+    def in_file(self) -> dict[str, Any]: ...
+    def cards(self) -> Iterable[tuple[str, str]]: ...
+    def static_html(self) -> str: ...
+
+
 class Page:
     """A file that is being written: `live` gives the HTML of a view, `html` the whole."""
 
@@ -34,7 +50,7 @@ class Page:
         self.views: list[dict[str, Any]] = []
         self.modules: dict[str, str] = {}
 
-    def live(self, view: Live, static: str | None = None) -> str:
+    def live(self, view: LiveView, static: str | None = None) -> str:
         """The place of a live view, with its static face for paper and for readers without scripts."""
         at = len(self.views)
         self.modules[view.MODULE] = view._esm

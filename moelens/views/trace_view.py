@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE
-from moelens.views.live import Live, module
+from moelens.views.frontend import module
+from moelens.views.live import Live
 from moelens.views.text import pair_trace_html, shared_layers
 
 if TYPE_CHECKING:

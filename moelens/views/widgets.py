@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 
 from moelens.japanese.classes import label_text
 from moelens.views.cards import card_html
-from moelens.views.live import Live, module
+from moelens.views.frontend import module
+from moelens.views.live import Live
 from moelens.views.maps import DARK, LIGHT, VALUES, clip_of, expert_map, map_size, map_title, ratios
 from moelens.views.pictures import image
 from moelens.views.style import japanese_font

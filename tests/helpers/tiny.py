@@ -242,3 +242,7 @@ def tiny_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     ids = torch.randint(5, VOCABULARY - 10, (2, 12), generator=torch.Generator().manual_seed(1))
     ids = ids.to(model.device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    return output.logits if hasattr(output, "logits") else output[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import moelens
@@ -47,17 +48,22 @@ RESULTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("suffix", [".json", ".parquet"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_result_opens_as_it_was_saved(name: str, tmp_path: Path) -> None:
+def test_a_result_opens_as_it_was_saved(name: str, suffix: str, tmp_path: Path) -> None:
     result = RESULTS[name]
-    path = result.save(tmp_path / "result.json")
+    path = result.save(tmp_path / f"result{suffix}")
     opened = type(result).open(path)
     assert type(opened) is type(result)
     assert repr(opened) == repr(result)
     np.testing.assert_equal(opened.to_dict(), result.to_dict())
-    data = json.loads(path.read_text("utf-8"), parse_constant=lambda found: pytest.fail(f"{found} is not JSON"))
-    assert data["moelens"] == moelens.__version__
-    assert len(result.to_pandas()) == len(result.records()) > 0
+    table = result.to_pandas()
+    assert len(table) == len(result.records()) > 0
+    if suffix == ".json":
+        data = json.loads(path.read_text("utf-8"), parse_constant=lambda found: pytest.fail(f"{found} is not JSON"))
+        assert data["moelens"] == moelens.__version__
+    else:
+        assert list(pd.read_parquet(path).columns) == list(table.columns), "another program reads the rows"
 
 
 def test_what_is_undefined_and_what_is_an_array_stay_so(tmp_path: Path) -> None:
@@ -73,6 +79,11 @@ def test_what_is_undefined_and_what_is_an_array_stay_so(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
+    for act in (EFFECT.save, Effect.open):
+        with pytest.raises(
+            moelens.MoeLensError, match=r"expected a file name that ends in \.json or \.parquet, got 'e.c"
+        ):
+            act("e.csv")
     path = EFFECT.save(tmp_path / "effect.json")
     with pytest.raises(moelens.MoeLensError, match=r"format 'moelens.effect/1'; allowed: 'moelens.attribution/1', as"):
         Attribution.open(path)
