@@ -142,8 +142,9 @@ def measure(
         RecordingError: there is no recording, or one without the weights that the measure takes.
 
     Example:
-        >>> moelens.measure("runs/demo", "coactivation_lift").top(5)           # doctest: +SKIP
-        >>> moelens.measure("runs/demo", "layer_information", "pos").plot()    # doctest: +SKIP
+        >>> found = moelens.measure(demo_recording, "layer_information", "pos")
+        >>> found.axes["layer"], found.values.shape == (4, len(found.axes["label"]))
+        ((1, 2, 3, 4), True)
     """
     recording = opened(recording)
     if name in OF_ROUTES:
