@@ -279,14 +279,15 @@ def test_foreign_ids_are_refused() -> None:
     with pytest.raises(CheckError) as error:
         token_spans(byte_level(), "お茶", [5, 6])
     assert str(error.value) == (
-        "2 token ids are not what the tokenizer makes of 'お茶'; pass tokenizer(text)['input_ids']"
+        "expected the ids that the tokenizer gives for 'お茶', got 2 other ids; pass tokenizer(text)['input_ids']"
     )
 
 
 def test_tokens_that_are_not_in_the_text_of_a_slow_tokenizer_are_refused(
     slow_wordpiece: BertJapaneseTokenizer,
 ) -> None:
-    with pytest.raises(
-        CheckError, match="the tokens are not those of 'お茶', and BertJapaneseTokenizer gives no offsets; use the fast"
-    ):
+    missing = (
+        "expected the tokens of 'お茶', got tokens that are not found in it, and BertJapaneseTokenizer gives no off"
+    )
+    with pytest.raises(CheckError, match=missing):
         token_spans(slow_wordpiece, "お茶", slow_wordpiece("か")["input_ids"])
