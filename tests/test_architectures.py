@@ -1,4 +1,4 @@
-"""Every architecture: hooked equals unhooked, and what the cache says is what the engine did."""
+"""Every architecture: hooked equals unhooked, and the cache holds what the engine computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moelens.models.loading import architectures
 from moelens.models.structure import find_moe_layers
 
 OLD = Version(transformers.__version__) < Version("5.23")
-NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not handed ids and weights
+NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not given ids and weights
 
 
 def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -25,7 +25,7 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def watch(model: Any) -> tuple[dict[int, dict[str, torch.Tensor]], list[Any]]:
-    """Plain torch hooks on the unhooked model: what each experts module was given and returned."""
+    """Register torch hooks on the unhooked model that save what each experts module is given and returns."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
     handles = []
     for site in find_moe_layers(model)[1]:

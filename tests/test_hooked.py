@@ -1,4 +1,4 @@
-"""The hooked model: names, stages, edits, gradients, memory, errors, and giving the model back."""
+"""The hooked model: names, stages, edits, gradients, memory, errors, and restoring the model."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_a_failed_hook_leaves_nothing(ids: torch.Tensor) -> None:
     assert model.config._experts_implementation != "moelens"
 
 
-def test_two_hooked_models_of_one_class_do_not_meet(ids: torch.Tensor) -> None:
+def test_two_hooked_models_of_one_class_are_independent(ids: torch.Tensor) -> None:
     first, second = moelens.hook(tiny_model("llama4")), moelens.hook(tiny_model("llama4", seed=1))
     plain = second(ids)
     first.unhook()

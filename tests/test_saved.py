@@ -1,4 +1,4 @@
-"""Results of interventions and probes, saved and opened again."""
+"""Results of interventions and probes are opened as they were saved."""
 
 from __future__ import annotations
 
