@@ -166,7 +166,7 @@ def _scale_blocks(weight: Tensor, scale: Tensor, block: Sequence[int]) -> Tensor
 
 @contextmanager
 def allow_partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
-    """Let transformers dequantise, while it loads a model, weights whose sizes are no multiples of the block's.
+    """Let transformers dequantise, while it loads a model, weights whose sizes are not multiples of the block's.
 
     transformers divides a weight evenly by its scales and raises an error where that is not possible: DeepSeek-V3's
     `kv_a_proj_with_mqa` has 576 rows in blocks of 128. Within this context the last block of a side may be smaller.

@@ -148,7 +148,7 @@ def _save_slots(run: LayerRun) -> Callable[..., None]:
 
 
 def check_routing(taps: dict[int, Tap]) -> Check:
-    """Check that expert ids are in range and that logits and weights are finite; nothing can be read otherwise.
+    """Check that expert ids are in range and that logits and weights are finite.
 
     Args:
         taps: by layer, with the observed routing; the number of chosen experts is set from it.

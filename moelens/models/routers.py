@@ -141,7 +141,7 @@ def _sparsemixer(logits: Tensor, indices: Tensor, jitter: float) -> Tensor:
 
 
 def _expert_vectors(block: nn.Module, n_experts: int) -> list[str]:
-    """Attribute paths, below `block`, of vectors with a number for each expert that are no layer's own bias."""
+    """Attribute paths, below `block`, of vectors with a number for each expert, except the experts' own weights."""
     named = [*block.named_buffers(), *block.named_parameters()]
     shapes = ((n_experts,), (1, n_experts))
     vectors = (n for n, t in named if t.shape in shapes and "experts." not in n and t.is_floating_point())

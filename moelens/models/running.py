@@ -24,7 +24,7 @@ class _SlotsByLayer(dict[int, Tensor]):
 
 @dataclass(kw_only=True)
 class RunningPass:
-    """How the tokens of the running forward pass are laid out, and how far `generate` has got if it is running.
+    """How the tokens of the running forward pass are laid out, and where `generate` is if it runs.
 
     Attributes:
         batch: number of sequences.

@@ -28,8 +28,8 @@ class MoELayer:
     Attributes:
         index: the layer's number in the model.
         decoder_layer: the whole layer.
-        block: the module that computes the layer's Mixture-of-Experts output; the decoder layer itself where no module
-            of its own does.
+        block: the module that computes the layer's Mixture-of-Experts output, or the decoder layer itself if there is
+            no separate module.
         block_name: the block's attribute path below the decoder layer.
         experts: the experts module; None where the block holds the weights.
         router: the router, or None where none was found.
