@@ -1,14 +1,14 @@
-"""How a result reaches its views without importing them: a registry by type.
+"""How a result finds its views: a registry by class, which does not import the views.
 
-`moelens.views` registers a `View` for each class of results. The package tells this module how to load the views
-(`set_loader`); they are loaded when a result is first shown.
+`moelens.views` registers a `View` for each class of results. The package gives this module a function that imports the
+views (`set_loader`); it is called when a result is first shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from moelens.errors import MoeLensError
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What can be shown of one class of objects; each function takes the object first.
+    """The functions that show objects of one class. Each takes the object as its first argument.
 
     Attributes:
-        html: a string of HTML with inline styles only, for notebooks.
+        html: returns a string of HTML with inline styles only, for notebooks.
         plot: draws on matplotlib axes (`ax=…`) and returns them.
         explore: returns a live widget.
     """
@@ -35,40 +35,55 @@ _VIEWS: dict[type, View] = {}
 _loaders: list[Callable[[], object]] = []
 
 
-def register(kind: type, view: View) -> None:
-    """Use `view` for objects of class `kind` and of its subclasses that have none of their own."""
-    _VIEWS[kind] = view
+def register_view(cls: type, view: View) -> None:
+    """Show objects of a class with `view`.
+
+    Args:
+        cls: the class. Its subclasses are shown in the same way, unless they have a view of their own.
+        view: the functions that show it.
+
+    Example:
+        >>> class Answer(Displayed):
+        ...     pass
+        >>> register_view(Answer, View(html=lambda answer: "<b>42</b>"))
+        >>> Answer()._repr_html_()
+        '<b>42</b>'
+    """
+    _VIEWS[cls] = view
 
 
 def set_loader(load: Callable[[], object]) -> None:
-    """Call `load`, which registers views, when an object is first shown."""
+    """Have `load` called when an object is first shown; it registers the views."""
     _loaders.append(load)
 
 
-def find_view(kind: type, what: str) -> Callable[..., Any]:
-    """The function that shows objects of class `kind`: its own, or that of the nearest base class.
+def find_view(cls: type, what: Literal["html", "plot", "explore"]) -> Callable[..., Any]:
+    """Find the function that shows objects of a class, among those of the class and of its bases.
 
     Args:
-        kind: the class.
-        what: "html", "plot" or "explore".
+        cls: the class.
+        what: the kind of view.
+
+    Returns:
+        The function that is registered for the class itself or for the nearest base class.
 
     Raises:
         MoeLensError: no such view is registered for the class or its bases.
     """
     while _loaders:
         _loaders.pop()()
-    for base in kind.__mro__:
-        found: Callable[..., Any] | None = getattr(_VIEWS.get(base), what, None)
-        if found is not None:
-            return found
+    for base in cls.__mro__:
+        function: Callable[..., Any] | None = getattr(_VIEWS.get(base), what, None)
+        if function is not None:
+            return function
     raise MoeLensError(
-        f"expected a class with a view for {what}, got {kind.__name__}; "
-        "register one with moelens.display.register(class, View(…))"
+        f"expected a class with a view for {what}, got {cls.__name__}; "
+        "register one with moelens.display.register_view(class, View(…))"
     )
 
 
 class Displayed:
-    """Gives an object rich output in notebooks; the views are loaded on first use."""
+    """Base class of objects that notebooks show as HTML."""
 
     __slots__ = ()
 
@@ -80,8 +95,17 @@ class Displayed:
 
 
 class Plotted(Displayed):
-    """Gives a result object `plot` as well."""
+    """Base class of results that also have a plot."""
 
     def plot(self, *what: Any, ax: Axes | None = None, **options: Any) -> Any:
-        """Draw the result with matplotlib and return the axes; the options are those of its function in `views`."""
+        """Draw the result with matplotlib.
+
+        Args:
+            what: what to draw of it. For this and the options see this type's function in `moelens.views`.
+            ax: axes to draw on; None makes a new figure.
+            options: passed on to the function.
+
+        Returns:
+            The axes.
+        """
         return find_view(type(self), "plot")(self, *what, ax=ax, **options)

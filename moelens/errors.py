@@ -1,4 +1,7 @@
-"""The one family of errors. Every message is one line: the value, what is allowed, what to do next."""
+"""The exceptions that moelens raises.
+
+Every message is one line. It names what was expected, what was given and what to do next.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from collections.abc import Iterable
 
 
 class MoeLensError(Exception):
-    """Something moelens was asked for cannot be done; the message says what to do instead."""
+    """The base class of all exceptions that moelens raises."""
 
 
 class UnknownNameError(MoeLensError):
-    """A hook, layer, expert, label or file that does not exist was named."""
+    """A hook, layer, expert, label or file of this name does not exist."""
 
 
 class UnsupportedModelError(MoeLensError):
@@ -19,18 +22,30 @@ class UnsupportedModelError(MoeLensError):
 
 
 class CheckError(MoeLensError):
-    """A model's own numbers contradict each other: recording them would be wrong."""
+    """The numbers of a model or a recording contradict each other, so a result computed from them would be wrong."""
 
 
 class RecordingError(MoeLensError):
-    """A recording is missing, damaged, in the way, or not what was asked for."""
+    """A recording or a saved result is missing, is damaged, or does not hold what was asked for."""
 
 
 def unknown(kind: str, name: object, allowed: Iterable[object], hint: str = "") -> UnknownNameError:
-    """The error for a name that is not among `allowed`, with the nearest ones.
+    """Make the error for a name that is not among the allowed ones.
 
-    >>> str(unknown("label", "sonkei", ["sonkeigo", "teineigo"]))
-    "unknown label 'sonkei'; did you mean 'sonkeigo'?"
+    Args:
+        kind: what the name should be the name of, such as "label".
+        name: the name that was given.
+        allowed: the names that exist. The message suggests those most like `name`, or else lists them.
+        hint: further advice, put in parentheses at the end of the message.
+
+    Returns:
+        The error, for the caller to raise.
+
+    Example:
+        >>> str(unknown("label", "sonkei", ["sonkeigo", "teineigo"]))
+        "unknown label 'sonkei'; did you mean 'sonkeigo'?"
+        >>> str(unknown("layer", 9, [1, 2, 3]))
+        "unknown layer '9'; allowed: 1, 2, 3"
     """
     names = [str(a) for a in allowed]
     near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""How results are saved and opened again, as JSON or Parquet, without pickle: one base class for all of them."""
+"""Base classes of results that can be saved as JSON or Parquet and opened again. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -20,53 +20,66 @@ from moelens.version import __version__
 if TYPE_CHECKING:
     import pandas as pd
 
-METADATA_KEY = b"moelens"
-"""Where a Parquet file keeps what its columns do not hold."""
-SUFFIXES = (".json", ".parquet")
+_METADATA_KEY = b"moelens"
+"""The key, in the metadata of a Parquet file's schema, of what the columns do not hold."""
+_SUFFIXES = (".json", ".parquet")
 
 
 class Saved:
-    """Gives a result `save`, `open`, `to_dict`, `from_dict` and `to_pandas`.
+    """A result with `save`, `open`, `to_dict`, `from_dict` and `to_pandas`.
 
-    A subclass gives `FORMAT`, `to_dict`, `restore` and `columns`.
+    A subclass defines `FORMAT`, `to_dict`, `restore` and `columns`.
+
+    Attributes:
+        FORMAT: name and version of what is saved, such as "moelens.effect/1".
     """
 
     FORMAT: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON values; None where a number is not finite."""
+        """Return the whole result as JSON values, with None in place of numbers that are not finite."""
         raise NotImplementedError
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`, for a dict that is of this format."""
+        """Make the result from what `to_dict` returned; the format has been checked."""
         raise NotImplementedError
 
     def columns(self) -> dict[str, Any]:
-        """The columns of the result's table, by name."""
+        """Return the columns of the result's table, by name."""
         raise NotImplementedError
 
     def to_pandas(self) -> pd.DataFrame:
-        """The result's table, with the columns of `columns`."""
+        """Return the result's table as a pandas data frame."""
         import pandas as pd
 
         return pd.DataFrame(self.columns())
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
+        """Make a result from what `to_dict` returned.
+
+        Args:
+            data: JSON values by name.
 
         Raises:
-            RecordingError: `data` is of another format.
+            RecordingError: `data` has another format than results of this class.
         """
         if data.get("format") != cls.FORMAT:
             raise RecordingError(
-                f"format {data.get('format')!r}; allowed: {cls.FORMAT!r}, as {cls.__name__}.save writes it"
+                f"expected format {cls.FORMAT!r}, which {cls.__name__}.save writes, got {data.get('format')!r}; "
+                "open it with the class that saved it"
             )
         return cls.restore(data)
 
     def save(self, path: str | Path) -> Path:
-        """Write the result and return the path: JSON (`.json`), or Parquet (`.parquet`) with the rows of `to_pandas`.
+        """Write the result to a file.
+
+        Args:
+            path: a name that ends in `.json`, or in `.parquet` for a file with the rows of `to_pandas`.
+
+        Returns:
+            The path.
 
         Raises:
             UnknownNameError: the name ends in neither.
@@ -77,21 +90,26 @@ class Saved:
             path.write_text(text + "\n", encoding="utf-8")
         else:
             head = json.dumps(self._parquet_head(), ensure_ascii=False, allow_nan=False)
-            table = pa.table(self.columns()).replace_schema_metadata({METADATA_KEY: head})
+            table = pa.table(self.columns()).replace_schema_metadata({_METADATA_KEY: head})
             pq.write_table(table, path, compression="zstd")
         return path
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+        """Read a result that `save` wrote.
+
+        Args:
+            path: the file.
 
         Raises:
             UnknownNameError: the name ends in neither `.json` nor `.parquet`.
-            RecordingError: the file is missing or holds something else.
+            RecordingError: the file is missing, cannot be read or holds another kind of result.
         """
         path, what = _checked(Path(path)), cls.__name__
         if not path.is_file():
-            raise RecordingError(f"no {what.lower()} at {str(path)!r}; write one with {what}.save(path)")
+            raise RecordingError(
+                f"expected a saved {what}, found no file {str(path)!r}; write one with {what}.save(path)"
+            )
         try:
             data = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else cls._read_parquet(path)
         except ValueError as error:
@@ -102,24 +120,24 @@ class Saved:
     _INDENT: ClassVar[int | None] = None
 
     def _parquet_head(self) -> dict[str, Any]:
-        """What a Parquet file keeps beside its columns: everything, unless the columns are enough for a part of it."""
+        """Return what a Parquet file keeps in its metadata: here everything that `to_dict` returns."""
         return self.to_dict()
 
     @classmethod
     def _read_parquet(cls, path: Path) -> Any:
-        return read_head(pq.read_table(path))
+        return _read_head(pq.read_table(path))
 
 
 class SavedRows(Saved):
-    """A result that is a dataclass of plain values, arrays and other such dataclasses.
+    """A saved result that is a dataclass of plain values, arrays and other such dataclasses.
 
-    A subclass gives `FORMAT` and `records`.
+    A subclass defines `FORMAT` and `records`.
     """
 
     _INDENT: ClassVar[int | None] = 1
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows of the result's table."""
+        """Return the rows of the result's table, each as values by column."""
         raise NotImplementedError
 
     def columns(self) -> dict[str, Any]:
@@ -132,53 +150,54 @@ class SavedRows(Saved):
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> Self:
-        found: Self = from_json_values(cls, data)
-        return found
+        result: Self = _from_json_values(cls, data)
+        return result
 
 
 class SavedCells(Saved):
-    """A result of arrays that share named axes, and facts about them: a row of its table is a cell.
+    """A saved result of arrays with common named axes; its table has one row for each cell of them.
 
-    A subclass gives `FORMAT`, `axes`, `cells`, `facts` and `build`.
+    A subclass defines `FORMAT`, `axes`, `cells`, `facts` and `build`.
     """
 
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
-        """The axes in order, with the name of each place on them."""
+        """The axes in the order of the arrays' dimensions, each with the names of its positions."""
         raise NotImplementedError
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
-        """Arrays over all axes."""
+        """Arrays by name; each has all the axes."""
         raise NotImplementedError
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """JSON values: everything else that is saved."""
+        """Everything else that is saved, as JSON values by name."""
         raise NotImplementedError
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Self:
-        """The result that has these axes, cells and facts."""
+        """Make the result from its axes, cells and facts."""
         raise NotImplementedError
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """One value for each cell, by name: the axes, then the arrays."""
-        places = np.indices([len(names) for names in self.axes.values()]).reshape(len(self.axes), -1)
-        names = {axis: np.array(values)[place] for (axis, values), place in zip(self.axes.items(), places, strict=True)}
-        return names | {name: values.ravel() for name, values in self.cells.items()}
+        """Return the table's columns, the axes first; each holds one value for every cell."""
+        positions = np.indices([len(names) for names in self.axes.values()]).reshape(len(self.axes), -1)
+        named = zip(self.axes.items(), positions, strict=True)
+        columns = {axis: np.array(names)[position] for (axis, names), position in named}
+        return columns | {name: values.ravel() for name, values in self.cells.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return self._head() | {"cells": {name: json_values(values) for name, values in self.cells.items()}}
 
     def _head(self) -> dict[str, Any]:
-        axes = {name: list(places) for name, places in self.axes.items()}
+        axes = {axis: list(names) for axis, names in self.axes.items()}
         return {"format": self.FORMAT, "axes": axes, "facts": dict(self.facts)}
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> Self:
-        axes = {name: tuple(places) for name, places in data["axes"].items()}
-        shape = [len(places) for places in axes.values()]
+        axes = {axis: tuple(names) for axis, names in data["axes"].items()}
+        shape = [len(names) for names in axes.values()]
         cells = {name: number_array(values).reshape(shape) for name, values in data["cells"].items()}
         return cls.build(axes, cells, data["facts"])
 
@@ -188,34 +207,41 @@ class SavedCells(Saved):
     @classmethod
     def _read_parquet(cls, path: Path) -> Any:
         table = pq.read_table(path)
-        head = read_head(table)
+        head = _read_head(table)
         return head | {"cells": {name: table[name].to_numpy() for name in head.pop("kept", ())}}
 
 
 def _checked(path: Path) -> Path:
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in _SUFFIXES:
         raise UnknownNameError(f"expected a file name that ends in .json or .parquet, got '{path}'; rename it")
     return path
 
 
-def read_head(table: pa.Table) -> dict[str, Any]:
-    """What a result's Parquet file keeps beside its columns; nothing for another file."""
-    found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    return found
+def _read_head(table: pa.Table) -> dict[str, Any]:
+    """Return what `save` put into the metadata of a Parquet file; an empty dict for any other file."""
+    head: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    return head
 
 
 def json_values(value: Any) -> Any:
-    """The same as JSON values: lists for arrays and tuples, None for numbers that are not finite.
+    """Convert nested values to JSON values.
 
-    >>> json_values({"p": (1, float("nan")), "counts": np.arange(2)})
-    {'p': [1, None], 'counts': [0, 1]}
+    Args:
+        value: plain values, arrays, and lists, tuples and dicts of them.
+
+    Returns:
+        The same with lists in place of arrays and tuples, and None in place of numbers that are not finite.
+
+    Example:
+        >>> json_values({"p": (1, float("nan")), "counts": np.arange(2)})
+        {'p': [1, None], 'counts': [0, 1]}
     """
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f":
             return value.tolist()
-        held = value.astype(object)
-        held[~np.isfinite(value)] = None
-        return held.tolist()
+        objects = value.astype(object)
+        objects[~np.isfinite(value)] = None
+        return objects.tolist()
     if isinstance(value, dict):
         return {k: json_values(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -223,30 +249,34 @@ def json_values(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def from_json_values(kind: Any, value: Any) -> Any:
-    """The inverse of `json_values` for a value of type `kind`.
+def _from_json_values(kind: Any, value: Any) -> Any:
+    """Convert JSON values back to a value of type `kind`.
 
-    >>> from_json_values(tuple[float, ...], [1.0, None])
+    >>> _from_json_values(tuple[float, ...], [1.0, None])
     (1.0, nan)
     """
     if value is None:
         return float("nan") if kind is float else None
     if is_dataclass(kind):
         hints = get_type_hints(kind)
-        values = {f.name: from_json_values(hints[f.name], value[f.name]) for f in fields(kind)}
+        values = {f.name: _from_json_values(hints[f.name], value[f.name]) for f in fields(kind)}
         return kind(**values)  # type: ignore[operator]
     origin, inner = get_origin(kind), get_args(kind)
     if origin is np.ndarray:
         return np.array(value, float)  # None becomes NaN
     if origin is tuple:
         kinds = (inner[0],) * len(value) if inner[-1] is Ellipsis else inner
-        return tuple(map(from_json_values, kinds, value))
+        return tuple(map(_from_json_values, kinds, value))
     if NoneType in inner:
-        return from_json_values(next(k for k in inner if k is not NoneType), value)
+        return _from_json_values(next(k for k in inner if k is not NoneType), value)
     return value
 
 
 def number_array(values: Any) -> NDArray[Any]:
-    """Numbers as they were: whole ones as int64, others as float64 with NaN for None."""
+    """Convert a list of numbers to an array: int64 if all are integers, else float64 with NaN in place of None.
+
+    >>> number_array([1, 2]).dtype, number_array([1.0, None]).tolist()
+    (dtype('int64'), [1.0, nan])
+    """
     array = np.asarray(values)
     return np.asarray(array, float) if array.dtype == object else array

@@ -297,8 +297,8 @@ def test_errors_of_a_recording_and_of_a_result(tmp_path: Path) -> None:
         planted().top(1, "尊敬")
     with pytest.raises(MoeLensError, match=r"counts with names .* do not add up; count both parts alike"):
         count(*random_corpus(0)) + count(*random_corpus(0), names=("a", "b"))
-    with pytest.raises(RecordingError, match=r"no specialization at .* write one with Specialization.save"):
+    with pytest.raises(RecordingError, match=r"expected a saved Specialization, .* write one with Specialization.save"):
         Specialization.open(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[1]")
-    with pytest.raises(RecordingError, match=r"format None; allowed: 'moelens.specialization/2'"):
+    with pytest.raises(RecordingError, match=r"expected format 'moelens.specialization/2', .* got None"):
         Specialization.open(tmp_path / "list.json")

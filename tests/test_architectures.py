@@ -1,4 +1,4 @@
-"""Every architecture: hooked equals unhooked, and what the cache says is what the engine did."""
+"""Every architecture: hooked equals unhooked, and the cache holds what the engine computed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from packaging.version import Version
 
 import moelens
 from moelens.models.loading import architectures
-from moelens.models.structure import find_sites
+from moelens.models.structure import find_moe_layers
 
 OLD = Version(transformers.__version__) < Version("5.23")
-NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not handed ids and weights
+NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not given ids and weights
 
 
 def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -25,10 +25,10 @@ def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def watch(model: Any) -> tuple[dict[int, dict[str, torch.Tensor]], list[Any]]:
-    """Plain torch hooks on the unhooked model: what each experts module was given and returned."""
+    """Register torch hooks on the unhooked model that save what each experts module is given and returns."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
     handles = []
-    for site in find_sites(model)[1]:
+    for site in find_moe_layers(model)[1]:
         if site.experts is None:
             continue
 
@@ -96,7 +96,7 @@ def test_every_architecture_of_the_installed_transformers_is_tested() -> None:
 def test_a_router_that_no_rule_explains_is_refused_by_name() -> None:
     hooked = moelens.hook(tiny_model("inkling"))
     layer = hooked.shape.moe_layers[-1]
-    with pytest.raises(moelens.MoeLensError, match="no known rule leads from this router's logits to its choice"):
+    with pytest.raises(moelens.MoeLensError, match="no known rule gives this router's choice from its logits"):
         hooked.add_hook(f"blocks.{layer}.mlp.hook_router_scores", lambda t, hook: t)
     with pytest.raises(moelens.MoeLensError, match=r"cannot take effect: .*; edit hook_topk_weights or"):
         hooked.run_with_hooks(

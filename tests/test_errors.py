@@ -75,4 +75,4 @@ def test_no_text_is_raised_twice() -> None:
 
 def test_what_is_not_asserted_would_be_found() -> None:
     assert not any(run in ASSERTED for run in runs(("pears are kept in a cellar; ",)))
-    assert any(run in ASSERTED for run in runs(("… was not fetched whole (", "); run it again")))
+    assert any(run in ASSERTED for run in runs(("the download of … was interrupted (", "); try again")))

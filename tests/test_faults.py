@@ -82,8 +82,8 @@ def test_an_interrupted_download_is_said_and_goes_on(tmp_path: Path) -> None:
             done = moelens_command(command, "owner/demo", HF_ENDPOINT=address, **home)
         assert done.returncode == 2
         last = done.stderr.decode().splitlines()[-1]
-        assert last.startswith("moelens: 'owner/demo' was not fetched whole (")
-        assert last.endswith("); run it again")
+        assert last.startswith("moelens: the download of 'owner/demo' was interrupted (")
+        assert last.endswith("); try again")
         assert "Traceback" not in done.stderr.decode()
     with hub(torn="") as address:
         done = moelens_command("info", "owner/demo", HF_ENDPOINT=address, **home)

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's layer as wide as memory permits, in FP8, loaded and recorded as all 671 B parameters would be."""
+"""Two layers of DeepSeek-V3 in FP8, as wide as memory permits, are recorded as the whole model would be."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BLOCK = 128
 GIB = 1 << 30
 # Without FP8 kernels the weights are dequantised to bfloat16, and held twice while they are put together.
 WIDTHS = {1: 64 * GIB, 2: 18 * GIB, 4: 6 * GIB}
-# In several pieces, so that there is something to go on from.
+# The recording has several pieces, so that one that was killed can be resumed.
 RECORD = (
     "from moelens.recording import recorder; recorder.SHARD_CHARACTERS = 60; "
     "from moelens.commands.command_line import main; main({})"
@@ -42,8 +42,11 @@ def configuration(divisor: int) -> DeepseekV3Config:
     config.num_attention_heads = config.num_key_value_heads = 128 // divisor
     config.architectures = ["DeepseekV3ForCausalLM"]
     config.quantization_config = {
-        "quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [BLOCK, BLOCK],
-    }  # fmt: skip
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [BLOCK, BLOCK],
+    }
     return config
 
 
@@ -68,7 +71,7 @@ def linears(c: DeepseekV3Config) -> Iterator[tuple[str, int, int]]:
 
 
 def others(c: DeepseekV3Config) -> dict[str, torch.Tensor]:
-    """What stays in bfloat16."""
+    """The weights that stay in bfloat16."""
     found = {
         "model.embed_tokens.weight": torch.randn(c.vocab_size, c.hidden_size),
         "lm_head.weight": torch.randn(c.vocab_size, c.hidden_size) / 50,
@@ -86,7 +89,7 @@ def others(c: DeepseekV3Config) -> dict[str, torch.Tensor]:
 
 
 def write_checkpoint(folder: Path, config: DeepseekV3Config) -> None:
-    """Random weights in files of 1 GiB at most; matrices of one shape are one matrix, turned by different amounts."""
+    """Write random weights in files of about 1 GiB; matrices of one shape are one matrix, rolled differently."""
     torch.manual_seed(0)
     folder.mkdir()
     patterns: dict[tuple[int, int], torch.Tensor] = {}
@@ -102,8 +105,8 @@ def write_checkpoint(folder: Path, config: DeepseekV3Config) -> None:
     for number, (name, rows, columns) in enumerate(linears(config)):
         if (rows, columns) not in patterns:
             patterns[rows, columns] = (torch.randn(rows, columns) * 100).clamp(-448, 448).to(torch.float8_e4m3fn)
-        turned = patterns[rows, columns].view(torch.uint8).roll((number * 7, number * 13), (0, 1))
-        stored[name + ".weight"] = turned.view(torch.float8_e4m3fn)
+        rolled = patterns[rows, columns].view(torch.uint8).roll((number * 7, number * 13), (0, 1))
+        stored[name + ".weight"] = rolled.view(torch.float8_e4m3fn)
         scales = torch.full((-(-rows // BLOCK), -(-columns // BLOCK)), 0.01 / columns**0.5)
         stored[name + ".weight_scale_inv"] = scales * (0.5 + torch.rand_like(scales))
         if sum(t.nbytes for t in stored.values()) > GIB:
@@ -133,7 +136,7 @@ def test_recorded_killed_resumed_verified_analysed(tmp_path: Path) -> None:
     while process.poll() is None and len([*out.glob(f"{PROGRESS}/*")]) < 3:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it was done before it could be killed"
+    assert process.wait() == -signal.SIGKILL, "the recording was finished before it could be killed"
     left = {p: p.stat().st_mtime_ns for p in out.rglob("*.parquet")}
     assert left
     subprocess.run(command, check=True)

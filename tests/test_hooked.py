@@ -1,4 +1,4 @@
-"""The hooked model: names, stages, edits, gradients, memory, errors, and giving the model back."""
+"""The hooked model: names, stages, edits, gradients, memory, errors, and restoring the model."""
 
 from __future__ import annotations
 
@@ -263,13 +263,16 @@ def test_a_failed_hook_leaves_nothing(ids: torch.Tensor) -> None:
     model = tiny_model("deepseek_v3")
     with torch.no_grad():
         model.model.layers[2].mlp.gate.weight.fill_(float("nan"))
-    with pytest.raises(CheckError, match="NaN in the router of layer 2"):
+    with pytest.raises(
+        CheckError,
+        match="expected finite numbers on a short input, got NaN or infinity in the router of layer 2; check the",
+    ):
         moelens.hook(model)
     assert not any(m._forward_hooks for m in model.modules())
     assert model.config._experts_implementation != "moelens"
 
 
-def test_two_hooked_models_of_one_class_do_not_meet(ids: torch.Tensor) -> None:
+def test_two_hooked_models_of_one_class_are_independent(ids: torch.Tensor) -> None:
     first, second = moelens.hook(tiny_model("llama4")), moelens.hook(tiny_model("llama4", seed=1))
     plain = second(ids)
     first.unhook()
@@ -295,12 +298,14 @@ def test_generate_runs_with_hooks(deepseek: HookedMoE, ids: torch.Tensor) -> Non
     assert shapes == [(2, 12, 2), (2, 1, 2), (2, 1, 2)]
 
 
-def test_slots_are_known_where_somebody_listens(ids: torch.Tensor) -> None:
+def test_slots_are_known_where_hooks_are_inside(ids: torch.Tensor) -> None:
     hooked = moelens.hook(tiny_model("qwen3_moe"))
 
     def look(tensor: torch.Tensor, hook: Any) -> None:
         assert hooked.running.slots[2].shape == tensor.shape[:3]
-        with pytest.raises(MoeLensError, match=r"running.slots has no layer 1: nobody listens inside its experts; add"):
+        with pytest.raises(
+            MoeLensError, match=r"running.slots has no layer 1, because no hook is inside its experts; add"
+        ):
             hooked.running.slots[1]
 
     hooked.run_with_hooks(ids, fwd_hooks=[("blocks.2.mlp.experts.hook_out", look)])
@@ -368,7 +373,9 @@ def test_other_errors(deepseek: HookedMoE, ids: torch.Tensor) -> None:
         deepseek("先生がいらっしゃいました。")
     with pytest.raises(CheckError, match=r"expert 8 at .* does not exist; allowed: 0 to 7"):
         deepseek.run_with_hooks(ids, fwd_hooks=[(at("hook_expert_indices"), lambda t, hook: t * 0 + 8)])
-    with pytest.raises(CheckError, match="5,000 tokens and the model embeds 160: it belongs to another model"):
+    with pytest.raises(
+        CheckError, match="tokenizer of at most 160 tokens, which the model embeds, got one of 5,000; load the one"
+    ):
         moelens.hook(tiny_model("mixtral"), Tokens())
     dense = tiny_model("mixtral")
     dense.model.layers = nn.ModuleList()
@@ -378,7 +385,9 @@ def test_other_errors(deepseek: HookedMoE, ids: torch.Tensor) -> None:
 
 def test_texts_that_cannot_be_run(deepseek: HookedMoE) -> None:
     deepseek.tokenizer = Tokens()
-    with pytest.raises(MoeLensError, match="no tokens in ''; give a text that is not empty"):
+    with pytest.raises(
+        MoeLensError, match="expected a text with at least one token, got ''; give one that is not empty"
+    ):
         deepseek("")
     with pytest.raises(MoeLensError, match="the tokenizer has no padding token; run texts one by one, or set"):
         deepseek(["はい。", "いいえ、違います。"])
@@ -387,12 +396,20 @@ def test_texts_that_cannot_be_run(deepseek: HookedMoE) -> None:
 def test_a_number_of_experts_that_is_wrong_or_missing() -> None:
     model = tiny_model("mixtral")
     model.model.layers[2].mlp.gate.num_experts = 3
-    with pytest.raises(CheckError, match="layer 2 chose expert 7, of 3; the model is inconsistent"):
+    with pytest.raises(CheckError, match="expected experts 0 to 2 in layer 2, got expert 7; check the model's conf"):
         moelens.hook(model)
     for part in (model.model.layers[2].mlp.gate, model.model.layers[2].mlp.experts):
         part.num_experts = None
     model.config.num_local_experts = 0
-    with pytest.raises(UnsupportedModelError, match="MixtralExperts does not say how many experts it holds"):
+    missing = "expected the number of experts in MixtralExperts, its router or the configuration, found none; set"
+    with pytest.raises(UnsupportedModelError, match=missing):
+        moelens.hook(model)
+
+
+def test_a_layer_that_chooses_no_experts() -> None:
+    model = tiny_model("mixtral")
+    model.model.layers[2].mlp.forward = lambda hidden_states: hidden_states
+    with pytest.raises(CheckError, match="choose experts on a short input, got none from layer 2; this model cannot"):
         moelens.hook(model)
 
 
@@ -401,5 +418,5 @@ def test_without_checks_stages_are_refused(ids: torch.Tensor) -> None:
     hooked.run_with_cache(ids, names_filter=at("hook_router_logits"))
     with pytest.raises(MoeLensError, match="the checks at load were switched off"):
         hooked.run_with_hooks(ids, fwd_hooks=[(at("hook_router_logits"), lambda t, hook: t + 1)])
-    with pytest.raises(MoeLensError, match="not offered by this model: the checks at load were switched off"):
+    with pytest.raises(MoeLensError, match=r"this model does not offer '.*': the checks at load were switched off"):
         hooked.add_hook(at("hook_router_scores"), lambda t, hook: t)

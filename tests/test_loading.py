@@ -18,7 +18,7 @@ from transformers.integrations import finegrained_fp8 as fp8
 import moelens
 from moelens.errors import MoeLensError, UnknownNameError, UnsupportedModelError
 from moelens.models import experts, loading
-from moelens.models.loading import architectures, without_weights
+from moelens.models.loading import architectures, inspect_architecture
 
 BLOCK = 32
 
@@ -110,7 +110,7 @@ def test_fp8_weights_that_are_no_multiple_of_a_block(tmp_path: Path) -> None:
 
 
 def test_fp8_experts_kept_in_fp8_are_reached_through_their_own_registry(ids: torch.Tensor) -> None:
-    """What a GPU with FP8 kernels runs: `FP8Experts`. Its weights are dequantised where somebody listens inside."""
+    """What a GPU with FP8 kernels runs: `FP8Experts`. Its weights are dequantised where there are hooks inside."""
     model, packed = (tiny_model("deepseek_v3", moe_intermediate_size=64) for _ in range(2))
     linears = [n for n, m in packed.named_modules() if isinstance(m, torch.nn.Linear)]
     from transformers import FineGrainedFP8Config
@@ -162,11 +162,11 @@ def test_layers_on_disk_keep_logits_and_records(name: str, tmp_path: Path, ids: 
 
 
 def test_full_size_without_weights() -> None:
-    shape, rule, names = without_weights("deepseek_v3")
+    shape, rule, names = inspect_architecture("deepseek_v3")
     assert (shape.n_layers, len(shape.moe_layers), shape.n_experts, shape.top_k) == (61, 58, 256, 8)
     assert (shape.n_groups, shape.topk_groups, shape.n_shared, shape.d_model) == (8, 4, 1, 7168)
     assert rule is not None
-    assert rule.describe() == "sigmoid + bias, top-8 in 4 of 8 groups, normalised, times 2.5"
+    assert str(rule) == "sigmoid + bias, top-8 in 4 of 8 groups, normalised, times 2.5"
     assert "blocks.60.mlp.hook_router_logits" in names
 
 
@@ -194,11 +194,14 @@ def test_a_folder_without_a_model(tmp_path: Path) -> None:
         moelens.load(str(tmp_path))
 
 
-def test_experts_that_cannot_be_listened_to() -> None:
+def test_experts_that_cannot_be_hooked() -> None:
     model = tiny_model("mixtral")
     for layer in model.model.layers:
         layer.mlp.experts = torch.nn.ModuleList([torch.nn.Linear(64, 64)])
-    with pytest.raises(UnsupportedModelError, match="keeps its experts outside transformers' experts interface, where"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match="keeps its experts outside transformers' experts interface, where moelens cannot hook them",
+    ):
         moelens.hook(model)
 
 
@@ -209,14 +212,18 @@ def test_an_installation_without_the_bundled_model(tmp_path: Path, monkeypatch: 
 
 
 def test_experts_packed_in_fp4() -> None:
-    with pytest.raises(UnsupportedModelError, match="experts packed in FP4 cannot be listened to inside; load the"):
+    with pytest.raises(
+        UnsupportedModelError, match="expected expert weights in FP8 or wider, got FP4; load the model dequantised"
+    ):
         experts.dequantise(torch.zeros(2, 2, dtype=torch.int8), torch.ones(1), None)
 
 
 def test_architecture_errors() -> None:
     with pytest.raises(UnknownNameError, match="unknown architecture 'deepseek-v3'; did you mean 'deepseek_v3'"):
-        without_weights("deepseek-v3")
+        inspect_architecture("deepseek-v3")
     with pytest.raises(UnsupportedModelError, match="doge cannot be hooked: its experts are rows"):
-        without_weights("doge")
-    with pytest.raises(MoeLensError, match="the default configuration of 'dbrx' is not a whole model"):
-        without_weights("dbrx")
+        inspect_architecture("doge")
+    with pytest.raises(
+        MoeLensError, match="the default configuration of 'dbrx' does not describe a whole model; give a folder"
+    ):
+        inspect_architecture("dbrx")

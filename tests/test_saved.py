@@ -1,4 +1,4 @@
-"""Results of interventions and probes, saved and opened again."""
+"""Results of interventions and probes are opened as they were saved."""
 
 from __future__ import annotations
 
@@ -85,9 +85,14 @@ def test_errors(tmp_path: Path) -> None:
         ):
             act("e.csv")
     path = EFFECT.save(tmp_path / "effect.json")
-    with pytest.raises(moelens.MoeLensError, match=r"format 'moelens.effect/1'; allowed: 'moelens.attribution/1', as"):
+    other = (
+        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/1'; "
+        "open it with the class that saved it"
+    )
+    with pytest.raises(moelens.MoeLensError, match=f"^{other}$"):
         Attribution.open(path)
-    with pytest.raises(moelens.MoeLensError, match=r"no effect at 'none.json'; write one with Effect.save\(path\)"):
+    missing = r"expected a saved Effect, found no file 'none.json'; write one with Effect.save\(path\)"
+    with pytest.raises(moelens.MoeLensError, match=f"^{missing}$"):
         Effect.open("none.json")
     path.write_text("{", encoding="utf-8")
     with pytest.raises(moelens.MoeLensError, match=r"cannot be read \(Expecting .*\); write it again with Effect.save"):

@@ -1,4 +1,4 @@
-"""Token spans against tokenizers of every kind, trained here in a moment."""
+"""Token spans of all kinds of tokenizers, which are trained here on a few sentences."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FALLBACK = [f"<0x{b:02X}>" for b in range(256)]
 
 
 def wrapped(tok: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokenizer begins every text with a special token."""
+    """A transformers tokenizer that begins every text with a special token."""
     tok.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, tok.token_to_id(BOS))])
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS, unk_token=UNK)
 
@@ -82,13 +82,13 @@ def spans_of(tokenizer: PreTrainedTokenizerFast, text: str) -> TokenSpans:
 
 
 def rows(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, bool]]:
-    """What every token stands for, and whether it is partial."""
+    """The text of every token, and whether the token is partial."""
     spans = spans_of(tokenizer, text)
     return [(text[a:b], bool(p)) for a, b, p in zip(spans.start, spans.end, spans.partial, strict=True)]
 
 
-def assert_told(text: str, spans: TokenSpans) -> None:
-    """Tokens follow one another without a gap; two share a character only where both are partial."""
+def assert_covered(text: str, spans: TokenSpans) -> None:
+    """Check that tokens follow each other without a gap, and share a character only where both are partial."""
     reach = 0
     for i in np.flatnonzero(spans.end > spans.start):
         assert spans.start[i] in ((reach - 1, reach) if spans.partial[i] and reach else (reach,))
@@ -108,25 +108,25 @@ TOKENIZERS = {
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 @pytest.mark.parametrize("text", [*TEXTS, STRANGE, " 様", "様", "", " ", "  tea"])
-def test_bytes_tell_the_whole_text(name: str, text: str) -> None:
+def test_spans_by_bytes_cover_the_whole_text(name: str, text: str) -> None:
     spans = spans_of(TOKENIZERS[name](), text)
     assert spans.method == "bytes"
     assert spans.start[0] == spans.end[0] == 0
     assert (spans.start.dtype, spans.end.dtype, spans.partial.dtype) == (np.int32, np.int32, np.bool_)
-    assert_told(text, spans)
+    assert_covered(text, spans)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), st.booleans())
 def test_spans_of_byte_level_tokens_are_the_bytes(text: str, prefix: bool) -> None:
-    """Counted by hand: decode what precedes a token, and what precedes its end."""
+    """The reference decodes the bytes before each token, and those before its end."""
     tokenizer = byte_level(prefix)
     ids = tokenizer(text)["input_ids"]
     spans = token_spans(tokenizer, text, ids)
     if spans.method == "offsets":  # the text spells out a special token
         assert BOS in text or UNK in text
         return
-    assert_told(text, spans)
+    assert_covered(text, spans)
     alphabet, at = byte_alphabet(), 0
     joined = b"".join(bytes(alphabet[c] for c in token) for token in tokenizer.convert_ids_to_tokens(ids[1:]))
     synthetic = len(joined) - len(text.encode())
@@ -191,7 +191,7 @@ def test_wordpiece_is_exact_but_for_unknown_words(text: str, method: str, expect
 
 @pytest.fixture(scope="module")
 def slow_wordpiece(tmp_path_factory: pytest.TempPathFactory) -> BertJapaneseTokenizer:
-    """MeCab's words, NFKC, and pieces of them: it knows few, and gives no offsets."""
+    """A slow tokenizer with few tokens: NFKC, MeCab's words and WordPiece. It gives no offsets."""
     vocabulary = tmp_path_factory.mktemp("bert") / "vocab.txt"
     specials = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary.write_text("\n".join([*specials, "先生", "が", "##い", "行", "##き", "ます", "。", "か"]), "utf-8")
@@ -230,10 +230,10 @@ def test_unknown_words_of_a_slow_tokenizer_lie_between_the_known(
 @settings(max_examples=60, deadline=None)
 def test_a_slow_tokenizer_accounts_for_every_character(slow_wordpiece: BertJapaneseTokenizer, text: str) -> None:
     spans = spans_of(slow_wordpiece, text)
-    told = np.zeros(len(text), bool)
+    covered = np.zeros(len(text), bool)
     for start, end in zip(spans.start, spans.end, strict=True):
-        told[start:end] = True
-    assert told.all()
+        covered[start:end] = True
+    assert covered.all()
     assert np.all(np.diff(spans.start) >= 0)
 
 
@@ -244,7 +244,7 @@ def test_special_tokens_that_the_text_spells_out_stand_for_themselves(tokenizer:
     spans = spans_of(tokenizer, f"{BOS}様{BOS}a")
     assert spans.method == "bytes"
     assert spans.start[0] == spans.end[0] == 0 or spans.end[0] == len(BOS)
-    assert_told(f"{BOS}様{BOS}a", spans)
+    assert_covered(f"{BOS}様{BOS}a", spans)
 
 
 def test_a_mark_the_normalizer_composed_belongs_to_the_token_before() -> None:
@@ -279,14 +279,15 @@ def test_foreign_ids_are_refused() -> None:
     with pytest.raises(CheckError) as error:
         token_spans(byte_level(), "お茶", [5, 6])
     assert str(error.value) == (
-        "2 token ids are not what the tokenizer makes of 'お茶'; pass tokenizer(text)['input_ids']"
+        "expected the ids that the tokenizer gives for 'お茶', got 2 other ids; pass tokenizer(text)['input_ids']"
     )
 
 
 def test_tokens_that_are_not_in_the_text_of_a_slow_tokenizer_are_refused(
     slow_wordpiece: BertJapaneseTokenizer,
 ) -> None:
-    with pytest.raises(
-        CheckError, match="the tokens are not those of 'お茶', and BertJapaneseTokenizer gives no offsets; use the fast"
-    ):
+    missing = (
+        "expected the tokens of 'お茶', got tokens that are not found in it, and BertJapaneseTokenizer gives no off"
+    )
+    with pytest.raises(CheckError, match=missing):
         token_spans(slow_wordpiece, "お茶", slow_wordpiece("か")["input_ids"])

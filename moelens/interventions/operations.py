@@ -293,7 +293,7 @@ def _on_selection(i: Intervention, model: Any, layer: int) -> Hooks:
             return biased
         chosen = torch.isin(rule.indices(rule.selection(edited)), torch.tensor(experts, device=new.device)).sum(-1)
         if i.operation == "force" and (chosen < len(experts)).any():
-            groups = f" from {rule.kept} groups" if rule.groups > 1 else ""
+            groups = f" from {rule.kept_groups} groups" if rule.groups > 1 else ""
             raise MoeLensError(
                 f"{i}: a token has {rule.top_k} experts{groups}, and not room for all of these; force fewer"
             )

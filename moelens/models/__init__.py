@@ -1,1 +1,1 @@
-"""The model: any Mixture-of-Experts of transformers, with named hook points, checked when it is loaded."""
+"""Models: any Mixture-of-Experts model of transformers, with named hook points, checked when it is loaded."""

@@ -1,7 +1,7 @@
-"""Architectures whose experts do not go through transformers' experts interface, as rows of one table.
+"""Architectures whose experts do not use transformers' experts interface: one row of a table for each.
 
-Their classes' `forward` is replaced while a model is hooked and put back with the last one; a module that nobody
-listens to still runs its own code.
+While a model is hooked, the `forward` of the class of its experts module (or block) is replaced; the last `unhook`
+restores it. A module without hooks still runs its own code.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.integrations.moe import _grouped_linear
 
-from moelens.models.experts import LISTENERS, ExpertMath, listen_to_experts, stacked_math
+from moelens.models.experts import LISTENERS, ExpertMath, compute_experts, stacked_math
 
-Native = Callable[[Tensor], tuple[Tensor, Tensor]]
+_NativeRouting = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A function from logits `[token, expert]` to expert ids and weights, `[token, slot]` each."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What an architecture does differently.
+class Adapter:
+    """What one architecture does differently from those that use the experts interface.
 
     Attributes:
-        math: what an experts module computes.
-        block_forward: the whole block's forward, where ids and weights never meet the experts as arguments.
-        block_is_experts: there is no experts module; the block holds the weights itself.
+        math: returns what an experts module computes.
+        block_forward: the forward of the whole block, for blocks that do not pass ids and weights to their experts;
+            None where they do.
+        block_is_experts: whether the block holds the experts' weights itself, without an experts module.
     """
 
     math: Callable[[Any], ExpertMath] = stacked_math
@@ -37,8 +39,13 @@ class Row:
     block_is_experts: bool = False
 
 
-def _route(tap: Any, logits: Tensor, native: Native) -> tuple[Tensor, Tensor]:
-    """Ids and weights `[token, slot]` by the block's own rule, or by the replay where a stage was edited."""
+def _route(tap: Any, logits: Tensor, native: _NativeRouting) -> tuple[Tensor, Tensor]:
+    """Run the hooks of the routing decision.
+
+    Returns:
+        Expert ids and weights `[token, slot]`: by the block's own rule (`native`), or by the replayed rule where a hook
+        has edited a stage.
+    """
     if tap.observed is not None:
         tap.observed.logits = logits
         tap.observed.router_indices, tap.observed.router_weights = native(logits)
@@ -49,22 +56,27 @@ def _route(tap: Any, logits: Tensor, native: Native) -> tuple[Tensor, Tensor]:
     return chosen
 
 
-def llama4_math(experts: Any) -> ExpertMath:
+def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A gated activation of `[row, 2 * d_expert]`: the gate half, activated, times the up half."""
+
     def act(pre: Tensor) -> Tensor:
         gate, up = pre.chunk(2, dim=-1)
-        neurons: Tensor = up * experts.act_fn(gate)
-        return neurons
+        return activation(gate) * up
 
+    return act
+
+
+def _llama4_math(experts: Any) -> ExpertMath:
     return ExpertMath(
-        experts.num_experts,
-        lambda x, ids, offsets: _grouped_linear(x, experts.gate_up_proj, offsets, is_transposed=True),
-        act,
-        lambda x, ids, offsets: _grouped_linear(x, experts.down_proj, offsets, is_transposed=True),
+        num_experts=experts.num_experts,
+        up=lambda x, ids, offsets: _grouped_linear(x, experts.gate_up_proj, offsets, is_transposed=True),
+        act=_gated(experts.act_fn),
+        down=lambda x, ids, offsets: _grouped_linear(x, experts.down_proj, offsets, is_transposed=True),
         weights_on_input=True,
     )
 
 
-def llama4_forward(block: Any, hidden: Tensor, tap: Any) -> tuple[Tensor, Tensor]:
+def _llama4_forward(block: Any, hidden: Tensor, tap: Any) -> tuple[Tensor, Tensor]:
     hidden = hidden.reshape(-1, block.hidden_dim)
     _, logits = block.router(hidden)
 
@@ -73,100 +85,95 @@ def llama4_forward(block: Any, hidden: Tensor, tap: Any) -> tuple[Tensor, Tensor
         return indices, values.float().sigmoid().to(logits.dtype)
 
     indices, weights = _route(tap, logits, native)
-    routed = listen_to_experts(llama4_math(block.experts), tap, hidden, indices, weights, mask_outside=False)
+    routed = compute_experts(_llama4_math(block.experts), tap, hidden, indices, weights, mask_outside=False)
     return block.shared_expert(hidden) + routed, logits
 
 
-def dbrx_math(experts: Any) -> ExpertMath:
+def _dbrx_math(experts: Any) -> ExpertMath:
     glu, shape = experts.mlp, (experts.num_experts, experts.ffn_hidden_size, experts.hidden_size)
 
-    def act(pre: Tensor) -> Tensor:
-        gate, up = pre.chunk(2, dim=-1)
-        neurons: Tensor = glu.activation_fn(gate) * up
-        return neurons
+    def up(x: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        return torch.cat([_grouped_linear(x, weight.view(shape), offsets) for weight in (glu.w1, glu.v1)], -1)
 
     return ExpertMath(
-        experts.num_experts,
-        lambda x, ids, offsets: torch.cat([_grouped_linear(x, w.view(shape), offsets) for w in (glu.w1, glu.v1)], -1),
-        act,
-        lambda x, ids, offsets: _grouped_linear(x, glu.w2.view(shape), offsets, is_transposed=True),
+        num_experts=experts.num_experts,
+        up=up,
+        act=_gated(glu.activation_fn),
+        down=lambda x, ids, offsets: _grouped_linear(x, glu.w2.view(shape), offsets, is_transposed=True),
     )
 
 
-def dbrx_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
+def _dbrx_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
     def native(logits: Tensor) -> tuple[Tensor, Tensor]:
         weights, indices = block.route_tokens_to_experts(logits)
         return indices, weights
 
     flat = hidden.reshape(-1, hidden.shape[-1])
     indices, weights = _route(tap, block.router(hidden), native)
-    routed = listen_to_experts(dbrx_math(block.experts), tap, flat, indices, weights, mask_outside=False)
+    routed = compute_experts(_dbrx_math(block.experts), tap, flat, indices, weights, mask_outside=False)
     return routed.view(hidden.shape)
 
 
-def jetmoe_math(block: Any) -> ExpertMath:
-    def act(pre: Tensor) -> Tensor:
-        gate, up = pre.chunk(2, dim=-1)
-        neurons: Tensor = block.activation(gate) * up
-        return neurons
-
+def _jetmoe_math(block: Any) -> ExpertMath:
     return ExpertMath(
-        block.router.num_experts,
-        lambda x, ids, offsets: _grouped_linear(x, block.input_linear.weight, offsets),
-        act,
-        lambda x, ids, offsets: _grouped_linear(x, block.output_linear.weight, offsets),
+        num_experts=block.router.num_experts,
+        up=lambda x, ids, offsets: _grouped_linear(x, block.input_linear.weight, offsets),
+        act=_gated(block.activation),
+        down=lambda x, ids, offsets: _grouped_linear(x, block.output_linear.weight, offsets),
     )
 
 
-def jetmoe_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
+def _jetmoe_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
     def native(logits: Tensor) -> tuple[Tensor, Tensor]:
         values, indices = logits.topk(block.router.top_k, dim=1)
         return indices, values.softmax(dim=1).type_as(hidden)
 
     flat = hidden.reshape(-1, hidden.shape[-1])
     indices, weights = _route(tap, block.router.layer(flat).float(), native)
-    routed = listen_to_experts(jetmoe_math(block), tap, flat, indices, weights.to(flat.dtype), mask_outside=False)
+    routed = compute_experts(_jetmoe_math(block), tap, flat, indices, weights.to(flat.dtype), mask_outside=False)
     with_bias: Tensor = routed.view(hidden.shape) + block.bias
     return with_bias
 
 
-def longcat_math(experts: Any) -> ExpertMath:
-    """Ids from `num_routed_experts` on return their input; the projection up holds unused rows for them."""
-    plain, held = stacked_math(experts, num_experts=experts.num_routed_experts), experts.num_routed_experts
-
-    def act(pre: Tensor) -> Tensor:
-        gate, up = pre.chunk(2, dim=-1)
-        neurons: Tensor = experts.act_fn(gate) * up
-        return neurons
+def _longcat_math(experts: Any) -> ExpertMath:
+    """Experts with ids from `num_routed_experts` on return their input; the up projection has unused rows for them."""
+    n_routed = experts.num_routed_experts
 
     def up(x: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-        result: Tensor = _grouped_linear(x, experts.gate_up_proj[:held], offsets)
+        result: Tensor = _grouped_linear(x, experts.gate_up_proj[:n_routed], offsets)
         return result
 
-    return replace(plain, up=up, act=act, identity=True)
+    stacked = stacked_math(experts, num_experts=n_routed)
+    return replace(stacked, up=up, act=_gated(experts.act_fn), identity=True)
 
 
-ADAPTED: dict[str, Row] = {
-    "Step3p7Experts": Row(),
-    "LongcatFlashExperts": Row(math=longcat_math),
-    "Llama4TextExperts": Row(math=llama4_math, block_forward=llama4_forward),
-    "DbrxExperts": Row(math=dbrx_math, block_forward=dbrx_forward),
-    "JetMoeMoE": Row(math=jetmoe_math, block_forward=jetmoe_forward, block_is_experts=True),
+ADAPTERS: dict[str, Adapter] = {
+    "Step3p7Experts": Adapter(),
+    "LongcatFlashExperts": Adapter(math=_longcat_math),
+    "Llama4TextExperts": Adapter(math=_llama4_math, block_forward=_llama4_forward),
+    "DbrxExperts": Adapter(math=_dbrx_math, block_forward=_dbrx_forward),
+    "JetMoeMoE": Adapter(math=_jetmoe_math, block_forward=_jetmoe_forward, block_is_experts=True),
 }
-"""By the class name of the experts module (JetMoE has none: by that of its block)."""
+"""Adapters by the class name of the experts module, or of the block where there is no experts module (JetMoE)."""
 
-REFUSED: dict[str, str] = {
+UNSUPPORTED: dict[str, str] = {
     "doge": "its experts are rows of an embedding retrieved by product keys, not modules a router selects",
     "nllb_moe": "it is an encoder-decoder translation model; moelens reads causal language models",
     "switch_transformers": "it is an encoder-decoder model; moelens reads causal language models",
 }
-"""Architectures of transformers with experts that moelens cannot hook, and why."""
+"""Architectures of transformers with experts that moelens cannot hook, and the reason why."""
 
 _PATCHED: dict[type, tuple[Callable[..., Any], int]] = {}
+"""By class, its own forward and the number of hooked modules of the class."""
 
 
-def install(module: nn.Module, row: Row) -> None:
-    """Replace the forward of the module's class by one that asks `LISTENERS` first."""
+def install_forward(module: nn.Module, adapter: Adapter) -> None:
+    """Replace the forward of a module's class by one that runs the hooks of the modules in `LISTENERS`.
+
+    Args:
+        module: an experts module, or a block whose whole forward the adapter computes.
+        adapter: the row for its class.
+    """
     cls = type(module)
     original, users = _PATCHED.get(cls, (cls.forward, 0))
     _PATCHED[cls] = (original, users + 1)
@@ -174,23 +181,23 @@ def install(module: nn.Module, row: Row) -> None:
 
         def forward(self: Any, hidden: Tensor, *args: Any) -> Any:
             tap: Any = LISTENERS.get(self)
-            if row.block_forward is not None:
-                if tap is None or not tap.listens():
+            if adapter.block_forward is not None:
+                if tap is None or not tap.is_active():
                     return original(self, hidden)
-                with ExitStack() as stack:  # weights that accelerate has offloaded, and that no forward brings back
-                    for part in (self if row.block_is_experts else self.experts).modules():
+                with ExitStack() as stack:  # accelerate loads offloaded weights only for a module's own forward
+                    for part in (self if adapter.block_is_experts else self.experts).modules():
                         stack.enter_context(align_module_device(part))
-                    return row.block_forward(self, hidden, tap)
-            if tap is None or not tap.listens_inside():
+                    return adapter.block_forward(self, hidden, tap)
+            if tap is None or not tap.is_active_inside():
                 return original(self, hidden, *args)
-            return listen_to_experts(row.math(self), tap, hidden, *args)
+            return compute_experts(adapter.math(self), tap, hidden, *args)
 
         cls.forward = forward
     _rebind(module)
 
 
-def remove(module: nn.Module) -> None:
-    """Undo one `install`."""
+def restore_forward(module: nn.Module) -> None:
+    """Undo one `install_forward`; the last one restores the class's own forward."""
     cls = type(module)
     original, users = _PATCHED.pop(cls)
     if users > 1:
@@ -201,6 +208,6 @@ def remove(module: nn.Module) -> None:
 
 
 def _rebind(module: Any) -> None:
-    """accelerate keeps the forward that a module had when it was dispatched: give it the present one."""
+    """Give a module that accelerate has dispatched its class's present forward; accelerate keeps an earlier one."""
     if "_old_forward" in module.__dict__:
         module._old_forward = MethodType(type(module).forward, module)

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from transformer_lens.hook_points import HookPoint
 
 from moelens.errors import UnsupportedModelError
 
 
-def to_transformer_bridge(hooked: Any) -> Any:
-    """Boot a `TransformerBridge` around a hooked model.
+def build_bridge(hf_model: Any, hook_points: Mapping[str, HookPoint], *, tokenizer: Any, name: str) -> Any:
+    """Build a `TransformerBridge` around the transformers model of a `HookedMoE`.
 
-    The bridge wraps the model's modules in place, and the hooked model's points keep firing in the modules it wraps;
-    they are added to the bridge's registry under their own names. Where both have a name, the bridge's point stays,
-    but for the routing stages, which the bridge names without firing them for every architecture.
+    The bridge wraps the model's modules in place, and hooks at moelens's points still run in the modules it wraps. The
+    points are added to the bridge's registry under their own names. Where the bridge has a point of the same name, its
+    own stays, except for the stages of the routing decision: the bridge names these, but does not call them for every
+    architecture.
+
+    Args:
+        hf_model: the transformers model, hooked.
+        hook_points: the hook points of the `HookedMoE`, by name.
+        tokenizer: the model's tokenizer, or None.
+        name: the model's name.
+
+    Returns:
+        The bridge.
 
     Raises:
-        UnsupportedModelError: an architecture that TransformerLens has no adapter for.
+        UnsupportedModelError: TransformerLens has no adapter for the architecture.
     """
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    model = hooked.hf_model
-    architecture = type(model).__name__
+    architecture = type(hf_model).__name__
     if architecture not in SUPPORTED_ARCHITECTURES:
         raise UnsupportedModelError(
             f"TransformerLens has no adapter for {architecture}; use the HookedMoE itself, which has the same hooks"
         )
     bridge = build_bridge_from_module(
-        model, architecture, hf_config=model.config, tokenizer=hooked.tokenizer, model_name=hooked.name
+        hf_model, architecture, hf_config=hf_model.config, tokenizer=tokenizer, model_name=name
     )
     own = set(bridge.hook_dict)
-    for name, point in hooked.hook_dict.items():
-        if name not in own or ".mlp.hook_router_" in name:
-            bridge._hook_registry[name] = point
+    for point_name, point in hook_points.items():
+        if point_name not in own or ".mlp.hook_router_" in point_name:
+            bridge._hook_registry[point_name] = point
     return bridge

@@ -1,7 +1,8 @@
-"""The inside of the experts, made listenable: one implementation, registered with both of transformers' registries.
+"""Hooks inside the experts: one experts implementation, registered in both registries of transformers.
 
-It copies `grouped_mm_experts_forward` operation for operation, so that with hooks inside the experts the logits stay
-equal to those of `grouped_mm`, bit for bit. While nobody listens it hands over to the implementation the model had.
+It repeats the operations of transformers' `grouped_mm_experts_forward` one by one, so that with hooks inside the
+experts the logits are equal to those of `grouped_mm`, bit for bit. Without such hooks it calls the implementation that
+the model had before.
 """
 
 from __future__ import annotations
@@ -19,50 +20,76 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_linear
 
 from moelens.errors import UnsupportedModelError
 
-NAME = "moelens"
+IMPLEMENTATION = "moelens"
+"""The name of moelens's implementation in transformers' registries."""
+
+_Projection = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function of rows sorted by expert `[row, ·]`, their expert ids `[row]` and the experts' row ends `[expert]`."""
 
 
 class Listener(Protocol):
-    """What the experts of one layer report to."""
+    """What runs the hooks of one layer's experts (a `moelens.models.taps.Tap`)."""
 
     native: str
 
-    def listens_inside(self) -> bool: ...
-    def listens_to(self, stage: str) -> bool: ...
-    def fire_inside(self, stage: str, slots: Tensor) -> tuple[Tensor, bool]: ...
-    def implementation(self, module: nn.Module) -> str: ...
+    def is_active_inside(self) -> bool:
+        """Whether there is a hook inside the experts."""
+        ...
+
+    def is_active_at(self, stage: str) -> bool:
+        """Whether there is a hook at "hook_pre", "hook_post" or "hook_out"."""
+        ...
+
+    def run_hooks_inside(self, stage: str, slots: Tensor) -> tuple[Tensor, bool]:
+        """Run the hooks of a stage on `[token, slot, ·]`; return what they leave, and whether they edited it."""
+        ...
+
+    def native_implementation(self, module: nn.Module) -> str:
+        """The name of the implementation to use when there is no hook inside the experts."""
+        ...
 
 
 LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
+"""The listeners of all hooked models, by the experts module or, for some adapted architectures, by the block."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExpertMath:
-    """What one experts module computes, on rows sorted by expert: `ids` `[row]`, `offsets` `[expert]` row ends.
+    """What one experts module computes.
+
+    The functions take rows that are sorted by expert, with the experts' ids `[row]` and `offsets` `[expert]`, the
+    number of the row after the last one of each expert.
 
     Attributes:
-        num_experts: experts held here; rows with larger ids belong to other ranks or to identity experts.
-        up: `[row, d_model]` to the gate and up projection `[row, 2 * d_expert]` (or `[row, d_expert]` without gate).
-        act: that to the neurons `[row, d_expert]`.
-        down: the neurons to the outputs `[row, d_model]`, unweighted.
-        identity: ids from `num_experts` on return their input.
-        weights_on_input: the routing weight multiplies the input, so outputs are summed as they are (Llama 4).
+        num_experts: number of experts the module holds. Rows with larger ids belong to other processes or to identity
+            experts.
+        up: the input `[row, d_model]` to the gate and up projections `[row, 2 * d_expert]` (`[row, d_expert]` if there
+            is no gate).
+        act: those to the neurons `[row, d_expert]`.
+        down: the neurons to the unweighted outputs `[row, d_model]`.
+        identity: whether experts with ids from `num_experts` on return their input.
+        weights_on_input: whether the routing weight multiplies the expert's input instead of its output (Llama 4).
     """
 
     num_experts: int
-    up: Callable[[Tensor, Tensor, Tensor], Tensor]
+    up: _Projection
     act: Callable[[Tensor], Tensor]
-    down: Callable[[Tensor, Tensor, Tensor], Tensor]
+    down: _Projection
     identity: bool = False
     weights_on_input: bool = False
 
 
-def stacked_math(module: Any, **options: Any) -> ExpertMath:
-    """Experts in transformers' usual form: three-dimensional `gate_up_proj` (or `up_proj`) and `down_proj`."""
+def stacked_math(module: Any, num_experts: int | None = None) -> ExpertMath:
+    """Return what experts in transformers' usual form compute: three-dimensional `gate_up_proj` and `down_proj`.
+
+    Args:
+        module: the experts module; without a gate it has `up_proj` in place of `gate_up_proj`.
+        num_experts: number of experts it holds; None reads `module.num_experts`.
+    """
     gated, biased = getattr(module, "has_gate", True), getattr(module, "has_bias", False)
     transposed, name = getattr(module, "is_transposed", False), "gate_up_proj" if gated else "up_proj"
 
-    def linear(weight: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def linear(weight: str) -> _Projection:
         def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
             bias = getattr(module, weight + "_bias")[ids] if biased else None
             result: Tensor = _grouped_linear(rows, getattr(module, weight), offsets, bias, transposed)
@@ -79,22 +106,24 @@ def stacked_math(module: Any, **options: Any) -> ExpertMath:
             return normed
 
     act = module._apply_gate if gated and hasattr(module, "_apply_gate") else module.act_fn
-    return ExpertMath(options.pop("num_experts", None) or module.num_experts, linear(name), act, down, **options)
+    return ExpertMath(num_experts=num_experts or module.num_experts, up=linear(name), act=act, down=down)
 
 
-def fp8_math(module: Any) -> ExpertMath:
-    """Block-quantised FP8 experts: the weights of the experts that were hit, dequantised to the activations' type."""
+def _fp8_math(module: Any) -> ExpertMath:
+    """What block-quantised FP8 experts compute.
+
+    The weights of the chosen experts are dequantised to the activations' type.
+    """
     name = "gate_up_proj" if module.has_gate else "up_proj"
 
-    def linear(weight: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def linear(weight: str) -> _Projection:
         def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
             packed, scale = getattr(module, weight), getattr(module, weight + "_scale_inv")
             parts, start = [], 0
             for expert, end in enumerate(offsets.tolist()):
                 if end > start:
-                    parts.append(
-                        rows[start:end] @ dequantise(packed[expert], scale[expert], module.block_size).to(rows.dtype).T
-                    )
+                    dense = dequantise(packed[expert], scale[expert], module.block_size).to(rows.dtype)
+                    parts.append(rows[start:end] @ dense.T)
                     start = end
             parts.append(rows.new_zeros(len(rows) - start, packed.shape[1]))
             return torch.cat(parts)
@@ -102,37 +131,48 @@ def fp8_math(module: Any) -> ExpertMath:
         return apply
 
     act = module._apply_gate if module.has_gate else module.act_fn
-    return ExpertMath(module.num_experts, linear(name), act, linear("down_proj"))
+    return ExpertMath(num_experts=module.num_experts, up=linear(name), act=act, down=linear("down_proj"))
 
 
 def dequantise(weight: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
-    """A weight `[out, in]` in FP8, with one scale a block (or, without blocks, one in all), in float32.
+    """Dequantise one weight.
+
+    Args:
+        weight: `[out, in]` in FP8; a wider type is returned as it is.
+        scale: `[out block, in block]`, or one number where `block` is None.
+        block: rows and columns of a block.
+
+    Returns:
+        `[out, in]` in float32.
 
     Raises:
-        UnsupportedModelError: packed in FP4.
+        UnsupportedModelError: the weight is in FP4.
     """
     if weight.dtype == torch.int8:
-        raise UnsupportedModelError("experts packed in FP4 cannot be listened to inside; load the model dequantised")
+        raise UnsupportedModelError("expected expert weights in FP8 or wider, got FP4; load the model dequantised")
     if weight.element_size() > 1:
         return weight
     if block is None:
         return weight.float() * scale.float()
-    return scaled(weight, scale, block)
+    return _scale_blocks(weight, scale, block)
 
 
-def scaled(weight: Tensor, scale: Tensor, block: Sequence[int]) -> Tensor:
-    """A weight `[out, in]` times one scale a block, in float32; the last block of a side may be a part of one."""
+def _scale_blocks(weight: Tensor, scale: Tensor, block: Sequence[int]) -> Tensor:
+    """Multiply each block of a weight `[out, in]` by its scale, in float32; the last blocks may be smaller."""
     rows, columns = block
-    every = scale.float().repeat_interleave(rows, 0)[: weight.shape[0]]
-    return weight.float() * every.repeat_interleave(columns, 1)[:, : weight.shape[1]]
+    by_row = scale.float().repeat_interleave(rows, 0)[: weight.shape[0]]
+    return weight.float() * by_row.repeat_interleave(columns, 1)[:, : weight.shape[1]]
 
 
 @contextmanager
-def partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
-    """Let transformers dequantise, while it loads, weights whose sizes are no multiples of their `block`.
+def allow_partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
+    """Let transformers dequantise, while it loads a model, weights whose sizes are not multiples of the block's.
 
-    It divides a weight evenly by its scales, and raises where that does not work out: 576 rows of DeepSeek-V3's
-    `kv_a_proj_with_mqa` in blocks of 128. The last block of a side is then a part of one.
+    transformers divides a weight evenly by its scales and raises an error where that is not possible: DeepSeek-V3's
+    `kv_a_proj_with_mqa` has 576 rows in blocks of 128. Within this context the last block of a side may be smaller.
+
+    Args:
+        block: rows and columns of a block; None where the model is not quantised in blocks.
     """
     owner = getattr(fp8, "Fp8Dequantize", None)
     evenly = getattr(owner, "_dequantize_one", None)
@@ -144,7 +184,7 @@ def partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
         sides = [*zip(quantized.shape[-2:], block, scales.shape[-2:], strict=True)]
         in_blocks = quantized.ndim == 2 and all(-(-size // side) == count for size, side, count in sides)
         if in_blocks and any(size % side for size, side, _ in sides):
-            return scaled(quantized, scales, block).to(options.get("output_dtype"))
+            return _scale_blocks(quantized, scales, block).to(options.get("output_dtype"))
         return evenly(self, quantized, scales, **options)
 
     owner._dequantize_one = convert  # type: ignore[union-attr]
@@ -154,78 +194,85 @@ def partial_blocks(block: Sequence[int] | None) -> Iterator[None]:
         owner._dequantize_one = evenly  # type: ignore[union-attr]
 
 
-def listen_to_experts(
+def compute_experts(
     math: ExpertMath, listener: Listener, hidden: Tensor, indices: Tensor, weights: Tensor, mask_outside: bool = True
 ) -> Tensor:
-    """Compute the experts' output `[token, d_model]`, firing `hook_pre`, `hook_post` and `hook_out` on the way.
+    """Compute the experts' output and run the hooks at `hook_pre`, `hook_post` and `hook_out` on the way.
 
     Args:
-        hidden: `[token, d_model]`.
-        indices, weights: `[token, slot]`. Rows are reported in this order, `[token, slot, ·]`.
-        mask_outside: there may be ids from `num_experts` on (other ranks, identity experts).
+        math: what the experts compute.
+        listener: what runs the hooks, on `[token, slot, ·]` in the order of `indices`.
+        hidden: the input, `[token, d_model]`.
+        indices: the chosen experts' ids, `[token, slot]`.
+        weights: their weights, `[token, slot]`.
+        mask_outside: whether there may be ids from `num_experts` on (of other processes or identity experts).
+
+    Returns:
+        The weighted sum of the experts' outputs, `[token, d_model]`.
     """
     n, k = indices.shape
     ids, order = torch.sort(indices.reshape(-1))
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order), device=order.device)
-    counted = ids.float() if ids.device.type in ("cpu", "mps") else ids.int()  # histc takes no integers on the CPU
-    per_expert = torch.histc(counted, bins=math.num_experts, min=0, max=math.num_experts - 1)
+    countable = ids.float() if ids.device.type in ("cpu", "mps") else ids.int()  # histc takes no integers on the CPU
+    per_expert = torch.histc(countable, bins=math.num_experts, min=0, max=math.num_experts - 1)
     offsets = torch.cumsum(per_expert, 0, dtype=torch.int32)
     outside = (ids >= math.num_experts).unsqueeze(-1) if mask_outside else None
     ids = ids.clamp(max=math.num_experts - 1)
 
-    def written(rows: Tensor, outside_is: Tensor | float = 0.0) -> Tensor:
-        return rows if outside is None else torch.where(outside, outside_is, rows)  # the kernel leaves them unwritten
+    def fill_outside(rows: Tensor, value: Tensor | float = 0.0) -> Tensor:
+        """Give rows outside the experts a value; the kernel leaves them uninitialised."""
+        return rows if outside is None else torch.where(outside, value, rows)
 
-    def fired(stage: str, rows: Tensor) -> tuple[Tensor, bool]:
-        """The slots `[token, slot, ·]` of rows, and whether hooks left them such that it is with them to go on."""
+    def run_hooks(stage: str, rows: Tensor) -> tuple[Tensor, bool]:
+        """Return the slots `[token, slot, ·]` of rows, and whether to continue with them instead of with the rows."""
         slots = rows[back].view(n, k, -1)
-        if not listener.listens_to(stage):
+        if not listener.is_active_at(stage):
             return slots, False
-        left, edited = listener.fire_inside(stage, slots)
-        # Where gradients flow, what the hooks saw has to lie on their way.
+        left, edited = listener.run_hooks_inside(stage, slots)
+        # Gradients have to flow through the tensor that the hooks saw.
         return (left, True) if edited or left.requires_grad else (slots, False)
 
-    def report(stage: str, rows: Tensor) -> Tensor:
-        if not listener.listens_to(stage):
+    def hooked(stage: str, rows: Tensor) -> Tensor:
+        if not listener.is_active_at(stage):
             return rows
-        slots, go_on = fired(stage, rows)
-        return slots.reshape(n * k, -1)[order] if go_on else rows
+        slots, replaced = run_hooks(stage, rows)
+        return slots.reshape(n * k, -1)[order] if replaced else rows
 
     inputs = hidden[order // k]
     if math.weights_on_input:
         inputs = inputs * weights.reshape(-1)[order].unsqueeze(-1)
     elif outside is not None and not math.identity:
         inputs = inputs.masked_fill(outside, 0.0)
-    pre = report("hook_pre", written(math.up(inputs, ids, offsets)))
-    post = report("hook_post", written(math.act(pre)))
-    out, _ = fired("hook_out", written(math.down(post, ids, offsets), inputs if math.identity else 0.0))
+    pre = hooked("hook_pre", fill_outside(math.up(inputs, ids, offsets)))
+    post = hooked("hook_post", fill_outside(math.act(pre)))
+    out, _ = run_hooks("hook_out", fill_outside(math.down(post, ids, offsets), inputs if math.identity else 0.0))
     if not math.weights_on_input:
         out = out * weights.unsqueeze(-1)
     return out.sum(1).to(hidden.dtype)
 
 
-def native_forward(module: nn.Module, name: str) -> Callable[..., Tensor]:
-    """The function that `module` ran before it was hooked."""
+def _native_forward(module: nn.Module, name: str) -> Callable[..., Tensor]:
+    """The function that computed `module` before it was hooked."""
     registry = fp8.ALL_FP8_EXPERTS_FUNCTIONS if isinstance(module, fp8.FP8Experts) else ALL_EXPERTS_FUNCTIONS
     own = type(module).forward
     function: Callable[..., Tensor] = registry.get(name, getattr(own, "__wrapped__", own))
     return function
 
 
-def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The implementation transformers calls for a hooked model."""
+def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The implementation that transformers calls for the experts of a hooked model."""
     listener = LISTENERS.get(module)
     without_kernels = isinstance(module, fp8.FP8Experts) and hidden_states.device.type == "cpu"
-    if listener is None or not (listener.listens_inside() or without_kernels):
-        name = listener.implementation(module) if listener else "grouped_mm"
-        return native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
-    math = fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
-    parallel = getattr(module, "_is_expert_parallel", True)  # older versions do not say
-    return listen_to_experts(math, listener, hidden_states, top_k_index, top_k_weights, mask_outside=parallel)
+    if listener is None or not (listener.is_active_inside() or without_kernels):
+        name = listener.native_implementation(module) if listener else "grouped_mm"
+        return _native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
+    math = _fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
+    parallel = getattr(module, "_is_expert_parallel", True)  # older versions of transformers do not define it
+    return compute_experts(math, listener, hidden_states, top_k_index, top_k_weights, mask_outside=parallel)
 
 
-def register() -> None:
-    """Make "moelens" a name of transformers' experts implementations; FP8 experts look it up in a registry apart."""
-    ALL_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
-    fp8.ALL_FP8_EXPERTS_FUNCTIONS.register(NAME, experts_forward)
+def register_implementation() -> None:
+    """Register "moelens" as an experts implementation; FP8 experts look names up in a registry of their own."""
+    ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)
+    fp8.ALL_FP8_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts_forward)

@@ -12,22 +12,20 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from moelens.errors import CheckError, MoeLensError, unknown
-from moelens.models import adapters, checks, experts
-from moelens.models.checks import Check
-from moelens.models.routers import Replay
-from moelens.models.structure import MoEShape, Site, describe, find_sites, input_device
-from moelens.models.taps import INSIDE, ROUTER_STAGES, Grid, Points, Residual, Tap
-
-ROUTING = (*ROUTER_STAGES, "hook_expert_indices", "hook_topk_weights", "hook_expert_weights", "hook_out")
-RESIDUAL = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+from moelens.errors import MoeLensError, unknown
+from moelens.models import experts
+from moelens.models.installation import Installation
+from moelens.models.load_checks import Check
+from moelens.models.routers import RouterRule
+from moelens.models.running import RunningPass
+from moelens.models.structure import MoEShape, find_moe_layers, input_device, read_shape
 
 
-class Intervenes(Protocol):
+class SupportsHooks(Protocol):
     """What `HookedMoE.intervene` applies, such as a `moelens.interventions.Intervention`."""
 
-    def hooks(self, model: Any) -> list[tuple[str, Callable[..., Any]]]:
-        """Hook names with their functions, as `HookedMoE.hooks` takes them."""
+    def hooks(self, model: HookedMoE) -> list[tuple[str, Callable[..., Any]]]:
+        """Return hook names with their functions, as `HookedMoE.hooks` takes them."""
         ...
 
 
@@ -40,7 +38,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         blocks.{l}.mlp.hook_router_logits                            [batch, pos, expert]  raw
         blocks.{l}.mlp.hook_router_scores                            [batch, pos, expert]  after softmax or sigmoid
         blocks.{l}.mlp.hook_router_biased                            [batch, pos, expert]  scores + selection bias
-        blocks.{l}.mlp.hook_router_selection                         [batch, pos, expert]  the same, groups left out
+        blocks.{l}.mlp.hook_router_selection                         [batch, pos, expert]  after the choice of groups
         blocks.{l}.mlp.hook_expert_indices                           [batch, pos, k]
         blocks.{l}.mlp.hook_topk_weights                             [batch, pos, k]       by slot
         blocks.{l}.mlp.hook_expert_weights                           [batch, pos, expert]  by expert, 0 if not chosen
@@ -48,142 +46,59 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         blocks.{l}.mlp.shared.hook_out                               [batch, pos, d_model] before a shared gate
         blocks.{l}.mlp.hook_out                                      [batch, pos, d_model]
 
-    An edit at any of them takes effect on everything downstream: an edited logit, score or selection is selected upon
-    again, edited indices get the weights the router's rule gives them. Points that a model cannot offer truly are
-    absent, with the reason in `refused`. A point nobody listens to costs nothing.
+    An edit at any of them takes effect on everything downstream. After an edit of logits or scores, experts are chosen
+    again; edited indices get the weights that the router's rule gives them. A point that would not show what the model
+    computes is absent, and `refused` holds the reason. Points without hooks cost nothing.
+
+    Args:
+        hf_model: a Mixture-of-Experts model of transformers.
+        tokenizer: its tokenizer, so that the model can be given text.
+        name: the model's name in recordings and reports.
+        check: whether to compare the model with itself on a short input.
 
     Attributes:
         hf_model: the transformers model.
         tokenizer: its tokenizer, or None.
-        shape: what it is made of.
+        name: the model's name in recordings and reports.
+        shape: the model's sizes.
         running: how the tokens of the running forward pass are laid out, for hooks that need to know.
-        checks: what was compared at load, and came out.
-        refused: hook names this model does not offer, with the reason.
+        checks: the results of the checks at load.
+        refused: the hook points that this model does not offer, by name, with the reason.
+        hook_dict: the hook points by name.
 
     Example:
-        >>> model = moelens.load("demo")                                          # doctest: +SKIP
-        >>> _, cache = model.run_with_cache("先生がいらっしゃいました。")           # doctest: +SKIP
-        >>> cache["blocks.3.mlp.hook_router_logits"].shape                        # doctest: +SKIP
-        torch.Size([1, 6, 32])
+        >>> demo_model.shape.top_k
+        4
+        >>> _, cache = demo_model.run_with_cache("先生がいらっしゃいました。")
+        >>> cache["blocks.3.mlp.hook_expert_indices"].shape  # doctest: +ELLIPSIS
+        torch.Size([1, ..., 4])
     """
 
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> None:
         super().__init__()
-        layers, sites = find_sites(hf_model)
-        if any(s.experts in experts.LISTENERS or s.block in experts.LISTENERS for s in sites):
+        layers, moe_layers = find_moe_layers(hf_model)
+        if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
             raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
-        self.checks: tuple[Check, ...] = ()
-        self.refused: dict[str, str] = {}
-        self.running = Grid()
-        self._handles = [hf_model.register_forward_pre_hook(self._note_grid, with_kwargs=True)]
-        self._configs: list[tuple[Any, str | None]] = []
-        self._taps: dict[int, Tap] = {}
-        self._residuals: list[Residual] = []
-        self.blocks = nn.ModuleList(self._branch(i, sites) for i in range(len(layers)))
+        self.running = RunningPass()
+        self._handles = [hf_model.register_forward_pre_hook(self._note_pass, with_kwargs=True)]
+        self._installation = Installation(layers, moe_layers, self.running)
+        self.blocks = nn.ModuleList(self._installation.points)
         try:
-            self._install(sites)
-            norms: dict[int, str] = {}
-            streams: set[int] = set()
-            if check and input_device(hf_model).type != "meta":
-                norms, streams = self._check(layers)
-            elif not check:
-                for site in sites:
-                    site.refusals |= dict.fromkeys(ROUTER_STAGES[1:], "the checks at load were switched off")
-            self._attach_residuals(layers, norms, streams)
+            self._installation.install(hf_model, tokenizer, check=check)
         except BaseException:
             self.unhook()
             raise
+        self.checks: tuple[Check, ...] = self._installation.checks
+        self.refused: dict[str, str] = self._installation.refused
         self.setup()
-        scores = (tap.replay.score for tap in self._taps.values() if tap.replay)
-        self.shape: MoEShape = describe(hf_model, layers, sites, next(scores, "unknown"))
-
-    # Building
-
-    def _branch(self, index: int, sites: list[Site]) -> Points:
-        site = next((s for s in sites if s.index == index), None)
-        block = Points(*RESIDUAL)
-        block.mlp = Points(*(ROUTING if site else ("hook_out",)))
-        if site:
-            block.mlp.experts = Points(*INSIDE)
-            if site.shared is not None:
-                block.mlp.shared = Points("hook_out")
-            self._taps[index] = Tap(site, block.mlp, self.running)
-        return block
-
-    def _install(self, sites: list[Site]) -> None:
-        experts.register()
-        for site in sites:
-            tap, module = self._taps[site.index], site.experts
-            own = site.row.block_forward is not None
-            if type(site.experts if not site.row.block_is_experts else site.block).__name__ in adapters.ADAPTED:
-                patched = site.block if own else module
-                adapters.install(patched, site.row)
-                tap.patched = patched
-            else:
-                config = module.config
-                if not any(c is config for c, _ in self._configs):
-                    self._configs.append((config, config._experts_implementation_internal))
-                tap.native = next(n for c, n in self._configs if c is config) or "eager"
-            tap.attach()
-        for config, _ in self._configs:
-            config._experts_implementation_internal = experts.NAME
-
-    def _check(self, layers: nn.ModuleList) -> tuple[dict[int, str], set[int]]:
-        try:
-            runs = checks.observe(self.hf_model, layers, self._taps)
-            found = [checks.check_routes(self._taps), checks.check_sums(self._taps, runs)]
-            found.append(checks.check_replay(self._taps))
-            residual, norms, streams = checks.check_residual(self._taps, runs)
-            found.append(residual)
-            if self.tokenizer is not None:
-                found.append(checks.check_tokenizer(self.hf_model, self.tokenizer))
-            self.checks = tuple(found)
-        finally:
-            for tap in self._taps.values():
-                tap.observed = None
-        return norms, streams
-
-    def _attach_residuals(self, layers: nn.ModuleList, norms: dict[int, str], streams: set[int]) -> None:
-        common = max(set(norms.values()), key=list(norms.values()).count) if norms else ""
-        blocks = {t.site.block_name for t in self._taps.values()}
-        for i, layer in enumerate(layers):
-            points, tap = self.blocks[i], self._taps.get(i)
-            middle = norms.get(i, common if tap is None else "")
-            norm = getattr(layer, middle, None) if middle else None
-            dense = next((m for n in blocks if n and (m := getattr(layer, n, None))), None) if tap is None else None
-            missing = dict(tap.site.refusals) if tap else {}
-            if i in streams:
-                reason = "this layer's residual stream is not [batch, pos, d_model]"
-                missing |= {f"../{n}": reason for n in RESIDUAL}
-            elif norm is None:
-                missing["../hook_resid_mid"] = (
-                    "no point was found where the stream plus the block is the layer's output"
-                )
-            if tap is None and dense is None:
-                missing["hook_out"] = "this layer has no block where the others have their experts"
-            if tap is not None and tap.site.block is tap.site.layer:
-                missing["hook_out"] = "the experts are part of the layer itself; read hook_resid_post"
-            for name, reason in missing.items():
-                self._refuse(points, i, name, reason)
-            residual = Residual(points)
-            residual.attach(layer, norm, dense)
-            self._residuals.append(residual)
-
-    def _refuse(self, points: Any, layer: int, name: str, reason: str) -> None:
-        """Take a point away; `name` is relative to the layer's `mlp`, or to the layer with ../ before it."""
-        above = name.startswith("../")
-        path = name[3:] if above else f"mlp.{name}"
-        holder, _, last = path.rpartition(".")
-        branch = points.get_submodule(holder) if holder else points
-        if hasattr(branch, last):
-            delattr(branch, last)
-            self.refused[f"blocks.{layer}.{path}"] = reason
+        score = next((rule.score for rule in self.rules.values()), "unknown")
+        self.shape: MoEShape = read_shape(hf_model, layers, moe_layers, score)
 
     def setup(self) -> None:
-        """Name the hook points; the model's own modules are left as they are."""
+        """Name the hook points and collect them in `hook_dict`, as TransformerLens expects."""
         named = [(f"blocks.{n}", m) for n, m in self.blocks.named_modules() if n]
         self.mod_dict = dict(named)
         self.hook_dict = {n: m for n, m in named if isinstance(m, HookPoint)}
@@ -202,10 +117,21 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         """Run the model.
 
         Args:
-            input: text, texts (padded on the right) or token ids `[batch, pos]` or `[pos]`; everything else that the
-                transformers model takes goes by keyword.
-            return_type: "logits" `[batch, pos, vocab]`, "loss" (mean next-token cross-entropy), "both", or None; for
-                None the logits of the last position alone are computed, where the model can do so.
+            input: a text, texts (padded on the right) or token ids `[batch, pos]` or `[pos]`.
+            return_type: what to return. With None only the logits of the last position are computed, where the model
+                can do so.
+            kwargs: further arguments of the transformers model, such as `attention_mask`.
+
+        Returns:
+            For "logits" the logits `[batch, pos, vocab]`, for "loss" the mean cross-entropy of the next token, for
+            "both" the two, and None for None.
+
+        Raises:
+            MoeLensError: the input is a text that the model cannot take, or the model was unhooked.
+
+        Example:
+            >>> demo_model(torch.tensor([[5, 6, 7]])).shape[:2]
+            torch.Size([1, 3])
         """
         self._require_hooked()
         inputs = self.to_inputs(input) if input is not None else {}
@@ -223,7 +149,21 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return {"logits": logits, "loss": output.get("loss"), "both": (logits, output.get("loss"))}[return_type]
 
     def to_inputs(self, input: str | list[str] | Tensor) -> dict[str, Tensor]:
-        """`input_ids` `[batch, pos]` and, for texts, `attention_mask`, on the model's device."""
+        """Make the inputs of the transformers model, on its device.
+
+        Args:
+            input: a text, texts (padded on the right) or token ids `[batch, pos]` or `[pos]`.
+
+        Returns:
+            `input_ids` `[batch, pos]` and, for texts, `attention_mask`.
+
+        Raises:
+            MoeLensError: there is no tokenizer, it cannot pad, or a text has no tokens.
+
+        Example:
+            >>> sorted(demo_model.to_inputs(["はい。", "いいえ、違います。"]))
+            ['attention_mask', 'input_ids']
+        """
         if isinstance(input, Tensor):
             return {"input_ids": (input if input.ndim > 1 else input.unsqueeze(0)).to(self.device)}
         if self.tokenizer is None:
@@ -237,28 +177,72 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         options: dict[str, Any] = {"padding": True, "padding_side": "right"} if padding else {}
         encoded = self.tokenizer(texts, return_tensors="pt", **options)
         if encoded["input_ids"].shape[-1] == 0:
-            raise MoeLensError(f"no tokens in {texts[0]!r}; give a text that is not empty")
+            raise MoeLensError(f"expected a text with at least one token, got {texts[0]!r}; give one that is not empty")
         return {k: encoded[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
     def to_tokens(self, text: str | list[str]) -> Tensor:
-        """Token ids `[batch, pos]` of a text, special tokens as the tokenizer adds them."""
+        """Return the token ids `[batch, pos]` of a text, with the special tokens that the tokenizer adds.
+
+        Example:
+            >>> tokens = demo_model.to_tokens("先生がいらっしゃいました。")
+            >>> tokens.dtype, tokens.ndim
+            (torch.int64, 2)
+        """
         return self.to_inputs(text)["input_ids"]
 
     def to_str_tokens(self, text: str) -> list[str]:
-        """The text's tokens as the tokenizer writes them."""
+        """Return the tokens of a text as the tokenizer writes them.
+
+        Example:
+            >>> text = "先生がいらっしゃいました。"
+            >>> len(demo_model.to_str_tokens(text)) == demo_model.to_tokens(text).shape[1]
+            True
+        """
         return list(self.tokenizer.convert_ids_to_tokens(self.to_tokens(text)[0].tolist()))
 
     @torch.no_grad()
     def generate(self, input: str | Tensor, **kwargs: Any) -> Any:
-        """transformers' `generate`, with hooks. Text gives text (the prompt included), ids give ids."""
+        """Continue a text with transformers' `generate`; hooks run in every step.
+
+        Args:
+            input: a text, or token ids `[batch, pos]` or `[pos]`.
+            kwargs: arguments of transformers' `generate`, such as `max_new_tokens`.
+
+        Returns:
+            For a text the whole text, prompt included, without special tokens; for ids what `generate` returns.
+
+        Example:
+            >>> text = demo_model.generate("先生が", max_new_tokens=3, do_sample=False)
+            >>> text.startswith("先生が")
+            True
+        """
         self._require_hooked()
         inputs = self.to_inputs(input)
         with self.running.generation(inputs["input_ids"].shape[1]):
             ids = self.hf_model.generate(**inputs, **kwargs)
         return self.tokenizer.decode(ids[0], skip_special_tokens=True) if isinstance(input, str) else ids
 
+    # Hooks
+
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
-        """As TransformerLens's: the output, and an `ActivationCache` of what `names_filter` names (default: all)."""
+        """Run the model and keep what passes its hook points, as TransformerLens's method of this name does.
+
+        Args:
+            args: as in `forward`.
+            return_cache_object: whether to return the cache as an `ActivationCache`; else as a dict.
+            kwargs: as in `forward`, and TransformerLens's: `names_filter` (names or a function of a name; default all),
+                `pos_slice`, `device`, `remove_batch_dim`, `incl_bwd`.
+
+        Returns:
+            What `forward` returns, and the cache by hook name.
+
+        Example:
+            >>> logits, cache = demo_model.run_with_cache(
+            ...     "先生がいらっしゃいました。", names_filter="blocks.3.mlp.hook_expert_weights"
+            ... )
+            >>> list(cache), cache["blocks.3.mlp.hook_expert_weights"].shape[-1] == demo_model.shape.n_experts
+            (['blocks.3.mlp.hook_expert_weights'], True)
+        """
         output, cache = super().run_with_cache(*args, **kwargs)
         return output, ActivationCache(cache, self) if return_cache_object else cache
 
@@ -271,26 +255,37 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         cache: dict[str, Tensor] | None = None,
         pos_slice: Any = None,
     ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-        """As TransformerLens's, with positions sliced where they are in every point of ours: the second axis."""
-        kept: dict[str, Tensor] = {} if cache is None else cache
+        """Make the hooks of `run_with_cache`, as TransformerLens's method of this name does.
+
+        It slices positions on the second axis, which is that of positions at every point of this model.
+        """
+        saved: dict[str, Tensor] = {} if cache is None else cache
         position = getattr(pos_slice, "slice", pos_slice)
 
         def save(tensor: Tensor, hook: Any, suffix: str = "") -> None:
             value = tensor.detach()
             if isinstance(position, (slice, int)):
-                value = value[:, position].clone()  # a view would hold the whole tensor
+                value = value[:, position].clone()  # a view would keep the whole tensor in memory
             value = value.to(device) if device is not None else value
-            kept[hook.name + suffix] = value[0] if remove_batch_dim and len(value) == 1 else value
+            saved[hook.name + suffix] = value[0] if remove_batch_dim and len(value) == 1 else value
 
         names = self.select(names_filter)
         backward = [(n, lambda t, hook: save(t, hook, "_grad")) for n in names] if incl_bwd else []
-        return kept, [(n, save) for n in names], backward
+        return saved, [(n, save) for n in names], backward
 
     def select(self, names_filter: str | list[str] | Callable[[str], bool] | None) -> list[str]:
-        """Hook names that a TransformerLens `names_filter` means.
+        """Return the hook names that a TransformerLens `names_filter` selects.
+
+        Args:
+            names_filter: a name, names, a function that is true for the wanted names, or None for all.
 
         Raises:
-            UnknownNameError: a name that does not exist, with the nearest ones.
+            UnknownNameError: a name does not exist; the message suggests those most like it.
+            MoeLensError: this model does not offer a point.
+
+        Example:
+            >>> demo_model.select(lambda name: name.endswith("2.mlp.hook_expert_indices"))
+            ['blocks.2.mlp.hook_expert_indices']
         """
         if names_filter is None:
             return list(self.hook_dict)
@@ -303,25 +298,64 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
     def _require_point(self, name: str) -> None:
         if name in self.refused:
-            raise MoeLensError(f"'{name}' is not offered by this model: {self.refused[name]}")
+            raise MoeLensError(f"this model does not offer '{name}': {self.refused[name]}")
         if name not in self.hook_dict:
+            moe_layers = self._installation.taps
             layer = name.split(".")[1] if name.startswith("blocks.") and name.count(".") else ""
             if layer.isdigit() and int(layer) >= len(self.blocks):
                 raise unknown("layer", layer, range(len(self.blocks)), f"in hook name {name!r}")
-            if layer.isdigit() and int(layer) not in self._taps and "mlp" in name:
-                routed = sorted(self._taps)
-                raise unknown(
-                    "hook", name, [], f"layer {layer} is dense; the MoE layers are {routed[0]} to {routed[-1]}"
-                )
+            if layer.isdigit() and int(layer) not in moe_layers and "mlp" in name:
+                first, last = min(moe_layers), max(moe_layers)
+                raise unknown("hook", name, [], f"layer {layer} is dense; the MoE layers are {first} to {last}")
             raise unknown("hook", name, self.hook_dict)
 
     def add_hook(self, name: Any, hook: Any, *args: Any, **kwargs: Any) -> None:
+        """Add a hook that stays until `reset_hooks`, as TransformerLens's method of this name does.
+
+        Args:
+            name: a hook name, or a function that is true for the wanted names.
+            hook: a function `f(tensor, hook)`. It returns a tensor to edit the computation, or None.
+            args: as in TransformerLens.
+            kwargs: as in TransformerLens.
+
+        Raises:
+            UnknownNameError: the name does not exist.
+            MoeLensError: this model does not offer the point.
+
+        Example:
+            >>> demo_model.add_hook("blocks.3.mlp.hook_topk_weights", lambda weights, hook: print(hook.name))
+            >>> _ = demo_model("はい。")
+            blocks.3.mlp.hook_topk_weights
+            >>> demo_model.reset_hooks()
+        """
         if isinstance(name, str):
             self._require_point(name)
         super().add_hook(name, hook, *args, **kwargs)
 
     @contextmanager
     def hooks(self, fwd_hooks: Any = (), bwd_hooks: Any = (), *args: Any, **kwargs: Any) -> Iterator[HookedMoE]:
+        """Run with hooks that are removed at the end of the `with` block, as TransformerLens's method does.
+
+        Args:
+            fwd_hooks: pairs of a hook name and a function `f(tensor, hook)`, which returns a tensor to edit the
+                computation, or None.
+            bwd_hooks: the same for gradients.
+            args: as in TransformerLens.
+            kwargs: as in TransformerLens.
+
+        Raises:
+            UnknownNameError: a name does not exist.
+            MoeLensError: this model does not offer a point.
+
+        Example:
+            Halve the weights of all chosen experts of a layer:
+
+            >>> halve = ("blocks.3.mlp.hook_topk_weights", lambda weights, hook: weights * 0.5)
+            >>> with demo_model.hooks(fwd_hooks=[halve]):
+            ...     edited = demo_model("先生がいらっしゃいました。")
+            >>> torch.equal(edited, demo_model("先生がいらっしゃいました。"))
+            False
+        """
         for name, _ in (*fwd_hooks, *bwd_hooks):
             if isinstance(name, str):
                 self._require_point(name)
@@ -329,15 +363,19 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             yield self
 
     @contextmanager
-    def intervene(self, *interventions: Intervenes) -> Iterator[HookedMoE]:
-        """Run with experts removed, forced, patched…, see `moelens.interventions`; the model is restored at the end.
+    def intervene(self, *interventions: SupportsHooks) -> Iterator[HookedMoE]:
+        """Run with interventions, such as experts removed or forced; the `with` block's end restores the model.
 
-        They act in the order of the computation (selection, weights, outputs) and, at the same point of it, in the
-        order given, those of an outer `intervene` first.
+        Args:
+            interventions: see `moelens.interventions`. They act in the order of the computation (selection, weights,
+                outputs). At the same point of it they act in the order given, those of an outer `intervene` first.
 
-        >>> from moelens.interventions import remove              # doctest: +SKIP
-        >>> with model.intervene(remove(layer=3, experts=[5])):   # doctest: +SKIP
-        ...     logits = model("先生がいらっしゃいました。")
+        Example:
+            >>> from moelens.interventions import remove
+            >>> with demo_model.intervene(remove(layer=3, experts=[5])):
+            ...     _, cache = demo_model.run_with_cache("先生がいらっしゃいました。")
+            >>> cache["blocks.3.mlp.hook_expert_weights"][..., 5].any().item()
+            False
         """
         with self.hooks(fwd_hooks=[pair for i in interventions for pair in i.hooks(self)]):
             yield self
@@ -346,40 +384,42 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
+        """The device that token ids are moved to."""
         return input_device(self.hf_model)
 
     @property
     def dtype(self) -> torch.dtype:
-        found: torch.dtype = self.hf_model.dtype
-        return found
+        """The type of the model's weights."""
+        dtype: torch.dtype = self.hf_model.dtype
+        return dtype
 
     @property
     def revision(self) -> str | None:
-        """Commit of the hub repository the model came from, if it came from one."""
+        """The commit of the hub repository that the model came from; None for other models."""
         return getattr(self.hf_model.config, "_commit_hash", None)
 
     @property
     def context_length(self) -> int | None:
-        """Longest input in tokens, or None where the configuration does not say."""
+        """The length of the longest input in tokens; None where the configuration does not say."""
         config = self.hf_model.config
         return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @property
-    def rules(self) -> dict[int, Replay]:
-        """How the routers choose, by layer; without the layers that no known rule explains."""
-        return {layer: tap.replay for layer, tap in self._taps.items() if tap.replay}
+    def rules(self) -> dict[int, RouterRule]:
+        """The rules by which the routers choose, by layer, without layers whose router follows no known rule."""
+        return {layer: tap.rule for layer, tap in self._installation.taps.items() if tap.rule}
 
     @property
     def rule(self) -> str:
-        """How the routers choose, in words; "" where no known rule explains them."""
-        return next((rule.describe() for rule in self.rules.values()), "")
+        """The rule of the first router that has one, in words; "" if none has."""
+        return next((str(rule) for rule in self.rules.values()), "")
 
     @property
     def experts_implementation(self) -> str:
-        """The implementation that computes the experts while nobody listens inside."""
-        return next(iter(self._taps.values())).native
+        """The implementation that computes the experts while there are no hooks inside them."""
+        return next(iter(self._installation.taps.values())).native
 
-    def _note_grid(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
         if isinstance(ids, Tensor):
@@ -390,25 +430,27 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             raise MoeLensError("this model was unhooked; call moelens.hook(model, tokenizer) again")
 
     def unhook(self) -> Any:
-        """Give the transformers model back as it was: no hook, no changed configuration. Returns it."""
+        """Restore the transformers model, without hooks and with its own configuration.
+
+        Returns:
+            The transformers model.
+        """
         if hasattr(self, "hook_dict"):
             self.reset_hooks(including_permanent=True)
-        for residual in self._residuals:
-            residual.detach()
-        for tap in self._taps.values():
-            tap.detach()
-        for config, implementation in self._configs:
-            config._experts_implementation_internal = implementation
-        self._configs.clear()
+        self._installation.remove()
         while self._handles:
             self._handles.pop().remove()
         return self.hf_model
 
     def to_transformer_bridge(self) -> Any:
-        """TransformerLens's `TransformerBridge` on the same weights, with these hook points in its `hook_dict`."""
-        from moelens.models.bridge import to_transformer_bridge
+        """Return TransformerLens's `TransformerBridge` on the same weights, with these hook points in its `hook_dict`.
 
-        return to_transformer_bridge(self)
+        Raises:
+            UnsupportedModelError: TransformerLens has no adapter for the architecture.
+        """
+        from moelens.models.bridge import build_bridge
+
+        return build_bridge(self.hf_model, self.hook_dict, tokenizer=self.tokenizer, name=self.name)
 
     def __repr__(self) -> str:
         s = self.shape
@@ -420,19 +462,29 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
 
 def hook(hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> HookedMoE:
-    """Hook a transformers model in place; `.unhook()` gives it back unchanged.
+    """Hook a transformers model in place; `HookedMoE.unhook` gives it back unchanged.
 
     Args:
         hf_model: a Mixture-of-Experts model of transformers, on any device or dispatched by accelerate.
-        tokenizer: its tokenizer, so that text can be given.
-        name: how to call it in recordings and reports.
-        check: compare the model with itself on a short input; without it no router can be replayed.
+        tokenizer: its tokenizer, so that the model can be given text.
+        name: the model's name in recordings and reports; by default that of the transformers model.
+        check: whether to compare the model with itself on a short input; without it no router's rule is known.
+
+    Returns:
+        The hooked model.
 
     Raises:
-        UnsupportedModelError: no experts, or experts that moelens cannot reach.
-        CheckError: NaN in a router, ids out of range, a tokenizer of another model.
+        UnsupportedModelError: the model has no experts, or moelens cannot reach them.
+        CheckError: a router returns NaN or experts that do not exist, or the tokenizer belongs to another model.
+
+    Example:
+        >>> from transformers import MixtralConfig, MixtralForCausalLM
+        >>> config = MixtralConfig(vocab_size=100, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        ...                        num_attention_heads=4, num_key_value_heads=2)
+        >>> model = hook(MixtralForCausalLM(config), name="tiny")
+        >>> model
+        HookedMoE('tiny': mixtral, 2 layers, 2 MoE x 8 experts, top-2, 28 hook points)
+        >>> type(model.unhook()).__name__
+        'MixtralForCausalLM'
     """
     return HookedMoE(hf_model, tokenizer, name=name, check=check)
-
-
-__all__ = ["CheckError", "HookedMoE", "hook"]

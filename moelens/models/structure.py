@@ -1,4 +1,4 @@
-"""Where a model keeps its experts: found by what modules are, not by the model's name."""
+"""Where a model has its experts: found by what its modules are, not by the model's name."""
 
 from __future__ import annotations
 
@@ -11,45 +11,72 @@ from torch import nn
 from transformers.integrations.finegrained_fp8 import FP8Experts
 
 from moelens.errors import UnsupportedModelError
-from moelens.models.adapters import ADAPTED, REFUSED, Row
+from moelens.models.adapters import ADAPTERS, UNSUPPORTED, Adapter
 
-ROUTER = re.compile(r"(Router|Gate|Gating|TopK)\w*$", re.IGNORECASE)
-TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_experts_per_token", "top_k")
-GROUPS = (("n_group", "topk_group"), ("num_expert_group", "topk_group"), ("num_expert_groups", "num_limited_groups"))
+_ROUTER_CLASS = re.compile(r"(Router|Gate|Gating|TopK)\w*$", re.IGNORECASE)
+_STACK = re.compile(r"(.*?layers|.*?blocks|.*?h)\.(\d+)\.")
+# Names that configurations and modules use for the same number.
+_TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_experts_per_token", "top_k")
+_N_SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+_GROUPS = (("n_group", "topk_group"), ("num_expert_group", "topk_group"), ("num_expert_groups", "num_limited_groups"))
 
 
-@dataclass
-class Site:
-    """One MoE layer's modules. `block` computes the layer's MoE output; it is the layer itself where none does.
+@dataclass(kw_only=True)
+class MoELayer:
+    """The modules of one layer with routed experts.
 
-    `refusals` says, by the name of a hook point (or "replay"), why this layer cannot offer it.
+    Attributes:
+        index: the layer's number in the model.
+        decoder_layer: the whole layer.
+        block: the module that computes the layer's Mixture-of-Experts output, or the decoder layer itself if there is
+            no separate module.
+        block_name: the block's attribute path below the decoder layer.
+        experts: the experts module; None where the block holds the weights.
+        router: the router, or None where none was found.
+        shared: the shared experts, or None.
+        n_experts: number of experts the router chooses among.
+        top_k: number of experts chosen for a token.
+        groups: number of groups of experts and of groups from which experts are chosen; None without groups.
+        adapter: what the architecture does differently.
+        refusals: by the name of a hook point relative to the layer's `mlp` (or "replay"), why the layer does not offer
+            it.
     """
 
     index: int
-    layer: nn.Module
+    decoder_layer: nn.Module
     block: nn.Module
+    block_name: str
     experts: Any
     router: nn.Module | None
     shared: nn.Module | None
     n_experts: int
     top_k: int
     groups: tuple[int, int] | None
-    row: Row
-    block_name: str
+    adapter: Adapter
     refusals: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MoEShape:
-    """What a Mixture-of-Experts model is made of.
+    """The sizes of a Mixture-of-Experts model.
 
     Attributes:
-        moe_layers: indices of the layers with routed experts.
-        n_experts: experts a router chooses among; top_k: chosen for a token.
-        n_groups, topk_groups: groups of experts, and how many of them are kept for a token; None without groups.
-        n_shared: layers' experts that every token passes, as the configuration counts them.
+        model_type: the architecture, by the name that transformers uses.
+        n_layers: number of decoder layers.
+        moe_layers: numbers of the layers with routed experts.
+        n_experts: number of experts that a router chooses among.
+        top_k: number of experts chosen for a token.
+        n_groups: number of groups of experts; None without groups.
+        topk_groups: number of groups from which the experts of a token are chosen; None without groups.
+        n_shared: number of shared experts in a layer, which process every token, as the configuration counts them.
         score: score function of the routers ("softmax", "sigmoid", …), or "unknown".
-        d_model, d_expert: widths of the residual stream and of one expert.
+        d_model: width of the residual stream.
+        d_expert: number of neurons of one expert.
+        vocab_size: number of tokens in the vocabulary.
+
+    Example:
+        >>> demo_model.shape.model_type
+        'deepseek_v3'
     """
 
     model_type: str
@@ -66,61 +93,109 @@ class MoEShape:
     vocab_size: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the sizes by name."""
         return asdict(self)
 
 
-def is_experts(module: nn.Module) -> bool:
-    on_interface = all(hasattr(module, a) for a in ("has_gate", "is_transposed"))
-    return on_interface or isinstance(module, FP8Experts) or type(module).__name__ in ADAPTED
-
-
 def text_config(model: Any) -> Any:
+    """Return the configuration of a transformers model, or of its text part."""
     config = model.config
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def input_device(model: Any) -> torch.device:
-    """Where token ids go: the first weight's device, or, if accelerate has offloaded it, the one it computes on."""
+    """Return the device that token ids have to be on.
+
+    It is the device of the first weight or, if accelerate has offloaded that weight, the device it computes on.
+    """
     device = torch.device(model.device)
     if device.type != "meta":
         return device
     hooks = (getattr(m, "_hf_hook", None) for m in model.modules())
-    found = (d for h in hooks if (d := getattr(h, "execution_device", None)) is not None)
-    return torch.device(next(found, "meta"))
+    devices = (d for h in hooks if (d := getattr(h, "execution_device", None)) is not None)
+    return torch.device(next(devices, "meta"))
 
 
-def first_attribute(source: Any, names: tuple[str, ...]) -> int | None:
-    return next((v for n in names if isinstance(v := getattr(source, n, None), int) and not isinstance(v, bool)), None)
+def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
+    """Find the layers of a transformers model that have routed experts.
 
+    Args:
+        model: the transformers model.
 
-def find_sites(model: Any) -> tuple[nn.ModuleList, list[Site]]:
-    """The stack of decoder layers that holds most experts, and its MoE layers in order.
+    Returns:
+        All decoder layers of the stack that holds most of the experts, and its layers with experts, in order.
 
     Raises:
-        UnsupportedModelError: no experts, or experts that moelens cannot reach.
+        UnsupportedModelError: the model has no experts, or moelens cannot reach them.
     """
     modules = dict(model.named_modules())
     stacks: dict[str, dict[int, str]] = {}
     for name, module in modules.items():
-        where = re.match(r"(.*?layers|.*?blocks|.*?h)\.(\d+)\.", name + ".")
-        if where and is_experts(module) and "vision" not in name:
-            stacks.setdefault(where[1], {}).setdefault(int(where[2]), name)
+        match = _STACK.match(name + ".")
+        if match and _is_experts(module) and "vision" not in name:
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), name)
     config = text_config(model)
     if not stacks:
-        raise no_experts(model, config.model_type)
+        raise _no_experts(model, config.model_type)
     prefix = max(stacks, key=lambda p: len(stacks[p]))
     layers = modules[prefix]
     assert isinstance(layers, nn.ModuleList)
-    return layers, [make_site(modules, config, f"{prefix}.{i}", name, i) for i, name in sorted(stacks[prefix].items())]
+    return layers, [_moe_layer(modules, config, f"{prefix}.{i}", name, i) for i, name in sorted(stacks[prefix].items())]
 
 
-def no_experts(model: Any, model_type: str) -> UnsupportedModelError:
+def unsupported_architecture(name: str, model_type: str) -> UnsupportedModelError:
+    """Make the error for a model `name` of an architecture in `adapters.UNSUPPORTED`."""
+    return UnsupportedModelError(
+        f"{name} cannot be hooked: {UNSUPPORTED[model_type]}; see `moelens info --architectures`"
+    )
+
+
+def read_shape(model: Any, layers: nn.ModuleList, moe_layers: list[MoELayer], score: str) -> MoEShape:
+    """Read the sizes of a model from its modules, and from its configuration where the modules lack them.
+
+    Args:
+        model: the transformers model.
+        layers: its decoder layers, as `find_moe_layers` returns them.
+        moe_layers: those of them with experts.
+        score: the score function of its routers, or "unknown".
+    """
+    config, first = text_config(model), moe_layers[0]
+    width = _first_int(first.experts, ("intermediate_dim", "intermediate_size", "ffn_hidden_size"))
+    n_groups, topk_groups = first.groups if first.groups and first.groups[0] > 1 else (None, None)
+    return MoEShape(
+        model_type=config.model_type,
+        n_layers=len(layers),
+        moe_layers=tuple(layer.index for layer in moe_layers),
+        n_experts=first.n_experts,
+        top_k=first.top_k,
+        n_groups=n_groups,
+        topk_groups=topk_groups,
+        n_shared=0 if first.shared is None else max(1, _first_int(config, _N_SHARED) or 0),
+        score=score,
+        d_model=config.hidden_size,
+        d_expert=width or _first_int(config, ("moe_intermediate_size", "intermediate_size")) or 0,
+        vocab_size=config.vocab_size,
+    )
+
+
+def _is_experts(module: nn.Module) -> bool:
+    on_interface = all(hasattr(module, a) for a in ("has_gate", "is_transposed"))
+    return on_interface or isinstance(module, FP8Experts) or type(module).__name__ in ADAPTERS
+
+
+def _first_int(source: Any, names: tuple[str, ...]) -> int | None:
+    """The first of these attributes that is an integer."""
+    values = (getattr(source, name, None) for name in names)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool)), None)
+
+
+def _no_experts(model: Any, model_type: str) -> UnsupportedModelError:
     name = type(model).__name__
-    if model_type in REFUSED:
-        return refused(name, model_type)
+    if model_type in UNSUPPORTED:
+        return unsupported_architecture(name, model_type)
     if any("expert" in n.lower() for n, _ in model.named_modules()):
         return UnsupportedModelError(
-            f"{name} keeps its experts outside transformers' experts interface, where moelens cannot listen; "
+            f"{name} keeps its experts outside transformers' experts interface, where moelens cannot hook them; "
             "see `moelens info --architectures` (quantised GPT-OSS: load with Mxfp4Config(dequantize=True))"
         )
     return UnsupportedModelError(
@@ -128,63 +203,55 @@ def no_experts(model: Any, model_type: str) -> UnsupportedModelError:
     )
 
 
-def refused(name: str, model_type: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"{name} cannot be hooked: {REFUSED[model_type]}; see `moelens info --architectures`")
-
-
-def make_site(modules: dict[str, Any], config: Any, layer_name: str, name: str, index: int) -> Site:
-    row = ADAPTED.get(type(modules[name]).__name__, Row())
-    block_name = name if row.block_is_experts else name.rsplit(".", 1)[0]
-    layer, block, experts = modules[layer_name], modules[block_name], None if row.block_is_experts else modules[name]
-    router = find_router(block)
-    n_experts = count_experts(experts, router, config)
-    top_k = first_attribute(router, TOP_K) or first_attribute(block, TOP_K) or first_attribute(config, TOP_K) or 1
-    shared = next((m for n, m in block.named_children() if "shared" in n and "gate" not in n), None)
-    groups = next(
-        ((n, k) for a, b in GROUPS if (n := getattr(config, a, None)) and (k := getattr(config, b, None))), None
+def _moe_layer(modules: dict[str, Any], config: Any, layer_name: str, name: str, index: int) -> MoELayer:
+    """Collect the modules of layer `layer_name`; `name` is that of its experts, or of its block if that holds them."""
+    adapter = ADAPTERS.get(type(modules[name]).__name__, Adapter())
+    block_name = name if adapter.block_is_experts else name.rsplit(".", 1)[0]
+    block, experts = modules[block_name], None if adapter.block_is_experts else modules[name]
+    router = _find_router(block)
+    top_k = next((k for source in (router, block, config) if (k := _first_int(source, _TOP_K))), 1)
+    return MoELayer(
+        index=index,
+        decoder_layer=modules[layer_name],
+        block=block,
+        block_name=block_name[len(layer_name) + 1 :],
+        experts=experts,
+        router=router,
+        shared=next((m for n, m in block.named_children() if "shared" in n and "gate" not in n), None),
+        n_experts=_count_experts(experts, router, config),
+        top_k=top_k,
+        groups=_find_groups(config),
+        adapter=adapter,
     )
-    short = block_name[len(layer_name) + 1 :]
-    return Site(index, layer, block, experts, router, shared, n_experts, top_k, groups, row, short)
 
 
-def find_router(block: nn.Module) -> nn.Module | None:
-    children = [(n, m) for n, m in block.named_children() if "shared" not in n and not is_experts(m)]
-    named = [m for n, m in children if n in ("router", "gate")]
-    typed = [m for n, m in children if ROUTER.search(type(m).__name__)]
-    return next(iter([*typed, *named]), None)
+def _find_router(block: nn.Module) -> nn.Module | None:
+    children = [(n, m) for n, m in block.named_children() if "shared" not in n and not _is_experts(m)]
+    by_class = [m for _, m in children if _ROUTER_CLASS.search(type(m).__name__)]
+    by_name = [m for n, m in children if n in ("router", "gate")]
+    return next(iter([*by_class, *by_name]), None)
 
 
-def count_experts(experts: Any, router: Any, config: Any) -> int:
-    """Experts the router chooses among, identity experts included."""
+def _find_groups(config: Any) -> tuple[int, int] | None:
+    """The number of groups, and of groups from which experts are chosen, where the configuration has both."""
+    for n_name, k_name in _GROUPS:
+        n, k = getattr(config, n_name, None), getattr(config, k_name, None)
+        if n and k:
+            return n, k
+    return None
+
+
+def _count_experts(experts: Any, router: Any, config: Any) -> int:
+    """The number of experts that the router chooses among, identity experts included."""
     for source, names in (
         (router, ("n_routed_experts", "num_experts")),
         (experts, ("num_experts",)),
         (config, ("num_local_experts", "num_experts", "n_routed_experts")),
     ):
-        found = first_attribute(source, names)
-        if found:
-            return found
-    raise UnsupportedModelError(f"{type(experts).__name__} does not say how many experts it holds")
-
-
-def describe(model: Any, layers: nn.ModuleList, sites: list[Site], score: str) -> MoEShape:
-    """The shape, read off the modules where they say it and off the configuration otherwise."""
-    config, site = text_config(model), sites[0]
-    shared_names = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
-    n_shared = first_attribute(config, shared_names) or 0
-    width = first_attribute(site.experts, ("intermediate_dim", "intermediate_size", "ffn_hidden_size"))
-    groups = site.groups if site.groups and site.groups[0] > 1 else (None, None)
-    return MoEShape(
-        model_type=config.model_type,
-        n_layers=len(layers),
-        moe_layers=tuple(s.index for s in sites),
-        n_experts=site.n_experts,
-        top_k=site.top_k,
-        n_groups=groups[0],
-        topk_groups=groups[1],
-        n_shared=0 if site.shared is None else max(1, n_shared),
-        score=score,
-        d_model=config.hidden_size,
-        d_expert=width or first_attribute(config, ("moe_intermediate_size", "intermediate_size")) or 0,
-        vocab_size=config.vocab_size,
+        number = _first_int(source, names)
+        if number:
+            return number
+    raise UnsupportedModelError(
+        f"expected the number of experts in {type(experts).__name__}, its router or the configuration, found none; "
+        "set num_experts in the configuration"
     )

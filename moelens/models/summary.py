@@ -6,21 +6,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moelens.display import Displayed
-from moelens.models.checks import Check
 from moelens.models.hooked import HookedMoE
-from moelens.models.loading import architectures, load, without_weights
+from moelens.models.load_checks import Check
+from moelens.models.loading import architectures, inspect_architecture, load
 from moelens.models.structure import MoEShape
 
 
-@dataclass(frozen=True, repr=False)
-class Info(Displayed):
-    """A model's shape, its routers' rule, its hook points and what the checks at load found.
+@dataclass(frozen=True, repr=False, kw_only=True)
+class ModelInfo(Displayed):
+    """A description of a model.
 
     Attributes:
-        router: the rule of the first router that has one, in words; "" where none was found.
+        name: the model's name.
+        shape: its sizes.
+        router: the rule of the first router that follows a known one, in words; "" where none does.
         hook_names: every hook point.
-        checks: empty for an architecture without weights.
-        refused: hook names that are not offered, with the reason.
+        checks: the results of the checks at load; empty for an architecture without weights.
+        refused: the hook points that are not offered, by name, with the reason.
     """
 
     name: str
@@ -37,24 +39,24 @@ class Info(Displayed):
         lines = [
             self.name if self.checks else f"{self.name}: the architecture at its published size, without weights",
             f"  architecture  {s.model_type}",
-            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({ranges(s.moe_layers)})",
+            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({_ranges(s.moe_layers)})",
             f"  experts       {s.n_experts} in each of them, top-{s.top_k}{grouped}{shared}",
             f"  score         {s.score}",
-            f"  router        {self.router or 'follows no rule moelens knows'}",
+            f"  router        {self.router or 'follows no rule that moelens knows'}",
             f"  widths        d_model {s.d_model:,}, expert {s.d_expert:,}, vocabulary {s.vocab_size:,}",
             f"hook points ({len(self.hook_names)})",
-            *(f"  {line}" for line in by_layer(self.hook_names)),
+            *(f"  {line}" for line in _names_by_layer(self.hook_names)),
         ]
         if self.refused:
-            lines += ["not offered", *(f"  {line}" for line in sorted(reasons(self.refused)))]
+            lines += ["not offered", *(f"  {line}" for line in sorted(_reasons_by_layer(self.refused)))]
         checks = [f"  {check}" for check in self.checks] or ["  not run: they need the weights; give a folder"]
         return "\n".join([*lines, "checks at load", *checks])
 
 
-def ranges(numbers: tuple[int, ...]) -> str:
-    """Numbers in words, runs joined.
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """Write numbers in ascending order, runs of consecutive ones as ranges.
 
-    >>> ranges((1, 2, 3, 7))
+    >>> _ranges((1, 2, 3, 7))
     '1-3, 7'
     """
     runs: list[list[int]] = []
@@ -66,44 +68,57 @@ def ranges(numbers: tuple[int, ...]) -> str:
     return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
-def by_layer(names: tuple[str, ...]) -> list[str]:
-    """Hook names with their layers gathered, in order of appearance."""
+def _names_by_layer(names: tuple[str, ...]) -> list[str]:
+    """One line for each hook point, with the layers that have it, in order of appearance."""
     layers: dict[str, list[int]] = {}
     for name in names:
-        _, layer, rest = name.split(".", 2)
-        layers.setdefault(rest, []).append(int(layer))
-    return [f"blocks.{{l}}.{rest:<34} l = {ranges(tuple(sorted(found)))}" for rest, found in layers.items()]
+        _, layer, point = name.split(".", 2)
+        layers.setdefault(point, []).append(int(layer))
+    return [f"blocks.{{l}}.{point:<34} l = {_ranges(tuple(sorted(having)))}" for point, having in layers.items()]
 
 
-def reasons(refused: dict[str, str]) -> list[str]:
-    rows: dict[tuple[str, str], list[int]] = {}
+def _reasons_by_layer(refused: dict[str, str]) -> list[str]:
+    """One line for each hook point and reason, with the layers that do not offer it."""
+    layers: dict[tuple[str, str], list[int]] = {}
     for name, reason in refused.items():
-        _, layer, rest = name.split(".", 2)
-        rows.setdefault((rest, reason), []).append(int(layer))
-    return [f"{rest} in layers {ranges(tuple(sorted(at)))}: {reason}" for (rest, reason), at in rows.items()]
+        _, layer, point = name.split(".", 2)
+        layers.setdefault((point, reason), []).append(int(layer))
+    return [
+        f"{point} in layers {_ranges(tuple(sorted(lacking)))}: {reason}" for (point, reason), lacking in layers.items()
+    ]
 
 
-def info(model: str | HookedMoE) -> Info:
-    """Describe a model.
+def info(model: str | HookedMoE) -> ModelInfo:
+    """Describe a model: its sizes, its routers' rule, its hook points and the results of the checks at load.
 
     Args:
-        model: one that is loaded, "demo", a folder, an architecture's name such as "deepseek_v3" (full size, no
-            weights, in seconds), or a name on the hub.
+        model: a loaded model, "demo", a folder, the name of an architecture such as "deepseek_v3" (described at its
+            published size in seconds, without weights), or a name on the hub.
+
+    Returns:
+        The description; print it, or read its attributes.
 
     Raises:
-        UnknownNameError: none of these.
+        UnknownNameError: there is no such model.
 
     Example:
-        >>> print(moelens.info("deepseek_v3"))  # doctest: +SKIP
+        >>> description = info(demo_model)
+        >>> description.shape.moe_layers == demo_model.shape.moe_layers
+        True
+        >>> [check.passed for check in description.checks]
+        [True, True, True, True, True]
     """
-    if not isinstance(model, str):
-        return describe(model)
-    if model in architectures() and not Path(model).is_dir():
-        shape, rule, names = without_weights(model)
-        return Info(model, shape, rule.describe() if rule else "", tuple(names), (), {})
-    return describe(load(model))
-
-
-def describe(model: HookedMoE) -> Info:
-    """The same of a model that is loaded."""
-    return Info(model.name, model.shape, model.rule, tuple(model.hook_dict), model.checks, model.refused)
+    if isinstance(model, str) and model in architectures() and not Path(model).is_dir():
+        shape, rule, names = inspect_architecture(model)
+        return ModelInfo(
+            name=model, shape=shape, router=str(rule) if rule else "", hook_names=tuple(names), checks=(), refused={}
+        )
+    hooked = load(model) if isinstance(model, str) else model
+    return ModelInfo(
+        name=hooked.name,
+        shape=hooked.shape,
+        router=hooked.rule,
+        hook_names=tuple(hooked.hook_dict),
+        checks=hooked.checks,
+        refused=hooked.refused,
+    )

@@ -1,4 +1,4 @@
-"""Which characters a token stands for, exactly, by bytes."""
+"""Which characters of a text each token stands for, to the byte."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from numpy.typing import NDArray
 
 from moelens.errors import CheckError
 
-Ints = NDArray[np.int32]
-BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
-MARKER = "▁"
-WORDPIECE = "##"
+_Ints = NDArray[np.int32]
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # a byte in SentencePiece's byte fallback
+_SPACE = "▁"  # SentencePiece's sign for a space
+_CONTINUATION = "##"  # begins WordPiece's tokens that continue a word
 
 
 @cache
 def byte_alphabet() -> dict[str, int]:
-    """The 256 printable characters by which byte-level BPE writes bytes (GPT-2, Radford et al. 2019).
+    """Return the bytes by the 256 printable characters with which byte-level BPE writes them (GPT-2).
 
-    >>> byte_alphabet()["Ġ"]
-    32
+    Example:
+        >>> byte_alphabet()["Ġ"]
+        32
     """
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [b for b in range(256) if b not in plain]
@@ -36,47 +37,59 @@ def byte_alphabet() -> dict[str, int]:
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """Where each token stands in its text.
+    """The characters of a text that its tokens stand for.
 
     Attributes:
-        start, end: `[token]` int32, the characters `text[start:end]`; equal for a token that holds no text.
-        partial: `[token]` bool, the token holds only a part of one of its characters.
-        method: "bytes" (exact: the tokens' bytes are the text's) or "offsets" (as the tokenizer says, repaired).
+        start: `[token]` int32, the first character of each token.
+        end: `[token]` int32, the character after its last one, so that it stands for `text[start:end]`; equal to
+            `start` for a token without text.
+        partial: `[token]` bool, whether the token holds only a part of one of its characters.
+        method: "bytes" (the bytes of the tokens are those of the text, so the spans are exact) or "offsets" (the
+            spans come from the tokenizer's offsets, or from a search, and were completed).
     """
 
-    start: Ints
-    end: Ints
+    start: _Ints
+    end: _Ints
     partial: NDArray[np.bool_]
     method: Literal["bytes", "offsets"]
 
 
 def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
-    """The characters of `text` that each of its tokens `ids` `[token]` stands for.
+    """Find the characters of a text that each of its tokens stands for.
 
-    Every token is read as bytes, in byte-level BPE's alphabet and in SentencePiece's (`▁`, `<0x0A>`), and the reading
-    is taken whose bytes are the text's; a space that the tokenizer put before the text is left out. WordPiece's tokens
-    are found in the text, white space aside. Where none of these is the text, because the tokenizer rewrites it, the
-    tokenizer's own offsets are taken: overlapping tokens are partial, and characters that no token claims, other than
-    white space, go to the token before them. For a slow tokenizer, which gives none, the known tokens are looked up in
-    the text without case, marks and width, and unknown words that follow one another share what lies between. A
-    character shared by several tokens belongs whole to each of them. Special tokens that the text spells out, as chat
-    templates do, stand for themselves; others are empty and stand where the token before them ended.
+    The tokens are read as bytes, in byte-level BPE's alphabet and in SentencePiece's (`▁`, `<0x0A>`). If the bytes of
+    one reading are those of the text, with or without a space that the tokenizer put before it, the spans follow from
+    them. Otherwise the tokens are read as WordPiece's, which leave white space out.
+
+    If none of these gives the text, because the tokenizer rewrites it, the spans come from the tokenizer's offsets.
+    Tokens that overlap are then partial, and characters that belong to no token, other than white space, are added to
+    the token before them. A slow tokenizer has no offsets. Its known tokens are searched in the text, without regard to
+    case, marks and width, and unknown words in a row share what lies between known tokens.
+
+    A character that several tokens share belongs whole to each of them. A special token stands for itself where the
+    text spells it out, as chat templates do; otherwise it is empty, at the end of the token before it.
+
+    Args:
+        tokenizer: a transformers tokenizer, or an object with the same methods.
+        text: the text.
+        ids: the token ids of the text, `[token]`.
+
+    Returns:
+        The spans.
 
     Raises:
-        CheckError: `ids` are not what the tokenizer makes of `text`, or those of a slow one are not found in it.
+        CheckError: the tokenizer gives other ids for the text, or is slow and its tokens are not found in the text.
 
-    >>> from tokenizers import Tokenizer, models, pre_tokenizers
-    >>> from transformers import PreTrainedTokenizerFast
-    >>> tok = Tokenizer(models.BPE({c: i for i, c in enumerate(byte_alphabet())}, []))
-    >>> tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tok)
-    >>> token_spans(tokenizer, "a様", tokenizer("a様")["input_ids"]).end
-    array([1, 2, 2, 2], dtype=int32)
+    Example:
+        >>> text = "a様"
+        >>> spans = token_spans(demo_model.tokenizer, text, demo_model.to_tokens(text)[0].tolist())
+        >>> spans.method, int(spans.end[-1])
+        ('bytes', 2)
     """
     ids = [int(i) for i in ids]
     tokens = _tokens(tokenizer, ids)
-    for way in (0, 1):
-        pieces = [token.pieces[way] for token in tokens]
+    for reading in (0, 1):
+        pieces = [token.pieces[reading] for token in tokens]
         spans = _spans_by_bytes(text, pieces)
         if spans is None and any(token.special and token.text in text for token in tokens):
             spans = _spans_by_bytes(text, _spelt_out(text, tokens, pieces))
@@ -84,13 +97,19 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
             return spans
     spans = _spans_by_words(text, [None if token.special else token.text for token in tokens])
     if spans is None:
-        offsets = _offsets(tokenizer, text, ids) if tokenizer.is_fast else _looked_up(tokenizer, text, ids, tokens)
+        offsets = _own_offsets(tokenizer, text, ids) if tokenizer.is_fast else _search(tokenizer, text, ids, tokens)
         spans = _spans_by_offsets(text, [token.text for token in tokens], offsets)
     return spans
 
 
 class _Token(NamedTuple):
-    """A token as it is written, whether it is special, and its bytes read as byte-level BPE and as SentencePiece."""
+    """One token of a vocabulary.
+
+    Attributes:
+        text: how the tokenizer writes it.
+        special: whether it is a special token.
+        pieces: its bytes, read as byte-level BPE's and as SentencePiece's; None where it cannot be read so.
+    """
 
     text: str
     special: bool
@@ -99,33 +118,39 @@ class _Token(NamedTuple):
 
 @dataclass(frozen=True)
 class _Vocabulary:
-    """Tokens met so far, and those beside the vocabulary proper: whether each is special."""
+    """What was read of a tokenizer's vocabulary.
+
+    Attributes:
+        size: number of its tokens.
+        added: by id, whether a token is special, for the tokens that were added to the vocabulary.
+        read: by id, the tokens that were read so far.
+    """
 
     size: int
     added: dict[int, bool]
-    met: dict[int, _Token] = field(default_factory=dict)
+    read: dict[int, _Token] = field(default_factory=dict)
 
 
 _vocabularies: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> list[_Token]:
-    """The tokens of `ids`; each is read once, as long as the vocabulary does not grow."""
+    """The tokens of `ids`; each is read only once, unless the vocabulary grows."""
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else -1
-    known = _vocabularies.get(tokenizer)
-    if known is None or known.size != size:
+    vocabulary = _vocabularies.get(tokenizer)
+    if vocabulary is None or vocabulary.size != size:
         added = {i: bool(token.special) for i, token in tokenizer.added_tokens_decoder.items()}
         added |= dict.fromkeys(tokenizer.all_special_ids, True)
-        known = _vocabularies[tokenizer] = _Vocabulary(size, added)
-    met = known.met
-    if unmet := [i for i in dict.fromkeys(ids) if i not in met]:
-        for i, token in zip(unmet, tokenizer.convert_ids_to_tokens(unmet), strict=True):
-            met[i] = _token(token, known.added.get(i))
-    return [met[i] for i in ids]
+        vocabulary = _vocabularies[tokenizer] = _Vocabulary(size, added)
+    read = vocabulary.read
+    if unread := [i for i in dict.fromkeys(ids) if i not in read]:
+        for i, token in zip(unread, tokenizer.convert_ids_to_tokens(unread), strict=True):
+            read[i] = _read_token(token, vocabulary.added.get(i))
+    return [read[i] for i in ids]
 
 
-def _token(token: str | bytes, special: bool | None) -> _Token:
-    """`special` is None for a token of the vocabulary proper; one added to it is written as it is."""
+def _read_token(token: str | bytes, special: bool | None) -> _Token:
+    """Read one token; `special` is None unless it was added to the vocabulary, and then written in plain text."""
     if special is None:
         pieces = _byte_level(token), _sentencepiece(token)
     elif special:
@@ -136,7 +161,7 @@ def _token(token: str | bytes, special: bool | None) -> _Token:
 
 
 def _byte_level(token: str | bytes) -> bytes | None:
-    if isinstance(token, bytes):  # as tiktoken's
+    if isinstance(token, bytes):  # tiktoken's tokens are bytes
         return token
     alphabet = byte_alphabet()
     return bytes(alphabet[c] for c in token) if alphabet.keys() >= set(token) else None
@@ -145,48 +170,53 @@ def _byte_level(token: str | bytes) -> bytes | None:
 def _sentencepiece(token: str | bytes) -> bytes:
     if isinstance(token, bytes):
         return token
-    byte = BYTE_FALLBACK.fullmatch(token)
-    return bytes.fromhex(byte[1]) if byte else token.replace(MARKER, " ").encode()
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes.fromhex(byte[1]) if byte else token.replace(_SPACE, " ").encode()
 
 
 def _spelt_out(text: str, tokens: Sequence[_Token], pieces: Sequence[bytes | None]) -> list[bytes | None]:
-    """The pieces, with the special tokens that stand in the text (chat templates write them there) as they are."""
-    data, at = text.encode(), 0
-    found: list[bytes | None] = []
+    """The pieces, with the bytes of special tokens where the text spells these out, as chat templates do."""
+    data, position = text.encode(), 0
+    spelt: list[bytes | None] = []
     for token, piece in zip(tokens, pieces, strict=True):
         written = token.text.encode()
-        if piece == b"" and data.startswith(written, at):
+        if piece == b"" and data.startswith(written, position):
             piece = written
-        if at == 0 and piece and not data.startswith(piece):
-            at = -1  # the space put before the text
-        found.append(piece)
-        at += len(piece or b"")
-    return found
+        if position == 0 and piece and not data.startswith(piece):
+            position = -1  # the piece begins with a space that the tokenizer put before the text
+        spelt.append(piece)
+        position += len(piece or b"")
+    return spelt
 
 
 def _spans_by_words(text: str, tokens: Sequence[str | None]) -> TokenSpans | None:
-    """Spans of WordPiece's tokens (`##` goes on with a word), which leave white space out; None where they differ."""
+    """Spans of WordPiece's tokens, which leave white space out; None if they are not those of the text.
+
+    Args:
+        text: the text.
+        tokens: as the tokenizer writes them; None for special tokens.
+    """
     start, end = np.zeros(len(tokens), np.int32), np.zeros(len(tokens), np.int32)
-    reach = 0
+    reached = 0  # the character after the last token
     for i, token in enumerate(tokens):
-        start[i] = end[i] = reach
+        start[i] = end[i] = reached
         if token is None:
             continue
-        piece = token.removeprefix(WORDPIECE)
-        at = reach
-        while at < len(text) and text[at].isspace():
-            at += 1
-        if not piece or not text.startswith(piece, at):
+        piece = token.removeprefix(_CONTINUATION)
+        begin = reached
+        while begin < len(text) and text[begin].isspace():
+            begin += 1
+        if not piece or not text.startswith(piece, begin):
             return None
-        start[i], end[i] = at, at + len(piece)
-        reach = at + len(piece)
-    if text[reach:].strip():
+        reached = begin + len(piece)
+        start[i], end[i] = begin, reached
+    if text[reached:].strip():
         return None
     return TokenSpans(start, end, np.zeros(len(tokens), np.bool_), "bytes")
 
 
 def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | None:
-    """Spans of tokens with these bytes, or None where they are not the bytes of `text`."""
+    """Spans of tokens with these bytes; None if they are not the bytes of the text."""
     if None in pieces:
         return None
     known = [piece for piece in pieces if piece is not None]
@@ -195,16 +225,16 @@ def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | N
         if joined != b" " + data:
             return None
         first = next(i for i, piece in enumerate(known) if piece)
-        known[first] = known[first][1:]  # the space some tokenizers put before the text
+        known[first] = known[first][1:]  # the space that some tokenizers put before the text
     start, end, partial = [], [], []
-    reach = last = 0  # characters begun so far, the last token that holds text
+    reached = last = 0  # number of characters begun so far, and the last token with text
     for i, piece in enumerate(known):
-        inside, begun = _characters(piece)
-        start.append(reach - inside)
-        reach += begun
-        end.append(reach)
-        partial.append(inside)
-        partial[last] |= inside
+        continues, begun = _characters(piece)
+        start.append(reached - 1 if continues else reached)
+        reached += begun
+        end.append(reached)
+        partial.append(continues)
+        partial[last] |= continues
         if piece:
             last = i
     return TokenSpans(np.array(start, np.int32), np.array(end, np.int32), np.array(partial, np.bool_), "bytes")
@@ -212,13 +242,13 @@ def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | N
 
 @lru_cache(maxsize=1 << 17)
 def _characters(piece: bytes) -> tuple[bool, int]:
-    """Whether a piece goes on with a character begun before it, and how many characters begin in it."""
+    """Whether a piece begins within a character (with a continuation byte), and how many characters begin in it."""
     begun = sum(byte >> 6 != 2 for byte in piece)
     return bool(piece) and piece[0] >> 6 == 2, begun
 
 
-def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
-    """A fast tokenizer's own spans `[token, 2]`, in characters; (0, 0) for what it added."""
+def _own_offsets(tokenizer: Any, text: str, ids: list[int]) -> _Ints:
+    """A fast tokenizer's own spans `[token, 2]`, in characters; (0, 0) for tokens that it added."""
     for add_special_tokens in (True, False):
         encoding = tokenizer(
             text, add_special_tokens=add_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
@@ -226,64 +256,88 @@ def _offsets(tokenizer: Any, text: str, ids: list[int]) -> Ints:
         if encoding["input_ids"] == ids:
             return np.array(encoding["offset_mapping"], dtype=np.int32).reshape(-1, 2)
     raise CheckError(
-        f"{len(ids)} token ids are not what the tokenizer makes of {text[:20]!r}; pass tokenizer(text)['input_ids']"
+        f"expected the ids that the tokenizer gives for {text[:20]!r}, got {len(ids)} other ids; "
+        "pass tokenizer(text)['input_ids']"
     )
 
 
-def _looked_up(tokenizer: Any, text: str, ids: list[int], tokens: Sequence[_Token]) -> Ints:
-    """The spans `[token, 2]` of a slow tokenizer's tokens: the leftmost at which the text holds all that are known."""
-    letters = [(at, letter) for at, c in enumerate(text) for letter in _folded(c)]
+def _search(tokenizer: Any, text: str, ids: list[int], tokens: Sequence[_Token]) -> _Ints:
+    """The spans `[token, 2]` of a slow tokenizer's tokens: the leftmost at which the text has all known tokens."""
+    letters = [(position, letter) for position, c in enumerate(text) for letter in _folded(c)]
     folded = "".join(letter for _, letter in letters)
     unknown = tokenizer.unk_token_id
-    held = [i for i, t in enumerate(tokens) if ids[i] == unknown or not t.special or t.text in text]
-    runs = [(gap, list(run)) for gap, run in groupby(held, lambda i: ids[i] == unknown)]
-    owners = [owner for gap, run in runs for owner in ([run] if gap else [[i] for i in run])]
-    added = {i for i in (0, len(ids) - 1) if ids and tokens[i].special}  # perhaps not by the text
-    spans = np.zeros((len(ids), 2), np.int32)
-    for some in (".+?", ".*?"):  # folding may leave nothing of an unknown word
-        parts = []
-        for gap, run in runs:
-            words = (re.escape(_folded(tokens[i].text.removeprefix(WORDPIECE))) for i in run)
-            known = (f"({word})" + "?" * (i in added) for i, word in zip(run, words, strict=True))
-            parts.append(f"({some})" if gap else "".join(known))
-        # (?>) does not come back to a run: where there is any match, the leftmost of each run leads to one
-        for n in range(1 - runs[0][0], len(parts) - 2, 2) if runs else ():
-            parts[n] = "(?>" + parts[n]
-            parts[n + 1] += ")"
-        if match := re.fullmatch("".join(parts), folded, re.DOTALL):
+    with_text = [i for i, t in enumerate(tokens) if ids[i] == unknown or not t.special or t.text in text]
+    runs = [(is_gap, list(run)) for is_gap, run in groupby(with_text, lambda i: ids[i] == unknown)]
+    owners: list[list[int]] = []  # the tokens of each group of the pattern
+    for is_gap, run in runs:
+        owners += [run] if is_gap else [[i] for i in run]
+    for gap in (".+?", ".*?"):  # folding may leave nothing of an unknown word
+        if match := re.fullmatch(_search_pattern(runs, ids, tokens, gap), folded, re.DOTALL):
+            spans = np.zeros((len(ids), 2), np.int32)
             for owner, (start, end) in zip(owners, match.regs[1:], strict=True):
                 if end > start:
                     spans[owner] = letters[start][0], letters[end - 1][0] + 1
             return spans
     raise CheckError(
-        f"the tokens are not those of {text[:20]!r}, and {type(tokenizer).__name__} gives no offsets;"
-        " use the fast tokenizer of this model"
+        f"expected the tokens of {text[:20]!r}, got tokens that are not found in it, and "
+        f"{type(tokenizer).__name__} gives no offsets; use the fast tokenizer of this model"
     )
 
 
+def _search_pattern(runs: list[tuple[bool, list[int]]], ids: list[int], tokens: Sequence[_Token], gap: str) -> str:
+    """A regular expression with one group for each known token and for each run of unknown words.
+
+    Args:
+        runs: the tokens in runs, with whether a run is one of unknown words.
+        ids: ids of all tokens.
+        tokens: all tokens.
+        gap: the expression for a run of unknown words.
+    """
+    # A special token at either end may have been added by the tokenizer; then the text does not spell it out.
+    optional = {i for i in (0, len(ids) - 1) if ids and tokens[i].special}
+    parts = []
+    for is_gap, run in runs:
+        if is_gap:
+            parts.append(f"({gap})")
+            continue
+        words = []
+        for i in run:
+            word = f"({re.escape(_folded(tokens[i].text.removeprefix(_CONTINUATION)))})"
+            words.append(f"{word}?" if i in optional else word)
+        parts.append("".join(words))
+    # An unknown run and the known run after it become an atomic group (?>…): the first match of the pair is final,
+    # because if there is any match of the whole, the leftmost of each pair leads to one.
+    first_gap = 0 if runs and runs[0][0] else 1
+    for n in range(first_gap, len(parts) - 2, 2):
+        parts[n] = "(?>" + parts[n]
+        parts[n + 1] += ")"
+    return "".join(parts)
+
+
 def _folded(text: str) -> str:
-    """A text as a tokenizer that rewrites may leave it: compatibility forms, case, marks and white space aside."""
+    """A text in compatibility forms and lower case, without marks and white space: what rewriting tokenizers keep."""
     letters = unicodedata.normalize("NFKD", text).lower()
     return "".join(c for c in letters if not c.isspace() and unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
 
 
-def _spans_by_offsets(text: str, tokens: Sequence[str], offsets: Ints) -> TokenSpans:
+def _spans_by_offsets(text: str, tokens: Sequence[str], offsets: _Ints) -> TokenSpans:
+    """Spans from offsets `[token, 2]`, completed so that every character but white space belongs to a token."""
     start, end = offsets[:, 0].copy(), offsets[:, 1].copy()
     partial = np.zeros(len(offsets), dtype=np.bool_)
-    reach, last = 0, -1  # the text is told up to here, by this token
+    reached, last = 0, -1  # the character after those that belong to a token so far, and the last such token
     for i, token in enumerate(tokens):
-        synthetic = token in (MARKER, "Ġ") and not text[start[i] : end[i]].isspace()
-        if synthetic or end[i] <= start[i]:
-            start[i] = end[i] = reach
+        added_space = token in (_SPACE, "Ġ") and not text[start[i] : end[i]].isspace()
+        if added_space or end[i] <= start[i]:
+            start[i] = end[i] = reached
             continue
-        gap = text[reach : start[i]]
+        gap = text[reached : start[i]]
         if gap.strip() and last < 0:
             start[i] = len(gap) - len(gap.lstrip())
         elif gap.strip():
-            end[last] = reach + len(gap.rstrip())
-        if start[i] < reach:
+            end[last] = reached + len(gap.rstrip())
+        if start[i] < reached:
             partial[i] = partial[last] = True
-        reach, last = max(reach, int(end[i])), i
-    if last >= 0 and text[reach:].strip():
+        reached, last = max(reached, int(end[i])), i
+    if last >= 0 and text[reached:].strip():
         end[last] = len(text.rstrip())
     return TokenSpans(start, end, partial, "offsets")

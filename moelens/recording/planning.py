@@ -12,8 +12,8 @@ import transformers
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, unknown
-from moelens.models.loading import DEMO, architectures, auto_class, not_fetched, on_meta
-from moelens.models.structure import MoEShape, describe, find_sites, text_config
+from moelens.models.loading import DEMO, architectures, auto_class, build_on_meta, interrupted_download
+from moelens.models.structure import MoEShape, find_moe_layers, read_shape, text_config
 from moelens.recording.captures import STORED, Capture, Wanted, bytes_per_token
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -115,8 +115,8 @@ def plan(
         raise MoeLensError(f"gpus is {gpus}; give 1 or more")
     memory, n_tokens = quantity(gpu_memory), quantity(tokens)
     meta = without_weights(model)
-    layers, sites = find_sites(meta)
-    shape = describe(meta, layers, sites, "unknown")
+    layers, sites = find_moe_layers(meta)
+    shape = read_shape(meta, layers, sites, "unknown")
     sizes = units(meta, layers, dtype)
     room = int(memory * USABLE)
     groups, spilled = spread(sizes, gpus, room)
@@ -146,11 +146,11 @@ def plan(
 def without_weights(model: str) -> Any:
     """The model on the meta device, from its configuration alone."""
     if model in architectures() and not Path(model).is_dir():
-        return on_meta(model)
+        return build_on_meta(model)
     try:
         config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
     except (OSError, ValueError) as error:
-        if broken_off := not_fetched(model, error):
+        if broken_off := interrupted_download(model, error):
             raise broken_off from error
         raise unknown("model", model, ["demo"], "give a folder, an architecture or a hub name") from error
     with torch.device("meta"):

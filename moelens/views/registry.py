@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from moelens.analysis import Comparison, Measure, Specialization
-from moelens.display import Displayed, View, register
+from moelens.display import Displayed, View, register_view
 from moelens.interventions import Attribution, Causes, Effect, Preferences
 from moelens.probes import ProbeResult
 from moelens.tracing import Trace
@@ -44,13 +44,17 @@ def _explore_trace(trace: Trace, other: Trace | None = None, *, load: Any = None
     return TraceView([trace] if other is None else [trace, other], pair=other is not None, load=load)
 
 
-register(Displayed, View(html=_table_html))
-register(Trace, View(html=trace_html, explore=_explore_trace))
-register(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
-register(Attribution, _pictured(causes.attribution_plot, lambda r: (8.0, causes.height(len(r.top)))))
-register(Causes, _pictured(causes.causes_plot, lambda r: (8.0, causes.height(len(r.effects) + (r.joint is not None)))))
-register(Comparison, _pictured(measures.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
-register(Effect, _pictured(causes.effect_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
-register(Measure, _pictured(measures.measure_plot, lambda r: measures.size_of(r) if measures.drawable(r) else None))
-register(Preferences, _pictured(causes.preference_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
-register(ProbeResult, _pictured(causes.probe_plot, lambda r: (8.0, 3.2)))
+register_view(Displayed, View(html=_table_html))
+register_view(Trace, View(html=trace_html, explore=_explore_trace))
+register_view(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
+register_view(Attribution, _pictured(causes.attribution_plot, lambda r: (8.0, causes.height(len(r.top)))))
+register_view(
+    Causes, _pictured(causes.causes_plot, lambda r: (8.0, causes.height(len(r.effects) + (r.joint is not None))))
+)
+register_view(Comparison, _pictured(measures.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
+register_view(Effect, _pictured(causes.effect_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
+register_view(
+    Measure, _pictured(measures.measure_plot, lambda r: measures.size_of(r) if measures.drawable(r) else None)
+)
+register_view(Preferences, _pictured(causes.preference_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
+register_view(ProbeResult, _pictured(causes.probe_plot, lambda r: (8.0, 3.2)))

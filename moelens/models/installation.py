@@ -1,0 +1,144 @@
+"""Attaching hook points to a transformers model, and removing everything again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from moelens.models import adapters, experts, load_checks
+from moelens.models.load_checks import Check
+from moelens.models.points import ROUTER_STAGES, HookBranch, layer_branch
+from moelens.models.residual import ResidualTap, missing_points
+from moelens.models.running import RunningPass
+from moelens.models.structure import MoELayer, input_device
+from moelens.models.taps import Tap
+
+
+class Installation:
+    """Everything that is attached to a transformers model while it is hooked.
+
+    Args:
+        layers: the model's decoder layers.
+        moe_layers: those of them with experts.
+        running: what the taps read the layout of the running forward pass from.
+
+    Attributes:
+        points: the hook points of each decoder layer, in order.
+        taps: the taps of the layers with experts, by layer.
+        checks: the results of the checks.
+        refused: the hook points that are not offered, by name, with the reason.
+    """
+
+    def __init__(self, layers: nn.ModuleList, moe_layers: list[MoELayer], running: RunningPass) -> None:
+        self.layers = layers
+        self.checks: tuple[Check, ...] = ()
+        self.refused: dict[str, str] = {}
+        by_index = {moe_layer.index: moe_layer for moe_layer in moe_layers}
+        self.points: list[HookBranch] = [
+            layer_branch(routed=i in by_index, shared=i in by_index and by_index[i].shared is not None)
+            for i in range(len(layers))
+        ]
+        self.taps: dict[int, Tap] = {
+            i: Tap(layer=moe_layer, points=self.points[i].mlp, running=running) for i, moe_layer in by_index.items()
+        }
+        self._residuals: list[ResidualTap] = []
+        self._configs: list[tuple[Any, str | None]] = []
+
+    def install(self, hf_model: Any, tokenizer: Any, *, check: bool) -> None:
+        """Attach the taps, check the model and take away the hook points that it cannot offer.
+
+        Args:
+            hf_model: the transformers model.
+            tokenizer: its tokenizer, or None.
+            check: whether to run the checks; a model without weights is not checked.
+
+        Raises:
+            CheckError: the model's numbers contradict each other, or the tokenizer belongs to another model.
+        """
+        self._attach_taps()
+        norms: dict[int, str] = {}
+        irregular: set[int] = set()
+        if not check:
+            for tap in self.taps.values():
+                tap.layer.refusals |= dict.fromkeys(ROUTER_STAGES[1:], "the checks at load were switched off")
+        elif input_device(hf_model).type != "meta":
+            norms, irregular = self._check(hf_model, tokenizer)
+        self._attach_residuals(norms, irregular)
+
+    def remove(self) -> None:
+        """Detach everything and restore the model's configuration."""
+        for residual in self._residuals:
+            residual.detach()
+        for tap in self.taps.values():
+            tap.detach()
+        for config, implementation in self._configs:
+            config._experts_implementation_internal = implementation
+        self._configs.clear()
+
+    def _attach_taps(self) -> None:
+        """Attach the taps to the experts that adapters compute, and moelens's implementation to all others."""
+        experts.register_implementation()
+        for tap in self.taps.values():
+            layer = tap.layer
+            holder = layer.block if layer.adapter.block_is_experts else layer.experts
+            if type(holder).__name__ in adapters.ADAPTERS:
+                patched = layer.experts if layer.adapter.block_forward is None else layer.block
+                adapters.install_forward(patched, layer.adapter)
+                tap.patched = patched
+            else:
+                tap.native = self._note_config(layer.experts.config) or "eager"
+            tap.attach()
+        for config, _ in self._configs:
+            config._experts_implementation_internal = experts.IMPLEMENTATION
+
+    def _note_config(self, config: Any) -> str | None:
+        """Note the experts implementation of a configuration, once, and return it."""
+        for noted, implementation in self._configs:
+            if noted is config:
+                return implementation
+        self._configs.append((config, config._experts_implementation_internal))
+        return self._configs[-1][1]
+
+    def _check(self, hf_model: Any, tokenizer: Any) -> tuple[dict[int, str], set[int]]:
+        """Run the checks; return the norms before the blocks, and the layers with an irregular residual stream."""
+        try:
+            runs = load_checks.run_short_input(hf_model, self.layers, self.taps)
+            checks = [
+                load_checks.check_routing(self.taps),
+                load_checks.check_sums(self.taps, runs),
+                load_checks.check_replay(self.taps),
+            ]
+            residual, norms, irregular = load_checks.check_residual(self.taps, runs)
+            checks.append(residual)
+            if tokenizer is not None:
+                checks.append(load_checks.check_tokenizer(hf_model, tokenizer))
+            self.checks = tuple(checks)
+        finally:
+            for tap in self.taps.values():
+                tap.observed = None
+        return norms, irregular
+
+    def _attach_residuals(self, norms: dict[int, str], irregular: set[int]) -> None:
+        """Connect every layer's residual stream, and refuse the points that the layers do not offer.
+
+        Args:
+            norms: by layer, the name of the norm before the block. Layers without experts are taken to have the one
+                that most layers have.
+            irregular: layers whose stream is not `[batch, pos, d_model]`.
+        """
+        common = Counter(norms.values()).most_common(1)[0][0] if norms else ""
+        block_names = {tap.layer.block_name for tap in self.taps.values()}
+        for i, layer in enumerate(self.layers):
+            tap, points = self.taps.get(i), self.points[i]
+            norm_name = norms.get(i, common if tap is None else "")
+            norm = getattr(layer, norm_name, None) if norm_name else None
+            dense = None
+            if tap is None:
+                dense = next((m for n in block_names if n and (m := getattr(layer, n, None))), None)
+            moe_layer = None if tap is None else tap.layer
+            for name, reason in missing_points(moe_layer, irregular=i in irregular, norm=norm, dense=dense).items():
+                if points.remove_point(name):
+                    self.refused[f"blocks.{i}.{name}"] = reason
+            self._residuals.append(ResidualTap(points, layer, norm, dense))
