@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Errors
 
-This page lists the errors that moelens raises. Each message is one line. It states what was expected, what was given and
-what to do next; `…` stands for values of the case. All errors are subclasses of `moelens.MoeLensError`. The command line
-prints them after `moelens: ` and exits with status 2. `python docs/errors.py` generates this page from the source. Each
-text is raised in one place, and the tests assert it.
+This page lists the errors that moelens raises. Each message is one line. It states what was expected, what was given
+and what to do next; `…` stands for values of the case. All errors are subclasses of `moelens.MoeLensError`. The command
+line prints them after `moelens: ` and exits with status 2. `python docs/errors.py` generates this page from the source.
+Each text is raised in one place, and the tests assert it.
 """
 
 
