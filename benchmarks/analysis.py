@@ -277,8 +277,8 @@ def table(figures: dict[str, Any]) -> str:
     """Format one line for each figure.
 
     >>> print(table({"rates": {"numpy": 5.5}, "groups": 200}))
-      numpy, rates                              5.5
-      groups                                    200
+      numpy, rates                               5.5
+      groups                                     200
     """
     lines = []
     for name, value in figures.items():

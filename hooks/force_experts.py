@@ -21,7 +21,13 @@ LARGEST = 1e6  # finite, so that the summed score of a group is finite
 
 
 def hooks(model: moelens.HookedMoE, layer: int, experts: Sequence[int]) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Return hooks that make the router choose `experts` in `layer`."""
+    """Return hooks that make the router choose `experts` in `layer`.
+
+    Args:
+        model: the hooked model.
+        layer: number of the layer.
+        experts: their ids.
+    """
     for expert in experts:
         if not 0 <= expert < model.shape.n_experts:
             raise moelens.MoeLensError(f"expert {expert} does not exist; allowed: 0 to {model.shape.n_experts - 1}")

@@ -21,7 +21,13 @@ import moelens
 def hooks(
     model: moelens.HookedMoE, text: str, layers: Sequence[int] | None = None
 ) -> list[tuple[str, Callable[..., Any]]]:
-    """Return hooks that use the routes of `text` in `layers`, by default in every layer with experts."""
+    """Return hooks that use the routes of `text`.
+
+    Args:
+        model: the hooked model.
+        text: the other text, whose routes are used.
+        layers: numbers of the layers; None for every layer with experts.
+    """
     with torch.no_grad():
         _, other = model.run_with_cache(text, names_filter=lambda name: "expert_indices" in name or "topk" in name)
     chosen = model.shape.moe_layers if layers is None else layers

@@ -23,7 +23,12 @@ import moelens
 
 
 def hooks(model: moelens.HookedMoE, out: str = "norms.csv") -> list[tuple[str, Callable[..., None]]]:
-    """Return hooks that sum the norms and write `layer, expert, tokens, mean_norm` to the file `out`."""
+    """Return hooks that sum the norms of each expert's outputs.
+
+    Args:
+        model: the hooked model.
+        out: CSV file to write, with the columns `layer, expert, tokens, mean_norm`.
+    """
     layers, n = model.shape.moe_layers, model.shape.n_experts
     tokens = {layer: torch.zeros(n, dtype=torch.long) for layer in layers}
     totals = {layer: torch.zeros(n, dtype=torch.float64) for layer in layers}

@@ -19,7 +19,13 @@ import moelens
 
 
 def hooks(model: moelens.HookedMoE, layer: int, experts: Sequence[int]) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Return hooks that set the gate weight of `experts` in `layer` to 0."""
+    """Return hooks that set the gate weight of `experts` in `layer` to 0.
+
+    Args:
+        model: the hooked model.
+        layer: number of the layer.
+        experts: their ids.
+    """
     for expert in experts:
         if not 0 <= expert < model.shape.n_experts:
             raise moelens.MoeLensError(f"expert {expert} does not exist; allowed: 0 to {model.shape.n_experts - 1}")

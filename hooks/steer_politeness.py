@@ -38,7 +38,12 @@ def expert_shares(model: moelens.HookedMoE, texts: list[str], layer: int) -> Ten
 
 
 def hooks(model: moelens.HookedMoE, strength: float = 1.0) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Return hooks that add `strength` × (share in polite − share in plain text) to each expert's selection score."""
+    """Return hooks that add `strength` × (share in polite − share in plain text) to each selection score.
+
+    Args:
+        model: the hooked model.
+        strength: factor of the shift; negative to steer towards plain style.
+    """
     pairs = []
     with torch.no_grad():
         for layer in model.shape.moe_layers:

@@ -23,7 +23,14 @@ import moelens
 def hooks(
     model: moelens.HookedMoE, layer: int, experts: Sequence[int], pattern: str
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Return hooks that set the gate weight of `experts` in `layer` to 0 at the tokens that match `pattern`."""
+    """Return hooks that set the gate weight of `experts` to 0 at the tokens that match `pattern`.
+
+    Args:
+        model: the hooked model.
+        layer: number of the layer.
+        experts: their ids.
+        pattern: regular expression that is searched in the text of each token.
+    """
     wanted = re.compile(pattern)
 
     def matches(ids: Tensor) -> Tensor:
