@@ -1,9 +1,10 @@
-"""Every benchmark, one after another, as one table and one JSON file.
+"""Run all benchmarks one after another; print one table and write one JSON file.
 
     python -m benchmarks --out benchmarks/results/all.json
 
-Each part runs in a process of its own and can be run alone: `python -m benchmarks.capture --json`, and so on. A part
-that cannot run here says why; `causal` takes some ten minutes and runs only if it is named.
+Each part runs in its own process. You can also run it alone, for example with `python -m benchmarks.capture --json`. If
+a part cannot run on this machine, the result contains the reason. `causal` takes about ten minutes and runs only if you
+name it.
 """
 
 from __future__ import annotations
@@ -33,43 +34,44 @@ STARTS = {
 }
 
 
-def start(rounds: int = 7) -> dict[str, Any]:
-    """Seconds that each of `STARTS` takes in a fresh interpreter, median."""
+def start_times(rounds: int = 7) -> dict[str, Any]:
+    """Return the median time in seconds of each statement of `STARTS` in a fresh interpreter."""
     found = {}
     for name, (before, statement) in STARTS.items():
         code = f"{before}\nimport time; began = time.perf_counter()\n{statement}\nprint(time.perf_counter() - began)"
-        taken = [float(output([sys.executable, "-c", code]).split()[-1]) for _ in range(rounds)]
+        taken = [float(stdout_of([sys.executable, "-c", code]).split()[-1]) for _ in range(rounds)]
         found[f"{name}, s"] = round(statistics.median(taken), 3)
     return found
 
 
-def output(command: list[str]) -> str:
+def stdout_of(command: list[str]) -> str:
+    """Run a command and return what it prints."""
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def run(part: str, data: Path) -> Any:
-    """What a part found, or why it did not run."""
+def run_part(part: str, data: Path) -> Any:
+    """Return the result of a part, or the reason why it did not run."""
     if part == "start":
-        return start()
+        return start_times()
     command = [sys.executable, "-m", f"benchmarks.{part}", "--json"]
     if part == "honorifics":
         command.append(str(data / "honorifics"))
     if part == "pairs" and (train := data / "aozora" / "train.jsonl.gz").exists():
         command += ["--train", str(train)]
     try:
-        return json.loads(output(command))
+        return json.loads(stdout_of(command))
     except subprocess.CalledProcessError as error:
         return {"did not run": (error.stderr.strip().splitlines() or ["no reason given"])[-1]}
 
 
 def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Every figure with the path to it; of cases listed one by one, how many there are."""
+    """Return every figure with its path of keys; a list of cases is replaced by their number."""
     if isinstance(value, dict):
         return [row for key, item in value.items() for row in figures(item, f"{name} / {key}" if name else str(key))]
     if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         return [(name, f"{len(value)} cases")]
     if isinstance(value, list) and len({type(item) for item in value}) > 1:
-        return [(name, f"{value[0]} cases")]  # their number, then some of them
+        return [(name, f"{value[0]} cases")]  # the list begins with the number of cases
     if isinstance(value, list):
         return [(name, ", ".join(map(str, value)))]
     return [(name, f"{value:.4g}" if isinstance(value, float) else str(value))]
@@ -77,16 +79,16 @@ def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all but causal if none is named")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/ and aozora/")
+    parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(PARTS)} (default: all except causal)")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/ and aozora/ (%(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)
     if unknown:
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     result: dict[str, Any] = {"machine": machine()}
     for part in tqdm(args.parts or PARTS[:-1], desc="benchmarks"):
-        result[part] = run(part, args.data)
+        result[part] = run_part(part, args.data)
     for name, value in figures(result):
         print(f"{name:<100} {value}")
     if args.out:

@@ -1,10 +1,12 @@
-"""Counting routes beside DuckDB, NumPy and pandas: `python -m benchmarks.analysis [--tokens N] [--json] [--out FILE]`.
+"""Compare the speed of counting routes with DuckDB, NumPy and pandas.
 
-Routes of 26 layers, top-6 of 64 experts, are written to Parquet as a recording holds them, with one label column and
-60 more; everybody counts tokens by layer, expert and label from these files. `--routing FILE.npz` repeats the real
-routes in its `expert_ids` `[token, layer, slot]`, by default those of `REAL` where there is such a file; without one
-they are drawn, skewed. pandas, and for 60 labels DuckDB and NumPy too, count a part of the tokens, since their rates do
-not depend on the number.
+    python -m benchmarks.analysis [--tokens N] [--json] [--out FILE]
+
+The benchmark writes routes of 26 layers, top-6 of 64 experts, to Parquet in the format of a recording, with one label
+column and 60 more. Each tool counts the tokens by layer, expert and label from these files. `--routing FILE.npz`
+repeats the real routes in its `expert_ids` `[token, layer, slot]`; the default is `REAL` if that file exists. Without a
+file, the routes are random and skewed. pandas counts only a part of the tokens, and for 60 labels so do DuckDB and
+NumPy, because their rates do not depend on the number of tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from benchmarks.machine import machine
 from moelens.analysis.counting import GROUPS, Tables, balanced
 from moelens.analysis.randomize import Excess, document_test
 from moelens.analysis.sources import Described, Sample
-from moelens.recording.store import as_array
+from moelens.recording import as_array
 from moelens.recording.writer import ahead
 
 SHARD = 1 << 19
@@ -42,16 +44,19 @@ COLUMNS = [f"experts_L{layer:02d}" for layer in range(LAYERS)]
 
 
 def routes(path: Path | None) -> np.ndarray:
-    """Expert ids `[token, layer, slot]` to repeat."""
+    """Return the expert ids `[token, layer, slot]` to repeat; random ones if `path` is None."""
     if path is not None:
         return np.asarray(np.load(path)["expert_ids"])
     rng = np.random.default_rng(0)
-    liking = 1.5 * rng.gumbel(size=(LAYERS, EXPERTS))
-    return np.argsort(-(liking + rng.gumbel(size=(8192, LAYERS, EXPERTS))), axis=2)[:, :, :SLOTS].astype(np.uint8)
+    popularity = 1.5 * rng.gumbel(size=(LAYERS, EXPERTS))
+    return np.argsort(-(popularity + rng.gumbel(size=(8192, LAYERS, EXPERTS))), axis=2)[:, :, :SLOTS].astype(np.uint8)
 
 
-def write(folder: Path, ids: np.ndarray, tokens: int) -> None:
-    """Shards of tokens: documents, routes by layer, one label on a twentieth of them, 60 in a few combinations."""
+def write_shards(folder: Path, ids: np.ndarray, tokens: int) -> None:
+    """Write shards of tokens with their documents, their routes by layer, and their labels.
+
+    One label is true for a twentieth of the tokens. The 60 others occur in 400 combinations.
+    """
     rng = np.random.default_rng(1)
     combinations = rng.random((400, LABELS)) < 0.05
     for start in range(0, tokens, SHARD):
@@ -66,6 +71,7 @@ def write(folder: Path, ids: np.ndarray, tokens: int) -> None:
 
 
 def shards(folder: Path, columns: list[str], limit: int) -> Iterator[pa.Table]:
+    """Yield these columns of the shards, up to `limit` tokens in total."""
     row = 0
     for path in sorted(folder.glob("*.parquet")):
         if row < limit:
@@ -75,125 +81,139 @@ def shards(folder: Path, columns: list[str], limit: int) -> Iterator[pa.Table]:
 
 
 def column(folder: Path, name: str, limit: int) -> np.ndarray:
+    """Return one column of the first `limit` tokens."""
     return np.concatenate([as_array(table[name]) for table in shards(folder, [name], limit)])
 
 
-def floor(folder: Path, names: list[str], limit: int) -> None:
-    """Nothing but reading what is needed."""
+def only_read(folder: Path, names: list[str], limit: int) -> None:
+    """Read the columns that counting needs, and count nothing."""
     for _ in shards(folder, ["doc", *names, *COLUMNS], limit):
         pass
 
 
-def moelens(folder: Path, names: list[str], limit: int) -> Tables:
-    """All that `moelens.specialization` counts, in groups of documents."""
+def count_with_moelens(folder: Path, names: list[str], limit: int) -> Tables:
+    """Count all that `moelens.analyze` needs, in groups of documents."""
 
-    def told() -> Iterator[Described]:
+    def described() -> Iterator[Described]:
         for table in ahead(shards(folder, ["doc", *names], limit)):
             labels = np.stack([as_array(table[name]) for name in names]).T
             yield within_all(as_array(table["doc"]), labels)
 
-    sample = Sample.of(told(), names, [("all",)] if len(names) > 1 else [])
+    sample = Sample.of(described(), names, [("all",)] if len(names) > 1 else [])
 
-    def parts() -> Iterator[tuple[slice, list[np.ndarray]]]:
+    def routes_by_layer() -> Iterator[tuple[slice, list[np.ndarray]]]:
         row = 0
         for table in ahead(shards(folder, COLUMNS, limit)):
             yield slice(row, row + len(table)), [as_array(table[name]) for name in COLUMNS]
             row += len(table)
 
-    return sample.count(parts(), EXPERTS, range(LAYERS))
+    return sample.count(routes_by_layer(), EXPERTS, range(LAYERS))
 
 
-def duckdb(folder: Path, names: list[str], limit: int) -> np.ndarray:
-    """GROUP BY expert and label, or by expert with a sum for each label, layer by layer."""
-    import duckdb as engine
+def count_with_duckdb(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """Count layer by layer: GROUP BY expert and label, or by expert with a sum for each of several labels."""
+    import duckdb
 
-    files, found = f"'{folder}/*.parquet'", []
+    files, tables = f"'{folder}/*.parquet'", []
     for name in COLUMNS:
         tokens = f"(select unnest({name}) as expert, {', '.join(names)} from (select * from {files} limit {limit}))"
         if len(names) == 1:
             query = f"select expert, {names[0]}, count(*) from {tokens} group by all"
-            rows = engine.sql(query).fetchnumpy()
+            rows = duckdb.sql(query).fetchnumpy()
             table = np.zeros((EXPERTS, 1))
             has = rows[names[0]].astype(bool)
             table[rows["expert"][has], 0] = rows["count_star()"][has]
         else:
             sums = ", ".join(f"sum({label}::int) as {label}" for label in names)
-            rows = engine.sql(f"select expert, {sums} from {tokens} group by expert order by expert").fetchnumpy()
+            rows = duckdb.sql(f"select expert, {sums} from {tokens} group by expert order by expert").fetchnumpy()
             table = np.zeros((EXPERTS, len(names)))
             table[rows["expert"]] = np.stack([rows[label] for label in names], axis=1)
-        found.append(table)
-    return np.stack(found)
+        tables.append(table)
+    return np.stack(tables)
 
 
-def numpy(folder: Path, names: list[str], limit: int) -> np.ndarray:
-    """One bincount for each layer and label."""
+def count_with_numpy(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """Count with one bincount for each layer and label."""
     labels = [column(folder, name, limit) for name in names]
-    found = np.zeros((LAYERS, EXPERTS, len(names)))
+    counts = np.zeros((LAYERS, EXPERTS, len(names)))
     for layer, name in enumerate(COLUMNS):
         chosen = column(folder, name, limit).astype(np.int64)
         for i, label in enumerate(labels):
             keys = (chosen * 2 + label[:, None]).ravel()
-            found[layer, :, i] = np.bincount(keys, minlength=2 * EXPERTS).reshape(-1, 2)[:, 1]
-    return found
+            counts[layer, :, i] = np.bincount(keys, minlength=2 * EXPERTS).reshape(-1, 2)[:, 1]
+    return counts
 
 
-def pandas(folder: Path, names: list[str], limit: int) -> np.ndarray:
-    """read_parquet, explode and groupby, layer by layer."""
+def count_with_pandas(folder: Path, names: list[str], limit: int) -> np.ndarray:
+    """Count with read_parquet, explode and groupby, layer by layer."""
     import pandas as pd
 
-    found = []
+    tables = []
     for name in COLUMNS:
         frame = pd.concat(table.to_pandas() for table in shards(folder, [name, *names], limit)).explode(name)
         sums = frame.groupby(name)[names].sum().reindex(range(EXPERTS), fill_value=0)
-        found.append(sums.to_numpy())
-    return np.stack(found)
+        tables.append(sums.to_numpy())
+    return np.stack(tables)
+
+
+OTHERS = {"duckdb": count_with_duckdb, "numpy": count_with_numpy, "pandas": count_with_pandas}
 
 
 def timed(call: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    """Return the seconds that a call takes, and its result."""
     start = time.perf_counter()
     value = call(*args)
     return time.perf_counter() - start, value
 
 
-def beside(folder: Path, names: list[str], tokens: int, part: int) -> dict[str, Any]:
-    """Million assignments a second of each, all on files read once before, and whether they agree."""
-    floor(folder, names, tokens)
+def compare_rates(folder: Path, names: list[str], tokens: int, part: int) -> dict[str, Any]:
+    """Return the rate of each tool in million assignments per second, and check that all counts agree.
+
+    Args:
+        folder: the shards, which are read once before the first measurement.
+        names: columns of the labels.
+        tokens: how many tokens moelens counts.
+        part: how many tokens pandas counts, and for several labels the other tools too.
+    """
+    only_read(folder, names, tokens)
     rates = {}
     others = tokens if len(names) == 1 else part
-    for call, limit in ((floor, tokens), (moelens, tokens), (duckdb, others), (numpy, others), (pandas, part)):
-        seconds, table = timed(call, folder, names, limit)
-        rates[call.__name__] = round(limit * LAYERS * SLOTS / seconds / 1e6, 1)
-        if call not in (floor, moelens):
-            ours = moelens(folder, names, limit).cells.sum(0)
-            assert np.array_equal(ours, table), f"{call.__name__} counts otherwise"
-    ratios = {f"times {name}": round(rates["moelens"] / rates[name], 1) for name in ("duckdb", "numpy", "pandas")}
+    limits = {"floor": tokens, "moelens": tokens, "duckdb": others, "numpy": others, "pandas": part}
+    for name, call in {"floor": only_read, "moelens": count_with_moelens, **OTHERS}.items():
+        seconds, counts = timed(call, folder, names, limits[name])
+        rates[name] = round(limits[name] * LAYERS * SLOTS / seconds / 1e6, 1)
+        if name in OTHERS:
+            ours = count_with_moelens(folder, names, limits[name]).cells.sum(0)
+            assert np.array_equal(ours, counts), f"{name} and moelens differ in their counts"
+    ratios = {f"times {name}": round(rates["moelens"] / rates[name], 1) for name in OTHERS}
     return (
         {"million assignments a second": rates} | ratios | {"of reading": round(rates["moelens"] / rates["floor"], 2)}
     )
 
 
 def sample_of(labels: np.ndarray, docs: np.ndarray) -> Sample:
-    """Sixty labels `[token, label]` of documents `[token]`, compared within all tokens."""
+    """Return a sample of sixty labels `[token, label]` in documents `[token]`, compared within all tokens."""
     return Sample.of([within_all(docs, labels)], SIXTY, [("all",)])
 
 
 def within_all(docs: np.ndarray, labels: np.ndarray) -> Described:
-    """Tokens that are compared with all others."""
+    """Describe tokens that are compared with all other tokens."""
     return Described(docs, np.ones(len(docs), bool), labels, {"all": np.zeros((len(docs), 1), np.int64)})
 
 
 def permutations(folder: Path, tokens: int) -> dict[str, Any]:
-    """1,000 permutations of 60 labels from tables that were counted before."""
+    """Time 1,000 permutations of 60 labels on tables of counts."""
     labels = np.stack([column(folder, name, tokens) for name in SIXTY], axis=1)
     sample = sample_of(labels, column(folder, "doc", tokens))
-    excess = Excess.of(tables := moelens(folder, SIXTY, tokens), sample.kinds)
+    tables = count_with_moelens(folder, SIXTY, tokens)
+    excess = Excess.of(tables, sample.kinds)
     tested = excess.variance > 0
     seconds, _ = timed(document_test, tables.cells, excess, tested, 1000, 0)
     return {"cells": int(tested.sum()), "groups": len(tables.cells), "seconds": round(seconds, 1)}
 
 
 def memory() -> dict[str, Any]:
-    """Peak memory of counting and testing 58 layers × 256 experts × 60 labels in 200 groups of documents."""
+    """Measure the peak memory of counting and testing 58 layers × 256 experts × 60 labels in 200 document groups."""
     rng, tokens, layers, experts, slots = np.random.default_rng(0), 40_000, 58, 256, 8
     labels = (rng.random((400, LABELS)) < 0.05)[rng.integers(0, 400, tokens)]
     group = balanced(np.full(400, tokens // 400), GROUPS).repeat(tokens // 400)
@@ -211,13 +231,17 @@ def memory() -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=10_000_000)
-    parser.add_argument("--part", type=int, default=500_000, help="tokens on which 60 labels are counted by others")
-    parser.add_argument("--routing", type=Path, default=REAL if REAL.exists() else None, help="npz with expert_ids")
-    parser.add_argument("--json", action="store_true", help="print JSON, once all is done")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens to write and count (%(default)s)")
+    parser.add_argument(
+        "--part", type=int, default=500_000, help="tokens that pandas counts, and the others for 60 labels"
+    )
+    parser.add_argument(
+        "--routing", type=Path, default=REAL if REAL.exists() else None, help=".npz with expert_ids to repeat"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON at the end")
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument("--memory", action="store_true", help="only the memory of the largest size, as JSON")
+    parser.add_argument("--memory", action="store_true", help="measure only the peak memory, as JSON")
     args = parser.parse_args()
     if args.memory:
         print(json.dumps(memory()))
@@ -227,7 +251,7 @@ def main() -> None:
         "tokens": args.tokens,
         "routing": args.routing.name if args.routing else "drawn",
     }
-    for name, figures in parts(args.tokens, min(args.part, args.tokens), args.routing):
+    for name, figures in measurements(args.tokens, min(args.part, args.tokens), args.routing):
         result[name] = figures
         if not args.json:
             print(f"{name}\n{table(figures)}", flush=True)
@@ -237,29 +261,29 @@ def main() -> None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def parts(tokens: int, part: int, routing: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The figures of each part as soon as they are known."""
+def measurements(tokens: int, part: int, routing: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name and the figures of each measurement as soon as they are known."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write(folder, routes(routing), tokens)
-        yield "one label", beside(folder, ONE, tokens, part)
-        yield f"{LABELS} labels", beside(folder, SIXTY, tokens, part) | {"tokens of the others": part}
+        write_shards(folder, routes(routing), tokens)
+        yield "one label", compare_rates(folder, ONE, tokens, part)
+        yield f"{LABELS} labels", compare_rates(folder, SIXTY, tokens, part) | {"tokens of the others": part}
         yield "1,000 permutations", permutations(folder, tokens)
-    alone = [sys.executable, "-m", "benchmarks.analysis", "--memory"]
-    yield "largest size", json.loads(subprocess.run(alone, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-m", "benchmarks.analysis", "--memory"]  # a process of its own has a peak of its own
+    yield "largest size", json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def table(figures: dict[str, Any]) -> str:
-    """A line for each figure.
+    """Format one line for each figure.
 
     >>> print(table({"rates": {"numpy": 5.5}, "groups": 200}))
-      numpy, rates                              5.5
-      groups                                    200
+      numpy, rates                               5.5
+      groups                                     200
     """
     lines = []
     for name, value in figures.items():
         several = value.items() if isinstance(value, dict) else [("", value)]
-        lines += [f"  {f'{key}, {name}' if key else name:<38}{held:>8,}" for key, held in several]
+        lines += [f"  {f'{key}, {name}' if key else name:<38}{figure:>8,}" for key, figure in several]
     return "\n".join(lines)
 
 

@@ -1,10 +1,11 @@
-"""What it costs to capture what the experts do, beside other tools, on the same small models.
+"""Compare the cost of capturing routes and activations with other tools, on the same small models.
 
     python -m benchmarks.capture --json
 
-Every tool runs the same batch, in an order drawn anew each round; the time over that of the bare forward pass in the
-same round counts, as median and quartiles. What a tool captured is not taken from its manual: what it returned is
-searched for the quantities that a reference run holds. With a CUDA device a model of 30 B parameters follows.
+Every tool runs the same batch, in an order drawn anew for each round. The result is the time of a tool divided by the
+time of the bare forward pass in the same round, as median and quartiles. To determine what a tool captures, the
+benchmark searches the tensors that it returned for the quantities of a reference run. `benchmarks.gpu` measures a large
+model.
 """
 
 from __future__ import annotations
@@ -24,30 +25,65 @@ from benchmarks.machine import interleaved, machine, spread
 
 VOCABULARY, BATCH, POS = 4000, 8, 128
 COMMON = {
-    "vocab_size": VOCABULARY, "hidden_size": 384, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_experts_per_tok": 4, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_experts_per_tok": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 2,
+}
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "DeepSeek-V3": ("deepseek_v3", {
-        "intermediate_size": 768, "moe_intermediate_size": 192, "n_routed_experts": 32, "n_shared_experts": 1,
-        "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1, "kv_lora_rank": 64, "q_lora_rank": 128,
-        "qk_rope_head_dim": 16, "qk_nope_head_dim": 32, "v_head_dim": 32, "num_key_value_heads": 8}),
-    "Qwen3-MoE": ("qwen3_moe", {
-        "intermediate_size": 768, "moe_intermediate_size": 192, "num_experts": 32, "num_key_value_heads": 4,
-        "head_dim": 48, "norm_topk_prob": True}),
-    "Mixtral": ("mixtral", {
-        "intermediate_size": 384, "num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4}),
+    "DeepSeek-V3": (
+        "deepseek_v3",
+        {
+            "intermediate_size": 768,
+            "moe_intermediate_size": 192,
+            "n_routed_experts": 32,
+            "n_shared_experts": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 64,
+            "q_lora_rank": 128,
+            "qk_rope_head_dim": 16,
+            "qk_nope_head_dim": 32,
+            "v_head_dim": 32,
+            "num_key_value_heads": 8,
+        },
+    ),
+    "Qwen3-MoE": (
+        "qwen3_moe",
+        {
+            "intermediate_size": 768,
+            "moe_intermediate_size": 192,
+            "num_experts": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 48,
+            "norm_topk_prob": True,
+        },
+    ),
+    "Mixtral": (
+        "mixtral",
+        {"intermediate_size": 384, "num_local_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4},
+    ),
     "OLMoE": ("olmoe", {"intermediate_size": 192, "num_experts": 32, "num_key_value_heads": 8}),
-}  # fmt: skip
+}
 ROUTES = ("hook_expert_indices", "hook_topk_weights")
 INSIDE = ("experts.hook_post", "experts.hook_out")
-QUANTITIES = {"logits": ("hook_router_logits",), "ids": ("hook_expert_indices",),
-              "weights": ("hook_topk_weights", "hook_expert_weights"),  # by slot, or by expert with zeros between
-              "neurons": ("experts.hook_post",), "outputs": ("experts.hook_out",)}  # fmt: skip
+QUANTITIES = {
+    "logits": ("hook_router_logits",),
+    "ids": ("hook_expert_indices",),
+    "weights": ("hook_topk_weights", "hook_expert_weights"),  # per slot, or per expert with zeros
+    "neurons": ("experts.hook_post",),
+    "outputs": ("experts.hook_out",),
+}
 
 
 def build(kind: str, settings: dict[str, Any], folder: str) -> None:
-    """Write a random model, with weights large enough that tokens are routed apart."""
+    """Save a random model whose weights are large enough that tokens get different routes."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **(COMMON | settings))
     model = transformers.AutoModelForCausalLM.from_config(config)
@@ -58,12 +94,14 @@ def build(kind: str, settings: dict[str, Any], folder: str) -> None:
     model.save_pretrained(folder)
 
 
-def load(folder: str) -> Any:
+def load_model(folder: str) -> Any:
+    """Load the model without hooks."""
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def ours(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
-    model = moelens.hook(load(folder))
+def moelens_cache(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the ways to capture with moelens."""
+    model = moelens.hook(load_model(folder))
 
     def cache(*stages: str) -> Any:
         with torch.no_grad():
@@ -76,10 +114,11 @@ def ours(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
     }
 
 
-def bridge(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+def transformer_bridge(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the ways to capture with TransformerLens's bridge."""
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    model = load(folder)
+    model = load_model(folder)
     lens = build_bridge_from_module(model, type(model).__name__, hf_config=model.config, tokenizer=None)
 
     def cache(**options: Any) -> Any:
@@ -96,24 +135,26 @@ def bridge(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
 
 
 def nnsight_trace(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the way to capture with nnsight."""
     from nnsight import NNsight
 
-    model = load(folder)
+    model = load_model(folder)
     traced = NNsight(model)
     layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
 
     def routers() -> Any:
         with torch.no_grad(), traced.trace(ids, use_cache=False):
-            found = list().save()  # noqa: C408 (nnsight follows a call, not a literal)
+            outputs = list().save()  # noqa: C408 (nnsight traces a call, but not a literal)
             for i in layers:
-                found.append(traced.model.layers[i].mlp.gate.output)
-        return found
+                outputs.append(traced.model.layers[i].mlp.gate.output)
+        return outputs
 
     return {"nnsight: router outputs": routers}
 
 
 def output_router_logits(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
-    model = load(folder)
+    """Return the way to capture with transformers alone."""
+    model = load_model(folder)
 
     @torch.no_grad()
     def run() -> Any:
@@ -123,7 +164,8 @@ def output_router_logits(folder: str, ids: Tensor) -> dict[str, Callable[[], Any
 
 
 def bare(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
-    model = load(folder)
+    """Return the forward pass without any capture."""
+    model = load_model(folder)
 
     @torch.no_grad()
     def run() -> None:
@@ -132,11 +174,11 @@ def bare(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
     return {"bare": run}
 
 
-TOOLS = (bare, ours, bridge, nnsight_trace, output_router_logits)
+TOOLS = (bare, moelens_cache, transformer_bridge, nnsight_trace, output_router_logits)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """All tensors in what a tool returned."""
+    """Yield all tensors in the value that a tool returned."""
     if isinstance(value, Tensor):
         yield value
     elif hasattr(value, "values") and callable(value.values):
@@ -147,13 +189,13 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def held(value: Any) -> int:
-    """Bytes of the storages behind what a tool returned, each once."""
+def bytes_held(value: Any) -> int:
+    """Return the bytes of the storages behind the tensors that a tool returned; a shared storage counts once."""
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(value)}.values())
 
 
-def found_in(value: Any, reference: dict[str, list[Tensor]]) -> list[str]:
-    """The quantities of the last layer that are among the tensors, in whatever order of tokens and slots."""
+def captured_quantities(value: Any, reference: dict[str, list[Tensor]]) -> list[str]:
+    """Return which quantities of the last layer are among the tensors, in any order of tokens and slots."""
 
     def numbers(tensor: Tensor) -> Tensor:
         return tensor.detach().float().flatten().sort().values
@@ -165,8 +207,8 @@ def found_in(value: Any, reference: dict[str, list[Tensor]]) -> list[str]:
     return [n for n, wanted in reference.items() if any(same(g, numbers(w)) for w in wanted for g in given)]
 
 
-def compare(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
-    """Each way to capture: time over the bare forward's, bytes held, quantities found."""
+def compare_tools(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[str, Any]]:
+    """Return for each way to capture its relative time, the memory it holds, and the quantities it captures."""
     ids = torch.randint(3, VOCABULARY, (BATCH, POS), generator=torch.Generator().manual_seed(1))
     runs: dict[str, Callable[[], Any]] = {}
     failed: dict[str, dict[str, Any]] = {}
@@ -178,9 +220,9 @@ def compare(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[
                 for way in ways.values():
                     way()
                 runs |= ways
-            except Exception as error:  # another tool may not know the architecture: that is a result
+            except Exception as error:  # a tool that does not support the architecture is a result too
                 failed[tool.__name__] = {"did not run": f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"}
-        model = moelens.hook(load(folder))
+        model = moelens.hook(load_model(folder))
         last = f"blocks.{model.shape.moe_layers[-1]}.mlp."
         with torch.no_grad():
             cache = model.run_with_cache(ids, names_filter=lambda name: name.startswith(last))[1]
@@ -189,8 +231,8 @@ def compare(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[
     return {
         name: {
             "time over bare": spread([s / b for s, b in zip(seconds[name], seconds["bare"], strict=True)]),
-            "MB held": round(held(value := run()) / 1e6, 1),
-            "captured": found_in(value, reference),
+            "MB held": round(bytes_held(value := run()) / 1e6, 1),
+            "captured": captured_quantities(value, reference),
         }
         for name, run in runs.items()
         if name != "bare"
@@ -200,21 +242,25 @@ def compare(kind: str, settings: dict[str, Any], rounds: int) -> dict[str, dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--rounds", type=int, default=15, help="times each is measured (%(default)s)")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--rounds", type=int, default=15, help="how often each way is measured (%(default)s)")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="shapes to measure (all)")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     result: dict[str, Any] = {
         "machine": machine("nnsight"),
         "batch": [BATCH, POS],
-        "models": {name: compare(*SHAPES[name], args.rounds) for name in args.shapes},
+        "models": {name: compare_tools(*SHAPES[name], args.rounds) for name in args.shapes},
     }
     print(json.dumps(result, indent=1) if args.json else table(result))
 
 
 def table(result: dict[str, Any]) -> str:
-    lines = [result["machine"], f"batch of {BATCH} x {POS} tokens; time over the bare forward's: median [quartiles]"]
+    """Format the result as text."""
+    lines = [
+        result["machine"],
+        f"batch of {BATCH} x {POS} tokens; time relative to the bare forward pass: median [quartiles]",
+    ]
     for model, ways in result["models"].items():
         lines.append(f"\n{model}")
         for name, row in ways.items():

@@ -1,12 +1,12 @@
-"""Which experts of a model cause which contrast of Japanese: every kind of minimal pair, corrected for their number.
-
-For each kind the experts that contribute most are found by attribution on one half of the frames. On the other they
-are removed together, beside as many sets of matched experts; p is corrected over the kinds (Holm). The controls among
-the kinds (tense, polarity, noun) say what an effect looks like that has nothing to do with honorifics.
+"""Test for every kind of minimal pair whether the experts found by attribution cause the model's preference.
 
     python -m benchmarks.causal demo --out benchmarks/results/causal-demo
 
-Small passes in one thread are what a small model runs fastest with: OMP_NUM_THREADS=1.
+For each kind, attribution on one half of the frames finds the experts with the largest contributions. On the other half
+they are removed together, beside sets of as many matched experts. p is corrected over the kinds (Holm). Some kinds are
+controls (tense, polarity, noun): they show the size of effects that have nothing to do with honorifics.
+
+A small model runs fastest with small batches in one thread: set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from tqdm.auto import tqdm
 import moelens
 from benchmarks.machine import machine
 from moelens.analysis.tables import number
-from moelens.interventions import Attribution, Effect, attribute, effect, remove
+from moelens.interventions import Attribution, Effect
 from moelens.interventions.causal import holm
 from moelens.interventions.effects import interval, signed
-from moelens.japanese.minimal_pairs import kinds, pairs
+from moelens.japanese import pairs
 
+KINDS = list(dict.fromkeys(pair.kind for pair in pairs()))
 HEADER = (
     "kind",
     "pairs",
@@ -42,16 +43,18 @@ HEADER = (
 )
 
 
-def measure(model: Any, kind: str, settings: argparse.Namespace) -> tuple[Attribution, Effect]:
-    """The attribution of a kind of pair, and what removing its first routed experts together does."""
+def attribute_and_remove(
+    model: moelens.HookedMoE, kind: str, settings: argparse.Namespace
+) -> tuple[Attribution, Effect]:
+    """Return the attribution for a kind of pair, and the effect of removing its top routed experts together."""
     options = {"seed": settings.seed, "batch_tokens": settings.batch_tokens}
-    found = attribute(model, pairs(kind), top=settings.top, **options)
-    removals = [remove(c.layer, [c.expert]) for c in found.top if c.expert is not None]
-    return found, effect(model, pairs(kind), removals, draws=settings.draws, half="test", **options)
+    attribution = moelens.attribute(model, kind, top=settings.top, **options)
+    removals = [moelens.remove(c.layer, [c.expert]) for c in attribution.top if c.expert is not None]
+    return attribution, moelens.effect(model, kind, removals, draws=settings.draws, half="test", **options)
 
 
 def table(found: dict[str, tuple[Attribution, Effect]]) -> list[tuple[str, ...]]:
-    """A row for each kind of pair."""
+    """Return a row for each kind of pair, in the columns of `HEADER`."""
     corrected = holm([e.kinds[0].p for _, e in found.values()])
     rows = []
     for (kind, (attribution, e)), p in zip(found.items(), corrected, strict=True):
@@ -64,16 +67,18 @@ def table(found: dict[str, tuple[Attribution, Effect]]) -> list[tuple[str, ...]]
 
 
 def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any]) -> str:
+    """Format the results as a Markdown page."""
     rows, settings = table(found), result["settings"]
-    sure = sum(float(row[-2]) < 0.05 for row in rows)
+    significant = sum(float(row[-2]) < 0.05 for row in rows)
     draws = settings["draws"]
+    least = number(min(1.0, len(rows) / (draws + 1)))
     head = (
-        f"{settings['model']}, seed {settings['seed']}: the routed experts among the {settings['top']} largest "
-        f"contributions to each kind of pair, removed together, beside {draws} sets of matched experts. Margins and "
-        f"changes in nats, means over the test half. The smallest p that {draws} sets allow is 1/{draws + 1}, "
-        f"{number(min(1.0, len(rows) / (draws + 1)))} after Holm's correction over {len(rows)} kinds. {sure} of "
-        f"{len(rows)} are below .05. rank: correlation of attribution with the exact removal of single experts, on the "
-        f"test half.\n\nMeasured on {result['machine']}."
+        f"{settings['model']}, seed {settings['seed']}. For each kind of pair, the routed experts among the "
+        f"{settings['top']} largest contributions are removed together, beside {draws} sets of matched experts. "
+        f"Margins and changes are in nats, means over the test half. With {draws} sets, p cannot be smaller than "
+        f"1/{draws + 1}, or {least} after Holm's correction over {len(rows)} kinds. {significant} of {len(rows)} "
+        f"corrected p values are below .05. rank: the rank correlation of attribution with the removal of single "
+        f"experts, on the test half.\n\nMeasured on {result['machine']}."
     )
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *rows)]
     return head + "\n\n" + "\n".join(lines) + "\n"
@@ -81,17 +86,17 @@ def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", nargs="?", default="demo")
-    parser.add_argument("--top", type=int, default=5, help="contributions to remove (%(default)s)")
-    parser.add_argument("--draws", type=int, default=250, help="matched sets (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("model", nargs="?", default="demo", help="demo, a folder or a hub name (%(default)s)")
+    parser.add_argument("--top", type=int, default=5, help="largest contributions to consider (%(default)s)")
+    parser.add_argument("--draws", type=int, default=250, help="sets of matched experts (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (%(default)s)")
     parser.add_argument("--batch-tokens", type=int, default=512, help="tokens that run together (%(default)s)")
-    parser.add_argument("--kinds", nargs="+", default=list(kinds()))
+    parser.add_argument("--kinds", nargs="+", default=KINDS, help="kinds of pairs (all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     args = parser.parse_args()
     model = moelens.load(args.model)
-    found = {kind: measure(model, kind, args) for kind in tqdm(args.kinds, desc="kinds")}
+    found = {kind: attribute_and_remove(model, kind, args) for kind in tqdm(args.kinds, desc="kinds")}
     result = {
         "machine": machine(),
         "settings": {name: value for name, value in vars(args).items() if name not in ("json", "out")},

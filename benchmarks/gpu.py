@@ -1,10 +1,11 @@
-"""What recording routes costs on a GPU: a model of 30 B parameters (Qwen3-30B-A3B's shape) in random bfloat16 weights.
+"""Measure the cost of recording routes on a GPU, for a model of 30 B parameters with random bfloat16 weights.
 
     python -m benchmarks.gpu --json
 
-Time over the bare forward's in prefill and in decoding, interleaved, as median and quartiles, and how often the host
-waits for the device inside a forward pass, with and without capture, as the profiler counts it. Without a CUDA device
-it says that it did not run; `--tiny` runs the same code on whatever there is with a small model, to see that it works.
+The model has the shape of Qwen3-30B-A3B. The result is the time relative to the bare forward pass, in prefill and in
+decoding, as median and quartiles of interleaved runs. It also contains how often the host waits for the device within a
+forward pass, with and without capture, as the profiler counts it. Without a CUDA device the result says that the
+benchmark did not run. `--tiny` runs the same code with a small model on any device, as a test of the code.
 """
 
 from __future__ import annotations
@@ -24,18 +25,34 @@ from moelens.recording.captures import Wanted
 from moelens.recording.collector import Collector
 
 SHAPE = {
-    "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
-    "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128,
-    "num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "max_position_embeddings": 8192,
-}  # fmt: skip
-TINY = SHAPE | {"vocab_size": 1000, "hidden_size": 128, "moe_intermediate_size": 64, "num_hidden_layers": 2,
-                "num_attention_heads": 4, "head_dim": 32, "num_experts": 16}  # fmt: skip
+    "vocab_size": 151936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "max_position_embeddings": 8192,
+}
+TINY = SHAPE | {
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "moe_intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 32,
+    "num_experts": 16,
+}
 PREFILL, DECODE, STEPS = (4, 2048), 16, 32
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item")
 
 
 def build(tiny: bool, device: str) -> moelens.HookedMoE:
-    """Random weights, made where they are used: they never pass through the host."""
+    """Build the model with random weights directly on the device."""
     config = transformers.AutoConfig.for_model("qwen3_moe", **(TINY if tiny else SHAPE))
     torch.manual_seed(0)
     with torch.device(device):
@@ -43,13 +60,14 @@ def build(tiny: bool, device: str) -> moelens.HookedMoE:
     return moelens.hook(model.eval())
 
 
-def ready() -> None:
+def synchronize() -> None:
+    """Wait until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-class Capture:
-    """Forward passes, bare or with routes captured and brought to the host as `moelens record` does."""
+class ForwardPasses:
+    """Forward passes of a model, without capture, or with routes captured and copied to the host as in recording."""
 
     def __init__(self, model: moelens.HookedMoE) -> None:
         self.model = model
@@ -57,12 +75,14 @@ class Capture:
 
     @torch.no_grad()
     def bare(self, ids: Tensor, **options: Any) -> Any:
+        """Run the model without capture and wait for the device."""
         out = self.model.hf_model(ids, **options)
-        ready()
+        synchronize()
         return out
 
     @torch.no_grad()
     def captured(self, ids: Tensor, **options: Any) -> Any:
+        """Run the model and capture its routes."""
         self.collector.begin(torch.arange(ids.numel()))
         with self.model.hooks(fwd_hooks=self.collector.hooks):
             out = self.model.hf_model(ids, **options)
@@ -70,13 +90,13 @@ class Capture:
         return out
 
     def decode(self, forward: Callable[..., Any], ids: Tensor) -> None:
-        """`STEPS` tokens, one by one, after a prompt."""
+        """Decode `STEPS` tokens one by one after a prompt."""
         cache = self.bare(ids, use_cache=True).past_key_values
         for _ in range(STEPS):
             forward(ids[:, -1:], use_cache=True, past_key_values=cache)
 
-    def waits(self, forward: Callable[..., Any], ids: Tensor) -> dict[str, int]:
-        """How often the host waited for the device inside one forward pass."""
+    def count_waits(self, forward: Callable[..., Any], ids: Tensor) -> dict[str, int]:
+        """Count how often the host waits for the device within one forward pass."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -86,20 +106,22 @@ class Capture:
         return {name: counted.get(name, 0) for name in WAITS}
 
     @torch.no_grad()
-    def inside(self, ids: Tensor, **options: Any) -> None:
-        """The forward pass with hooks alone, without what follows it."""
+    def hooks_only(self, ids: Tensor, **options: Any) -> None:
+        """Run the model with the hooks of the capture, but do not copy the routes to the host."""
         self.collector.begin(torch.arange(ids.numel()))
         with self.model.hooks(fwd_hooks=self.collector.hooks):
             self.model.hf_model(ids, **options)
 
     @torch.no_grad()
-    def alone(self, ids: Tensor, **options: Any) -> None:
+    def model_only(self, ids: Tensor, **options: Any) -> None:
+        """Run the model without capture, and do not wait for the device."""
         self.model.hf_model(ids, **options)
 
 
-def measure(tiny: bool, rounds: int) -> dict[str, Any]:
+def measure_cost(tiny: bool, rounds: int) -> dict[str, Any]:
+    """Return the relative times and the numbers of waits."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    run = Capture(build(tiny, device))
+    run = ForwardPasses(build(tiny, device))
     vocabulary = (TINY if tiny else SHAPE)["vocab_size"]
     many = torch.randint(0, int(vocabulary), (2, 64) if tiny else PREFILL, device=device)
     prompt = torch.randint(0, int(vocabulary), (2, 16) if tiny else (DECODE, 256), device=device)
@@ -120,20 +142,23 @@ def measure(tiny: bool, rounds: int) -> dict[str, Any]:
     return {
         "parameters": sum(p.numel() for p in run.model.hf_model.parameters()),
         "time over bare": {phase: ratio(phase) for phase in ("prefill", "decode")},
-        "waits inside a forward": {"bare": run.waits(run.alone, many), "routes": run.waits(run.inside, many)},
+        "waits inside a forward": {
+            "bare": run.count_waits(run.model_only, many),
+            "routes": run.count_waits(run.hooks_only, many),
+        },
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--rounds", type=int, default=15, help="times each is measured (%(default)s)")
-    parser.add_argument("--tiny", action="store_true", help="a small model, on whatever there is: no figure to quote")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each pass is measured (%(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="use a small model on any device, to test the code")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     result: dict[str, Any] = {"machine": machine()}
     if args.tiny or torch.cuda.is_available():
-        result |= measure(args.tiny, args.rounds)
+        result |= measure_cost(args.tiny, args.rounds)
     else:
         result["did not run"] = "no CUDA device"
     print(json.dumps(result, indent=1) if args.json else "\n".join(f"{k}: {v}" for k, v in result.items()))

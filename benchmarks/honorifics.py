@@ -1,12 +1,15 @@
-"""The honorifics against gold data of others: `python -m benchmarks.honorifics FOLDER [--json]`.
+"""Compare the analysis of honorifics with gold data of others.
 
-FOLDER holds the files of any split, by the beginning of their names: `keico_*.csv` (KeiCO: levels of honorifics),
-`cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms) and
-`*gsd*.conllu` (UD Japanese-GSD: UniDic's short units). A part whose file is missing is left out.
+    python -m benchmarks.honorifics FOLDER [--json]
 
-"Beyond polite" is the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
-申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates like sentences
-both 2 and 3: a logistic regression over words and word pairs, cross-validated on KeiCO itself, reached F1 .876.
+FOLDER contains the files of any split, which are recognised by their names: `keico_*.csv` (KeiCO: levels of
+honorifics), `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms)
+and `*gsd*.conllu` (UD Japanese-GSD: short units of UniDic). A part without a file is skipped.
+
+"Beyond polite" means the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
+申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates some similar
+sentences 2 and others 3: a logistic regression over words and word pairs, cross-validated on KeiCO itself, reached F1
+.876.
 """
 
 from __future__ import annotations
@@ -21,16 +24,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import moelens
 from moelens.japanese import HonorificSpan, honorifics, parse_morphemes, register
-from moelens.japanese.morphology import _unidic
-from moelens.japanese.sentence_register import REGISTERS
 
-SHOWN = 25  # disagreements listed for each measure
+REGISTERS = ("plain", "polite", "honorific")  # of a sentence, the highest last
+SHOWN = 25  # how many disagreements are listed for each measure
 Scores = dict[str, Any]
 
 
 def scores(texts: Sequence[str], predicted: Sequence[bool], gold: Sequence[bool]) -> Scores:
-    """Precision, recall and F1, with the texts on which prediction and gold disagree."""
+    """Return precision, recall and F1, and texts for which prediction and gold differ."""
     hits = sum(p and g for p, g in zip(predicted, gold, strict=True))
     n_predicted, n_gold = sum(predicted), sum(gold)
     too_many = [t for t, p, g in zip(texts, predicted, gold, strict=True) if p and not g]
@@ -47,11 +50,12 @@ def scores(texts: Sequence[str], predicted: Sequence[bool], gold: Sequence[bool]
 
 
 def level(text: str) -> int:
-    """The highest register of a text's sentences: 0 plain, 1 polite, 2 honorific."""
+    """Return the highest register of the sentences of a text: 0 plain, 1 polite, 2 honorific."""
     return max((REGISTERS.index(sentence.register) for sentence in register(text)), default=0)
 
 
 def keico(folder: Path) -> Iterator[tuple[str, Scores]]:
+    """Yield the scores on KeiCO."""
     rows = [row for path in folder.glob("keico_*.csv") for row in csv.DictReader(path.open(encoding="utf-8-sig"))]
     texts, gold = [row["本文"] for row in rows], [int(row["Level"]) for row in rows]
     found = [level(text) for text in texts]
@@ -60,6 +64,7 @@ def keico(folder: Path) -> Iterator[tuple[str, Scores]]:
 
 
 def cocoa(folder: Path) -> Iterator[tuple[str, Scores]]:
+    """Yield the scores on CoCoA-MT."""
     texts, gold, formal = [], [], []
     for path in sorted(folder.glob("cocoa_mt_ja_*/*.formal.annotated")):
         references = [p.read_text("utf-8").splitlines() for p in (path, informal_of(path))]
@@ -86,17 +91,21 @@ def cocoa(folder: Path) -> Iterator[tuple[str, Scores]]:
 
 
 def informal_of(path: Path) -> Path:
+    """Return the file of the informal references that belongs to a file of formal ones."""
     return path.with_name(path.name.replace(".formal.", ".informal."))
 
 
 def pieces(line: str) -> list[str]:
-    """A reference cut at its marks; every second piece was marked."""
+    """Split a reference at its marks; every second piece was marked."""
     return re.split(r"\[/?F\]", line)
 
 
 def formal_spans(formal: str, informal: str) -> Iterator[tuple[str, str, bool, bool]]:
-    """Marked spans of a formal reference, the reference, whether an honorific touches the span and whether the informal
-    one has it marked word for word: such a span (食べる) is mostly no honorific, so not all can be touched."""
+    """Yield the marked spans of a formal reference.
+
+    Each item is the span, the reference, whether an honorific overlaps the span, and whether the informal reference has
+    the same span marked. Such a span (食べる) is usually not an honorific, so not all spans can overlap one.
+    """
     cut = pieces(formal)
     unmarked = pieces(informal)[1::2]
     found = honorifics("".join(cut))
@@ -109,7 +118,8 @@ def formal_spans(formal: str, informal: str) -> Iterator[tuple[str, str, bool, b
 
 
 def unimorph(folder: Path) -> Iterator[tuple[str, Scores]]:
-    tags: dict[str, set[str]] = defaultdict(set)  # a form may be passive and honorific at once
+    """Yield the scores on J-UniMorph."""
+    tags: dict[str, set[str]] = defaultdict(set)  # a form can be both passive and honorific
     for path in folder.glob("j_unimorph_*.tsv"):
         for line in path.read_text("utf-8").splitlines()[1:]:
             _, form, label, _ = line.split("\t")
@@ -125,24 +135,27 @@ def unimorph(folder: Path) -> Iterator[tuple[str, Scores]]:
 
 
 def humble(spans: Iterable[HonorificSpan]) -> bool:
+    """Whether a span is 謙譲語I or 謙譲語II."""
     return any({"謙譲語I", "謙譲語II"} & set(span.classes) for span in spans)
 
 
 def polite(spans: Iterable[HonorificSpan]) -> bool:
-    """です, ます or a request in ください, which the gold counts as polite."""
+    """Whether a span is です, ます or a request with ください, which the gold counts as polite."""
     return any("丁寧語" in span.classes or "ください" in span.surface for span in spans)
 
 
 def elevated(spans: Iterable[HonorificSpan]) -> bool:
-    """尊敬語 but for the bare request in ください, which the gold does not count as elevating."""
+    """Whether a span is 尊敬語, except a request with ください alone, which the gold does not count as elevating."""
     return any("尊敬語" in span.classes and span.tells == "honorific" for span in spans)
 
 
 def ambiguous(spans: Iterable[HonorificSpan]) -> bool:
+    """Whether a span may be read as respectful."""
     return any("尊敬" in span.readings for span in spans)
 
 
 def gsd(folder: Path) -> Iterator[tuple[str, Scores]]:
+    """Yield the accuracy of the part of speech on UD Japanese-GSD."""
     right = both = gold_words = found_words = 0
     wrong: list[str] = []
     for path in folder.glob("*gsd*.conllu"):
@@ -176,17 +189,24 @@ def gsd(folder: Path) -> Iterator[tuple[str, Scores]]:
 
 
 def speed(folder: Path, repeat: int = 3) -> Iterator[tuple[str, Scores]]:
-    """Sentences a second on one core: the analyser with all its features alone, and all of ours together."""
+    """Yield the speed on one core: the morphological analyser alone, and with honorifics and alignment.
+
+    The unit is sentences per second, and all features of the analyser are read.
+    """
+    import fugashi
+    import unidic_lite
+
     from moelens.models.tokens import token_spans
 
     rows = [row for path in folder.glob("keico_*.csv") for row in csv.DictReader(path.open(encoding="utf-8-sig"))]
     texts = [row["本文"] for row in rows][:4000]
-    tokenizer = demo_tokenizer()
+    tokenizer = moelens.load("demo").tokenizer
     ids = tokenizer(texts)["input_ids"]
+    tagger = fugashi.Tagger(f'-r "{unidic_lite.DICDIR}/mecabrc" -d "{unidic_lite.DICDIR}"')
 
     def bare() -> None:
         for text in texts:
-            [(node.surface, *node.feature) for node in _unidic()(text)]
+            [(node.surface, *node.feature) for node in tagger(text)]
 
     def ours() -> None:
         for text, tokens in zip(texts, ids, strict=True):
@@ -207,25 +227,18 @@ def speed(folder: Path, repeat: int = 3) -> Iterator[tuple[str, Scores]]:
     )
 
 
-def demo_tokenizer() -> Any:
-    from importlib.resources import files
-
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(files("moelens.demo") / "model"))
-
-
 def timed(run: Callable[[], None]) -> float:
-    start = time.process_time()  # whatever else the machine does
+    """Return the processor time of a call in seconds, which does not depend on other load on the machine."""
+    start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--json", action="store_true", help="all figures and disagreements as JSON")
-    parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("folder", type=Path, help="folder with the gold data")
+    parser.add_argument("--json", action="store_true", help="print all figures and disagreements as JSON")
+    parser.add_argument("--no-speed", action="store_true", help="do not measure the speed")
     args = parser.parse_args()
     parts = {"keico_*.csv": keico, "cocoa_mt_ja_*": cocoa, "j_unimorph_*.tsv": unimorph, "*gsd*.conllu": gsd}
     measures = {

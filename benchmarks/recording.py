@@ -1,11 +1,12 @@
-"""What recording costs: tokens a second beside the bare forward pass, and bytes on disk beside raw bytes.
+"""Measure the cost of recording: tokens per second relative to the bare forward pass, and bytes on disk.
 
     python -m benchmarks.recording --json
 
-All passes run over the same documents in an order drawn anew each round; the median of the rounds' ratios counts, in
-seconds and, where other work shares the cores, in processor time of all threads. The bundled model is the hardest case:
-it computes least for each byte that it gives. A random one of the proportions of OLMoE stands for those of real size.
-Recording needs no logits over the vocabulary and computes none; both bare passes, with them and without, are shown.
+All passes run over the same documents, in an order drawn anew for each round. The result is the median of the ratios of
+the rounds, in seconds and in processor time of all threads; use the latter if other work shares the cores. The bundled
+model is the hardest case, because it computes least for each byte that is recorded. A random model with the proportions
+of OLMoE represents models of realistic size. Recording computes no logits over the vocabulary, so the result contains
+both bare passes, with logits and without.
 """
 
 from __future__ import annotations
@@ -35,31 +36,44 @@ from moelens.recording.writer import ShardWriter, as_column, layer_label
 
 BATCH_TOKENS = 4096
 INSIDE = ["routes", "neurons", "expert_outputs"]
-OLMOE = {"hidden_size": 1024, "intermediate_size": 512, "num_hidden_layers": 8, "num_attention_heads": 16,
-         "num_key_value_heads": 16, "num_experts": 32, "num_experts_per_tok": 8}  # fmt: skip
-GEOMETRIES = {"DeepSeek-V3": (58, 8, 256), "Qwen3-30B-A3B": (48, 8, 128), "Mixtral-8x7B": (32, 2, 8),
-              "top-1 of 16": (24, 1, 16), "top-8 of 512": (48, 8, 512)}  # fmt: skip
+OLMOE = {
+    "hidden_size": 1024,
+    "intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+    "num_experts": 32,
+    "num_experts_per_tok": 8,
+}
+GEOMETRIES = {
+    "DeepSeek-V3": (58, 8, 256),
+    "Qwen3-30B-A3B": (48, 8, 128),
+    "Mixtral-8x7B": (32, 2, 8),
+    "top-1 of 16": (24, 1, 16),
+    "top-8 of 512": (48, 8, 512),
+}
 REAL = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
 
 
 def random_olmoe() -> moelens.HookedMoE:
-    """Half of OLMoE's widths and layers, with the bundled tokenizer's vocabulary."""
+    """Build a random model with half of OLMoE's widths and layers and the vocabulary of the bundled tokenizer."""
     tokenizer = moelens.load("demo").tokenizer
     torch.manual_seed(0)
     config = transformers.OlmoeConfig(**OLMOE, vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
     return moelens.hook(transformers.OlmoeForCausalLM(config).eval(), tokenizer)
 
 
-def bare(model: moelens.HookedMoE, corpus: list[str], return_type: Any = "logits") -> int:
-    """The forward passes alone, over the batches that `record` makes. Returns the number of tokens."""
+def bare_passes(model: moelens.HookedMoE, corpus: list[str], return_type: Any = "logits") -> int:
+    """Run only the forward passes, over the same batches as `moelens.record`, and return the number of tokens."""
     source, pieces, tokens = moelens.Corpus.of(corpus), [(0, len(corpus))], 0
     for chunk in chunks(model.tokenizer, source, pieces, [0], CHUNK_BATCHES * BATCH_TOKENS):
-        tokens += forward(model, chunk, return_type)
+        tokens += forward_chunk(model, chunk, return_type)
     return tokens
 
 
 @torch.no_grad()
-def forward(model: moelens.HookedMoE, chunk: Chunk, return_type: Any) -> int:
+def forward_chunk(model: moelens.HookedMoE, chunk: Chunk, return_type: Any) -> int:
+    """Run the forward passes of one chunk of documents and return its number of tokens."""
     rows = Rows.of(chunk)
     for batch in batches(windows([len(i.ids) for i in chunk.items], model.context_length), BATCH_TOKENS):
         ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.int64)
@@ -72,7 +86,7 @@ def forward(model: moelens.HookedMoE, chunk: Chunk, return_type: Any) -> int:
 
 
 def throughput(model: moelens.HookedMoE, corpus: list[str], rounds: int) -> dict[str, Any]:
-    """Tokens a second while recording over those of the bare forward, by what is captured."""
+    """Return the tokens per second of recording relative to the bare forward pass, for each choice of captures."""
     layers = [model.shape.moe_layers[0], model.shape.moe_layers[-1]]
     cpu: dict[str, list[float]] = {}
 
@@ -89,12 +103,12 @@ def throughput(model: moelens.HookedMoE, corpus: list[str], rounds: int) -> dict
             moelens.record(model, corpus, f"{folder}/run", batch_tokens=BATCH_TOKENS, progress=False, **options)
 
     runs: dict[str, Callable[[], Any]] = {
-        "bare": lambda: bare(model, corpus),
-        "bare without logits": lambda: bare(model, corpus, None),
+        "bare": lambda: bare_passes(model, corpus),
+        "bare without logits": lambda: bare_passes(model, corpus, None),
         "routes": record,
         "neurons and expert_outputs of two layers": lambda: record(capture=INSIDE, layers=layers),
     }
-    tokens = bare(model, corpus)
+    tokens = bare_passes(model, corpus)
     seconds = interleaved({name: timed(name, run) for name, run in runs.items()}, rounds)
     wanted = Wanted.of(model, INSIDE, layers, None, "float16")
     found: dict[str, Any] = {
@@ -110,43 +124,49 @@ def throughput(model: moelens.HookedMoE, corpus: list[str], rounds: int) -> dict
     return found
 
 
-def size(indices: NDArray[Any], weights: NDArray[Any]) -> dict[str, float]:
-    """Bytes on disk over raw bytes, and tokens written a second, of routes `[token, layer, slot]`."""
+def size_on_disk(indices: NDArray[Any], weights: NDArray[Any]) -> dict[str, float]:
+    """Return bytes on disk over raw bytes, and tokens written per second, of routes `[token, layer, slot]`."""
     columns = {}
     for layer in range(indices.shape[1]):
         columns[f"experts_{layer_label(layer)}"] = as_column(np.ascontiguousarray(indices[:, layer]))
         columns[f"weights_{layer_label(layer)}"] = as_column(np.ascontiguousarray(weights[:, layer]))
     table, raw = pa.table(columns), indices.nbytes + weights.nbytes
-    with tempfile.TemporaryDirectory() as where:
-        folder = Folder.at(where)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Folder.at(name)
         writer = ShardWriter(folder, "routes.parquet")
         began, cpu = time.perf_counter(), time.process_time()
         writer.write(table)
         writer.close()
         took, cpu = time.perf_counter() - began, time.process_time() - cpu
-        return {"disk / raw": folder.size("routes.parquet") / raw, "tokens/s": len(indices) / took,
-                "tokens a second of processor time": len(indices) / cpu}  # fmt: skip
+        return {
+            "disk / raw": folder.size("routes.parquet") / raw,
+            "tokens/s": len(indices) / took,
+            "tokens a second of processor time": len(indices) / cpu,
+        }
 
 
 def sizes() -> dict[str, dict[str, float]]:
+    """Return the size on disk of real routes and of random routes in several shapes."""
     generator = np.random.default_rng(0)
     found = {}
     if REAL.exists():
         real = np.load(REAL)
-        found["real routing (26 layers, top-6 of 64)"] = size(real["expert_ids"], real["gate_weights"].astype("f2"))
+        found["real routing (26 layers, top-6 of 64)"] = size_on_disk(
+            real["expert_ids"], real["gate_weights"].astype("f2")
+        )
     for name, (layers, k, experts) in GEOMETRIES.items():
-        shape = (1 << 16, layers, k)  # as many as a chunk of a recording
+        shape = (1 << 16, layers, k)  # as many tokens as in a chunk of a recording
         indices = generator.integers(0, experts, shape).astype(np.uint8 if experts <= 256 else np.uint16)
         scores = generator.random(shape)
-        weights = (scores / scores.sum(-1, keepdims=True)).astype(np.float16)  # nothing but normalised: the worst case
-        found[f"{name}, random"] = size(indices, weights)
+        weights = (scores / scores.sum(-1, keepdims=True)).astype(np.float16)  # the worst case
+        found[f"{name}, random"] = size_on_disk(indices, weights)
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Costs of recording, as ratios.")
+    parser = argparse.ArgumentParser(description="Measure the cost of recording, as ratios.")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--rounds", type=int, default=3, help="times each is measured (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each pass is measured (%(default)s)")
     args = parser.parse_args()
     demo = [document.text for document in moelens.Corpus.of("demo")]
     result = {
@@ -161,6 +181,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> str:
+    """Format the result as text."""
     lines = [result["machine"]]
     for model, found in result["throughput"].items():
         shown = {k: v["median"] if isinstance(v, dict) else v for k, v in found.items()}

@@ -1,7 +1,7 @@
-"""Lists every error that moelens raises, with its text, in `docs/errors.md`.
+"""Write `docs/errors.md`, the list of every error that moelens raises, with its text.
 
 python docs/errors.py            # write the page
-python docs/errors.py --check    # exit with 1 if the page is not what the source says
+python docs/errors.py --check    # exit with 1 if the page differs from the source
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Errors
 
-What moelens refuses, and in which words. Each line names the value, what is allowed and what to do next; `…` stands for
-values of the case at hand. All are subclasses of `moelens.MoeLensError`; on the command line they are printed after
-`moelens: ` and the exit status is 2. Written by `python docs/errors.py` from the source; every text is raised in one
-place, and the tests assert it.
+This page lists the errors that moelens raises. Each message is one line. It states what was expected, what was given
+and what to do next; `…` stands for values of the case. All errors are subclasses of `moelens.MoeLensError`. The command
+line prints them after `moelens: ` and exits with status 2. `python docs/errors.py` generates this page from the source.
+Each text is raised in one place, and the tests assert it.
 """
 
 
 @dataclass(frozen=True)
 class Raised:
-    """An error where it is made: its class, the module and line, the pieces of its text that do not vary."""
+    """An error in the source: its class, its module and line, and the constant pieces of its text."""
 
     kind: str
     module: str
@@ -38,34 +38,38 @@ class Raised:
 
 
 def raised() -> list[Raised]:
-    """Every error of the package, in the order of modules and lines."""
-    classes = {n.name for n in tree(ROOT / "moelens/errors.py").body if isinstance(n, ast.ClassDef)}
+    """Every error that the package raises, ordered by module and line."""
+    classes = {n.name for n in _tree(ROOT / "moelens/errors.py").body if isinstance(n, ast.ClassDef)}
     found = []
     for path in sorted((ROOT / "moelens").rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         if module == "moelens.errors":
             continue
-        for call in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)):
+        for call in (n for n in ast.walk(_tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)):
             if call.func.id in classes and call.args:
-                found += [Raised(call.func.id, module, call.lineno, p) for p in texts(call.args[0])]
+                found += [Raised(call.func.id, module, call.lineno, p) for p in _texts(call.args[0])]
             elif call.func.id == "unknown":
-                found += [Raised("UnknownNameError", module, call.lineno, (f"unknown {p[0]} ", "; ", ""))
-                          for p in texts(call.args[0])]  # fmt: skip
+                for pieces in _texts(call.args[0]):
+                    text = (f"unknown {pieces[0]} ", "; ", "")
+                    found.append(Raised("UnknownNameError", module, call.lineno, text))
     return sorted(found, key=lambda r: (r.module, r.line))
 
 
-def tree(path: Path) -> ast.Module:
+def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def texts(node: ast.expr) -> Iterator[tuple[str, ...]]:
-    """The pieces of a literal; of each branch of a choice; nothing for a text that is made elsewhere."""
+def _texts(node: ast.expr) -> Iterator[tuple[str, ...]]:
+    """Yield the constant pieces of a string, one tuple for each branch of a conditional expression.
+
+    A text that is computed elsewhere yields empty pieces.
+    """
     if isinstance(node, ast.IfExp):
-        yield from texts(node.body)
-        yield from texts(node.orelse)
+        yield from _texts(node.body)
+        yield from _texts(node.orelse)
     elif isinstance(node, ast.BinOp):
-        for left in texts(node.left):
-            for right in texts(node.right):
+        for left in _texts(node.left):
+            for right in _texts(node.right):
                 yield (*left[:-1], left[-1] + right[0], *right[1:])
     elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         yield (node.value,)
@@ -82,6 +86,7 @@ def texts(node: ast.expr) -> Iterator[tuple[str, ...]]:
 
 
 def page() -> str:
+    """The content of `docs/errors.md`."""
     lines, module = [HEAD], ""
     for error in raised():
         if error.text.strip("… ") == "":

@@ -1,8 +1,9 @@
-"""Steer the routing towards the experts that polite sentences use, or, with a negative strength, away from them.
+"""Steer the routing towards the experts that polite sentences use, or away from them with a negative strength.
 
-The sentences below say the same in polite and in plain style. Each expert gets the difference of how often the two use
-it (the specialist difference of SteerMoE, arXiv 2509.09660), times `strength`, added to its selection score. Put your
-own sentences in their place to steer by something else. Whether it changes the style is for you to measure.
+The sentences below have the same content in polite and in plain style. The hook adds to the selection score of each
+expert `strength` times the difference between the shares of polite and of plain tokens that use the expert (the
+specialist difference of SteerMoE, arXiv 2509.09660). Replace the sentences to steer by another property. Measure
+whether the style of the text really changes, for example with `moelens.prefer`.
 
     recipe = moelens.load_hooks("hooks/steer_politeness.py", strength=2.0)
     with model.hooks(fwd_hooks=recipe(model)):
@@ -28,8 +29,8 @@ POLITE = [
 PLAIN = ["明日は学校へ行く。", "雨が降っている。", "この本は面白い。", "駅まで歩いた。", "母は家にいる。"]
 
 
-def use(model: moelens.HookedMoE, texts: list[str], layer: int) -> Tensor:
-    """Share of the tokens of `texts` for which each expert of `layer` is chosen, `[expert]`."""
+def expert_shares(model: moelens.HookedMoE, texts: list[str], layer: int) -> Tensor:
+    """Return the share of the tokens of `texts` for which each expert of `layer` is chosen, `[expert]`."""
     name = f"blocks.{layer}.mlp.hook_expert_indices"
     chosen = [model.run_with_cache(text, names_filter=name)[1][name][0].long() for text in texts]
     counts = torch.bincount(torch.cat(chosen).flatten(), minlength=model.shape.n_experts)
@@ -37,11 +38,16 @@ def use(model: moelens.HookedMoE, texts: list[str], layer: int) -> Tensor:
 
 
 def hooks(model: moelens.HookedMoE, strength: float = 1.0) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that add `strength` × (share in polite − share in plain text) to every expert's selection score."""
+    """Return hooks that add `strength` × (share in polite − share in plain text) to each selection score.
+
+    Args:
+        model: the hooked model.
+        strength: factor of the shift; negative to steer towards plain style.
+    """
     pairs = []
     with torch.no_grad():
         for layer in model.shape.moe_layers:
-            shift = strength * (use(model, POLITE, layer) - use(model, PLAIN, layer))
+            shift = strength * (expert_shares(model, POLITE, layer) - expert_shares(model, PLAIN, layer))
 
             def steer(biased: Tensor, hook: object, shift: Tensor = shift) -> Tensor:  # [batch, pos, expert]
                 return biased + shift.to(biased)

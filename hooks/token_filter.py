@@ -1,7 +1,8 @@
-"""Act at some tokens only: remove experts where the token's text matches a pattern, and nowhere else.
+"""Remove experts only at tokens whose text matches a pattern.
 
-Here it is a regular expression over the text of single tokens; any function from token ids `[batch, pos]` to a bool
-mask of that shape will do, in any hook. For linguistic labels there is `remove(3, [5], at="尊敬語")`.
+The pattern is a regular expression that is searched in the text of each token. You can replace `matches` by any
+function from token ids `[batch, pos]` to a bool mask of the same shape, and use it in any hook. To select tokens by a
+linguistic label, use `moelens.remove(3, [5], at="尊敬語")` instead.
 
     recipe = moelens.load_hooks("hooks/token_filter.py", layer=3, experts=[5], pattern="ます|です|ました")
     with model.hooks(fwd_hooks=recipe(model)):
@@ -22,7 +23,14 @@ import moelens
 def hooks(
     model: moelens.HookedMoE, layer: int, experts: Sequence[int], pattern: str
 ) -> list[tuple[str, Callable[..., Tensor]]]:
-    """Hooks that set the weight of `experts` in `layer` to 0 at the tokens in whose text `pattern` is found."""
+    """Return hooks that set the gate weight of `experts` to 0 at the tokens that match `pattern`.
+
+    Args:
+        model: the hooked model.
+        layer: number of the layer.
+        experts: their ids.
+        pattern: regular expression that is searched in the text of each token.
+    """
     wanted = re.compile(pattern)
 
     def matches(ids: Tensor) -> Tensor:
