@@ -51,6 +51,7 @@ class HonorificSpan(Displayed):
         return ruby_block(ruby_html(self.surface, self.ruby()))
 
     def ruby(self) -> Ruby:
+        """Return the annotation for notebooks: the classes, in the colour of the first."""
         details = {
             "rule": self.rule,
             "raises": ", ".join(self.raises),

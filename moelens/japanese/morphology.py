@@ -150,6 +150,7 @@ class Morpheme:
     script = property(lambda self: self.word.script)
 
     def ruby(self) -> Ruby:
+        """Return the annotation for notebooks: the reading above words with kanji."""
         above = "" if self.script in ("hiragana", "katakana", "punctuation") else self.reading
         pos = "-".join(level for level in self.pos if level != "*")
         return Ruby(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})

@@ -74,9 +74,11 @@ class Folder:
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
+        """Return whether a file exists; without a name, whether the folder does."""
         return bool(self.fs.exists(self.full_path(name)))
 
     def is_empty(self) -> bool:
+        """Return whether the folder exists and holds no files."""
         return bool(self.fs.isdir(self.root)) and not self.fs.ls(self.root, detail=False)
 
     def size(self, name: str) -> int:
@@ -89,6 +91,7 @@ class Folder:
         return sorted(f[len(self.root) + 1 :] for f in found if f.endswith(suffix))
 
     def open(self, name: str) -> Any:
+        """Open a file for reading bytes."""
         return self.fs.open(self.full_path(name), "rb")
 
     def source(self, name: str) -> Any:
@@ -96,11 +99,13 @@ class Folder:
         return self.full_path(name) if self.is_local else self.open(name)
 
     def read(self, name: str) -> bytes:
+        """Return the contents of a file."""
         with self.open(name) as file:
             data: bytes = file.read()
         return data
 
     def read_json(self, name: str) -> Any:
+        """Return the value in a JSON file."""
         return json.loads(self.read(name))
 
     def checksum(self, name: str) -> str:
@@ -114,10 +119,12 @@ class Folder:
     # Writing
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
         with self.writing(name) as file:
             file.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a value to a JSON file."""
         self.write(name, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
     @contextmanager
@@ -236,4 +243,5 @@ class HashingFile:
 
     @property
     def sha256(self) -> str:
+        """The SHA-256 of what was written, in hexadecimal."""
         return self._digest.hexdigest()

@@ -36,6 +36,7 @@ class Shard:
     layer: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the file in the manifest."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
