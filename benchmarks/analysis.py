@@ -31,7 +31,7 @@ from moelens.analysis.counting import GROUPS, Tables, balanced
 from moelens.analysis.randomize import Excess, document_test
 from moelens.analysis.sources import Described, Sample
 from moelens.recording import as_array
-from moelens.recording.writer import ahead
+from moelens.recording.writer import read_ahead
 
 SHARD = 1 << 19
 LABELS = 60
@@ -95,7 +95,7 @@ def count_with_moelens(folder: Path, names: list[str], limit: int) -> Tables:
     """Count all that `moelens.analyze` needs, in groups of documents."""
 
     def described() -> Iterator[Described]:
-        for table in ahead(shards(folder, ["doc", *names], limit)):
+        for table in read_ahead(shards(folder, ["doc", *names], limit)):
             labels = np.stack([as_array(table[name]) for name in names]).T
             yield within_all(as_array(table["doc"]), labels)
 
@@ -103,7 +103,7 @@ def count_with_moelens(folder: Path, names: list[str], limit: int) -> Tables:
 
     def routes_by_layer() -> Iterator[tuple[slice, list[np.ndarray]]]:
         row = 0
-        for table in ahead(shards(folder, COLUMNS, limit)):
+        for table in read_ahead(shards(folder, COLUMNS, limit)):
             yield slice(row, row + len(table)), [as_array(table[name]) for name in COLUMNS]
             row += len(table)
 

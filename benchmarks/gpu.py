@@ -21,7 +21,7 @@ from torch import Tensor
 
 import moelens
 from benchmarks.machine import interleaved, machine, spread
-from moelens.recording.captures import Wanted
+from moelens.recording.captures import CaptureRequest
 from moelens.recording.collector import Collector
 
 SHAPE = {
@@ -71,7 +71,7 @@ class ForwardPasses:
 
     def __init__(self, model: moelens.HookedMoE) -> None:
         self.model = model
-        self.collector = Collector(model, Wanted.of(model, "routes", None, None, "float16"))
+        self.collector = Collector(model, CaptureRequest.of(model, "routes", None, None, "float16"))
 
     @torch.no_grad()
     def bare(self, ids: Tensor, **options: Any) -> Any:

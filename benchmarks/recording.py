@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 import moelens
 from benchmarks.machine import interleaved, machine, spread
-from moelens.recording.captures import Wanted, bytes_per_token
+from moelens.recording.captures import CaptureRequest, bytes_per_token
 from moelens.recording.pieces import Chunk, Rows
 from moelens.recording.recorder import CHUNK_BATCHES, chunks
 from moelens.recording.storage import Folder
@@ -110,7 +110,7 @@ def throughput(model: moelens.HookedMoE, corpus: list[str], rounds: int) -> dict
     }
     tokens = bare_passes(model, corpus)
     seconds = interleaved({name: timed(name, run) for name, run in runs.items()}, rounds)
-    wanted = Wanted.of(model, INSIDE, layers, None, "float16")
+    wanted = CaptureRequest.of(model, INSIDE, layers, None, "float16")
     found: dict[str, Any] = {
         "tokens": tokens,
         "bytes captured a token, inside": sum(bytes_per_token(wanted, model.shape).values()),

@@ -32,7 +32,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.manifest = {"model": {"name": self.name}}
-        self.folder = SimpleNamespace(where=f"/runs/{self.name}")
+        self.folder = SimpleNamespace(location=f"/runs/{self.name}")
 
     @property
     def n_tokens(self) -> int:

@@ -220,8 +220,8 @@ def told(explorer: Explorer) -> str:
 
 
 NOT_RECORDINGS = [
-    ("result", "a Specialization is no recording; allowed: a recording or the folder of one; a Specialization has"),
-    ("model", "a HookedMoE is no recording; allowed: a recording or the folder of one$"),
+    ("result", r"expected a Recording or the path of one, got Specialization; use its own .explore\(\)"),
+    ("model", "expected a Recording or the path of one, got HookedMoE; make one with moelens.record"),
 ]
 
 

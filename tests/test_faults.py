@@ -1,4 +1,4 @@
-"""What goes wrong outside: a hub that breaks off, a home that cannot be written, a terminal without a locale."""
+"""Faults of the environment: an interrupted download, a read-only home directory, a terminal without a locale."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ COMMIT = "a" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """A hub with one model, owner/demo: the bundled one."""
+    """A hub with a single model, owner/demo, which is the bundled one."""
 
-    torn = ""  # the file that breaks off half way
+    torn = ""  # the file whose download is interrupted half way
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -56,7 +56,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(data[: len(data) // 2] if self.close_connection else data)
 
     def log_message(self, *_: object) -> None:
-        """Silence."""
+        """Log nothing."""
 
 
 @contextmanager
@@ -69,13 +69,13 @@ def hub(torn: str) -> Iterator[str]:
 
 
 def moelens_command(*argv: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    """`moelens …` in an environment of its own; a value of "" removes a variable."""
+    """Run `moelens …` with changed environment variables; the value "" removes a variable."""
     wanted = {k: v for k, v in (os.environ | environment).items() if v}
     return subprocess.run([sys.executable, "-m", "moelens", *argv], env=wanted, capture_output=True, check=False)
 
 
 @pytest.mark.slow
-def test_an_interrupted_download_is_said_and_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_download_is_reported_and_continues(tmp_path: Path) -> None:
     home = {"HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "", "NO_PROXY": "127.0.0.1"}
     for torn, command in (("config.json", "plan"), ("model.safetensors", "info")):
         with hub(torn) as address:
@@ -96,7 +96,7 @@ def test_an_interrupted_download_is_said_and_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
-    """Whatever a library writes for itself goes to a place where nothing can be made, not even by root."""
+    """The files that libraries write for themselves go to a place where not even root can create one."""
     (tmp_path / "file").write_text("")
     (tmp_path / "c.txt").write_text("先生がいらっしゃいました。", "utf-8")
     caches = ("HF_HOME", "HF_HUB_CACHE", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
@@ -119,7 +119,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("utf8, shown", [("", "丁寧語"), ("0", r"\u4e01\u5be7\u8a9e")])
 def test_without_a_locale(labelled: Path, utf8: str, shown: str) -> None:
-    """Japanese is printed where Python may take UTF-8, and told by its numbers where it is held to ASCII."""
+    """Japanese is printed in UTF-8 where Python may use it, and as escapes where it is restricted to ASCII."""
     environment = {"LC_ALL": "C", "LANG": "", "PYTHONUTF8": utf8, "PYTHONIOENCODING": ""}
     analyze = ["analyze", str(labelled), "--permutations", "20"]
     for argv, part in ((["demo", "--help"], "usage"), (["info", "demo"], "ok      replay"), (analyze, shown)):

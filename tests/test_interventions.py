@@ -435,7 +435,7 @@ def test_a_model_without_a_shared_expert() -> None:
 
 
 def test_a_label_of_several_families() -> None:
-    with pytest.raises(MoeLensError, match="label '連用' is one of several families; write a"):
+    with pytest.raises(MoeLensError, match="got '連用', which several families have; write a"):
         require_label("連用", ["a.連用", "b.連用"])
 
 

@@ -1,4 +1,4 @@
-"""Morphemes, honorifics and token labels, and the corpus that is bundled with the demo model."""
+"""Morphemes, honorifics, token labels, and the corpus that comes with the demo model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
 from moelens.japanese import CLASSES, Labels, disagreement, honorifics, parse_morphemes, register
-from moelens.japanese.families import COLUMNS, FAMILIES, FILES, character_labels
-from moelens.japanese.labels import on_tokens
-from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script
+from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, character_labels
+from moelens.japanese.labels import token_labels
+from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script_of
 from moelens.japanese.rules import Rule, read_rules, rulebook
 
 REGISTERS = ("customer service", "contracts and notices", "internal mail", "conversation", "narration")
@@ -68,7 +68,7 @@ WRITTEN = {
 
 @pytest.mark.parametrize("expected", SCRIPTS)
 def test_script(expected):
-    assert {surface: script(surface) for surface in WRITTEN[expected]} == dict.fromkeys(WRITTEN[expected], expected)
+    assert {surface: script_of(surface) for surface in WRITTEN[expected]} == dict.fromkeys(WRITTEN[expected], expected)
 
 
 def test_conjugation_forms() -> None:
@@ -81,13 +81,13 @@ def test_conjugation_forms() -> None:
 @pytest.mark.parametrize("text", ["存じ上げております。", "どうぞお取り寄せになってください。", ""])
 def test_where_analysers_disagree(text: str) -> None:
     pytest.importorskip("sudachipy")
-    stretches = disagreement(text)
-    assert all(a != b for _, a, b in stretches)
-    for stretch, a, b in stretches:
+    passages = disagreement(text)
+    assert all(a != b for _, a, b in passages)
+    for passage, a, b in passages:
         for reading in (a, b):
-            assert "".join(word.split()[0] for word in reading) == stretch
-    told = {s for s, _, _ in stretches}
-    agreed = [m for m in parse_morphemes(text) if not any(m.surface in s for s in told)]
+            assert "".join(word.split()[0] for word in reading) == passage
+    differing = {s for s, _, _ in passages}
+    agreed = [m for m in parse_morphemes(text) if not any(m.surface in s for s in differing)]
     sudachi = {(m.surface, m.pos[0]) for m in parse_morphemes(text, "sudachi")}
     assert {(m.surface, m.pos[0]) for m in agreed} <= sudachi
 
@@ -108,7 +108,7 @@ def test_morphemes_cover_any_text_but_white_space(text):
 
 
 def bracketed(example: str) -> tuple[str, list[tuple[int, int]]]:
-    """An example without its brackets, and the places that they held."""
+    """Return an example without its brackets, and the positions of the brackets."""
     pieces = re.split(r"[\[\]]", example)
     ends = np.cumsum([0, *map(len, pieces)]).tolist()
     return "".join(pieces), [(ends[i], ends[i + 1]) for i in range(1, len(pieces), 2)]
@@ -122,7 +122,7 @@ def test_rule_on_its_own_examples(rule: Rule):
         text, places = bracketed(example)
         spans = honorifics(text)
         assert places, example
-        if not rule.guards:
+        if not rule.is_guard:
             assert [(s.start, s.end) for s in spans if s.rule == rule.name] == places, example
         else:
             assert not [s for s in spans for a, b in places if s.start < b and a < s.end], example
@@ -171,12 +171,14 @@ TABLE = 'version = "1"\n[words]\n[[rule]]\nname = "x"\nclasses = [{classes}]\npa
         (
             '"尊敬"',
             'lemma = "参る"',
-            "rule 'x' has the class '尊敬'; allowed: 尊敬語, 謙譲語I, 謙譲語II, 丁寧語, 美化語; correct rules.toml",
+            "rule 'x': expected classes to be one of 尊敬語, 謙譲語I, 謙譲語II, 丁寧語, 美化語, got '尊敬';"
+            " correct rules.toml",
         ),
         (
             "",
             'lemme = "参る"',
-            "rule 'x' tests 'lemme'; allowed: surface, lemma, pos, ctype, cform, reading, goshu; correct rules.toml",
+            "rule 'x': expected a step to test surface, lemma, pos, ctype, cform, reading, goshu, got 'lemme';"
+            " correct rules.toml",
         ),
     ],
 )
@@ -190,7 +192,7 @@ def test_a_wrong_table_is_refused(classes, step, message):
 
 
 class FakeRecording:
-    """Tokens cut where the texts are marked with "|"; a special token opens each document."""
+    """A recording whose texts are divided into tokens at "|"; a special token begins each document."""
 
     def __init__(self, path: Path, *marked: str):
         self.path = path
@@ -206,7 +208,7 @@ class FakeRecording:
         return len(self.rows)
 
     def columns(self, names):
-        """Two shards, which may cut a document in two."""
+        """Yield two shards, which may divide a document."""
         for rows in (slice(0, 4), slice(4, self.n_tokens)):
             values = dict(zip(("doc", "char_start", "char_end"), np.array(self.rows, np.int32)[rows].T, strict=True))
             if self.rows[rows]:
@@ -273,7 +275,7 @@ def test_families_of_a_sentence(tmp_path):
 
 
 def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("moelens.japanese.labels._CHUNK", 10)
+    monkeypatch.setattr("moelens.japanese.labels._GROUP_CHARACTERS", 10)
     recording = FakeRecording(tmp_path, *["雨が|降ります|。", "お届け|いたします。"] * 4)
     alone = {f: Labels.create(recording, processes=1).matrix(f)[1] for f in FAMILIES}
     shared = Labels.create(recording, processes=2)
@@ -283,7 +285,7 @@ def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
             np.testing.assert_array_equal(shared.matrix(family, rows)[1], expected[rows])
     with pytest.raises(MoeLensError) as error:
         Labels.create(recording, processes=0)
-    assert str(error.value) == "processes=0; allowed: 1 or more, or None"
+    assert str(error.value) == "expected processes to be None or at least 1, got 0; give another number"
 
 
 def test_labels_on_disk(tmp_path):
@@ -298,7 +300,7 @@ def test_labels_on_disk(tmp_path):
     assert labels.metadata["rules"] == rulebook().version
     assert re.fullmatch(r"fugashi \d[\d.]*", labels.metadata["analyser"])
     assert re.fullmatch(r"unidic-lite \d[\d.]*", labels.metadata["dictionary"])
-    for file in FILES:
+    for file in LABEL_FILES:
         assert pq.read_metadata(tmp_path / "labels" / f"{file}.parquet").num_rows == 6
     assert labels.table("pos", ["lemma"])["lemma"].to_pylist() == ["", "届ける", "。", "", "雨", "。"]
     assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "o-itasu", "", "", "", ""]
@@ -322,7 +324,7 @@ def test_what_is_found_is_frozen_and_compares_by_what_it_holds(found):
         found[0].start = 3
 
 
-def test_documents_without_tokens_are_passed_over(tmp_path):
+def test_documents_without_tokens_are_skipped(tmp_path):
     recording = FakeRecording(tmp_path, "行き|ます", "雨", "犬|だ")
     straight = shown(Labels.create(recording), "pos")
     recording.rows = [row for row in recording.rows if row[0] != 1]
@@ -334,7 +336,9 @@ def test_errors_of_labels(tmp_path):
     with pytest.raises(RecordingError) as missing:
         Labels.open(recording)
     folder = tmp_path / "labels"
-    assert str(missing.value) == f"no morphology.parquet in {folder}; write it with moelens.label(recording)"
+    assert str(missing.value) == (
+        f"expected labels in '{folder}', got no morphology.parquet; create it with moelens.label(recording)"
+    )
     with pytest.raises(UnknownNameError) as policy:
         Labels.create(recording, "first")
     assert str(policy.value) == "unknown label policy 'first'; allowed: last, any, majority"
@@ -345,7 +349,10 @@ def test_errors_of_labels(tmp_path):
     recording.rows.pop()
     with pytest.raises(RecordingError) as stale:
         Labels.open(recording)
-    assert str(stale.value) == f"{folder} has 2 rows for 1 tokens; write it again with moelens.label(recording)"
+    assert str(stale.value) == (
+        f"expected one row of labels per token in '{folder}', got 2 rows and 1 tokens;"
+        " create them again with moelens.label(recording)"
+    )
 
 
 @given(TEXTS, st.data())
@@ -364,7 +371,7 @@ def test_policies_against_a_plain_reference(text, data):
         "majority": 2 * np.sum(rows, axis=0) > len(rows) if rows else nothing,
     }
     for policy, row in expected.items():
-        found = on_tokens(characters, np.array([start], np.int32), np.array([end], np.int32), policy, inside)
+        found = token_labels(characters, np.array([start], np.int32), np.array([end], np.int32), policy, inside)
         np.testing.assert_array_equal(found, [row])
 
 
@@ -406,13 +413,13 @@ def test_corpus_is_well_formed():
     assert sum(row["honorifics"] == [] for row in CORPUS) >= 60
 
 
-# 落とされましたよ, said to a stranger, is 尊敬語 by its situation; no rule can tell it from a passive.
+# 落とされましたよ, said to a stranger, is 尊敬語 by its situation; no rule can distinguish it from a passive.
 AMBIGUOUS = {"あのう、これ、落とされましたよ。"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_corpus_labels_agree_with_the_rules(name):
-    """Labels were given by hand; they agree with the rules in all sentences but those listed."""
+    """The labels were written by hand; they agree with the rules in all sentences except those listed."""
     differing = {
         row["text"]
         for row in CORPUS

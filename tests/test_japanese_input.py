@@ -1,4 +1,4 @@
-"""Texts of every kind, by both analysers: nothing crashes, and the offsets stay exact."""
+"""Unusual texts, with both analysers: nothing raises, and the offsets are exact."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_hundred_thousand_characters_without_a_full_stop(analyser: str) -> Non
 
 
 @pytest.mark.parametrize("analyser", ANALYSERS)
-def test_both_analysers_have_the_same_face(analyser: str) -> None:
+def test_both_analysers_have_the_same_interface(analyser: str) -> None:
     morphemes = parse_morphemes("先生がいらっしゃいました", analyser)
     assert [m.pos[0] for m in morphemes] == ["名詞", "助詞", "動詞", "助動詞", "助動詞"]
     assert {m.pos[0] for m in morphemes} <= set(POS)
@@ -97,7 +97,7 @@ def test_unknown_analyser() -> None:
     assert str(error.value) == "unknown analyser 'mecab'; allowed: fugashi, sudachi"
 
 
-def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_analyser_is_reported_with_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     from moelens.errors import MoeLensError
     from moelens.japanese import morphology
 
@@ -109,10 +109,12 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MoeLensError) as error:
         parse_morphemes("雨", "sudachi")
     morphology._sudachi.cache_clear()
-    assert str(error.value) == "analyser 'sudachi' is not installed; pip install sudachipy sudachidict-core"
+    assert str(error.value) == (
+        "analyser 'sudachi' is not installed; install it with pip install sudachipy sudachidict-core"
+    )
 
 
-def test_faces() -> None:
+def test_html() -> None:
     html = honorifics("お<客>様\nがいらっしゃる")._repr_html_()
     assert "&lt;" in html
     assert "<br>" in html

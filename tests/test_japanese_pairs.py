@@ -1,4 +1,4 @@
-"""Minimal pairs: what the table makes, checked by the tagger."""
+"""Minimal pairs: those made from the table, checked with the honorific rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TABLE = tomllib.loads(files("moelens.japanese").joinpath("pairs.toml").read_text
 CONTRAST = {kind["name"]: kind["classes"] for kind in TABLE["kind"]}
 
 
-def test_there_are_enough_and_each_is_once():
+def test_there_are_enough_pairs_and_each_is_unique():
     every = pairs()
     assert len(every) >= 600
     assert len({p.id for p in every}) == len({(p.context, p.good, p.bad) for p in every}) == len(every)
@@ -26,7 +26,7 @@ def test_there_are_enough_and_each_is_once():
 
 @pytest.mark.parametrize("kind", kinds())
 def test_good_and_bad_differ_by_the_class_of_their_kind(kind: str):
-    """In a kind without a class, and in the controls, the classes do not differ."""
+    """The classes do not differ in a kind without a class and in the controls."""
     contrast = CONTRAST[kind]
     for pair in pairs(kind):
         assert pair.good != pair.bad
@@ -58,7 +58,7 @@ def test_pairs_by_id(id, context, good, bad, classes):
     assert (pair.context, pair.good, pair.bad, pair.good_classes) == (context, good, bad, classes)
 
 
-def test_continuations_are_left_without_placeholders():
+def test_no_placeholders_remain():
     assert not [p.id for p in pairs() if set("{}") & set(p.context + p.good + p.bad)]
 
 

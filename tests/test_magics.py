@@ -216,7 +216,7 @@ def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: p
         shell.run_line_magic("moe", "record model texts --out cut")
     handle.remove()
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
-    with pytest.raises(moelens.MoeLensError, match="is a recording that is not finished: repeat the command"):
+    with pytest.raises(moelens.MoeLensError, match="is an unfinished recording; repeat the command"):
         moelens.Recording.open("cut")
     made = shell.run_line_magic("moe", "record model texts --out cut")
     whole = moelens.record(model, TEXTS, "whole", progress=False)

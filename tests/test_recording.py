@@ -1,4 +1,4 @@
-"""Recording a model whose routes are known: every row, in every order of running; and what goes wrong, by its text."""
+"""Recording a model whose routes are known: every row for every division into batches, and the text of every error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def made(tmp_path: Path) -> Recording:
     return record(Model(), TEXTS, tmp_path / "run", progress=False)
 
 
-# What is recorded
+# Rows
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 20, 4096])
@@ -81,7 +81,7 @@ def test_columns(made: Recording) -> None:
 
 
 def test_more_than_256_experts_are_uint16(tmp_path: Path) -> None:
-    model = Model(Shape(n_experts=300))
+    model = Model(shape=Shape(n_experts=300))
     recording = record(model, TEXTS, tmp_path / "run", progress=False)
     assert recording.indices().dtype == np.uint16
     assert_recorded(recording, model, TEXTS)
@@ -112,13 +112,20 @@ def test_manifest_card_and_repr(made: Recording) -> None:
     assert manifest["n_tokens"] == sum(s["rows"] for s in manifest["shards"]) == len(expected(Model(), TEXTS)["doc"])
     assert manifest["model"] == {"name": "known", "revision": None, "dtype": "bfloat16"}
     assert manifest["engine"]["experts"] == "grouped_mm"
-    assert manifest["shape"] == {"moe_layers": [1, 2, 12], "n_experts": 32, "top_k": 2, "n_layers": 13}
+    assert manifest["shape"] == {
+        "moe_layers": [1, 2, 12],
+        "n_experts": 32,
+        "top_k": 2,
+        "n_layers": 13,
+        "d_model": 8,
+        "d_expert": 4,
+    }
     assert manifest["capture"]["stored_as"] == "float16"
     assert manifest["tokenizer"]["documents_by_spans"] == {"bytes": 5}
     assert len(manifest["tokenizer"]["sha256"]) == 64
     assert manifest["created"].endswith("+00:00")
     assert {"python", "torch", "transformers", "pyarrow"} <= manifest["libraries"].keys()
-    assert "83 tokens of 5 documents (corpus: texts), in layers\n1, 2, 12, 2 of 32" in (
+    assert "83 tokens of 5 documents (corpus: texts), in layers\n1, 2, 12, with 2 of 32" in (
         made.path / "README.md"
     ).read_text("utf-8")
     assert repr(made) == (
@@ -167,14 +174,15 @@ def test_datasets_reads_the_tokens(made: Recording, tmp_path: Path, how: str) ->
     np.testing.assert_array_equal(rows["weights_L12"], made.column("weights_L12"))
 
 
-# Where it goes
+# Folders
 
 
-def test_a_recording_is_not_overwritten_unasked(made: Recording) -> None:
+def test_a_recording_is_not_overwritten_by_default(made: Recording) -> None:
     with pytest.raises(RecordingError) as error:
         record(Model(), ["はい"], made.path)
     assert str(error.value) == (
-        f"'{made.path}' holds a recording already; choose another folder, or replace it with force=True (--force)"
+        f"'{made.path}' already holds a recording; choose another folder, or replace the recording with force=True"
+        " (--force)"
     )
     assert Recording.open(made.path).n_documents == 5
     assert record(Model(), ["はい"], made.path, force=True, progress=False).n_documents == 1
@@ -187,7 +195,8 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(RecordingError) as error:
             record(Model(), ["はい"], out, force=force)
         assert str(error.value) == (
-            f"'{out}' is in the way and is not a recording; choose another folder, or remove it yourself"
+            f"expected a new or empty folder, got '{out}', which exists and is not a recording;"
+            " choose another folder, or remove it yourself"
         )
     (tmp_path / "empty").mkdir()
     assert record(Model(), ["はい"], tmp_path / "empty", progress=False).n_documents == 1
@@ -195,7 +204,7 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
-def test_a_run_that_broke_off_goes_on(tmp_path: Path, stop: type[BaseException], monkeypatch: Any) -> None:
+def test_an_interrupted_run_continues(tmp_path: Path, stop: type[BaseException], monkeypatch: Any) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 30)
     out, texts, model = tmp_path / "run", TEXTS * 5, Model()
 
@@ -210,11 +219,13 @@ def test_a_run_that_broke_off_goes_on(tmp_path: Path, stop: type[BaseException],
     kept = {p: p.stat().st_mtime_ns for p in (out / "tokens").iterdir()}
     assert kept
     assert not [p for p in kept if p.suffix == ".partial"]
-    with pytest.raises(RecordingError, match="is not finished: repeat the command that began it, and it goes on"):
+    with pytest.raises(
+        RecordingError, match="is an unfinished recording; repeat the command that began it to continue"
+    ):
         Recording.open(out)
     with pytest.raises(RecordingError) as error:
         record(Model(), texts, out, batch_tokens=31, progress=False)
-    assert str(error.value).startswith(f"'{out}' holds a recording begun with other settings (capture")
+    assert str(error.value).startswith(f"'{out}' holds an unfinished recording with other settings (capture")
     whole = Model()
     assert_recorded(record(whole, texts, out, batch_tokens=30, progress=False), whole, texts)
     assert len(whole.runs) < 25
@@ -230,11 +241,11 @@ def test_a_crash_before_anything_is_kept_leaves_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# What the model may not say
+# Invalid values
 
 
 def first_layer(point: str, value: float | None) -> Any:
-    """An edit of one number in layer 2, where the second token of the last row stands, or of all of it."""
+    """Return an edit of one number in layer 2, for the second token of the last row, or of the whole tensor."""
 
     def edit(name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         if name == f"blocks.2.mlp.{point}":
@@ -249,23 +260,24 @@ def first_layer(point: str, value: float | None) -> Any:
 @pytest.mark.parametrize(
     "point, value, message",
     [
-        ("hook_expert_indices", 32, "layer 2, document 1: expert 32 is not one of 0 to 31; load the model again"),
-        ("hook_expert_indices", -1, "layer 2, document 1: expert -1 is not one of 0 to 31; load the model again"),
+        ("hook_expert_indices", 32, "layer 2, document 1: expected experts from 0 to 31, got 32; load the model again"),
+        ("hook_expert_indices", -1, "layer 2, document 1: expected experts from 0 to 31, got -1; load the model again"),
         (
             "hook_topk_weights",
             float("nan"),
-            "layer 2, document 1: routing weight nan; load the model with dtype=torch.float32",
+            "layer 2, document 1: expected finite routing weights, got nan; load the model with dtype=torch.float32",
         ),
         (
             "hook_topk_weights",
             70000.0,
-            "layer 2, document 1: routing weight 70000.0 is beyond float16 (65504); record with dtype='bfloat16'"
-            " (--dtype bfloat16)",
+            "layer 2, document 1: expected routing weights within the range of float16 (65504), got 70000.0;"
+            " record with store_dtype='bfloat16' (--store-dtype bfloat16)",
         ),
         (
             "hook_topk_weights",
             None,
-            "model 'known' ran without reporting 'blocks.2.mlp.hook_topk_weights'; it cannot be recorded",
+            "expected a value at hook point 'blocks.2.mlp.hook_topk_weights' of model 'known', got none;"
+            " it cannot be recorded",
         ),
     ],
 )
@@ -279,7 +291,7 @@ def test_wrong_routes_are_refused(tmp_path: Path, point: str, value: float | Non
 # Opening
 
 
-def test_opening_what_is_no_recording(tmp_path: Path, made: Recording) -> None:
+def test_opening_something_else_than_a_recording(tmp_path: Path, made: Recording) -> None:
     with pytest.raises(RecordingError) as error:
         Recording.open(tmp_path / "none")
     assert str(error.value) == (
@@ -291,7 +303,7 @@ def test_opening_what_is_no_recording(tmp_path: Path, made: Recording) -> None:
     with pytest.raises(RecordingError) as error:
         Recording.open(made.path)
     assert str(error.value) == (
-        f"'{made.path}' is in format 2, of moelens 9.0, and this moelens reads up to format 1;"
+        f"expected a recording of format 1 or older, got '{made.path}' of format 2, made with moelens 9.0;"
         " upgrade with pip install -U moelens"
     )
     manifest.write_text("{")
@@ -316,8 +328,8 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize(
     "name, harm, what",
     [
-        (SHARD, damage, "is damaged: its sha256 is not the recorded one"),
-        ("documents.parquet", damage, "is damaged: its sha256 is not the recorded one"),
+        (SHARD, damage, "is damaged: its SHA-256 differs from that in the manifest"),
+        ("documents.parquet", damage, "is damaged: its SHA-256 differs from that in the manifest"),
         (SHARD, Path.unlink, "is missing"),
     ],
 )
@@ -333,7 +345,7 @@ def test_verify_names_the_damaged_file(made: Recording, name: str, harm: Any, wh
 
 def test_verify_counts_rows(made: Recording) -> None:
     made.manifest["shards"][0]["rows"] -= 1
-    with pytest.raises(RecordingError, match=f"'{SHARD}' of recording .* has 83 rows, not 82"):
+    with pytest.raises(RecordingError, match=f"'{SHARD}' of recording .* has 83 rows instead of 82"):
         made.verify()
 
 
@@ -386,26 +398,58 @@ def test_other_corpora(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name, data, kind, message",
     [
-        ("c.jsonl", b'{"text": "a"}\n{"text"\n', MoeLensError,
-         "c.jsonl line 2 is not JSON (Expecting ':' delimiter, column 8); write one JSON object a line"),
-        ("c.jsonl", b'["a"]\n', MoeLensError,
-         "c.jsonl line 1 is of type list; a document is a text, or a dict with a text"),
-        ("c.jsonl", b'{"body": "a", "id": 1}\n', UnknownNameError,
-         "unknown text column 'text'; allowed: body, id (c.jsonl line 1; choose with text_column=)"),
-        ("c.jsonl", b'{"text": null}\n', MoeLensError,
-         "c.jsonl line 1: 'text' is of type NoneType; a document's text is a string"),
-        ("c.jsonl", b'{"text": "a", "doc": 1}\n', MoeLensError,
-         "c.jsonl line 1: metadata 'doc' would hide a recording's own column; rename it"),
-        ("c.jsonl", b'{"text": "a\\ud83d"}\n', MoeLensError,
-         "c.jsonl line 1 holds half a surrogate pair at character 1; write the whole one"),
-        ("c.txt", "a\n先生\n".encode("cp932"), MoeLensError,
-         "c.txt line 2 is not UTF-8; convert it, as with iconv -f CP932 -t UTF-8"),
-        ("c.txt", b"\n", MoeLensError, "corpus '{path}' is empty; give at least one document with text"),
-        ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz breaks off after line "),
-        ("c.csv", b"text\na\n", MoeLensError,
-         "cannot read 'c.csv' as a corpus; allowed: .txt, .jsonl, .jsonl.gz, .parquet, or a list of dicts with a text"),
+        (
+            "c.jsonl",
+            b'{"text": "a"}\n{"text"\n',
+            MoeLensError,
+            "c.jsonl line 2 is not JSON (Expecting ':' delimiter, column 8); write one JSON object per line",
+        ),
+        (
+            "c.jsonl",
+            b'["a"]\n',
+            MoeLensError,
+            "c.jsonl line 1: expected a string or a dict with a text, got list; convert it",
+        ),
+        (
+            "c.jsonl",
+            b'{"body": "a", "id": 1}\n',
+            UnknownNameError,
+            "unknown text column 'text'; allowed: body, id (c.jsonl line 1; choose with text_column=)",
+        ),
+        (
+            "c.jsonl",
+            b'{"text": null}\n',
+            MoeLensError,
+            "c.jsonl line 1: expected 'text' to be a string, got NoneType; convert it",
+        ),
+        (
+            "c.jsonl",
+            b'{"text": "a", "doc": 1}\n',
+            MoeLensError,
+            "c.jsonl line 1: metadata 'doc' has the name of a column of recordings; rename it",
+        ),
+        (
+            "c.jsonl",
+            b'{"text": "a\\ud83d"}\n',
+            MoeLensError,
+            "c.jsonl line 1: expected valid Unicode, got half a surrogate pair at character 1; write the whole pair",
+        ),
+        (
+            "c.txt",
+            "a\n先生\n".encode("cp932"),
+            MoeLensError,
+            "c.txt line 2 is not UTF-8; convert the file, as with iconv -f CP932 -t UTF-8",
+        ),
+        ("c.txt", b"\n", MoeLensError, "expected documents in corpus '{path}', got none; give at least one document"),
+        ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
+        (
+            "c.csv",
+            b"text\na\n",
+            MoeLensError,
+            "expected a file of type .txt, .jsonl, .jsonl.gz, .parquet, got 'c.csv'; convert it, or give a list",
+        ),
     ],
-)  # fmt: skip
+)
 def test_corpora_that_cannot_be_read(
     tmp_path: Path, name: str, data: bytes, kind: type[Exception], message: str
 ) -> None:
@@ -426,23 +470,28 @@ def test_corpora_that_cannot_be_read(
             Model(),
             "先生",
             {},
-            "no such file: '先生'; a corpus is 'demo', a .txt, .jsonl, .jsonl.gz or .parquet file,"
-            " a data set's owner/name on the hub, or a list of texts",
+            "no such file: '先生'; give 'demo', a .txt, .jsonl, .jsonl.gz or .parquet file,"
+            " the owner/name of a data set on the hub, or a list of texts",
         ),
-        (Model(), [], {}, "corpus 'texts' is empty; give at least one document with text"),
-        (Model(), [3], {}, "document 0 is of type int; a document is a text, or a dict with a text"),
+        (Model(), [], {}, "expected documents in corpus 'texts', got none; give at least one document with text"),
+        (Model(), [3], {}, "document 0: expected a string or a dict with a text, got int; convert it"),
         (
             Model(),
             [{"text": "a", "id": 1}, {"text": "b", "id": "x"}],
             {},
-            "metadata column 'id' of corpus 'texts' cannot",
+            "expected values of one type in metadata column 'id' of corpus 'texts', got others",
         ),
-        (Model(), ["a"], {"batch_tokens": 0}, "batch_tokens is 0; give 1 or more, such as 4096"),
+        (
+            Model(),
+            ["a"],
+            {"batch_tokens": 0},
+            "expected batch_tokens to be at least 1, got 0; give a number such as 4096",
+        ),
         (
             Model(tokenizer=None),
             ["a"],
             {},
-            "model 'known' has no tokenizer; give one to moelens.hook(model, tokenizer)",
+            "expected a model with a tokenizer, got 'known' without one; give one to moelens.hook(model, tokenizer)",
         ),
     ],
 )
@@ -458,7 +507,7 @@ def test_what_cannot_be_recorded(
 def test_the_progress_bar_can_be_turned_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(Model(), TEXTS, tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""
-    record(Model(), TEXTS, tmp_path / "unwatched")
-    assert capsys.readouterr().err == "", "nobody watches a test"
+    record(Model(), TEXTS, tmp_path / "default")
+    assert capsys.readouterr().err == "", "tests do not run in a terminal"
     record(Model(), TEXTS, tmp_path / "shown", progress=True)
     assert "recording" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is captured equals what the hooks say, token by token, however the documents were batched, and with offload."""
+"""Captures equal the values at the hook points, token by token, for every division into batches and with offload."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def everything(demo: HookedMoE, tmp_path_factory: pytest.TempPathFactory) -> Rec
 
 
 def caches(model: HookedMoE) -> list[dict[str, np.ndarray]]:
-    """Every hook point of each document, run alone, `[token, …]`."""
+    """Return the values at every hook point for each document, run alone, `[token, …]`."""
     found = []
     with torch.no_grad():
         for text in DOCUMENTS:
@@ -62,8 +62,9 @@ def test_every_capture_equals_the_hooks(demo: HookedMoE, everything: Recording) 
         np.testing.assert_allclose(everything.weights()[:, i], flat(runs, f"{mlp}.hook_topk_weights"), **HALF)
         selection = np.sort(flat(runs, f"{mlp}.hook_router_selection"), -1)
         k = indices.shape[1]
-        np.testing.assert_allclose(everything.column(f"margin_L{layer:02d}"), selection[:, -k] - selection[:, -k - 1],
-                                   **HALF)  # fmt: skip
+        np.testing.assert_allclose(
+            everything.column(f"margin_L{layer:02d}"), selection[:, -k] - selection[:, -k - 1], **HALF
+        )
         outputs = flat(runs, f"{mlp}.experts.hook_out")
         norms = np.linalg.norm(outputs, axis=-1)
         np.testing.assert_allclose(everything.column(f"expert_norms_L{layer:02d}"), norms, **HALF)
@@ -88,11 +89,18 @@ def test_every_capture_equals_the_hooks(demo: HookedMoE, everything: Recording) 
 
 
 def test_the_largest_only_and_some_experts(demo: HookedMoE, everything: Recording, tmp_path: Path) -> None:
-    some = record(demo, DOCUMENTS, tmp_path / "run", capture=["logits:5", "neurons:3", "residuals:pre"], layers=[3],
-                  experts=[0, 5, 9, 17], progress=False)  # fmt: skip
+    some = record(
+        demo,
+        DOCUMENTS,
+        tmp_path / "run",
+        capture=["logits:5", "neurons:3", "residuals:pre"],
+        layers=[3],
+        experts=[0, 5, 9, 17],
+        progress=False,
+    )
     with pytest.raises(
         moelens.MoeLensError,
-        match=r"holds logits:5, neurons:3, residuals:pre and no routes; record",
+        match=r"expected a recording with routes, got .* with logits:5, neurons:3, residuals:pre; record with capture",
     ):
         some.indices()
     with pytest.raises(UnknownNameError, match="unknown vectors 'neuron'; did you mean 'neurons'"):
@@ -100,16 +108,18 @@ def test_the_largest_only_and_some_experts(demo: HookedMoE, everything: Recordin
     logits = as_array(everything.vectors("logits", 3)["values"]).astype(np.float32)
     table = some.vectors("logits", 3)
     np.testing.assert_array_equal(np.sort(as_array(table["values"]), -1), np.sort(logits, -1)[:, -5:])
-    np.testing.assert_array_equal(np.take_along_axis(logits, as_array(table["experts"]).astype(int), 1),
-                                  as_array(table["values"]))  # fmt: skip
+    np.testing.assert_array_equal(
+        np.take_along_axis(logits, as_array(table["experts"]).astype(int), 1), as_array(table["values"])
+    )
     whole, part = everything.vectors("neurons", 3, experts=[0, 5, 9, 17]), some.vectors("neurons", 3)
     assert 0 < len(part) == len(whole)
     for name in ("doc", "pos", "slot", "expert"):
         assert part[name].to_pylist() == whole[name].to_pylist()
     neurons = as_array(whole["values"]).astype(np.float32)
     np.testing.assert_array_equal(np.sort(abs(as_array(part["values"])), -1), np.sort(abs(neurons), -1)[:, -3:])
-    np.testing.assert_array_equal(np.take_along_axis(neurons, as_array(part["neurons"]).astype(int), 1),
-                                  as_array(part["values"]))  # fmt: skip
+    np.testing.assert_array_equal(
+        np.take_along_axis(neurons, as_array(part["neurons"]).astype(int), 1), as_array(part["values"])
+    )
 
 
 def test_routes_do_not_depend_on_batches(demo: HookedMoE, tmp_path: Path) -> None:
@@ -159,8 +169,10 @@ def test_generated_tokens_are_recorded_with_their_phase(demo: HookedMoE, tmp_pat
         assert generated[doc] == demo.tokenizer.decode(want[read:], skip_special_tokens=True)
         _, cache = demo.run_with_cache(torch.from_numpy(want)[None])
         for i, layer in enumerate(recording.layers):
-            assert (np.sort(cache[f"blocks.{layer}.mlp.hook_expert_indices"][0].numpy(), -1)
-                    == np.sort(indices[rows, i], -1)).mean() > 0.99  # fmt: skip
+            assert (
+                np.sort(cache[f"blocks.{layer}.mlp.hook_expert_indices"][0].numpy(), -1)
+                == np.sort(indices[rows, i], -1)
+            ).mean() > 0.99
     table = recording.vectors("neurons", 2)
     assert len(table) == recording.n_tokens * recording.top_k
 
@@ -187,12 +199,13 @@ def test_element_types(tmp_path: Path, dtype: str, stored: str) -> None:
 
 def test_what_does_not_fit_is_an_error_and_fits_in_bfloat16(tmp_path: Path) -> None:
     with pytest.raises(
-        CheckError, match=r"routing weight 131072\.0 is beyond float16 \(65504\); record with store_dtype='bf"
+        CheckError,
+        match=r"routing weights within the range of float16 \(65504\), got 131072\.0; record with store_dtype='bf",
     ):
         record(scaled(131072.0), ["先生"], tmp_path / "run", progress=False)
     kept = record(scaled(131072.0), ["先生"], tmp_path / "run", store_dtype="bfloat16", progress=False)
     assert kept.weights().max() == 131072.0
-    with pytest.raises(CheckError, match="routing weight inf; load the model with dtype"):
+    with pytest.raises(CheckError, match="expected finite routing weights, got inf; load the model with dtype"):
         record(scaled(float("inf")), ["先生"], tmp_path / "inf", store_dtype="float32", progress=False)
 
 
@@ -219,8 +232,12 @@ def test_windows_record_each_token_once(tmp_path: Path, overlap: int) -> None:
 
 
 def test_an_overlap_must_leave_something_to_record() -> None:
-    with pytest.raises(MoeLensError, match="overlap is 5, in windows of 5 tokens; give 0 to 4"):
+    with pytest.raises(
+        MoeLensError, match="expected overlap to be from 0 to 4 in windows of 5 tokens, got 5; give another number"
+    ):
         windows([9], 5, 5)
+    with pytest.raises(MoeLensError, match="expected overlap to be at least 0, got -1"):
+        windows([9], None, -1)
 
 
 # Corpora
@@ -242,7 +259,7 @@ def test_every_form_of_corpus_gives_the_same(tmp_path: Path, form: str) -> None:
     recording = record(Model(), Corpus.of(source, license="CC0"), tmp_path / "run", progress=False)
     assert_recorded(recording, Model(), TEXTS)
     assert recording.documents()["id"].to_pylist() == [0, 1, 2, 3, 4]
-    assert "The texts are under CC0." in (recording.path / "README.md").read_text("utf-8")
+    assert "The licence of the texts is CC0." in (recording.path / "README.md").read_text("utf-8")
 
 
 def test_hub_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,29 +283,30 @@ def test_a_torn_parquet_file_names_its_row(tmp_path: Path) -> None:
     path = tmp_path / "c.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), path)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(MoeLensError, match=r"c\.parquet breaks off after row 0 .*; fetch it again"):
+    with pytest.raises(MoeLensError, match=r"c\.parquet cannot be read after row 0 .*; download it again"):
         list(Corpus.of(path))
 
 
-# What may not be asked for
+# Invalid arguments
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"capture": "route"}, "unknown capture 'route'; did you mean 'routes'?"),
-        ({"capture": "routes:3"}, "capture 'routes:3' is not understood; allowed: routes, logits:N, neurons:N"),
-        ({"capture": ["routes", "routes"]}, "captures are ['routes', 'routes']; name at least one, each once"),
+        ({"capture": "routes:3"}, "expected a capture such as routes, logits:N or neurons:N with N at least 1, got"),
+        ({"capture": ["routes", "routes"]}, "expected at least one capture, each once, got ['routes', 'routes']; name"),
         ({"capture": "residuals:up"}, "unknown place of residuals 'up'; allowed: pre, mid, post"),
-        ({"layers": [0]}, "layer 0 is dense; the layers with experts are [1, 2, 12]"),
+        ({"layers": [0]}, "expected layers with experts, got dense layer 0; choose from [1, 2, 12]"),
         ({"layers": [99]}, "unknown layer '99'"),
         ({"capture": "neurons", "experts": [40]}, "unknown expert '40'"),
-        ({"experts": [1]}, "experts=[1] chooses of neurons, expert_outputs; capture one of them"),
+        ({"experts": [1]}, "expected a capture that experts=[1] applies to, got routes; capture neurons or"),
         ({"store_dtype": "int8"}, "unknown store_dtype 'int8'"),
-        ({"generate": 4, "context": 4}, "generate is 4, in a context of 4 tokens; give 0 to 3"),
+        ({"generate": -1}, "expected generate to be at least 0, got -1; give another number"),
+        ({"generate": 4, "context": 4}, "expected generate to be from 0 to 3 in a context of 4 tokens, got 4"),
     ],
-)  # fmt: skip
-def test_what_cannot_be_asked_for(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+)
+def test_invalid_arguments(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(MoeLensError) as error:
         record(Model(), TEXTS, tmp_path / "run", **options)
     assert str(error.value).startswith(message)
@@ -297,12 +315,15 @@ def test_what_cannot_be_asked_for(tmp_path: Path, options: dict[str, Any], messa
 
 def test_a_point_that_a_model_lacks_is_named(demo: HookedMoE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(demo.hook_dict, "blocks.2.mlp.shared.hook_out")
-    with pytest.raises(MoeLensError, match=r"capture shared needs 'blocks\.2\.mlp\.shared\.hook_out', which is not"):
+    with pytest.raises(
+        MoeLensError,
+        match=r"capture shared needs hook point 'blocks\.2\.mlp\.shared\.hook_out', which this model does not offer",
+    ):
         record(demo, DOCUMENTS, tmp_path / "run", capture="shared")
 
 
 def test_no_routes_of_dense_layers(demo: HookedMoE, tmp_path: Path) -> None:
-    message = r"neurons is taken of layers with experts, and layers=\[0\] has none"
+    message = r"expected layers with experts for capture neurons, got \[0\]; choose from \[1"
     with pytest.raises(MoeLensError, match=message):
         record(demo, DOCUMENTS, tmp_path / "run", capture=["residuals", "neurons"], layers=[0])
 

@@ -1,4 +1,4 @@
-"""What others write and read: every export opened without moelens, every import against its source, and plans."""
+"""Exports opened without moelens, imports compared with their sources, and plans."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_csv(recording: Recording, tmp_path: Path) -> None:
 
 
 def read_routes(out: Path, form: str, layers: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Experts and weights `[token, layer, slot]` of an export's only split, read without moelens."""
+    """Return the experts and weights `[token, layer, slot]` of an export with a single split, without moelens."""
     if form in ("npz", "safetensors"):
         path = out / f"train.{form}"
         arrays = np.load(path) if form == "npz" else pytest.importorskip("safetensors.numpy").load_file(path)
@@ -95,14 +95,21 @@ def read_routes(out: Path, form: str, layers: list[int], k: int) -> tuple[np.nda
     else:
         with (out / "train.csv").open(encoding="utf-8", newline="") as file:
             table = list(csv.DictReader(file))
-        found = [np.array([[[float(row[f"{kind}_L{i:02d}_{slot}"]) for slot in range(k)] for i in layers]
-                           for row in table]) for kind in ("experts", "weights")]  # fmt: skip
+        found = [
+            np.array([[[float(row[f"{kind}_L{i:02d}_{slot}"]) for slot in range(k)] for i in layers] for row in table])
+            for kind in ("experts", "weights")
+        ]
     return found[0], found[1]
 
 
-@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any),
-       st.lists(st.integers(0, 120), min_size=1, max_size=3, unique=True).map(sorted), st.integers(1, 4),
-       st.sampled_from([5, 256, 300]), st.sampled_from(["datasets", "safetensors", "npz", "csv"]))  # fmt: skip
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(0, 6), min_size=1, max_size=4).filter(any),
+    st.lists(st.integers(0, 120), min_size=1, max_size=3, unique=True).map(sorted),
+    st.integers(1, 4),
+    st.sampled_from([5, 256, 300]),
+    st.sampled_from(["datasets", "safetensors", "npz", "csv"]),
+)
 @settings(max_examples=30, deadline=None)
 def test_routes_come_back_from_every_format(
     seed: int, lengths: list[int], layers: list[int], k: int, experts: int, form: str
@@ -131,12 +138,19 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     out = tmp_path_factory.mktemp("runs") / "vectors"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "SHARD_CHARACTERS", 12)  # several shards
-        return record(moelens.load("demo"), ["社長がいらっしゃいました。", "雨", "明日、資料をお送りいたします。"], out,
-                      capture=["routes", *VECTORS], layers=[1, 4], generate=2, progress=False)  # fmt: skip
+        return record(
+            moelens.load("demo"),
+            ["社長がいらっしゃいました。", "雨", "明日、資料をお送りいたします。"],
+            out,
+            capture=["routes", *VECTORS],
+            layers=[1, 4],
+            generate=2,
+            progress=False,
+        )
 
 
 def opened(out: Path, form: str) -> list[dict[str, Any]]:
-    """The rows of an export's only split, a dict of columns for each file, as tools without moelens read them."""
+    """Return the rows of an export with a single split, as a dict of columns per file, without moelens."""
     if form == "datasets":
         rows = pytest.importorskip("datasets").load_from_disk(str(out))["train"]
         return [{name: np.array(rows[name][:]) for name in rows.column_names}]
@@ -166,8 +180,9 @@ def test_vectors(vectors: Recording, tmp_path: Path, table: str, form: str) -> N
     np.testing.assert_array_equal(np.concatenate(found), decode)
 
 
-def test_vectors_with_labels_a_card_and_splits(vectors: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_vectors_with_labels_a_card_and_splits(
+    vectors: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names, has = moelens.label(vectors).matrix("honorifics")
     monkeypatch.chdir(tmp_path)
     command = ["export", str(vectors.path), "--to", "npz", "--table", "neurons", "--family", "honorifics"]
@@ -175,7 +190,7 @@ def test_vectors_with_labels_a_card_and_splits(vectors: Recording, tmp_path: Pat
     assert capsys.readouterr().out == "vectors-neurons-npz\n"
     card = (tmp_path / "vectors-neurons-npz" / "README.md").read_text("utf-8")
     assert "This npz export holds neurons: activations inside each chosen expert" in card
-    assert "`recording.json` says how" in card
+    assert "`recording.json` holds all settings" in card
     assert ".parquet" not in card
     of = split_of(vectors.documents()["text"].to_pylist(), parse_split("a:0.5,b:0.5"))
     tokens = {(d, p): row for row, (d, p) in enumerate(zip(vectors.column("doc"), vectors.column("pos"), strict=True))}
@@ -199,7 +214,7 @@ def test_exports_carry_their_card(recording: Recording, tmp_path: Path) -> None:
     assert json.loads((out / "recording.json").read_text("utf-8")) == recording.manifest
 
 
-def test_labels_go_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_are_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     made = record(Model(), TEXTS, out, progress=False)
     labels = moelens.label(made)
@@ -224,10 +239,18 @@ def test_splits_are_by_document_and_stable() -> None:
         ({"to": "cvs"}, UnknownNameError, "unknown format 'cvs'; did you mean 'csv'?"),
         ({"to": "csv", "table": "neurons"}, UnknownNameError, "unknown table 'neurons'; allowed: tokens"),
         ({"to": "csv", "layers": [4]}, UnknownNameError, "unknown layer '4'; allowed: 1, 2, 12"),
-        ({"to": "csv", "split": "train"}, MoeLensError, "split 'train' is not understood; write it as train:"),
-        ({"to": "csv", "split": "a:1,b:1"}, MoeLensError, "the shares of split 'a:1,b:1' sum to 2; they have"),
+        (
+            {"to": "csv", "split": "train"},
+            MoeLensError,
+            "expected a split such as train:0.8,test:0.2, got 'train'; write names and shares",
+        ),
+        (
+            {"to": "csv", "split": "a:1,b:1"},
+            MoeLensError,
+            "expected positive shares that sum to 1, got split 'a:1,b:1' with a sum of 2; correct",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_exported(
     recording: Recording, tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
@@ -239,13 +262,19 @@ def test_what_cannot_be_exported(
 
 def test_an_export_replaces_only_an_export(recording: Recording, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("言葉")
-    with pytest.raises(RecordingError, match="is in the way; choose another folder, or replace an export"):
+    with pytest.raises(
+        RecordingError,
+        match=r"expected a new or empty folder, got .*, which exists; choose another folder, or replace an export",
+    ):
         export(recording, "csv", tmp_path, force=True)
     out = export(recording, "csv", tmp_path / "out")
-    with pytest.raises(RecordingError, match="is in the way"):
+    with pytest.raises(RecordingError, match="which exists; choose another folder"):
         export(recording, "npz", out)
     assert sorted(p.name for p in export(recording, "npz", out, force=True).iterdir()) == [
-        "README.md", "recording.json", "train.npz"]  # fmt: skip
+        "README.md",
+        "recording.json",
+        "train.npz",
+    ]
 
 
 # Imports
@@ -266,12 +295,14 @@ def test_real_routing_from_arrays(tmp_path: Path) -> None:
     assert size / (source["expert_ids"].size * 3) <= 0.70
 
 
-def test_experts_without_weights_are_no_zeros(tmp_path: Path) -> None:
+def test_missing_weights_are_not_zeros(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", expert_ids=ROUTES)
     made = import_routes(tmp_path / "r.npz", tmp_path / "run")
     np.testing.assert_array_equal(made.indices(), ROUTES)
     assert not [n for n in made.tokens().schema.names if n.startswith("weights")]
-    with pytest.raises(RecordingError, match="holds experts without weights; its engine returned none"):
+    with pytest.raises(
+        RecordingError, match=r"expected routes with weights, got .* without them, because its engine returned none"
+    ):
         made.weights()
     made.verify()
 
@@ -293,7 +324,7 @@ def vllm(ids: list[int]) -> dict[str, Any]:
 
 
 def vllm_server(ids: list[int]) -> dict[str, Any]:
-    """As vLLM's server answers: the prompt's experts once, and those of what each choice wrote."""
+    """Return a response as of the server of vLLM: the experts of the prompt once, and those of each choice."""
     rows = ROUTES[: len(ids) - 1].tolist()
     return {
         "prompt": "はい",
@@ -337,31 +368,102 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
     made = import_routes(tmp_path / "r.npz", tmp_path / "run")
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(json.dumps(made.manifest | {"documents": None}), "utf-8")
-    with pytest.raises(RecordingError, match="has no documents; import its routes again with the texts"):
+    with pytest.raises(
+        RecordingError, match=r"expected a recording with documents, got .* without them; import its routes again"
+    ):
         Recording.open(tmp_path / "run").documents()
 
 
 @pytest.mark.parametrize(
     "name, data, options, message",
     [
-        ("r.npz", {"a": np.zeros(3)}, {}, "r.npz holds a; it needs integers 'expert_ids' [token, layer, slot]"),
-        ("r.npz", {"expert_ids": ROUTES, "sequence_lengths": np.array([3])}, {},
-         "r.npz: sequence_lengths sum to 3, and there are 7 tokens"),
-        ("r.npz", {"expert_ids": ROUTES, "gate_weights": np.zeros((7, 3))}, {},
-         "r.npz: weights are [7, 3] for experts [7, 3, 2]"),
-        ("r.npz", {"expert_ids": np.array([[[{}]]], dtype=object)}, {}, "r.npz is not an .npz of plain arrays"),
-        ("r.npz", {"expert_ids": ROUTES}, {"n_experts": 4}, "r.npz has 3 layers and ids up to 15; 3 layers and 4"),
-        ("r.jsonl", {"text": "a"}, {"kind": "sglang"}, "r.jsonl line 1 lacks meta_info.routed_experts; start SGLang"),
-        ("r.jsonl", sglang([1] * 8), {"kind": "sglang"}, "r.jsonl line 1: SGLang's bytes do not say their shape;"),
-        ("r.jsonl", sglang([1] * 8), {"kind": "sglang", "shape": (4, 4)}, "r.jsonl line 1: routed_experts is not"),
-        ("r.jsonl", {"outputs": [{}]}, {"kind": "vllm"}, "r.jsonl line 1 lacks routed_experts; start vLLM with"),
-        ("r.jsonl", {"outputs": [{"routed_experts": ROUTES.tolist()}, {"routed_experts": ROUTES[:, 1:].tolist()}]},
-         {"kind": "vllm"}, "r.jsonl holds routes of several shapes [layer, slot]: [(2, 2), (3, 2)]; import them apart"),
-        ("r.jsonl", {"prompt_token_ids": [1], "outputs": [{"token_ids": [2], "routed_experts": ROUTES.tolist()}]},
-         {"kind": "vllm"}, "r.jsonl line 1: 7 rows of experts for 2 tokens; there should be as many, or one fewer"),
+        (
+            "r.npz",
+            {"a": np.zeros(3)},
+            {},
+            "expected integers 'expert_ids' [token, layer, slot] in r.npz, got a; save them under this name",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES, "sequence_lengths": np.array([3])},
+            {},
+            "expected sequence_lengths that sum to the 7 tokens in r.npz, got a sum of 3; correct them",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES, "gate_weights": np.zeros((7, 3))},
+            {},
+            "expected weights of shape [7, 3, 2] in r.npz, as the experts, got [7, 3]; save one weight per expert",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": np.array([[[{}]]], dtype=object)},
+            {},
+            "expected an .npz of plain arrays, got r.npz (",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES},
+            {"n_experts": 4},
+            "expected 3 layers and 4 experts in r.npz, got 3 layers and expert ids up to 15; give the",
+        ),
+        (
+            "r.jsonl",
+            {"text": "a"},
+            {"kind": "sglang"},
+            "expected meta_info.routed_experts in r.jsonl line 1, got none; start SGLang with",
+        ),
+        (
+            "r.jsonl",
+            sglang([1] * 8),
+            {"kind": "sglang"},
+            "expected the shape of SGLang's bytes in r.jsonl line 1, got none; give it with shape=",
+        ),
+        (
+            "r.jsonl",
+            sglang([1] * 8),
+            {"kind": "sglang", "shape": (4, 4)},
+            "expected base64 of int32 [token, 4, 4] in routed_experts of r.jsonl line 1, got other data; correct",
+        ),
+        (
+            "r.jsonl",
+            {"outputs": [{}]},
+            {"kind": "vllm"},
+            "expected routed_experts in r.jsonl line 1, got none; start vLLM with",
+        ),
+        (
+            "r.jsonl",
+            {"outputs": [{"routed_experts": ROUTES.tolist()}, {"routed_experts": ROUTES[:, 1:].tolist()}]},
+            {"kind": "vllm"},
+            "expected routes of one shape [layer, slot] in r.jsonl, got [(2, 2), (3, 2)]; import them",
+        ),
+        (
+            "r.jsonl",
+            {"prompt_token_ids": [1], "outputs": [{"token_ids": [2], "routed_experts": ROUTES.tolist()}]},
+            {"kind": "vllm"},
+            "expected as many rows of experts as tokens, or one fewer, in r.jsonl line 1, got 7 for 2 tokens; save",
+        ),
+        (
+            "r.jsonl",
+            [1],
+            {"kind": "vllm"},
+            "expected a response, which is a JSON object, in r.jsonl line 1, got list; write one response per line",
+        ),
+        (
+            "r.jsonl",
+            {"outputs": [{"routed_experts": [[1, 2]]}]},
+            {"kind": "vllm"},
+            "expected integers [token, layer, slot] as routed_experts in r.jsonl line 1, got [1, 2] of int64; save the",
+        ),
+        (
+            "r.jsonl",
+            {"outputs": [{"routed_experts": "%"}]},
+            {"kind": "vllm"},
+            "expected base64 of an .npy array as routed_experts in r.jsonl line 1, got other data (",
+        ),
         ("r.jsonl", {}, {}, "unknown kind of routes ''; allowed: npz, sglang, vllm (choose with kind= (--from))"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_imported(tmp_path: Path, name: str, data: Any, options: dict[str, Any], message: str) -> None:
     if name.endswith("npz"):
         np.savez(tmp_path / name, **data)
@@ -386,24 +488,26 @@ def test_deepseek_v3_on_eight_gpus() -> None:
     assert "torchrun --nproc_per_node 8 -m moelens record deepseek_v3 CORPUS --out DIR --expert-parallel" in repr(fp8)
     assert not bf16.fits
     assert bf16.gpus_needed == 12
-    assert "387.5 GiB too much for the 1,015.2 GiB that weights may take; it would fit on 12" in repr(bf16)
+    assert "the weights exceed the usable 1,015.2 GiB by 387.5 GiB; 12 GPUs are needed" in repr(bf16)
     assert bf16.token_bytes == {"routes": 1392}
     assert bf16.disk == 139_200_000_000
     assert sum(fp8.devices) == fp8.weights
     assert max(fp8.devices) <= 0.9 * 141 * 2**30
 
 
-def test_the_plan_of_a_model_that_fits_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_of_a_small_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "demo", "--gpus", "2", "--tokens", "10K", "--capture", "routes", "neurons:8"]) == 0
     out = capsys.readouterr().out
-    assert "  neurons:8 512 bytes a token" in out
+    assert "  neurons:8 512 bytes per token" in out
     assert (
         "accelerate launch --num_processes 2 -m moelens record demo CORPUS --out DIR --capture routes neurons:8" in out
     )
 
 
 def test_what_cannot_be_planned() -> None:
-    with pytest.raises(MoeLensError, match="'much' is not an amount; write it as 100M, 80GB or 141GiB"):
+    with pytest.raises(
+        MoeLensError, match="expected an amount such as 100M, 80GB or 141GiB, got 'much'; write a number and"
+    ):
         plan("demo", gpu_memory="much")
     with pytest.raises(UnknownNameError, match="unknown dtype 'fp9'; did you mean 'fp8'"):
         plan("demo", dtype="fp9")

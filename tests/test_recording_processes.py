@@ -1,4 +1,4 @@
-"""Several real processes, on the CPU: each way of sharing the work gives the recording of one process."""
+"""Several processes on the CPU: each way of sharing the work gives the recording of one process."""
 
 from __future__ import annotations
 
@@ -48,18 +48,23 @@ def one(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
 
 
 def command(launcher: list[str], corpus: Path, out: Path, *options: str) -> dict[str, Any]:
-    """What to hand to `subprocess`, with the CPU alone."""
+    """Return the arguments of `subprocess` for a run on the CPU."""
     what = ["--layers", "1", "3", "--capture", *CAPTURE]
     arguments = ["record", "demo", str(corpus), "--out", str(out), *what, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {"args": [sys.executable, *launcher, *arguments], "env": environment, "text": True,
-            "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}  # fmt: skip
+    return {
+        "args": [sys.executable, *launcher, *arguments],
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
 
 
 def launch(launcher: list[str], corpus: Path, out: Path, *options: str) -> Recording:
     done = subprocess.run(**command(launcher, corpus, out, *options), timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("Recording(") == 1  # one process speaks
+    assert done.stdout.count("Recording(") == 1  # only one process prints
     return Recording.open(out)
 
 
@@ -100,7 +105,7 @@ def test_sharding_needs_processes(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 
 def test_a_rank_that_was_killed(one: Recording, corpus: Path, tmp_path: Path) -> None:
-    """One of two processes dies after the first piece is kept; the same command again ends as if nothing had been."""
+    """One of two processes is killed after the first piece is committed; the same command then continues."""
     psutil, out = pytest.importorskip("psutil"), tmp_path / "run"
     options = ("--batch-tokens", "1")
     process = subprocess.Popen(**command(TORCHRUN, corpus, out, *options))
@@ -112,7 +117,7 @@ def test_a_rank_that_was_killed(one: Recording, corpus: Path, tmp_path: Path) ->
     process.communicate(timeout=300)
     ended = (out / "manifest.json").exists()  # before the kill
     commits = [out / "manifest.json"] if ended else list((out / "progress").glob("0*.json"))
-    # A shard that was renamed but not yet committed is rightly written again.
+    # A shard that has its name but is not committed yet is written again.
     paths = [shard["path"] for file in commits for shard in json.loads(file.read_text(encoding="utf-8"))["shards"]]
     kept = {path: (out / path).stat().st_mtime_ns for path in paths}
     assert kept

@@ -1,4 +1,4 @@
-"""Nothing is lost: killed runs go on, full disks and damage are said clearly, any file system will do."""
+"""Killed runs continue, full disks and damage are reported, and every file system works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONG = TEXTS * 8
 
 
 def run_and_die(out: Path, shards: int) -> None:
-    """Record in a child process, and SIGKILL it once so many shards are there, unless it is done."""
+    """Record in a child process, and kill it with SIGKILL once it has written this many shards, unless it has ended."""
     child = os.fork()
     if child == 0:
         try:
@@ -50,7 +50,7 @@ def run_and_die(out: Path, shards: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 20)
     shards = len(record(Model(), LONG, tmp_path / "undisturbed", batch_tokens=30, progress=False).manifest["shards"])
     generator, unfinished = random.Random(0), 0
@@ -89,11 +89,11 @@ def test_an_interrupted_end_is_done_again(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     "number, message",
     [
-        (errno.ENOSPC, "no space left in '{out}'; free some and run the same command again, it goes on"),
-        (errno.EACCES, "'{out}' cannot be written (Permission denied); choose another folder, or change its rights"),
+        (errno.ENOSPC, "no space is left in '{out}'; free some and run the same command again to continue"),
+        (errno.EACCES, "cannot write to '{out}' (Permission denied); choose another folder, or change its permissions"),
     ],
 )
-def test_a_full_disk_costs_only_the_piece_at_hand(
+def test_a_full_disk_costs_only_the_current_piece(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
@@ -116,7 +116,7 @@ def test_a_full_disk_costs_only_the_piece_at_hand(
     assert (out / "tokens" / "tokens-00000.parquet").read_bytes() == kept
 
 
-def test_a_committed_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_committed_shard_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
     model, out = Model(), tmp_path / "run"
 
@@ -136,7 +136,7 @@ def test_a_committed_shard_that_is_gone_is_named(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, MemoryError])
-def test_an_interrupted_cell_leaves_a_bare_model_and_goes_on(
+def test_an_interrupted_cell_leaves_no_hooks_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 20)
@@ -158,7 +158,7 @@ def test_an_interrupted_cell_leaves_a_bare_model_and_goes_on(
     assert not list((tmp_path / "run").rglob("*.partial"))
     committed = {p.name: p.read_bytes() for p in (tmp_path / "run" / "progress").glob("[0-9]*.json")}
     assert 0 < len(committed) < 6
-    with pytest.raises(RecordingError, match="is a recording that is not finished: repeat the command that began it"):
+    with pytest.raises(RecordingError, match="is an unfinished recording; repeat the command that began it"):
         Recording.open(tmp_path / "run")
     went_on = moelens.record(model, texts, tmp_path / "run", **options)
     undisturbed = moelens.record(model, texts, tmp_path / "undisturbed", **options)
@@ -180,11 +180,11 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     refused: list[str] = []
     model.edit = meanwhile
     assert_recorded(record(model, TEXTS, out, progress=False), Model(), TEXTS)
-    assert set(refused) == {f"another run is writing to '{out}'; wait until it is done, or choose another folder"}
+    assert set(refused) == {f"another run is writing to '{out}'; wait until it has ended, or choose another folder"}
     assert_recorded(record(Model(), TEXTS, out, force=True, progress=False), Model(), TEXTS)
 
 
-def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
 
     def none(*_: Any) -> None:
@@ -195,10 +195,10 @@ def test_a_file_system_without_locks_will_do(tmp_path: Path, monkeypatch: pytest
 
 
 def unfinished(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A recording whose every piece is committed, stopped before its end."""
+    """Make a recording whose pieces are all committed, and stop before its end."""
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
     with monkeypatch.context() as patch:
-        patch.setattr(recorder, "conclude", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(recorder, "_conclude", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             record(Model(), TEXTS, out, progress=False)
 
@@ -230,7 +230,7 @@ def test_damage_to_an_unfinished_recording_is_named(
     with pytest.raises(RecordingError) as error:
         record(Model(), TEXTS, out, progress=False)
     assert str(error.value).startswith(f"'{name}' of the unfinished recording '{out}' {message}")
-    if "progress/0" in message:  # the advice helps
+    if "progress/0" in message:  # the file that the message names
         (out / message.split("'")[1]).unlink()
     recording = record(Model(), TEXTS, out, force=name == SETTINGS, progress=False)
     assert_recorded(recording, Model(), TEXTS)
@@ -275,7 +275,9 @@ def test_a_line_of_50_megabytes(tmp_path: Path) -> None:
     with pytest.raises(MoeLensError, match=r"^c\.jsonl line 2 is not JSON \(Unterminated string .{,200}$"):
         record(Model(), path, tmp_path / "run", progress=False)
     path.write_bytes(b"[" * 2**20 + b"\n")
-    with pytest.raises(MoeLensError, match=r"^c\.jsonl line 1 is nested too deeply; write one JSON object a line$"):
+    with pytest.raises(
+        MoeLensError, match=r"^c\.jsonl line 1 is nested too deeply; write one flat JSON object per line$"
+    ):
         record(Model(), path, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -284,8 +286,9 @@ def test_documents_of_special_tokens_only(tmp_path: Path) -> None:
     assert_recorded(record(Model(), ["", ""], tmp_path / "known", progress=False), Model(), ["", ""])
     model = moelens.load("demo")
     special = model.tokenizer.eos_token
-    recording = record(model, [special * 3, "はい", special], tmp_path / "demo", capture=["routes", "neurons"],
-                       progress=False)  # fmt: skip
+    recording = record(
+        model, [special * 3, "はい", special], tmp_path / "demo", capture=["routes", "neurons"], progress=False
+    )
     ids = [model.tokenizer(text)["input_ids"] for text in (special * 3, "はい", special)]
     assert recording.column("token_id").tolist() == [i for row in ids for i in row]
     assert ids[0].count(model.tokenizer.eos_token_id) >= 3
@@ -314,22 +317,27 @@ def test_recordings_behind_urls(tmp_path: Path, url: str) -> None:
     recording.verify()
     assert Recording.open(url).documents()["text"].to_pylist() == TEXTS
     if url.startswith("memory"):
-        with pytest.raises(RecordingError, match="'memory://runs/one' is not a local folder; copy it to one for this"):
+        with pytest.raises(
+            RecordingError, match="expected a local recording, got 'memory://runs/one'; copy it to a local folder"
+        ):
             _ = recording.path
 
 
 def test_urls_that_cannot_be_reached() -> None:
-    with pytest.raises(MoeLensError, match=r"cannot reach 'nonsense://x': .*; give a local folder or an fsspec URL"):
+    with pytest.raises(
+        MoeLensError, match=r"cannot open 'nonsense://x' \(.*\); give a local folder or another fsspec URL"
+    ):
         Folder.at("nonsense://x")
 
 
-def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_verify_names_every_damaged_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
     out = tmp_path / "run"
     record(Model(), TEXTS, out, progress=False)
     assert main(["verify", str(out)]) == 0
-    assert capsys.readouterr().out == f"{Recording.open(out)}: 4 files as they were written\n"
+    assert capsys.readouterr().out == f"{Recording.open(out)}: 4 files verified\n"
     first, second = sorted((out / "tokens").iterdir())[:2]
     data = bytearray(first.read_bytes())
     data[len(data) // 2] ^= 1
@@ -339,7 +347,7 @@ def test_verify_names_every_damaged_file(tmp_path: Path, capsys: pytest.CaptureF
     err = capsys.readouterr().err
     assert f"'tokens/{first.name}' of recording '{out}' is damaged" in err
     assert f"'tokens/{second.name}' of recording '{out}' is damaged" in err
-    assert "is not of" not in err
+    assert "is not part of" not in err
 
 
 def test_reading_vectors_of_a_broken_shard(tmp_path: Path) -> None:
@@ -351,7 +359,7 @@ def test_reading_vectors_of_a_broken_shard(tmp_path: Path) -> None:
     shard.unlink()
     with pytest.raises(RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is missing;"):
         recording.vectors("residuals", 1)
-    assert len(recording.vectors("residuals", 2)) == recording.n_tokens  # is in files of its own
+    assert len(recording.vectors("residuals", 2)) == recording.n_tokens  # each layer has its own files
 
 
 def test_verify_names_a_file_too_many(tmp_path: Path) -> None:
@@ -360,7 +368,7 @@ def test_verify_names_a_file_too_many(tmp_path: Path) -> None:
     shutil.copy(out / "tokens" / "tokens-00000.parquet", out / "tokens" / "tokens-00007.parquet")
     found = moelens.verify(out)
     assert not found
-    assert repr(found) == f"'tokens/tokens-00007.parquet' is not of recording '{out}'; remove it"
+    assert repr(found) == f"'tokens/tokens-00007.parquet' is not part of recording '{out}'; remove it"
 
 
 def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,9 +389,9 @@ def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         most = max(most, alive)
         return run(*args)
 
-    run = recorder.run
+    run = recorder.run_chunk
     monkeypatch.setattr(pieces.PieceWriter, "write", slow)
-    monkeypatch.setattr(recorder, "run", counted)
+    monkeypatch.setattr(recorder, "run_chunk", counted)
     monkeypatch.setattr(recorder, "CHUNK_BATCHES", 1)
     recording = record(Model(), TEXTS * 10, tmp_path / "run", batch_tokens=10, progress=False)
     assert most <= 4
@@ -393,15 +401,17 @@ def test_few_chunks_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_processes_that_the_model_does_not_divide(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model()
     model._device_mesh = SimpleNamespace(size=lambda: 2)  # type: ignore[attr-defined]
-    monkeypatch.setattr(parallel, "start", lambda: True)
+    monkeypatch.setattr(parallel, "join_processes", lambda: True)
     monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 3)
-    with pytest.raises(MoeLensError, match="the model is sharded over 2 of 3 processes; start a multiple of 2"):
+    with pytest.raises(
+        MoeLensError, match="expected a multiple of 2 processes, over which the model is sharded, got 3; start another"
+    ):
         record(model, TEXTS, "never-made", progress=False)
     assert not Path("never-made").exists()
 
 
 class Many:
-    """The same document so many times, one after another."""
+    """Yields the same document repeatedly."""
 
     def __init__(self, n: int) -> None:
         self.n = n

@@ -79,7 +79,7 @@ def test_paths_of_a_manifest_cannot_leave_the_folder(tmp_path: Path, name: str) 
 
 def test_names_within_a_folder() -> None:
     folder = Folder.at("memory://security")
-    assert folder.full("tokens/a..b.parquet").endswith("security/tokens/a..b.parquet")
+    assert folder.full_path("tokens/a..b.parquet").endswith("security/tokens/a..b.parquet")
 
 
 def test_code_of_a_model_runs_only_when_trusted(tmp_path: Path) -> None:

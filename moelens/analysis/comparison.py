@@ -266,4 +266,4 @@ def same_tokens(a: Recording, b: Recording) -> bool:
 
 def labels_belong_to(labels: LabelFamilies, recording: Recording) -> bool:
     """Whether these labels were written for this recording."""
-    return Path(str(getattr(labels, "path", ""))).parent.resolve() == Path(str(recording.folder.where)).resolve()
+    return Path(str(getattr(labels, "path", ""))).parent.resolve() == Path(str(recording.folder.location)).resolve()

@@ -174,9 +174,9 @@ def names_of(recording: Recording, labels: LabelFamilies, family: str) -> tuple[
     if family not in labels.families:
         raise unknown("label family", family, labels.families)
     labelled, own = getattr(labels, "path", None), getattr(recording, "folder", None)
-    if labelled is not None and own is not None and labelled.parent.resolve() != Path(own.where).resolve():
+    if labelled is not None and own is not None and labelled.parent.resolve() != Path(own.location).resolve():
         raise RecordingError(
-            f"labels of recording '{labelled.parent}' for recording '{own.where}'; "
+            f"labels of recording '{labelled.parent}' for recording '{own.location}'; "
             "label this recording with moelens.label(recording)"
         )
     names, last = labels.matrix(family, slice(recording.n_tokens - 1, None))
@@ -222,7 +222,7 @@ def provenance(recording: Recording, labels: LabelFamilies | None = None) -> dic
     about = getattr(labels, "metadata", {})
     return {
         "model": str(model.get("name", "") if isinstance(model, Mapping) else model),
-        "recording": str(recording.folder.where) if hasattr(recording, "folder") else "",
+        "recording": str(recording.folder.location) if hasattr(recording, "folder") else "",
         "labels": ", ".join(f"{key} {value}" for key, value in about.items()),
         "moelens": __version__,
         "n_tokens": manifest.get("n_tokens"),

@@ -122,7 +122,7 @@ def _placement(args: Namespace) -> dict[str, Any]:
     """Where the model goes, as options of `load`."""
     from moelens.recording import parallel
 
-    several = parallel.start()
+    several = parallel.join_processes()
     by_tensor, by_expert = getattr(args, "tensor_parallel", False), getattr(args, "expert_parallel", False)
     if by_tensor and by_expert:
         raise MoeLensError("expected --tensor-parallel or --expert-parallel, got both; give one of them")

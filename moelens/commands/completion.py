@@ -61,9 +61,9 @@ def _families() -> Iterable[str]:
 
 
 def _captures() -> Iterable[str]:
-    from moelens.recording.captures import POINTS
+    from moelens.recording.captures import CAPTURE_POINTS
 
-    return POINTS
+    return CAPTURE_POINTS
 
 
 def _measures() -> Iterable[str]:

@@ -222,7 +222,7 @@ def run_script(
     script.out.mkdir(parents=True, exist_ok=True)
     if any(kind == "probe" for kind, _ in script.entries):
         runner.recording()  # all processes record together
-        ranks.first_makes(runner.label)
+        ranks.run_on_first(runner.label)
     outcomes = tuple(runner.run(kind, entry) for kind, entry in script.entries[ranks.rank :: ranks.size])
     ranks.wait()  # a process that exits because of an expectation would end the others
     return outcomes

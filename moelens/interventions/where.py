@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError
 from moelens.japanese.families import COLUMNS, character_labels, require_label, text_labels
-from moelens.japanese.labels import on_tokens
+from moelens.japanese.labels import token_labels
 from moelens.models.tokens import token_spans
 
 Phase = Literal["all", "prefill", "generation"]
@@ -67,5 +67,5 @@ def label_mask(model: Any, ids: Tensor, name: str) -> Tensor:
     for row in ids.tolist():
         text = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         spans, labels = token_spans(tokenizer, text, row), character_labels(text)
-        rows.append(on_tokens(labels.has, spans.start, spans.end, "last", labels.morpheme >= 0)[:, column])
+        rows.append(token_labels(labels.has, spans.start, spans.end, "last", labels.morpheme >= 0)[:, column])
     return torch.from_numpy(np.stack(rows))

@@ -1,18 +1,19 @@
-"""Japanese: morphemes, honorifics, and what each token of a recording belongs to.
+"""Japanese text analysis: morphemes, honorifics, register, minimal pairs, and the labels of a recording's tokens.
 
->>> from moelens.japanese import honorifics
->>> [(span.surface, span.classes) for span in honorifics("先生がいらっしゃいました。")]
-[('いらっしゃい', ('尊敬語',)), ('まし', ('丁寧語',))]
+Example:
+    >>> from moelens.japanese import honorifics
+    >>> [(span.surface, span.classes) for span in honorifics("先生がいらっしゃいました。")]
+    [('いらっしゃい', ('尊敬語',)), ('まし', ('丁寧語',))]
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-# Imported at once, since these functions take the names of their modules; the modules are light.
-from moelens.japanese.honorific_spans import CLASSES, HonorificSpan, honorifics
+from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
 from moelens.japanese.morphology import Morpheme, disagreement, parse_morphemes
+from moelens.japanese.rules import CLASSES
 from moelens.japanese.sentence_register import Sentence, register
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "Labels":  # needs pyarrow
+    """Import `Labels` on first use, because it needs pyarrow; the other modules are light."""
+    if name == "Labels":
         from moelens.japanese.labels import Labels
 
         return Labels

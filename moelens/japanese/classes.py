@@ -1,4 +1,4 @@
-"""Names, colours and marks of labels: the same in text, plots and tables. Data only; nothing is drawn here."""
+"""Names, colours and marks of labels, shared by text, plots and tables. This module holds data and draws nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class ClassStyle:
-    """How one honorific class looks everywhere. Colours are from Okabe and Ito 2008, safe for colour-blind readers."""
+    """The look of one honorific class in every view.
+
+    The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish.
+
+    Attributes:
+        color: Hexadecimal colour.
+        mark: Character that stands for the class where colour is not enough.
+        gloss: Short English name.
+    """
 
     color: str
     mark: str
     gloss: str
 
 
+#: The style of each class in `moelens.japanese.CLASSES`.
 CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
     {
         "尊敬語": ClassStyle("#D55E00", "▲", "respectful"),
@@ -26,6 +35,7 @@ CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
     }
 )
 
+#: English glosses of Japanese labels.
 GLOSS: Mapping[str, str] = MappingProxyType(
     {
         "名詞": "noun",
@@ -51,6 +61,7 @@ GLOSS: Mapping[str, str] = MappingProxyType(
     | {name: style.gloss for name, style in CLASS_STYLE.items()}
 )
 
+#: Headings of the label families in reports.
 FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
     {
         "honorifics": "Honorifics",
@@ -63,10 +74,11 @@ FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
 
 
 def label_text(name: str) -> str:
-    """A label with its mark and its English gloss.
+    """Return a label with its mark and its English gloss, as far as it has them.
 
-    >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
-    ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
+    Example:
+        >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
+        ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
     """
     mark = f"{CLASS_STYLE[name].mark} " if name in CLASS_STYLE else ""
     return f"{mark}{name}" + (f" ({GLOSS[name]})" if name in GLOSS else "")

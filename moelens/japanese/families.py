@@ -1,4 +1,4 @@
-"""The families of labels, character by character."""
+"""The families of labels, and the labels of each character of a text."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import numpy.typing as npt
 
 from moelens.errors import MoeLensError, unknown
-from moelens.japanese.functions import FUNCTIONS, REFERENCES, functions, references
+from moelens.japanese.grammatical_functions import FUNCTIONS, REFERENCES, function_labels, reference_labels
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.rules import CLASSES, RAISED
-from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, registers
+from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, sentence_registers
 
 Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
+_Ints = npt.NDArray[np.int64]
 
-#: UniDic's conjugation forms, at the top level.
-FORMS = ("語幹", "未然形", "連用形", "終止形", "連体形", "仮定形", "已然形", "命令形", "意志推量形")
+# The conjugation forms of UniDic, at the top level.
+_FORMS = ("語幹", "未然形", "連用形", "終止形", "連体形", "仮定形", "已然形", "命令形", "意志推量形")
 
-#: What can be asked for, and the names within it; a name that a recording never shows is False throughout.
+#: The families of labels, with the names of the labels in each.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
     "pos": POS,
     "script": SCRIPTS,
     "goshu": GOSHU,
-    "conjugation": FORMS,
+    "conjugation": _FORMS,
     "position": ("begin", "inside", "end", "whole"),
     "ending": ENDINGS,
     "function": FUNCTIONS,
@@ -38,59 +38,74 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "document_register": REGISTERS,
     "register_evidence": ("evidence",),
 }
-#: The families of each file, in `labels/`.
-FILES: Mapping[str, tuple[str, ...]] = {
+#: The files in `labels/`, with the families in each.
+LABEL_FILES: Mapping[str, tuple[str, ...]] = {
     "morphology": ("pos", "script", "goshu", "conjugation", "position", "ending"),
     "function": ("function",),
     "honorifics": ("honorifics", "raises", "honorific_form"),
     "reference": ("reference",),
     "register": ("register", "document_register", "register_evidence"),
 }
+
+#: All labels, with their families ("honorifics.尊敬語").
 COLUMNS = tuple(f"{family}.{name}" for family, names in FAMILIES.items() for name in names)
-_PLACE = {column: i for i, column in enumerate(COLUMNS)}
+_INDEX = {column: i for i, column in enumerate(COLUMNS)}
 
 
 @dataclass(frozen=True)
 class CharacterLabels:
-    """The labels of a text's characters.
+    """The labels of the characters of a text.
 
     Attributes:
-        has: bool `[character, column]`, the columns those of `COLUMNS`.
-        morpheme: `[character]`, the number of the morpheme that holds it; -1 between morphemes.
-        morphemes: the morphemes.
-        honorific: `[character]`, the honorific that holds it, None for none.
+        has: Whether a character has a label, bool `[character, column]`, with the columns of `COLUMNS`.
+        morpheme: Index of the morpheme that a character belongs to, `[character]`; -1 between morphemes.
+        morphemes: The morphemes of the text.
+        honorific: The honorific that a character belongs to, `[character]`; None for other characters.
     """
 
     has: Bools
-    morpheme: Ints
+    morpheme: _Ints
     morphemes: tuple[Morpheme, ...]
     honorific: list[HonorificSpan | None]
 
 
 def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabels:
-    """The labels of all families; those of `position`, which only tokens have, are False."""
+    """Label the characters of a text.
+
+    Args:
+        text: Text to analyse.
+        analyser: "fugashi" or "sudachi".
+
+    Returns:
+        The labels of all families. Those of `position`, which only tokens have, are False.
+
+    Example:
+        >>> labels = character_labels("先生がいらっしゃる。")
+        >>> labels.has.shape == (10, len(COLUMNS)), labels.morpheme.tolist()
+        (True, [0, 0, 1, 2, 2, 2, 2, 2, 2, 3])
+    """
     morphemes = parse_morphemes(text, analyser)
     has: Bools = np.zeros((len(text), len(COLUMNS)), dtype=np.bool_)
     inside = np.full(len(text), -1, dtype=np.int64)
     honorific: list[HonorificSpan | None] = [None] * len(text)
     for number, m in enumerate(morphemes):
         inside[m.start : m.end] = number
-    for start, end, column in _labels(text, morphemes, honorific):
-        place = _PLACE.get(column)
-        if place is not None:
-            has[start:end, place] = True
+    for start, end, column in _label_spans(text, morphemes, honorific):
+        index = _INDEX.get(column)
+        if index is not None:
+            has[start:end, index] = True
     return CharacterLabels(has, inside, morphemes, honorific)
 
 
-def _labels(
+def _label_spans(
     text: str, morphemes: tuple[Morpheme, ...], honorific: list[HonorificSpan | None]
 ) -> Iterator[tuple[int, int, str]]:
-    """Start, end and column of every label; writes the honorifics to `honorific`."""
+    """Yield the start, end and column of every label, and fill in `honorific`."""
     for m in morphemes:
         form = m.cform.partition("-")[0]
         for column in (f"pos.{m.pos[0]}", f"script.{m.script}", f"goshu.{m.goshu}", f"conjugation.{form}"):
             yield m.start, m.end, column
-    yield from ((start, end, f"function.{name}") for start, end, name in functions(morphemes))
+    yield from ((start, end, f"function.{name}") for start, end, name in function_labels(morphemes))
     spans = honorifics(text, morphemes)
     prefixes = {m.start: m.end for m in morphemes if m.lemma == "御" and m.pos[0] == "接頭辞"}
     for span in spans:
@@ -105,8 +120,8 @@ def _labels(
             yield span.start, span.end, "honorific_form.ambiguous"
         if span.double:
             yield span.start, span.end, "honorific_form.double"
-    yield from ((start, end, f"reference.{name}") for start, end, name in references(text, morphemes, spans))
-    sentences = tuple(registers(text, morphemes, spans))
+    yield from ((start, end, f"reference.{name}") for start, end, name in reference_labels(text, morphemes, spans))
+    sentences = tuple(sentence_registers(text, morphemes, spans))
     for sentence in sentences:
         yield *sentence.predicate, f"ending.{sentence.ending}"
         yield sentence.start, sentence.end, f"register.{sentence.register}"
@@ -116,21 +131,31 @@ def _labels(
 
 
 def require_label(name: str, columns: Iterable[str]) -> str:
-    """The one of `columns` ("honorifics.尊敬語") that a label means, written so or without its family.
+    """Find the column of a label.
+
+    Args:
+        name: A label with its family ("honorifics.尊敬語") or without it ("尊敬語").
+        columns: The columns to choose from, with their families.
 
     Raises:
-        UnknownNameError: there is none.
-        MoeLensError: several families have a label of this name.
+        UnknownNameError: If no column has this label.
+        MoeLensError: If several families have this label.
+
+    Example:
+        >>> require_label("尊敬語", COLUMNS)
+        'honorifics.尊敬語'
     """
     columns = tuple(columns)
     found = [c for c in columns if name in (c, c.partition(".")[2])]
     if not found:
         raise unknown("label", name, [*(c.partition(".")[2] for c in columns), *columns])
     if len(found) > 1:
-        raise MoeLensError(f"label {name!r} is one of several families; write {' or '.join(found)}")
+        raise MoeLensError(
+            f"expected a label of one family, got {name!r}, which several families have; write {' or '.join(found)}"
+        )
     return found[0]
 
 
 def text_labels() -> tuple[str, ...]:
-    """The labels that a text tells; those of a token's place in its word need a recording's labels."""
+    """Return the columns that a text alone decides: all but `position`, which depends on the tokens."""
     return tuple(c for c in COLUMNS if not c.startswith("position."))

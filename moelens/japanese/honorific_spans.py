@@ -1,4 +1,4 @@
-"""Honorifics: the five classes of 文化審議会『敬語の指針』(2007), found by the rules of `rules.toml`."""
+"""Honorifics of a text: the five classes of 文化審議会『敬語の指針』(2007), found with the rules of `rules.toml`."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from functools import lru_cache
 
 from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, parse_morphemes
-from moelens.japanese.ruby import AnnotatedText, Ruby, line, ruby_html
-from moelens.japanese.rules import CLASSES, EDGE, Rule, Step, beyond, places, rulebook
-
-__all__ = ["CLASSES", "HonorificSpan", "honorifics", "sentences"]
+from moelens.japanese.ruby import AnnotatedText, Ruby, ruby_block, ruby_html
+from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, word_bits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HonorificSpan(Displayed):
-    """An honorific at characters `start` to `end` (exclusive).
+    """An honorific in its place in a text.
 
     Attributes:
-        surface: the text from `start` to `end`.
-        classes: the classes it has for certain, of `CLASSES`; none where only the situation tells (`readings`).
-        rule: the name of the rule that found it.
-        raises: whom it raises: "subject", "object", "addressee", or "referent" (the person a noun names or belongs to).
-        plain: what would be said without it, in dictionary form; several where it stands for several words.
-        readings: what it may be, if that is not certain (来られる: 尊敬, 可能, 受身), the likeliest first.
-        double: it is 二重敬語; the sanctioned double forms (お召し上がりになる, お伺いする) are not.
-        tells: what it says of the register of its sentence: "honorific", "noun" (honorific, if the predicate is not
+        start: Index of the first character.
+        end: Index after the last character.
+        surface: The characters from `start` to `end`.
+        classes: The classes from `CLASSES` that are certain; empty if they depend on the situation (see `readings`).
+        rule: Name of the rule that found the honorific.
+        raises: Whom it raises: "subject", "object", "addressee" or "referent" (the person whom a noun names, or to whom
+            its referent belongs).
+        plain: Plain equivalents in dictionary form; several if the honorific replaces several words.
+        readings: Possible readings if the form is ambiguous (来られる: 尊敬, 可能, 受身), the most likely first.
+        double: Whether it is 二重敬語; the accepted double forms (お召し上がりになる, お伺いする) are not.
+        tells: What it implies for the register of its sentence: "honorific", "noun" (honorific unless the predicate is
             plain), "polite" or "nothing".
     """
 
@@ -43,43 +44,52 @@ class HonorificSpan(Displayed):
 
     @property
     def certain(self) -> bool:
+        """Whether the form has a single reading."""
         return not self.readings
 
     def _repr_html_(self) -> str:
-        return line(ruby_html(self.surface, self.ruby()))
+        return ruby_block(ruby_html(self.surface, self.ruby()))
 
     def ruby(self) -> Ruby:
+        """Return the annotation for notebooks: the classes, in the colour of the first."""
         details = {
             "rule": self.rule,
             "raises": ", ".join(self.raises),
             "plain": ", ".join(self.plain),
-            "or": ", ".join(self.readings),
+            "possible readings": ", ".join(self.readings),
             "double": "二重敬語" if self.double else "",
         }
         return Ruby("・".join(self.classes) or "？", (*self.classes, "")[0], details)
 
 
 def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> AnnotatedText[HonorificSpan]:
-    """The honorifics of `text` in order of their place, none overlapping; one may have several classes.
-    A notebook shows them as coloured text.
+    """Find the honorifics of a text.
 
-    Earlier rules of the table win. Pass `morphemes` where the text has been analysed already.
+    Where several rules match the same morpheme, the first one in the table applies. A span may have several classes.
 
-    >>> [(s.surface, s.classes, s.plain) for s in honorifics("お届けいたします")]
-    [('お届けいたし', ('謙譲語I', '謙譲語II'), ('届ける',)), ('ます', ('丁寧語',), ())]
+    Args:
+        text: Text to analyse.
+        morphemes: The morphemes of `text`, if they are known already; by default the text is analysed with fugashi.
+
+    Returns:
+        The honorifics in order, without overlap. Notebooks show them as coloured text.
+
+    Example:
+        >>> [(s.surface, s.classes, s.plain) for s in honorifics("お届けいたします")]
+        [('お届けいたし', ('謙譲語I', '謙譲語II'), ('届ける',)), ('ます', ('丁寧語',), ())]
     """
     found: list[HonorificSpan] = []
-    for sentence in sentences(text, parse_morphemes(text) if morphemes is None else morphemes):
+    for sentence in split_sentences(text, parse_morphemes(text) if morphemes is None else morphemes):
         found += (
-            _span(text, rule, sentence[span.start : span.stop], words)
-            for rule, span, words in _claims(sentence)
-            if not rule.guards
+            _span(text, rule, sentence[marked.start : marked.stop], words)
+            for rule, marked, words in _matches(sentence)
+            if not rule.is_guard
         )
     return AnnotatedText(text, sorted(found, key=lambda span: span.start))
 
 
-def sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
-    """The morphemes sentence by sentence: a full stop or a line break ends one."""
+def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
+    """Yield the morphemes of each sentence; a full stop or a line break ends a sentence."""
     sentence: list[Morpheme] = []
     end = 0
     for morpheme in morphemes:
@@ -98,21 +108,21 @@ def sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morphem
 def _span(text: str, rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) -> HonorificSpan:
     start, end = marked[0].start, marked[-1].end
     return HonorificSpan(
-        start,
-        end,
-        text[start:end],
-        rule.classes,
-        rule.name,
-        rule.raises,
-        _plain(rule, marked, words),
-        rule.readings,
-        rule.double,
-        rule.tells,
+        start=start,
+        end=end,
+        surface=text[start:end],
+        classes=rule.classes,
+        rule=rule.name,
+        raises=rule.raises,
+        plain=_plain(rule, marked, words),
+        readings=rule.readings,
+        double=rule.double,
+        tells=rule.tells,
     )
 
 
 def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) -> tuple[str, ...]:
-    """What the marked morphemes stand for, as the rule says: a list, or from its words."""
+    """Return the plain equivalents of the marked morphemes: those that the rule lists, or those of its words."""
     if not isinstance(rule.plain, str):
         return rule.plain
     words = words or marked
@@ -120,18 +130,16 @@ def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) ->
     if rule.plain == "noun":
         return (written,)
     table = rulebook().plain
-    asked = words if rule.plain == "verb" else marked  # お届けいたす: of 届ける, not of 致す
-    known = next((table[m.lemma] for m in asked if m.lemma in table), None)
-    if known is not None:
-        return known
-    return (dictionary_form(written),)
+    candidates = words if rule.plain == "verb" else marked  # お届けいたす: the plain form of 届ける, not of 致す
+    listed = next((table[m.lemma] for m in candidates if m.lemma in table), None)
+    return (_dictionary_form(written),) if listed is None else listed
 
 
 @lru_cache(maxsize=1 << 12)
-def dictionary_form(stem: str) -> str:
-    """The verb that a stem belongs to, in its dictionary form.
+def _dictionary_form(stem: str) -> str:
+    """Return the dictionary form of the verb that a stem belongs to.
 
-    >>> [dictionary_form(stem) for stem in ("待ち", "届け", "案内", "読ま")]
+    >>> [_dictionary_form(stem) for stem in ("待ち", "届け", "案内", "読ま")]
     ['待つ', '届ける', '案内する', '読む']
     """
     for ending in ("ます", "ない"):
@@ -141,56 +149,60 @@ def dictionary_form(stem: str) -> str:
     return stem + "する"
 
 
-def _claims(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
-    """Each rule that matches, the places it marks and the morphemes of its words; a morpheme is marked once."""
-    edge = places(EDGE)
-    fitting, *heads = zip(edge, *(places(m.word) for m in sentence), edge, *beyond(), strict=True)
-    tries = []
+def _matches(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
+    """Yield each rule that matches, the positions that it marks, and its words; each morpheme is marked once."""
+    edge = word_bits(SENTENCE_EDGE)
+    fitting, *heads = zip(edge, *(word_bits(m.word) for m in sentence), edge, *padding_bits(), strict=True)
+    candidates = []
     for at, (first, second, third) in enumerate(zip(heads[0], heads[1][1:], heads[2][2:], strict=False)):
         possible = first & second & third
         while possible:
             bit = possible & -possible
             possible ^= bit
-            tries.append((bit.bit_length() - 1, at))
+            candidates.append((bit.bit_length() - 1, at))
     taken: set[int] = set()
     rules = rulebook().rules
-    for number, at in sorted(tries):  # the earliest rule first
+    for number, at in sorted(candidates):  # in the order of the rules
         rule = rules[number]
-        if laid := _lay(rule.pattern, fitting, at):
-            marked, words = laid
+        if match := _match_at(rule.pattern, fitting, at):
+            marked, words = match
             if taken.isdisjoint(marked):
                 taken.update(marked)
                 yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
 
 
-def _lay(pattern: Sequence[Step], row: Sequence[int], at: int) -> tuple[range, list[int]] | None:
-    """The places in `row` that the pattern marks when it starts at `at`, and those of its words."""
-    cuts = _cuts(pattern, row, at)
-    if cuts is None:
+def _match_at(pattern: Sequence[Step], fitting: Sequence[int], at: int) -> tuple[range, list[int]] | None:
+    """Return the positions that a pattern marks and those of its words if it matches at `at`, or None."""
+    ends = _step_ends(pattern, fitting, at)
+    if ends is None:
         return None
-    starts = (at, *cuts)
+    starts = (at, *ends)
     marked = [i for i, step in enumerate(pattern) if not step.context]
-    words = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], cuts[i])]
-    return range(starts[marked[0]], cuts[marked[-1]]), words
+    words = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], ends[i])]
+    return range(starts[marked[0]], ends[marked[-1]]), words
 
 
-def _cuts(pattern: Sequence[Step], row: Sequence[int], at: int, i: int = 0) -> tuple[int, ...] | None:
-    """The pattern's steps from `i` on laid from `at` on, the longest way first: the place after each step."""
-    single = []  # most steps are one morpheme, and leave no choice
-    for step in pattern[i:]:
+def _step_ends(pattern: Sequence[Step], fitting: Sequence[int], at: int, first: int = 0) -> tuple[int, ...] | None:
+    """Match the steps of a pattern from `first` on at position `at`, longest match first.
+
+    Returns:
+        The position after each step, or None if the steps do not match.
+    """
+    single = []  # most steps take exactly one morpheme, which leaves no choice
+    for step in pattern[first:]:
         if step.optional or step.most > 1:
             break
-        if not row[at] & step.bit:
+        if not fitting[at] & step.bit:
             return None
         at += 1
         single.append(at)
     else:
         return tuple(single)
-    reach = at
-    while reach < at + step.most and row[reach] & step.bit:  # nothing fits beyond the sentence
-        reach += 1
-    for end in range(reach, at - step.optional, -1):
-        tail = _cuts(pattern, row, end, i + len(single) + 1)
-        if tail is not None:
-            return *single, end, *tail
+    limit = at
+    while limit < at + step.most and fitting[limit] & step.bit:  # ends with the sentence, where no step fits
+        limit += 1
+    for end in range(limit, at - step.optional, -1):
+        rest = _step_ends(pattern, fitting, end, first + len(single) + 1)
+        if rest is not None:
+            return *single, end, *rest
     return None

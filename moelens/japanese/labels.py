@@ -1,4 +1,4 @@
-"""Labels: which morphology, functions, honorifics, references and register each token of a recording belongs to."""
+"""`Labels`: the morphology, functions, honorifics, references and register of each token of a recording."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,54 +21,83 @@ import pyarrow.parquet as pq
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.japanese.families import COLUMNS, FAMILIES, FILES, Bools, character_labels
+from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, character_labels
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
 
 Policy = Literal["last", "any", "majority"]
-Ints = npt.NDArray[np.int32]
+_Ints = npt.NDArray[np.int32]
 
-_WORDS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
-_HONORIFIC = ("rule", "plain", "readings")
-_CHUNK = 100_000  # characters that are labelled together
-_POSITION = COLUMNS.index("position.begin")
+_WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
+_HONORIFIC_COLUMNS = ("rule", "plain", "readings")
+_GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
+_POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it ends it
+    (True, False): COLUMNS.index("position.begin"),
+    (False, False): COLUMNS.index("position.inside"),
+    (False, True): COLUMNS.index("position.end"),
+    (True, True): COLUMNS.index("position.whole"),
+}
+_Document = tuple[str, _Ints, _Ints]  # its text, and the starts and the ends of its tokens, [token]
+_Job = tuple[list[_Document], Policy, Analyser]
 
 
 class _Recording(Protocol):
-    """What labelling needs of a recording."""
+    """The part of `moelens.Recording` that labelling uses."""
 
     @property
     def path(self) -> Path: ...
     @property
     def n_tokens(self) -> int: ...
-    def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[Ints]]]: ...
+    def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[_Ints]]]: ...
     def texts(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
 class Labels(Displayed):
-    """The labels of a recording on disk; `create` writes them, `open` finds them again."""
+    """The labels of a recording's tokens on disk.
+
+    `moelens.label` creates them, and `Labels.open` opens them again.
+
+    Attributes:
+        path: The folder that holds them, `labels/` in the folder of the recording.
+
+    Example:
+        >>> labels = Labels.open(demo_recording)
+        >>> names, has = labels.matrix("honorifics")
+        >>> names, has.shape == (demo_recording.n_tokens, len(names))
+        (('尊敬語', '謙譲語I', '謙譲語II', '丁寧語', '美化語'), True)
+    """
 
     path: Path
 
     def __repr__(self) -> str:
-        made = self.metadata
+        metadata = self.metadata
         about = ", ".join(
-            f"{name} {made[name]}" for name in ("analyser", "dictionary", "rules", "policy") if name in made
+            f"{name} {metadata[name]}" for name in ("analyser", "dictionary", "rules", "policy") if name in metadata
         )
         return f"Labels('{self.path}': {', '.join(self.families)}; {about})"
 
     @classmethod
     def open(cls, recording: _Recording) -> Labels:
-        """The labels written for `recording`; raises `RecordingError` if there are none, or not one row a token."""
+        """Open the labels of a recording.
+
+        Args:
+            recording: A recording that was labelled.
+
+        Raises:
+            RecordingError: If the labels are missing or do not have one row per token.
+        """
         path = Path(recording.path) / "labels"
-        missing = [name for name in FILES if not (path / f"{name}.parquet").exists()]
+        missing = [name for name in LABEL_FILES if not (path / f"{name}.parquet").exists()]
         if missing:
-            raise RecordingError(f"no {missing[0]}.parquet in {path}; write it with moelens.label(recording)")
-        rows, tokens = pq.read_metadata(path / "honorifics.parquet").num_rows, recording.n_tokens
-        if rows != tokens:
             raise RecordingError(
-                f"{path} has {rows} rows for {tokens} tokens; write it again with moelens.label(recording)"
+                f"expected labels in '{path}', got no {missing[0]}.parquet; create it with moelens.label(recording)"
+            )
+        rows = pq.read_metadata(path / "honorifics.parquet").num_rows
+        if rows != recording.n_tokens:
+            raise RecordingError(
+                f"expected one row of labels per token in '{path}', got {rows} rows and {recording.n_tokens} tokens;"
+                " create them again with moelens.label(recording)"
             )
         return cls(path)
 
@@ -82,46 +111,47 @@ class Labels(Displayed):
     ) -> Labels:
         """Analyse the documents of a recording and label each of its tokens.
 
-        A token may cover several morphemes, or a part of one. White space between morphemes does not count, and
-        special tokens, which cover no characters, have no label.
+        A token may cover several morphemes or a part of one. White space between morphemes has no label, nor have
+        special tokens, which cover no characters.
 
-        Writes one Parquet file for each of morphology, function, honorifics, reference and register to `labels/`: a
-        row for each token, a column for each label (`pos.名詞`, `honorifics.尊敬語`). Beside them are, for the last
-        character of the token, the levels of the part of speech, conjugation, lemma and its reading, the rule that
-        found the honorific, what would be said without it and, where that is not certain, its possible readings
-        (尊敬・可能・受身, the likeliest first).
+        The labels are written to `labels/`, one Parquet file for each of morphology, function, honorifics, reference
+        and register, with one row per token and one column per label (`pos.名詞`, `honorifics.尊敬語`). Further columns
+        describe the last character of the token: the levels of the part of speech, the conjugation, the lemma and its
+        reading, the rule that found the honorific, its plain equivalents and, if it is ambiguous, its possible
+        readings (尊敬・可能・受身, the most likely first).
 
         Args:
-            recording: whose tokens are labelled.
-            policy: when a token has a label. "last": its last character has it (for a causal model, the label is
-                known once the morpheme is complete); "any": one of its characters has it; "majority": more than half
-                of them have it.
+            recording: The recording to label.
+            policy: When a token has a label. "last": its last character has it (a causal model knows the label only
+                when the morpheme is complete). "any": at least one of its characters has it. "majority": more than
+                half of its characters have it.
             analyser: "fugashi" or "sudachi".
-            processes: that share the work. None for as many as there are cores, but one in a script: a process begins
-                by importing the script, so ask for several from under `if __name__ == "__main__":`.
+            processes: Number of processes. None uses one per core, or a single one in a script, because each process
+                first imports the script; to use more there, call this under `if __name__ == "__main__":`.
 
         Raises:
-            UnknownNameError: no such policy or analyser.
-            MoeLensError: fewer than one process.
+            UnknownNameError: If there is no such policy or analyser.
+            MoeLensError: If `processes` is less than 1.
         """
-        for kind, value, allowed in (("label policy", policy, Policy), ("analyser", analyser, Analyser)):
-            if value not in get_args(allowed):
-                raise unknown(kind, value, get_args(allowed))
+        if policy not in get_args(Policy):
+            raise unknown("label policy", policy, get_args(Policy))
+        if analyser not in get_args(Analyser):
+            raise unknown("analyser", analyser, get_args(Analyser))
         if processes is not None and processes < 1:
-            raise MoeLensError(f"processes={processes}; allowed: 1 or more, or None")
+            raise MoeLensError(f"expected processes to be None or at least 1, got {processes}; give another number")
         jobs = ((group, policy, analyser) for group in _groups(_documents(recording)))
-        tables = _labelled(jobs, processes or _cores())
-        facts = {
+        tables = _label_groups(jobs, processes or _default_processes())
+        metadata = {
             **provenance(analyser),
             "rules": rulebook().version,
             "policy": policy,
             "alignment": _alignment(recording),
         }
-        return _write(Path(recording.path) / "labels", tables, facts)
+        return _write(Path(recording.path) / "labels", tables, metadata)
 
     @classmethod
     def open_or_create(cls, recording: _Recording) -> Labels:
-        """The labels in the recording's folder; created first where there are none that fit."""
+        """Open the labels of a recording, after creating them if they are missing or do not fit."""
         try:
             return cls.open(recording)
         except RecordingError:
@@ -129,21 +159,29 @@ class Labels(Displayed):
 
     @property
     def families(self) -> tuple[str, ...]:
+        """The names of the label families."""
         return tuple(FAMILIES)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Analyser, dictionary, version of the rules, policy, and how the tokens were aligned."""
+        """The analyser, the dictionary, the version of the rules, the policy, and the alignment of the tokens."""
         stored = pq.read_schema(self.path / "honorifics.parquet").metadata
         return {k.decode().removeprefix("moelens."): v.decode() for k, v in stored.items() if k.startswith(b"moelens.")}
 
     def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]:
-        """The names of a family and, for each token in row order, which of them it has: bool `[token, label]`.
+        """Return which labels of a family the tokens have.
 
-        With `rows` only these tokens, and no more is read than the row groups that hold them.
+        A token may have several labels (お…いたす is both 謙譲語I and 謙譲語II) or none (special tokens).
 
-        A token may have several labels (お…いたす is 謙譲語I and 謙譲語II at once) or none (special tokens).
-        Raises `UnknownNameError` for a family that is not one of `families`.
+        Args:
+            family: One of `families`.
+            rows: The tokens to read; None for all. Only the row groups that hold them are read.
+
+        Returns:
+            The names of the labels, and a bool array `[token, label]` in the order of the tokens.
+
+        Raises:
+            UnknownNameError: If there is no such family.
         """
         if family not in FAMILIES:
             raise unknown("label family", family, FAMILIES)
@@ -151,9 +189,19 @@ class Labels(Displayed):
         table = self.table(family, [f"{family}.{name}" for name in names], rows)
         return names, np.stack([column.to_numpy() for column in table.columns]).T  # many times faster than axis=1
 
-    def table(self, family: str, columns: list[str] | None = None, rows: slice | None = None) -> Any:
-        """The columns of the file that holds a family, or these of them, of all tokens or these, as an Arrow table."""
-        path = self.path / f"{next(file for file, held in FILES.items() if family in held)}.parquet"
+    def table(self, family: str, columns: list[str] | None = None, rows: slice | None = None) -> pa.Table:
+        """Read the file that holds a family.
+
+        Args:
+            family: One of `families`.
+            columns: The columns to read, such as `lemma`; None for all columns of the file.
+            rows: The tokens to read; None for all.
+
+        Returns:
+            An Arrow table with one row per token.
+        """
+        name = next(file for file, families in LABEL_FILES.items() if family in families)
+        path = self.path / f"{name}.parquet"
         if rows is None:
             return pq.read_table(path, columns=columns)
         with pq.ParquetFile(path) as file:
@@ -165,107 +213,118 @@ class Labels(Displayed):
             return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
 
 
-def _cores() -> int:
-    """Processes to use unasked: in a script one, since starting more would run it again."""
+def _default_processes() -> int:
+    """Return one process in a script, which each further process would run again, and otherwise one per core."""
     return 1 if hasattr(sys.modules["__main__"], "__file__") else os.cpu_count() or 1
 
 
-Tokens = tuple[str, Ints, Ints]
-"""A document's text, and where its tokens begin and end."""
-Job = tuple[list[Tokens], Policy, Analyser]
+def _documents(recording: _Recording) -> Iterator[_Document]:
+    """Yield the documents that have tokens."""
 
-
-def _documents(recording: _Recording) -> Iterator[Tokens]:
-    """The documents that have tokens, one after another."""
-
-    def runs() -> Iterator[tuple[int, Ints, Ints]]:
+    def stretches() -> Iterator[tuple[int, _Ints, _Ints]]:
+        """Yield successive tokens of one document: its number, their starts and their ends."""
         for _, (doc, start, end) in recording.columns(["doc", "char_start", "char_end"]):
             edges = np.flatnonzero(np.diff(doc)) + 1
             yield from zip(doc[np.append(0, edges)].tolist(), np.split(start, edges), np.split(end, edges), strict=True)
 
     texts = enumerate(recording.texts())
-    for doc, parts in groupby(runs(), key=itemgetter(0)):  # a document may go on in the next shard
+    for doc, parts in groupby(stretches(), key=itemgetter(0)):  # shards may divide a document
         _, starts, ends = zip(*parts, strict=True)
         yield next(text for number, text in texts if number == doc), np.concatenate(starts), np.concatenate(ends)
 
 
-def _groups(documents: Iterator[Tokens]) -> Iterator[list[Tokens]]:
-    """Documents that are labelled together."""
-    group: list[Tokens] = []
+def _groups(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
+    """Yield documents to be labelled together."""
+    group: list[_Document] = []
     size = 0
     for document in documents:
         group.append(document)
         size += len(document[0])
-        if size >= _CHUNK:
+        if size >= _GROUP_CHARACTERS:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
-def _labelled(jobs: Iterator[Job], processes: int) -> Iterator[Any]:
-    """A table for each job, in their order; a few jobs are under way at once."""
+def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[pa.Table]:
+    """Yield the table of each job, in order; a few jobs per process are in memory at a time."""
     first = list(islice(jobs, processes))
     jobs, processes = chain(first, jobs), min(processes, len(first))
     if processes < 2:
         yield from map(_label_documents, jobs)
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        while some := list(islice(jobs, 4 * processes)):
-            yield from pool.map(_label_documents, some)
+        while batch := list(islice(jobs, 4 * processes)):
+            yield from pool.map(_label_documents, batch)
 
 
-def _label_documents(job: Job) -> Any:
+def _label_documents(job: _Job) -> pa.Table:
     documents, policy, analyser = job
-    return pa.concat_tables([_label_text(*document, policy, analyser) for document in documents])
+    return pa.concat_tables([_label_document(*document, policy, analyser) for document in documents])
 
 
-def _label_text(text: str, start: Ints, end: Ints, policy: Policy, analyser: Analyser) -> Any:
+def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser) -> pa.Table:
     labels = character_labels(text, analyser)
-    has = on_tokens(labels.has, start, end, policy, labels.morpheme >= 0)
-    last = last_characters(labels.morpheme >= 0, start, end)
+    has = token_labels(labels.has, start, end, policy, labels.morpheme >= 0)
+    last = _last_characters(labels.morpheme >= 0, start, end)
     words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
     spans = [labels.honorific[i] if i >= 0 else None for i in last]
     for row, m in enumerate(words):
         if m is not None:
-            begins, ends = start[row] <= m.start, end[row] >= m.end
-            has[row, _POSITION + (3 if begins and ends else 0 if begins else 2 if ends else 1)] = True
-    told = {
+            has[row, _POSITION_COLUMN[bool(start[row] <= m.start), bool(end[row] >= m.end)]] = True
+    details = {
         **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
-        **{name: [getattr(m, name) if m else "" for m in words] for name in _WORDS[4:]},
+        **{name: [getattr(m, name) if m else "" for m in words] for name in _WORD_COLUMNS[4:]},
         "rule": [span.rule if span else "" for span in spans],
         "plain": ["・".join(span.plain) if span else "" for span in spans],
         "readings": ["・".join(span.readings) if span else "" for span in spans],
     }
     return pa.table(
-        {column: has[:, i] for i, column in enumerate(COLUMNS)} | {k: pa.array(v, pa.string()) for k, v in told.items()}
+        {column: has[:, i] for i, column in enumerate(COLUMNS)}
+        | {name: pa.array(values, pa.string()) for name, values in details.items()}
     )
 
 
-def _empty() -> Any:
+def _schema() -> pa.Schema:
     nothing = np.zeros(0, np.int32)
-    return _label_text("", nothing, nothing, "last", "fugashi")
+    return _label_document("", nothing, nothing, "last", "fugashi").schema
 
 
-def last_characters(inside: Bools, start: Ints, end: Ints) -> npt.NDArray[np.int64]:
-    """For each token `[token]` the place of its last character that a morpheme holds, or -1."""
+def _last_characters(inside: Bools, start: _Ints, end: _Ints) -> npt.NDArray[np.int64]:
+    """Return for each token the index of its last character in a morpheme, `[token]`, or -1."""
     if not len(inside):
         return np.full(len(start), -1, dtype=np.int64)
-    place = np.maximum.accumulate(np.where(inside, np.arange(len(inside)), -1))[np.maximum(end - 1, 0)]
-    return np.where((place >= start) & (end > start), place, -1)
+    last = np.maximum.accumulate(np.where(inside, np.arange(len(inside)), -1))[np.maximum(end - 1, 0)]
+    return np.where((last >= start) & (end > start), last, -1)
 
 
-def on_tokens(characters: Bools, start: Ints, end: Ints, policy: Policy = "last", inside: Bools | None = None) -> Bools:
-    """From bool `[character, label]` to bool `[token, label]`, by the policies of `label`.
+def token_labels(
+    characters: Bools, start: _Ints, end: _Ints, policy: Policy = "last", inside: Bools | None = None
+) -> Bools:
+    """Derive the labels of tokens from those of characters.
 
-    `inside` `[character]` says which characters a morpheme holds (by default those with a label).
+    Args:
+        characters: Labels of the characters of a text, bool `[character, label]`.
+        start: Index of the first character of each token, `[token]`.
+        end: Index after the last character of each token, `[token]`.
+        policy: When a token has a label; see `Labels.create`.
+        inside: Which characters belong to a morpheme, bool `[character]`; by default those with a label.
+
+    Returns:
+        The labels of the tokens, bool `[token, label]`.
+
+    Example:
+        >>> characters = np.array([[True], [False], [False]])
+        >>> token_labels(characters, np.array([0, 1]), np.array([1, 3]), "any").tolist()
+        [[True], [False]]
     """
     if not len(characters):
         return np.zeros((len(start), characters.shape[1]), dtype=np.bool_)
     inside = np.asarray(characters.any(axis=1)) if inside is None else inside
     if policy == "last":
-        place = last_characters(inside, start, end)
-        return np.asarray(characters[place] & (place >= 0)[:, None])
+        last = _last_characters(inside, start, end)
+        return np.asarray(characters[last] & (last >= 0)[:, None])
     summed = np.concatenate(
         [np.zeros((1, characters.shape[1]), np.int64), np.cumsum(characters & inside[:, None], axis=0)]
     )
@@ -277,23 +336,23 @@ def on_tokens(characters: Bools, start: Ints, end: Ints, policy: Policy = "last"
 
 
 def _alignment(recording: _Recording) -> str:
-    """How the tokens' characters were found, of how many documents, as the recording says."""
+    """Return the methods that located the tokens in their texts, with the number of documents for each."""
     manifest = getattr(recording, "manifest", {})
     methods = manifest.get("tokenizer", {}).get("documents_by_spans", {})
     return ", ".join(f"{method}: {n}" for method, n in sorted(methods.items())) or "unknown"
 
 
-def _write(folder: Path, tables: Iterator[Any], facts: dict[str, str]) -> Labels:
-    """Write the tables one after another, each file under another name until all are complete."""
+def _write(folder: Path, tables: Iterator[pa.Table], metadata: dict[str, str]) -> Labels:
+    """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {f"moelens.{name}": value for name, value in facts.items()}
-    words = {"morphology": _WORDS, "honorifics": _HONORIFIC}
+    metadata = {f"moelens.{name}": value for name, value in metadata.items()}
+    details = {"morphology": _WORD_COLUMNS, "honorifics": _HONORIFIC_COLUMNS}
     columns = {
-        file: [c for c in COLUMNS if c.partition(".")[0] in held] + list(words.get(file, ()))
-        for file, held in FILES.items()
+        file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(details.get(file, ()))
+        for file, families in LABEL_FILES.items()
     }
     with ExitStack() as stack:
-        schema = _empty().schema.with_metadata(metadata)
+        schema = _schema().with_metadata(metadata)
         writers = {
             file: stack.enter_context(
                 pq.ParquetWriter(
@@ -307,6 +366,6 @@ def _write(folder: Path, tables: Iterator[Any], facts: dict[str, str]) -> Labels
         for table in tables:
             for file, names in columns.items():
                 writers[file].write_table(table.select(names).replace_schema_metadata(metadata))
-    for file in FILES:
+    for file in LABEL_FILES:
         os.replace(folder / f".{file}.parquet", folder / f"{file}.parquet")
     return Labels(folder)

@@ -1,4 +1,4 @@
-"""Minimal pairs: a context and two continuations of which only the first suits it, made from `pairs.toml`."""
+"""Minimal pairs: a context with one continuation that suits it and one that does not, made from `pairs.toml`."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from moelens.display import Displayed
 from moelens.errors import unknown
 from moelens.japanese.honorific_spans import honorifics
 
-#: Endings of the polite style, and what the past and the negative make of them.
-_POLITE = {
+# The past and the negative of the endings of the polite style.
+_POLITE_FORMS = {
     "past": (("ます", "ました"), ("です", "でした")),
     "negative": (("ます", "ません"), ("です", "ではありません")),
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Displayed):
     """A context with a continuation that suits it and one that does not.
 
     Attributes:
-        id: stable: kind, frame and word ("respectful/teacher/行く").
-        kind: what the contrast is, one of `kinds()`.
-        frame: the frame within the kind; all pairs of a frame belong to the same `split`.
-        context: what comes before.
-        good, bad: the continuations; they differ as little as the contrast allows.
-        good_classes, bad_classes: the honorific classes within each of them, as the tagger finds them.
-        control: the contrast is not honorific (tense, polarity, noun).
-        split: "discovery" or "test": look for experts in one half of the frames, test them on the other.
+        id: Stable identifier of kind, frame and word ("respectful/teacher/行く").
+        kind: The contrast, one of `kinds()`.
+        frame: The frame within the kind; all pairs of a frame belong to the same `split`.
+        context: The text before the continuation.
+        good: The continuation that suits the context.
+        bad: The continuation that does not; it differs from `good` as little as the contrast allows.
+        good_classes: The honorific classes that `honorifics` finds in `good`.
+        bad_classes: The honorific classes that `honorifics` finds in `bad`.
+        control: Whether the contrast is not about honorifics (tense, polarity, noun).
+        split: "discovery" or "test": find experts with the frames of one half and test them on the other.
     """
 
     id: str
@@ -48,7 +50,7 @@ class Pair(Displayed):
     split: Literal["discovery", "test"]
 
     def _repr_html_(self) -> str:
-        """Both texts, one above the other, what differs coloured and marked."""
+        """Return both texts, one above the other, with their difference coloured and underlined."""
         start = next((i for i, (a, b) in enumerate(zip(self.good, self.bad, strict=False)) if a != b), 0)
         rows = []
         for mark, colour, text in (("○", "#0072B2", self.good), ("×", "#D55E00", self.bad)):
@@ -58,32 +60,51 @@ class Pair(Displayed):
 
 
 def kinds() -> tuple[str, ...]:
-    """The kinds of pairs, the controls last.
+    """Return the kinds of pairs, the controls last.
 
-    >>> kinds()[:3]
-    ('polite-ending', 'respectful', 'humble')
+    Example:
+        >>> kinds()[:3]
+        ('polite-ending', 'respectful', 'humble')
     """
     return tuple(kind["name"] for kind in _table()["kind"])
 
 
 def pairs(kind: str | None = None, split: str | None = None) -> tuple[Pair, ...]:
-    """The pairs of a kind, or of all; of one half of the frames, or of both.
+    """Return the bundled minimal pairs.
 
-    Raises `UnknownNameError` for a kind that is not one of `kinds()`, or a split other than discovery and test.
+    Args:
+        kind: One of `kinds()`; None for all kinds.
+        split: "discovery" or "test", each with half of the frames of a kind; None for both.
 
-    >>> pair = pairs("respectful")[0]
-    >>> pair.context + pair.good, pair.context + pair.bad
-    ('先生は明日、京都へいらっしゃいます。', '先生は明日、京都へ行きます。')
+    Raises:
+        UnknownNameError: If there is no such kind or split.
+
+    Example:
+        >>> pair = pairs("respectful")[0]
+        >>> pair.context + pair.good, pair.context + pair.bad
+        ('先生は明日、京都へいらっしゃいます。', '先生は明日、京都へ行きます。')
     """
     if kind is not None and kind not in kinds():
         raise unknown("kind of pairs", kind, kinds())
     if split not in (None, "discovery", "test"):
         raise unknown("split", split, ("discovery", "test"))
-    return tuple(p for p in _all() if kind in (None, p.kind) and split in (None, p.split))
+    return tuple(p for p in _all_pairs() if kind in (None, p.kind) and split in (None, p.split))
 
 
 def as_dataset(kind: str | None = None, split: str | None = None) -> Any:
-    """The pairs as a `datasets.Dataset`, a column for each attribute of `Pair`."""
+    """Return the pairs as a `datasets.Dataset` with one column for each attribute of `Pair`.
+
+    Args:
+        kind: As in `pairs`.
+        split: As in `pairs`.
+
+    Raises:
+        UnknownNameError: If there is no such kind or split.
+
+    Example:
+        >>> as_dataset("title").column_names[:4]
+        ['id', 'kind', 'frame', 'context']
+    """
     from datasets import Dataset
 
     return Dataset.from_list([asdict(pair) for pair in pairs(kind, split)])
@@ -95,33 +116,33 @@ def _table() -> Mapping[str, Any]:
 
 
 @cache
-def _all() -> tuple[Pair, ...]:
-    return tuple(pair for kind in _table()["kind"] for pair in _of(kind))
+def _all_pairs() -> tuple[Pair, ...]:
+    return tuple(pair for kind in _table()["kind"] for pair in _pairs_of(kind))
 
 
-def _of(kind: Mapping[str, Any]) -> Iterator[Pair]:
-    for place, frame in enumerate(kind["frame"]):
+def _pairs_of(kind: Mapping[str, Any]) -> Iterator[Pair]:
+    for number, frame in enumerate(kind["frame"]):
         for row in _table()["words"][frame["words"]]:
             context, good, bad = (frame[part].format(**_forms(row)) for part in ("context", "good", "bad"))
             yield Pair(
-                f"{kind['name']}/{frame['name']}/{row['word']}",
-                kind["name"],
-                frame["name"],
-                context,
-                good,
-                bad,
-                _classes(context, good),
-                _classes(context, bad),
-                bool(kind.get("control", False)),
-                "test" if place % 2 else "discovery",
+                id=f"{kind['name']}/{frame['name']}/{row['word']}",
+                kind=kind["name"],
+                frame=frame["name"],
+                context=context,
+                good=good,
+                bad=bad,
+                good_classes=_classes(context, good),
+                bad_classes=_classes(context, bad),
+                control=bool(kind.get("control", False)),
+                split="test" if number % 2 else "discovery",
             )
 
 
 def _forms(row: Mapping[str, str]) -> dict[str, str]:
-    """The columns of a row, and the past and the negative of those that end in ます or です."""
+    """Return the columns of a row, with the past and the negative of those that end in ます or です."""
     forms = dict(row)
     for column, value in row.items():
-        for name, endings in _POLITE.items():
+        for name, endings in _POLITE_FORMS.items():
             for ending, other in endings:
                 if value.endswith(ending):
                     forms[f"{column}_{name}"] = value.removesuffix(ending) + other

@@ -1,4 +1,4 @@
-"""Morphemes: UniDic's short units, with exact character offsets."""
+"""Morphological analysis: the short units of UniDic, with exact character offsets."""
 
 from __future__ import annotations
 
@@ -17,19 +17,33 @@ from moelens.japanese.ruby import AnnotatedText, Ruby
 
 Analyser = Literal["fugashi", "sudachi"]
 
-#: UniDic's parts of speech (first level), in the order in which they are reported.
+#: The parts of speech of UniDic (first level), in the order in which they are reported.
 POS = (
-    "名詞", "代名詞", "形状詞", "連体詞", "副詞", "接続詞", "感動詞", "動詞", "形容詞", "助動詞", "助詞",
-    "接頭辞", "接尾辞", "記号", "補助記号", "空白",
-)  # fmt: skip
+    "名詞",
+    "代名詞",
+    "形状詞",
+    "連体詞",
+    "副詞",
+    "接続詞",
+    "感動詞",
+    "動詞",
+    "形容詞",
+    "助動詞",
+    "助詞",
+    "接頭辞",
+    "接尾辞",
+    "記号",
+    "補助記号",
+    "空白",
+)
 
-#: Writing systems of a morpheme; "other" is a letter of any other writing system.
+#: The writing systems of a morpheme; "other" is any other writing system.
 SCRIPTS = ("kanji", "hiragana", "katakana", "mixed", "latin", "digit", "punctuation", "other")
 
-#: Where a word comes from (UniDic's 語種): native, Sino-Japanese, foreign, hybrid, proper noun, symbol, unknown.
+#: The origins of words (語種 in UniDic): native, Sino-Japanese, foreign, hybrid, proper noun, symbol, unknown.
 GOSHU = ("和", "漢", "外", "混", "固", "記号", "不明")
 
-# The long-vowel mark and the iteration marks of the kana follow what they lengthen or repeat: they are neutral.
+# The long-vowel mark and the iteration marks of kana belong to the writing system of the character before them.
 _SCRIPT_OF = re.compile(
     r"(?P<neutral>[ーｰゝゞヽヾ゛゜\u3099\u309a])"
     r"|(?P<kanji>[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff々〆〇ヶヵ])"
@@ -42,30 +56,55 @@ _SCRIPT_OF = re.compile(
     re.DOTALL,
 )
 
-# What MeCab is to write of each word: the white space before it, the word and its features as in the dictionary. One
-# string for a text is read faster than an object for each word. Noncharacters of Unicode end the fields.
+# The output format for MeCab: for each word the white space before it, the word, and its features as in the dictionary.
+# Parsing one string for a text is faster than reading an object for each word. Unicode noncharacters end the fields.
 _FIELD, _WORD = "\ufdd0", "\ufdd1"
 _FORMAT = f"%pS{_FIELD}%m{_FIELD}%H{_WORD}"
-# Characters that cannot be written in UTF-8, or would end the text (MeCab reads C strings) or a field.
+# Characters that UTF-8 cannot encode, or that would end the text (MeCab reads C strings) or a field.
 _UNREADABLE = {
     "fugashi": re.compile(f"[\x00\ud800-\udfff{_FIELD}{_WORD}]"),
     "sudachi": re.compile("[\x00\ud800-\udfff]"),
 }
-# UniDic's features in their order, as far as they are used; an unknown word has the first six.
+# The features of UniDic in order, up to the last one in use; an unknown word has only the first six.
 _FEATURES = (
-    "pos1", "pos2", "pos3", "pos4", "cType", "cForm", "lForm", "lemma", "orth", "pron", "orthBase", "pronBase",
-    "goshu", "iType", "iForm", "fType", "fForm", "kana",
-)  # fmt: skip
-_SUDACHI_READS = 12_000  # characters: Sudachi refuses more than 49,149 bytes
+    "pos1",
+    "pos2",
+    "pos3",
+    "pos4",
+    "cType",
+    "cForm",
+    "lForm",
+    "lemma",
+    "orth",
+    "pron",
+    "orthBase",
+    "pronBase",
+    "goshu",
+    "iType",
+    "iForm",
+    "fType",
+    "fForm",
+    "kana",
+)
+_SUDACHI_CHARACTERS = 12_000  # per call: Sudachi refuses more than 49,149 bytes, and a character has up to 4
+_CACHED_WORDS = 1 << 17  # in each cache: making a word takes longer than looking it up
 
 
-@dataclass(frozen=True, slots=True, eq=False)  # one object an entry: compared and hashed by identity, which is quick
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by identity, which is fast
 class Word:
-    """An entry of the dictionary in one of its forms, shared by all the places where it stands.
+    """A form of a dictionary entry, shared by all morphemes that have it.
 
-    `pos` holds four levels ("*" where a level is unused); `ctype` and `cform` are the conjugation type and form ("" for
-    words without); `lemma` joins spellings (いたす and 致す are both 致す), `lemma_reading` is its reading, `base` the
-    dictionary form as it is written here; `reading` is that of the surface. Readings are in katakana.
+    Attributes:
+        surface: The word as written.
+        pos: The four levels of the part of speech; "*" for a level that is not used.
+        ctype: Conjugation type; "" for words that do not conjugate.
+        cform: Conjugation form; "" for words that do not conjugate.
+        lemma: Lemma, which joins spellings (致す for both いたす and 致す).
+        lemma_reading: Reading of the lemma, in katakana.
+        base: Dictionary form in the spelling of the text.
+        reading: Reading of the surface, in katakana.
+        goshu: Origin, one of `GOSHU`.
+        script: Writing system, one of `SCRIPTS`.
     """
 
     surface: str
@@ -82,9 +121,12 @@ class Word:
 
 @dataclass(frozen=True, slots=True, init=False)
 class Morpheme:
-    """One short unit at characters `start` to `end` (exclusive) of the text: a `Word` in its place.
+    """One short unit in its place in a text.
 
-    Everything that a `Word` holds can be asked of the morpheme itself (`morpheme.lemma`).
+    Attributes:
+        word: The word; its attributes are also those of the morpheme (`morpheme.lemma`).
+        start: Index of the first character.
+        end: Index after the last character.
     """
 
     word: Word
@@ -108,20 +150,22 @@ class Morpheme:
     script = property(lambda self: self.word.script)
 
     def ruby(self) -> Ruby:
+        """Return the annotation for notebooks: the reading above words with kanji."""
         above = "" if self.script in ("hiragana", "katakana", "punctuation") else self.reading
         pos = "-".join(level for level in self.pos if level != "*")
         return Ruby(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})
 
 
-# What a frozen dataclass does of itself takes nearly twice as long, and there is one for every word of a corpus.
+# The generated constructor of a frozen dataclass takes nearly twice as long, and a corpus has millions of morphemes.
 _put_word, _put_start, _put_end = (vars(Morpheme)[name].__set__ for name in ("word", "start", "end"))
 
 
-def script(surface: str) -> str:
-    """The writing system of a word, one of `SCRIPTS`.
+def script_of(surface: str) -> str:
+    """Return the writing system of a word, one of `SCRIPTS`.
 
-    >>> [script(s) for s in ("敬語", "ください", "サーバー", "申し上げ", "API", "２０", "。")]
-    ['kanji', 'hiragana', 'katakana', 'mixed', 'latin', 'digit', 'punctuation']
+    Example:
+        >>> [script_of(word) for word in ("敬語", "ください", "サーバー", "申し上げ", "API", "２０", "。")]
+        ['kanji', 'hiragana', 'katakana', 'mixed', 'latin', 'digit', 'punctuation']
     """
     found = {match.lastgroup for match in _SCRIPT_OF.finditer(surface)} - {"neutral"}
     letters = found - {"punctuation"}
@@ -135,7 +179,7 @@ def _unidic() -> Any:
     import fugashi
     import unidic_lite
 
-    # Named explicitly: another UniDic on the machine must not change the labels.
+    # The dictionary is named explicitly, because another UniDic on the machine would change the labels.
     folder = unidic_lite.DICDIR
     return fugashi.Tagger(f'-r "{folder}/mecabrc" -d "{folder}" -O "" -F "{_FORMAT}" -E ""')
 
@@ -145,32 +189,41 @@ def _sudachi() -> Any:
     try:
         sudachi = import_module("sudachipy")
     except ImportError as error:
-        raise MoeLensError("analyser 'sudachi' is not installed; pip install sudachipy sudachidict-core") from error
+        raise MoeLensError(
+            "analyser 'sudachi' is not installed; install it with pip install sudachipy sudachidict-core"
+        ) from error
     return sudachi.Dictionary(dict="core").tokenizer(mode=sudachi.SplitMode.A)
 
 
-_KNOWN = 1 << 17  # words kept by each cache: making one costs more than finding it again
-
-
 def provenance(analyser: Analyser = "fugashi") -> dict[str, str]:
-    """Name and version of the analyser and of its dictionary.
+    """Return the names and versions of an analyser and of its dictionary.
 
-    >>> list(provenance())
-    ['analyser', 'dictionary']
+    Example:
+        >>> list(provenance())
+        ['analyser', 'dictionary']
     """
     tool, dictionary = {"fugashi": ("fugashi", "unidic-lite"), "sudachi": ("SudachiPy", "sudachidict-core")}[analyser]
     return {"analyser": f"{tool} {version(tool)}", "dictionary": f"{dictionary} {version(dictionary)}"}
 
 
 def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[Morpheme]:
-    """The morphemes of `text`, in order; only white space lies between them. A notebook shows them with their readings.
+    """Split a text into morphemes.
 
-    `analyser` is "fugashi" (UniDic's short units, the default) or "sudachi" (SudachiPy's units A, an extra with the
-    same face; its parts of speech are UniDic's, its lemmas are its own normalised forms). Raises `UnknownNameError` for
-    another name, `MoeLensError` if the analyser is not installed.
+    Args:
+        text: Text to analyse.
+        analyser: "fugashi" for the short units of UniDic, or "sudachi" for the units A of SudachiPy, an optional
+            package. Both give the parts of speech of UniDic; the lemmas of SudachiPy are its normalised forms.
 
-    >>> [(m.surface, m.pos[0], m.lemma) for m in parse_morphemes("私が参ります")]
-    [('私', '代名詞', '私'), ('が', '助詞', 'が'), ('参り', '動詞', '参る'), ('ます', '助動詞', 'ます')]
+    Returns:
+        The morphemes in order, with only white space between them. Notebooks show them as text with readings.
+
+    Raises:
+        UnknownNameError: If there is no such analyser.
+        MoeLensError: If the analyser is not installed.
+
+    Example:
+        >>> [(m.surface, m.pos[0], m.lemma) for m in parse_morphemes("私が参ります")]
+        [('私', '代名詞', '私'), ('が', '助詞', 'が'), ('参り', '動詞', '参る'), ('ます', '助動詞', 'ます')]
     """
     if analyser not in get_args(Analyser):
         raise unknown("analyser", analyser, get_args(Analyser))
@@ -180,41 +233,45 @@ def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[
 
 
 def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
-    """Where fugashi and SudachiPy do not see the same words or parts of speech: the stretch, and both readings of it.
+    """Find where fugashi and SudachiPy give different words or parts of speech.
 
-    Both analysers are right by their own dictionaries; a label that rests on such a stretch rests on the choice.
+    Each analyser is right by its own dictionary. A label of a passage that is returned depends on the analyser.
 
-    >>> disagreement("存じ上げております")
-    [('存じ上げ', ('存じ上げ 動詞',), ('存じ 動詞', '上げ 動詞'))]
+    Returns:
+        For each such passage, its text, the words of fugashi and the words of SudachiPy, each with its part of speech.
 
     Raises:
-        MoeLensError: SudachiPy is not installed.
+        MoeLensError: If SudachiPy is not installed.
+
+    Example:
+        >>> disagreement("存じ上げております")
+        [('存じ上げ', ('存じ上げ 動詞',), ('存じ 動詞', '上げ 動詞'))]
     """
     readings = [parse_morphemes(text, "fugashi"), parse_morphemes(text, "sudachi")]
     shared = set.intersection(*({m.start for m in found} | {len(text)} for found in readings))
     cuts = sorted(shared | {0})
-    stretches = []
+    passages = []
     for start, end in pairwise(cuts):
         a, b = (tuple(f"{m.surface} {m.pos[0]}" for m in found if start <= m.start < end) for found in readings)
         if a != b:
-            stretches.append((text[start:end].strip(), a, b))
-    return stretches
+            passages.append((text[start:end].strip(), a, b))
+    return passages
 
 
 def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
     lines = _unidic().parse(readable).split(_WORD)[:-1]
     if readable != text:
-        lines = _as_written(text, lines)
+        lines = _restore_surfaces(text, lines)
     end = 0
     for line in lines:
-        word, white, length = _line(line)
+        word, white, length = _parse_line(line)
         start = end + white
         end = start + length
         yield Morpheme(word, start, end)
 
 
-def _as_written(text: str, lines: list[str]) -> Iterator[str]:
-    """The lines with the words as they are in the text."""
+def _restore_surfaces(text: str, lines: list[str]) -> Iterator[str]:
+    """Yield the lines with their words replaced by the characters of the text."""
     end = 0
     for line in lines:
         white, surface, features = line.split(_FIELD)
@@ -223,42 +280,42 @@ def _as_written(text: str, lines: list[str]) -> Iterator[str]:
         yield _FIELD.join((white, text[start:end], features))
 
 
-@lru_cache(maxsize=_KNOWN)
-def _line(line: str) -> tuple[Word, int, int]:
-    """The word of a line of `_FORMAT`, and how long the white space before it and the word itself are."""
+@lru_cache(maxsize=_CACHED_WORDS)
+def _parse_line(line: str) -> tuple[Word, int, int]:
+    """Return the word of a line of `_FORMAT`, and the lengths of the white space before it and of the word."""
     white, rest = line.split(_FIELD, 1)
     surface, features = rest.rsplit(_FIELD, 1)
     return _unidic_word(surface, features), len(white), len(surface)
 
 
-@lru_cache(maxsize=_KNOWN)
+@lru_cache(maxsize=_CACHED_WORDS)
 def _unidic_word(surface: str, features: str) -> Word:
-    of = dict(zip(_FEATURES, next(csv.reader([features])), strict=False))
+    values = dict(zip(_FEATURES, next(csv.reader([features])), strict=False))
 
-    def known(name: str) -> str:
-        value = of.get(name, "*")
-        return "" if value == "*" else value
+    def value(name: str) -> str:
+        found = values.get(name, "*")
+        return "" if found == "*" else found
 
-    lemma = known("lemma") or surface
+    lemma = value("lemma") or surface
     return Word(
-        surface,
-        (of["pos1"], of["pos2"], of["pos3"], of["pos4"]),
-        known("cType"),
-        known("cForm"),
-        # UniDic tells homographs apart by a suffix (私-代名詞, パソコン-personal computer).
-        lemma.partition("-")[0] or lemma,
-        known("lForm"),
-        known("orthBase") or surface,
-        known("kana"),
-        known("goshu") or "不明",
-        script(surface),
+        surface=surface,
+        pos=(values["pos1"], values["pos2"], values["pos3"], values["pos4"]),
+        ctype=value("cType"),
+        cform=value("cForm"),
+        # UniDic distinguishes homographs by a suffix (私-代名詞, パソコン-personal computer).
+        lemma=lemma.partition("-")[0] or lemma,
+        lemma_reading=value("lForm"),
+        base=value("orthBase") or surface,
+        reading=value("kana"),
+        goshu=value("goshu") or "不明",
+        script=script_of(surface),
     )
 
 
 def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
     start = 0
-    while start < len(readable):  # Sudachi reads at most 49,149 bytes at once
-        piece = readable[start : start + _SUDACHI_READS]
+    while start < len(readable):
+        piece = readable[start : start + _SUDACHI_CHARACTERS]
         for unit in _sudachi().tokenize(piece):
             begin, end = start + unit.begin(), start + unit.end()
             if not text[begin:end].isspace() and begin < end:
@@ -267,8 +324,17 @@ def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
         start += len(piece)
 
 
-@lru_cache(maxsize=_KNOWN)
+@lru_cache(maxsize=_CACHED_WORDS)
 def _sudachi_word(surface: str, pos: tuple[str, ...], lemma: str, base: str, reading: str) -> Word:
     ctype, cform = ("" if level == "*" else level for level in pos[4:6])
-    levels = pos[0], pos[1], pos[2], pos[3]
-    return Word(surface, levels, ctype, cform, lemma, "", base, reading, "不明", script(surface))
+    return Word(
+        surface=surface,
+        pos=(pos[0], pos[1], pos[2], pos[3]),
+        ctype=ctype,
+        cform=cform,
+        lemma=lemma,
+        base=base,
+        reading=reading,
+        goshu="不明",
+        script=script_of(surface),
+    )

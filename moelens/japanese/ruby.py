@@ -1,4 +1,4 @@
-"""What morphemes and honorifics look like in a notebook: the text, with ruby above what was found."""
+"""HTML for morphemes and honorifics in notebooks: the text, with ruby annotations above the analysed words."""
 
 from __future__ import annotations
 
@@ -15,14 +15,20 @@ _NEUTRAL = "#888888"
 
 @dataclass(frozen=True, slots=True)
 class Ruby:
-    """What stands above a word, the class whose colour it has ("" for none), and what is told on hovering."""
+    """The annotation of one word.
+
+    Attributes:
+        above: Text above the word.
+        color_class: Honorific class whose colour the word takes; "" for none.
+        details: Names and values in the tooltip; empty values are left out.
+    """
 
     above: str
-    colour_of: str
+    color_class: str
     details: Mapping[str, str]
 
 
-class _Placed(Protocol):
+class _Annotated(Protocol):
     @property
     def start(self) -> int: ...
     @property
@@ -30,41 +36,45 @@ class _Placed(Protocol):
     def ruby(self) -> Ruby: ...
 
 
-Found = TypeVar("Found", bound=_Placed)
+_Item = TypeVar("_Item", bound=_Annotated)
 
 
-class AnnotatedText(tuple[Found, ...], Displayed):
-    """A tuple of what was found in `text`, which shows itself in a notebook as coloured text."""
+class AnnotatedText(tuple[_Item, ...], Displayed):
+    """A tuple of the items found in a text; notebooks show it as the text with annotations.
+
+    Attributes:
+        text: The whole text.
+    """
 
     text: str
 
-    def __new__(cls, text: str, found: Sequence[Found]) -> AnnotatedText[Found]:
-        made = super().__new__(cls, found)
+    def __new__(cls, text: str, items: Sequence[_Item]) -> AnnotatedText[_Item]:
+        made = super().__new__(cls, items)
         made.text = text
         return made
 
-    def __getnewargs__(self) -> tuple[str, tuple[Found, ...]]:
+    def __getnewargs__(self) -> tuple[str, tuple[_Item, ...]]:
         return self.text, tuple(self)
 
     def _repr_html_(self) -> str:
-        pieces, reach = [], 0
+        pieces, end = [], 0
         for item in self:
-            pieces += [escape(self.text[reach : item.start]), ruby_html(self.text[item.start : item.end], item.ruby())]
-            reach = item.end
-        pieces.append(escape(self.text[reach:]))
-        return line("".join(pieces).replace("\n", "<br>"))
+            pieces += [escape(self.text[end : item.start]), ruby_html(self.text[item.start : item.end], item.ruby())]
+            end = item.end
+        pieces.append(escape(self.text[end:]))
+        return ruby_block("".join(pieces).replace("\n", "<br>"))
 
 
-def line(html: str) -> str:
-    """Japanese with room for what stands above it."""
+def ruby_block(html: str) -> str:
+    """Wrap HTML of Japanese text in a block whose lines leave room for ruby."""
     return f'<div lang="ja" style="line-height: 2.4">{html}</div>'
 
 
-def ruby_html(surface: str, mark: Ruby) -> str:
-    """A word with what stands above it, as HTML."""
-    colour = CLASS_STYLE[mark.colour_of].color if mark.colour_of else _NEUTRAL
-    told = "; ".join(f"{name}: {value}" for name, value in mark.details.items() if value)
+def ruby_html(surface: str, ruby: Ruby) -> str:
+    """Return the HTML of one word with its annotation."""
+    colour = CLASS_STYLE[ruby.color_class].color if ruby.color_class else _NEUTRAL
+    tooltip = "; ".join(f"{name}: {value}" for name, value in ruby.details.items() if value)
     return (
-        f'<ruby title="{escape(told)}" style="border-bottom: 2px solid {colour}; margin-right: 2px">'
-        f'{escape(surface)}<rt style="color: {colour}">{escape(mark.above)}</rt></ruby>'
+        f'<ruby title="{escape(tooltip)}" style="border-bottom: 2px solid {colour}; margin-right: 2px">'
+        f'{escape(surface)}<rt style="color: {colour}">{escape(ruby.above)}</rt></ruby>'
     )

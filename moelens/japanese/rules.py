@@ -1,4 +1,4 @@
-"""The rules of `rules.toml`: patterns over morphemes, read once and made quick to match."""
+"""The rules of `rules.toml`: patterns over morphemes, read once and prepared for fast matching."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from moelens.japanese.morphology import Word
 #: The five classes: respectful, humble toward someone, courteous, polite, beautifying.
 CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
 
-#: Whom an honorific raises: the subject or the object of its predicate, the person addressed, the person named.
+#: Whom an honorific raises: the subject or the object of its predicate, the person addressed, or the person named.
 RAISED = ("subject", "object", "addressee", "referent")
 
-#: What an honorific says of the sentence's register; "noun" is for names and things, which need a polite predicate.
-TELLS = ("honorific", "noun", "polite", "nothing")
+#: The word that stands for the start and the end of a sentence in a pattern.
+SENTENCE_EDGE = Word(surface="", pos=("文境界", "*", "*", "*"))
 
-_RAISES = {
+# What an honorific implies for the register of its sentence; "noun" marks names and things, which imply an honorific
+# register only together with a polite predicate.
+_TELLS = ("honorific", "noun", "polite", "nothing")
+_RAISED_BY_CLASS = {
     "尊敬語": ("subject",),
     "謙譲語I": ("object",),
     "謙譲語II": ("addressee",),
@@ -31,17 +34,20 @@ _RAISES = {
 }
 _FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading", "goshu")
 _PLAIN = ("lemma", "verb", "noun")
-_HEAD = 3  # words of a match that tell whether it is worth a try
-EDGE = Word("", ("文境界", "*", "*", "*"))
-Test = tuple[str, bool, frozenset[str]]
+_HEAD = 3  # the first words of a match, by which rules that cannot match are ruled out
+_Test = tuple[str, bool, frozenset[str]]  # a feature, whether it has to have one of the values, the values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One to `most` morphemes (none, if `optional`) that fit every test.
+    """A step of a pattern: one or more successive morphemes that pass all its tests.
 
-    A `context` step is required, but not marked; the morphemes of the `word` steps are what the honorific is made of.
-    `bit` stands for the tests in the bits of `RuleBook.fits`.
+    Attributes:
+        bit: The bit that stands for the step's tests; see `word_bits`.
+        most: The largest number of morphemes that the step takes.
+        optional: Whether the step may take no morpheme.
+        context: Whether the morphemes are required but not part of the honorific.
+        word: Whether the morphemes are the word that the honorific is made of (the 待ち of お待ちする).
     """
 
     bit: int
@@ -51,12 +57,15 @@ class Step:
     word: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A pattern over the morphemes of one sentence, with its examples for and against.
+    """A pattern over the morphemes of one sentence, with examples for and against it.
 
-    `heads` holds, for each of the first words of a match, the bits of the steps that it may fit; all bits where the
-    match may have ended before. The other attributes are as in the table.
+    Attributes:
+        heads: For each of the first words of a match, the bits of the steps that may take it; all bits if the match
+            may end before that word.
+
+    The other attributes are the entries of `rules.toml`, which explains them.
     """
 
     name: str
@@ -72,90 +81,108 @@ class Rule:
     heads: tuple[int, ...] = ()
 
     @property
-    def guards(self) -> bool:
-        """A rule that says nothing keeps its words away from the rules below it."""
+    def is_guard(self) -> bool:
+        """Whether the rule finds no honorific and only keeps its words from the rules below it."""
         return not (self.classes or self.readings) and self.tells == "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class RuleBook:
-    """The rules in order of precedence, the plain equivalents by lemma, and the version of the table."""
+    """A whole table of rules.
+
+    Attributes:
+        version: The version of the table.
+        rules: The rules in order of precedence.
+        plain: The plain equivalents of honorific words, by lemma.
+        tests: The tests of the steps; a test's index is the number of its bit.
+    """
 
     version: str
     rules: tuple[Rule, ...]
     plain: Mapping[str, tuple[str, ...]]
-    tests: tuple[tuple[Test, ...], ...] = field(repr=False)
+    tests: tuple[tuple[_Test, ...], ...] = field(repr=False)
 
 
 @cache
 def rulebook() -> RuleBook:
-    """The rules of `rules.toml`.
+    """Return the rules of `rules.toml`.
 
-    >>> rulebook().rules[-1].name
-    'prefix'
+    Example:
+        >>> rulebook().rules[-1].name
+        'prefix'
     """
     return read_rules(files("moelens.japanese").joinpath("rules.toml").read_text("utf-8"))
 
 
 def read_rules(toml: str) -> RuleBook:
-    """A rule book from the text of a table such as `rules.toml`; raises `MoeLensError` naming what is wrong in it."""
+    """Read a rule book from the text of a table such as `rules.toml`.
+
+    Raises:
+        MoeLensError: If a rule has a value or tests a feature that does not exist.
+    """
     table = tomllib.loads(toml)
-    bits: dict[tuple[Test, ...], int] = {}
-    rules = tuple(_rule(entry, table["words"], bits) for entry in table["rule"])
+    bits: dict[tuple[_Test, ...], int] = {}
+    rules = tuple(_read_rule(entry, table["words"], bits) for entry in table["rule"])
     plain = {lemma: tuple(equivalents) for lemma, equivalents in table.get("plain", {}).items()}
     return RuleBook(str(table["version"]), rules, plain, tuple(bits))
 
 
-def _rule(entry: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: dict[tuple[Test, ...], int]) -> Rule:
+def _read_rule(
+    entry: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: dict[tuple[_Test, ...], int]
+) -> Rule:
     name = str(entry["name"])
     classes = tuple(entry["classes"])
-    raises = tuple(entry.get("raises", dict.fromkeys(who for c in classes for who in _RAISES.get(c, ()))))
-    tells = entry.get("tells", _tells(classes))
+    raises = tuple(entry.get("raises", dict.fromkeys(who for c in classes for who in _RAISED_BY_CLASS.get(c, ()))))
+    tells = entry.get("tells", _default_tells(classes))
     plain = entry.get("plain", ())
-    for kind, values, allowed in (
-        ("class", classes, CLASSES),
-        ("raised", raises, RAISED),
-        ("tells", (tells,), TELLS),
+    for key, values, allowed in (
+        ("classes", classes, CLASSES),
+        ("raises", raises, RAISED),
+        ("tells", (tells,), _TELLS),
         ("plain", (plain,) if isinstance(plain, str) else (), _PLAIN),
     ):
-        for wrong in (value for value in values if value not in allowed):
-            raise MoeLensError(
-                f"rule {name!r} has the {kind} {wrong!r}; allowed: {', '.join(allowed)}; correct rules.toml"
-            )
-    pattern = tuple(_step(name, step, words, bits) for step in entry["pattern"])
+        for value in values:
+            if value not in allowed:
+                raise MoeLensError(
+                    f"rule {name!r}: expected {key} to be one of {', '.join(allowed)}, got {value!r};"
+                    " correct rules.toml"
+                )
+    pattern = tuple(_read_step(name, step, words, bits) for step in entry["pattern"])
     return Rule(
-        name,
-        classes,
-        pattern,
-        tuple(entry["yes"]),
-        tuple(entry.get("no", ())),
-        raises,
-        plain if isinstance(plain, str) else tuple(plain),
-        tuple(entry.get("readings", ())),
-        tells,
-        bool(entry.get("double", False)),
+        name=name,
+        classes=classes,
+        pattern=pattern,
+        yes=tuple(entry["yes"]),
+        no=tuple(entry.get("no", ())),
+        raises=raises,
+        plain=plain if isinstance(plain, str) else tuple(plain),
+        readings=tuple(entry.get("readings", ())),
+        tells=tells,
+        double=bool(entry.get("double", False)),
         heads=tuple(_heads(pattern)),
     )
 
 
-def _tells(classes: Sequence[str]) -> str:
-    beyond = [c for c in classes if c not in ("丁寧語", "美化語")]
-    return "honorific" if beyond else "polite" if "丁寧語" in classes else "nothing"
+def _default_tells(classes: Sequence[str]) -> str:
+    if any(c not in ("丁寧語", "美化語") for c in classes):
+        return "honorific"
+    return "polite" if "丁寧語" in classes else "nothing"
 
 
 def _heads(pattern: Sequence[Step]) -> Iterator[int]:
-    each = [(step.bit, step.optional or i > 0) for step in pattern for i in range(step.most)]  # a word each
+    """Yield `Rule.heads` of a pattern."""
+    slots = [(step.bit, step.optional or i > 0) for step in pattern for i in range(step.most)]  # one morpheme each
     reached = {0}
     for _ in range(_HEAD):
-        for i, (_, optional) in enumerate(each):
+        for i, (_, optional) in enumerate(slots):
             if optional and i in reached:
                 reached.add(i + 1)
-        yield -1 if len(each) in reached else reduce(or_, (each[i][0] for i in reached))
-        reached = {min(i + 1, len(each)) for i in reached}
+        yield -1 if len(slots) in reached else reduce(or_, (slots[i][0] for i in reached))
+        reached = {min(i + 1, len(slots)) for i in reached}
 
 
-def _step(
-    rule: str, step: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: dict[tuple[Test, ...], int]
+def _read_step(
+    rule: str, step: Mapping[str, Any], words: Mapping[str, Sequence[str]], bits: dict[tuple[_Test, ...], int]
 ) -> Step:
     def values(value: str | Sequence[str]) -> frozenset[str]:
         listed = [value] if isinstance(value, str) else value
@@ -163,59 +190,67 @@ def _step(
 
     tests = dict(step)
     options = {key: tests.pop(key) for key in ("most", "optional", "context", "word") if key in tests}
-    pairs = [(feature, True, value) for feature, value in tests.items() if feature != "not"]
-    pairs += [(feature, False, value) for feature, value in tests.get("not", {}).items()]
-    for wrong in (feature for feature, _, _ in pairs if feature not in _FEATURES):
-        raise MoeLensError(f"rule {rule!r} tests {wrong!r}; allowed: {', '.join(_FEATURES)}; correct rules.toml")
-    key = tuple((feature, wanted, values(value)) for feature, wanted, value in pairs)
-    return Step(1 << bits.setdefault(key, len(bits)), **options)
+    conditions = [(feature, True, value) for feature, value in tests.items() if feature != "not"]
+    conditions += [(feature, False, value) for feature, value in tests.get("not", {}).items()]
+    for feature, _, _ in conditions:
+        if feature not in _FEATURES:
+            raise MoeLensError(
+                f"rule {rule!r}: expected a step to test {', '.join(_FEATURES)}, got {feature!r}; correct rules.toml"
+            )
+    key = tuple((feature, wanted, values(value)) for feature, wanted, value in conditions)
+    return Step(bit=1 << bits.setdefault(key, len(bits)), **options)
 
 
 @lru_cache(maxsize=1 << 16)
-def places(word: Word) -> tuple[int, ...]:
-    """The bits of the steps that a word fits; then of the rules of whose matches it may be the first word, the second,
-    and the third."""
+def word_bits(word: Word) -> tuple[int, ...]:
+    """Return which steps may take a word, and which rules may match there.
+
+    Returns:
+        Four sets of bits: the steps whose tests the word passes, and the rules (bit i for rule i) in whose matches it
+        may be the first, the second and the third word.
+    """
     by_lemma, others = _tests_by_lemma()
     candidates = (*by_lemma.get(word.lemma, ()), *others)
-    fitting = sum(bit for bit, tests in candidates if all(_holds(word, *test) for test in tests))
-    return fitting, *_rules_at(fitting)
+    fitting = sum(bit for bit, tests in candidates if all(_passes(word, *test) for test in tests))
+    return fitting, *_rules_by_position(fitting)
 
 
 @lru_cache(maxsize=1 << 12)
-def _rules_at(fitting: int) -> tuple[int, ...]:
+def _rules_by_position(fitting: int) -> tuple[int, ...]:
+    """Return the rules that may have a word with these steps as the first, the second and the third of a match."""
     rules = rulebook().rules
     return tuple(
-        sum(1 << i for i, rule in enumerate(rules) if rule.heads[at] < 0 or rule.heads[at] & fitting)
-        for at in range(_HEAD)
+        sum(1 << i for i, rule in enumerate(rules) if rule.heads[position] < 0 or rule.heads[position] & fitting)
+        for position in range(_HEAD)
     )
 
 
 @cache
-def beyond() -> tuple[tuple[int, ...], ...]:
-    """What `places` says of the places behind a sentence, where nothing fits."""
-    return ((0, *_rules_at(0)),) * (_HEAD - 1)
+def padding_bits() -> tuple[tuple[int, ...], ...]:
+    """Return the `word_bits` of the positions after the end of a sentence, which no step takes."""
+    return ((0, *_rules_by_position(0)),) * (_HEAD - 1)
 
 
 @cache
-def _tests_by_lemma() -> tuple[dict[str, list[tuple[int, tuple[Test, ...]]]], list[tuple[int, tuple[Test, ...]]]]:
-    """Tests that ask for a lemma, by that lemma; and the others. Most words are asked few of them."""
-    by_lemma: dict[str, list[tuple[int, tuple[Test, ...]]]] = {}
+def _tests_by_lemma() -> tuple[dict[str, list[tuple[int, tuple[_Test, ...]]]], list[tuple[int, tuple[_Test, ...]]]]:
+    """Return the tests that require a lemma, by that lemma, and the others, so that each word takes few tests."""
+    by_lemma: dict[str, list[tuple[int, tuple[_Test, ...]]]] = {}
     others = []
-    for place, tests in enumerate(rulebook().tests):
+    for number, tests in enumerate(rulebook().tests):
         lemmas = [values for feature, wanted, values in tests if feature == "lemma" and wanted]
         for lemma in lemmas[0] if lemmas else ():
-            by_lemma.setdefault(lemma, []).append((1 << place, tests))
+            by_lemma.setdefault(lemma, []).append((1 << number, tests))
         if not lemmas:
-            others.append((1 << place, tests))
+            others.append((1 << number, tests))
     return by_lemma, others
 
 
-def _holds(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> bool:
+def _passes(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> bool:
     if feature == "pos":
         found = any("-".join(word.pos[:depth]) in values for depth in (1, 2, 3, 4))
     else:
         value = getattr(word, feature)
         found = value in values
-        if feature in ("ctype", "cform"):  # 五段 fits 五段-ラ行
+        if feature in ("ctype", "cform"):  # 五段 matches 五段-ラ行
             found = found or value.partition("-")[0] in values
     return found == wanted

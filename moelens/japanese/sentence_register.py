@@ -1,4 +1,4 @@
-"""Register: plain, polite or honorific, sentence by sentence, with the evidence."""
+"""The register of each sentence of a text (plain, polite or honorific) with the evidence for it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from moelens.japanese.honorific_spans import HonorificSpan, honorifics, sentences
+from moelens.japanese.honorific_spans import HonorificSpan, honorifics, split_sentences
 from moelens.japanese.morphology import Morpheme, parse_morphemes
 
-#: From the least to the most polite.
+#: The registers, from the least to the most polite.
 REGISTERS = ("plain", "polite", "honorific")
 
-#: The last predicate of a sentence: polite (です・ます・ください), plain, left unfinished, or no predicate but a noun.
+#: The style of the end of a sentence: polite (です・ます・ください), plain, unfinished, or a noun without a predicate.
 ENDINGS = ("敬体", "常体", "言いさし", "体言止め")
 
 _UNFINISHED = ("連用形", "仮定形", "未然形")
@@ -21,12 +21,17 @@ _NOMINAL = ("名詞", "代名詞", "接尾辞", "形状詞", "副詞", "感動�
 _POLITE = ("です", "ます")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """A sentence at characters `start` to `end` (exclusive) with its register, one of `REGISTERS`.
+    """A sentence with its register.
 
-    `evidence` is what the register rests on, empty if it is plain. `predicate` is the last predicate with the
-    auxiliaries that follow it, as start and end, and `ending` its style, one of `ENDINGS`; "" where there is none.
+    Attributes:
+        start: Index of the first character.
+        end: Index after the last character.
+        register: One of `REGISTERS`.
+        evidence: The honorifics that decide the register; empty for a plain sentence.
+        predicate: Start and end of the last predicate with the auxiliaries that follow it.
+        ending: Style of the last predicate, one of `ENDINGS`; "" for a sentence without words.
     """
 
     start: int
@@ -38,43 +43,55 @@ class Sentence:
 
 
 def register(text: str) -> tuple[Sentence, ...]:
-    """The sentences of `text`, each with its register.
+    """Find the register of each sentence of a text.
 
-    A sentence is honorific if one of its predicates raises someone (申します, いらっしゃる, でございます), or one
-    of its nouns or names does (お名前, 貴社) and its last predicate is not plain; polite with です, ます or a
-    request in ください; else plain. What stands in quotation marks says nothing of the sentence around it.
+    A sentence is honorific if one of its predicates is an honorific (申します, いらっしゃる, でございます), or if one
+    of its nouns or names is (お名前, 貴社) and its last predicate is not plain. Otherwise it is polite if it contains
+    です, ます or a request with ください, and plain if not. Words in quotation marks do not count for the sentence
+    around them.
 
-    >>> [sentence.register for sentence in register("お名前は。先生がいらした。雨です。「行きます」と言った。")]
-    ['honorific', 'honorific', 'polite', 'plain']
+    Args:
+        text: Text to analyse.
+
+    Returns:
+        The sentences in order.
+
+    Example:
+        >>> [sentence.register for sentence in register("お名前は。先生がいらした。雨です。「行きます」と言った。")]
+        ['honorific', 'honorific', 'polite', 'plain']
     """
     morphemes = parse_morphemes(text)
-    return tuple(registers(text, morphemes, honorifics(text, morphemes)))
+    return tuple(sentence_registers(text, morphemes, honorifics(text, morphemes)))
 
 
-def registers(text: str, morphemes: Sequence[Morpheme], spans: Sequence[HonorificSpan]) -> Iterator[Sentence]:
-    """As `register`, of a text that has been analysed already."""
+def sentence_registers(text: str, morphemes: Sequence[Morpheme], spans: Sequence[HonorificSpan]) -> Iterator[Sentence]:
+    """Yield what `register` returns, for a text whose morphemes and honorifics are known."""
     rest = list(spans)[::-1]
-    for sentence in sentences(text, morphemes):
+    for sentence in split_sentences(text, morphemes):
         start, end = sentence[0].start, sentence[-1].end
         inside = []
         while rest and rest[-1].start < end:
             inside.append(rest.pop())
         predicate, ending = _ending(sentence)
         outside = _outside_quotations(sentence)
-        told = [s for s in inside if s.start in outside]
-        evidence = tuple(s for s in told if s.tells == "honorific" or (s.tells == "noun" and ending != "常体"))
+        counted = [s for s in inside if s.start in outside]
+        evidence = tuple(s for s in counted if s.tells == "honorific" or (s.tells == "noun" and ending != "常体"))
         name = "honorific" if evidence else "plain"
         if not evidence:
-            evidence = tuple(s for s in told if s.tells == "polite")
+            evidence = tuple(s for s in counted if s.tells == "polite")
             name = "polite" if evidence else "plain"
-        yield Sentence(start, end, name, evidence, predicate, ending)
+        yield Sentence(start=start, end=end, register=name, evidence=evidence, predicate=predicate, ending=ending)
 
 
 def document_register(sentences: Sequence[Sentence]) -> str:
-    """The register of most characters of a document's sentences with a predicate; of two equals the more polite.
+    """Return the register that covers the most characters of a document's sentences.
 
-    >>> document_register(register("雨です。風が強いです。寒い。"))
-    'polite'
+    Only sentences with a predicate count, unless there are none. Of two registers with equally many characters, the
+    more polite one is returned.
+
+    Example:
+        >>> document_register(register("雨です。風が強いです。寒い。"))
+        'polite'
     """
     weight = dict.fromkeys(REGISTERS, 0)
     for sentence in [s for s in sentences if s.ending not in ("", "体言止め")] or sentences:
@@ -83,7 +100,7 @@ def document_register(sentences: Sequence[Sentence]) -> str:
 
 
 def _ending(sentence: Sequence[Morpheme]) -> tuple[tuple[int, int], str]:
-    """Where the last predicate of a sentence is, and its style, one of `ENDINGS` ("" if there is no word)."""
+    """Return the place of the last predicate of a sentence, and its style ("" for a sentence without words)."""
     tail = list(sentence)
     while tail and tail[-1].pos[0] in _AFTER_PREDICATE:
         tail.pop()
@@ -95,17 +112,24 @@ def _ending(sentence: Sequence[Morpheme]) -> tuple[tuple[int, int], str]:
     polite = request or any(m.lemma in _POLITE for m in tail if m.pos[0] == "助動詞")
     nominal = len(tail) == 1 and tail[0].pos[0] in _NOMINAL
     unfinished = tail[-1].cform.partition("-")[0] in _UNFINISHED
-    ending = "敬体" if polite else "体言止め" if nominal else "言いさし" if unfinished else "常体"
+    if polite:
+        ending = "敬体"
+    elif nominal:
+        ending = "体言止め"
+    else:
+        ending = "言いさし" if unfinished else "常体"
     return (tail[0].start, tail[-1].end), ending
 
 
 def _outside_quotations(sentence: Sequence[Morpheme]) -> frozenset[int]:
-    """The starts of the morphemes that are not in quotation marks; all, where nothing else has a predicate."""
+    """Return the starts of the morphemes outside quotation marks, or of all if those include no predicate."""
     depth, outside, predicate = 0, [], False
     for m in sentence:
-        depth += (m.surface in ("「", "『")) - (m.surface in ("」", "』"))
-        if depth <= 0:
-            depth = 0
+        if m.surface in ("「", "『"):
+            depth += 1
+        elif m.surface in ("」", "』"):
+            depth = max(depth - 1, 0)
+        if depth == 0:
             outside.append(m.start)
             predicate = predicate or m.pos[0] in ("動詞", "形容詞", "助動詞")
     return frozenset(outside if predicate else (m.start for m in sentence))

@@ -1,4 +1,4 @@
-"""A recording in the formats of others: datasets, safetensors, npz, csv, each with its card."""
+"""`export`: write a recording as datasets, safetensors, npz or csv, with a dataset card."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ from moelens.recording.card import export_card
 from moelens.recording.store import Recording, as_array
 from moelens.recording.writer import layer_label
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What is exported: a table, layers, families of labels, shares of the documents by the name of a split."""
+@dataclass(frozen=True, kw_only=True)
+class _Selection:
+    """The part of a recording to export.
+
+    Attributes:
+        table: "tokens", or the name of a table of vectors.
+        layers: The layers.
+        families: The families of labels.
+        labels: The labels; None without families.
+        splits: The shares of the documents, by the name of the split.
+    """
 
     table: str
     layers: tuple[int, ...]
@@ -51,34 +59,38 @@ def export(
     split: str = "",
     force: bool = False,
 ) -> Path:
-    """Write the tokens of a recording, or a table of its vectors, and labels beside them, in another format.
+    """Write the tokens of a recording, or one of its tables of vectors, in another format.
 
     Args:
-        recording: what to export, or its folder or fsspec URL.
+        recording: The recording, or the path or fsspec URL of one.
         to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[row, ·]`) or "csv".
-        out: a folder to write; by default named by the recording, the table and the format, here.
-        table: "tokens", with the routes, or "logits", "neurons", "expert_outputs", "shared" or "residuals"; arrays of
-            these come as a file a shard, `train-00000.npz`, as all together may not fit into memory.
-        layers: all that were recorded, by default.
-        family: of labels to put beside them, such as "honorifics", or several; a column for each label.
-        labels: of the recording; None for those in its folder.
-        split: shares of the documents, as "train:0.8,test:0.2"; a document goes whole into one of them, by its text.
-        force: replace the folder.
+        out: The folder to write; by default it is named after the recording, the table and the format.
+        table: "tokens" with the routes, or "logits", "neurons", "expert_outputs", "shared" or "residuals". Arrays of
+            vectors are written as one file per shard (`train-00000.npz`), because together they may not fit in memory.
+        layers: The layers to export; by default all that were recorded.
+        family: Families of labels, such as "honorifics", to add with one column per label.
+        labels: The labels of the recording; None for those in its folder.
+        split: Shares of the documents, such as "train:0.8,test:0.2". The text of a document decides its split.
+        force: Replace an export that is in the folder.
 
     Returns:
         The folder.
 
     Raises:
-        UnknownNameError: no such format, table, layer or family.
-        RecordingError: `out` is taken, or a shard is damaged.
+        UnknownNameError: If there is no such format, table, layer or family.
+        MoeLensError: If `split` cannot be read.
+        RecordingError: If `out` is not empty, or a shard is damaged.
 
     Example:
-        >>> moelens.export("runs/demo", "csv", split="train:0.8,test:0.2")  # doctest: +SKIP
-        PosixPath('demo-csv')
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     out = moelens.export(demo_recording, "csv", f"{folder}/csv", split="train:0.8,test:0.2")
+        ...     sorted(path.name for path in out.iterdir())
+        ['README.md', 'recording.json', 'test.csv', 'train.csv']
     """
     recording = Recording.open(recording)
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
+    if to not in _FORMATS:
+        raise unknown("format", to, _FORMATS)
     if table not in ("tokens", *recording.manifest["tables"]):
         raise unknown("table", table, ["tokens", *recording.manifest["tables"]])
     recorded = recording.manifest["capture"]["layers"]
@@ -86,18 +98,22 @@ def export(
         if layer not in recorded:
             raise unknown("layer", layer, recorded)
     families = (family,) if isinstance(family, str) else tuple(family)
-    known = (labels or Labels.open(recording)) if families else None
-    chosen = Selection(table, tuple(layers or recorded), families, known, parse_split(split))
-    name = Path(recording.folder.where).name
+    selection = _Selection(
+        table=table,
+        layers=tuple(layers or recorded),
+        families=families,
+        labels=(labels or Labels.open(recording)) if families else None,
+        splits=parse_split(split),
+    )
+    name = Path(recording.folder.location).name
     out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (force and (out / "README.md").exists()))):
-        raise RecordingError(f"'{out}' is in the way; choose another folder, or replace an export with force=True")
+    _require_free(out, force)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as beside:
-        new = Path(beside) / "new"
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        new = Path(scratch) / "new"
         new.mkdir()
-        FORMATS[to](recording, chosen, new)
-        manifest = recording.manifest | {"capture": recording.manifest["capture"] | {"layers": [*chosen.layers]}}
+        _FORMATS[to](recording, selection, new)
+        manifest = recording.manifest | {"capture": recording.manifest["capture"] | {"layers": [*selection.layers]}}
         (new / "README.md").write_text(export_card(manifest, to, table, "recording.json"), "utf-8")
         (new / "recording.json").write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
         if out.exists():
@@ -106,62 +122,94 @@ def export(
     return out
 
 
-def parse_split(text: str) -> dict[str, float]:
-    """Names and shares, which sum to one; nothing is one split, "train".
+def _require_free(out: Path, force: bool) -> None:
+    """Raise `RecordingError` unless a folder is new or empty, or holds an export that `force` replaces."""
+    replaceable = force and (out / "README.md").exists()
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not replaceable)):
+        raise RecordingError(
+            f"expected a new or empty folder, got '{out}', which exists;"
+            " choose another folder, or replace an export with force=True"
+        )
 
-    >>> parse_split("train:0.8,test:0.2")
-    {'train': 0.8, 'test': 0.2}
+
+def parse_split(text: str) -> dict[str, float]:
+    """Read the names and shares of splits; "" is a single split, "train".
+
+    Raises:
+        MoeLensError: If the text cannot be read, or the shares are not positive or do not sum to 1.
+
+    Example:
+        >>> parse_split("train:0.8,test:0.2")
+        {'train': 0.8, 'test': 0.2}
     """
     if not text:
         return {"train": 1.0}
     try:
         shares = {n: float(s) for n, s in (part.split(":") for part in text.split(","))}
     except ValueError as error:
-        raise MoeLensError(f"split {text!r} is not understood; write it as train:0.8,test:0.2") from error
+        raise MoeLensError(
+            f"expected a split such as train:0.8,test:0.2, got {text!r}; write names and shares"
+        ) from error
     if any(s <= 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        raise MoeLensError(f"the shares of split {text!r} sum to {sum(shares.values()):g}; they have to sum to 1")
+        raise MoeLensError(
+            f"expected positive shares that sum to 1, got split {text!r} with a sum of {sum(shares.values()):g};"
+            " correct the shares"
+        )
     return shares
 
 
-def split_of(texts: Sequence[str | None], shares: dict[str, float]) -> Array:
-    """The number of the split `[document]` of each text: equal texts go together, and it never changes."""
+def split_of(texts: Sequence[str | None], shares: dict[str, float]) -> _Array:
+    """Assign documents to splits by a hash of their text, so that equal texts are in the same split in every export.
+
+    Args:
+        texts: The text of each document; None if it is not known.
+        shares: The share of each split.
+
+    Returns:
+        The number of the split of each document, `[document]`.
+    """
     digests = [hashlib.sha256((t if t is not None else str(i)).encode()).digest() for i, t in enumerate(texts)]
-    place = np.array([int.from_bytes(d[:8], "big") / 2**64 for d in digests])
-    return np.minimum(np.searchsorted(np.cumsum([*shares.values()]), place, side="right"), len(shares) - 1)
+    position = np.array([int.from_bytes(d[:8], "big") / 2**64 for d in digests])  # uniform in [0, 1)
+    return np.minimum(np.searchsorted(np.cumsum([*shares.values()]), position, side="right"), len(shares) - 1)
 
 
-def shards(recording: Recording, chosen: Selection) -> Iterator[tuple[pa.Table, Array]]:
-    """For each shard the chosen columns and rows, and the split of each row, `[row]`."""
+def _shards(recording: Recording, selection: _Selection) -> Iterator[tuple[pa.Table, _Array]]:
+    """Yield the selected columns and rows of each shard, and the split of each row, `[row]`."""
     texts: list[str | None] = [None] * recording.n_documents
     if recording.manifest["documents"]:
         texts = recording.documents()["text"].to_pylist()
-    of = split_of(texts, chosen.splits)
-    doc = recording.column("doc") if chosen.labels else np.zeros(0, np.int32)
-    for table in token_shards(recording, chosen) if chosen.table == "tokens" else vector_shards(recording, chosen):
-        if chosen.labels:
+    split = split_of(texts, selection.splits)
+    doc = recording.column("doc") if selection.labels else np.zeros(0, np.int32)
+    tables = _token_shards if selection.table == "tokens" else _vector_shards
+    for table in tables(recording, selection):
+        if selection.labels:
             row = np.searchsorted(doc, table["doc"].to_numpy()) + table["pos"].to_numpy()  # each position is recorded
-            for name, values in label_columns(chosen.labels, chosen.families, row).items():
+            for name, values in _label_columns(selection.labels, selection.families, row).items():
                 table = table.append_column(name, pa.array(values))
-        yield table, of[table["doc"].to_numpy()]
+        yield table, split[table["doc"].to_numpy()]
 
 
-def token_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
-    dropped = {layer_label(x) for x in recording.manifest["capture"]["layers"]} - set(map(layer_label, chosen.layers))
+def _token_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Table]:
+    recorded = set(map(layer_label, recording.manifest["capture"]["layers"]))
+    dropped = recorded - set(map(layer_label, selection.layers))
     for entry in recording.manifest["shards"]:
         table = recording.shard(entry["path"])
         yield table.select([n for n in table.schema.names if n.rpartition("_")[2] not in dropped])
 
 
-def vector_shards(recording: Recording, chosen: Selection) -> Iterator[pa.Table]:
-    for entry in recording.vector_entries(chosen.table, chosen.layers):
+def _vector_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Table]:
+    for entry in recording.vector_entries(selection.table, selection.layers):
         table = recording.shard(entry["path"])
-        yield table.filter(pc.is_in(table["layer"], pa.array(chosen.layers, table["layer"].type)))
+        yield table.filter(pc.is_in(table["layer"], pa.array(selection.layers, table["layer"].type)))
 
 
-def label_columns(labels: Labels, families: Sequence[str], row: Array) -> dict[str, Array]:
-    """Bool by the name of a label, `family.name`, of tokens `row`, which stand near each other."""
+def _label_columns(labels: Labels, families: Sequence[str], row: _Array) -> dict[str, _Array]:
+    """Return the labels of some tokens, bool `[row]` by the name of the label with its family.
+
+    All labels between the first and the last of these tokens are read.
+    """
     start, stop = (int(row.min()), int(row.max()) + 1) if len(row) else (0, 0)
-    columns: dict[str, Array] = {}
+    columns: dict[str, _Array] = {}
     for family in families:
         names, has = labels.matrix(family, slice(start, stop))
         columns |= {f"{family}.{name}": has[row - start, i] for i, name in enumerate(names)}
@@ -171,49 +219,50 @@ def label_columns(labels: Labels, families: Sequence[str], row: Array) -> dict[s
 # Formats
 
 
-def to_datasets(recording: Recording, chosen: Selection, out: Path) -> None:
-    """Arrow files for `datasets.load_from_disk`, with its features."""
+def _write_datasets(recording: Recording, selection: _Selection, out: Path) -> None:
+    """Write Arrow files for `datasets.load_from_disk`."""
     datasets = importlib.import_module("datasets")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-        paths: dict[str, list[str]] = {name: [] for name in chosen.splits}
-        for i, (table, of) in enumerate(shards(recording, chosen)):
-            for n, name in enumerate(chosen.splits):
-                part = table.filter(pa.array(of == n))
+        paths: dict[str, list[str]] = {name: [] for name in selection.splits}
+        for i, (table, split) in enumerate(_shards(recording, selection)):
+            for n, name in enumerate(selection.splits):
+                part = table.filter(pa.array(split == n))
                 if len(part) or not paths[name]:
                     paths[name].append(f"{scratch}/{name}-{i:05d}.parquet")
                     pq.write_table(part, paths[name][-1])
-        found = {
+        splits = {
             name: datasets.Dataset.from_parquet(files, cache_dir=f"{scratch}/cache") for name, files in paths.items()
         }
-        datasets.DatasetDict(found).save_to_disk(str(out))
+        datasets.DatasetDict(splits).save_to_disk(str(out))
 
 
-def to_arrays(recording: Recording, chosen: Selection) -> Iterator[tuple[str, dict[str, Array]]]:
-    """Names of files, and every column as an array: of the tokens a file a split, of vectors one a split and shard."""
-    parts: dict[str, dict[str, list[Array]]] = {name: {} for name in chosen.splits}
-    for i, (table, of) in enumerate(shards(recording, chosen)):
-        for n, name in enumerate(chosen.splits):
-            part = table.filter(pa.array(of == n))
-            arrays = {column: plain(part[column]) for column in part.schema.names}
-            if chosen.table != "tokens":
+def _array_files(recording: Recording, selection: _Selection) -> Iterator[tuple[str, dict[str, _Array]]]:
+    """Yield the names and the arrays of files: one per split for tokens, and one per split and shard for vectors."""
+    parts: dict[str, dict[str, list[_Array]]] = {name: {} for name in selection.splits}
+    for i, (table, split) in enumerate(_shards(recording, selection)):
+        for n, name in enumerate(selection.splits):
+            part = table.filter(pa.array(split == n))
+            arrays = {column: _plain_array(part[column]) for column in part.schema.names}
+            if selection.table != "tokens":
                 yield f"{name}-{i:05d}", arrays
                 continue
             for column, array in arrays.items():
                 parts[name].setdefault(column, []).append(array)
-    for name, columns in parts.items() if chosen.table == "tokens" else ():
-        yield name, stacked({c: np.concatenate(v) for c, v in columns.items()}, chosen.layers)
+    if selection.table == "tokens":
+        for name, columns in parts.items():
+            yield name, _stack_layers({c: np.concatenate(v) for c, v in columns.items()}, selection.layers)
 
 
-def plain(values: pa.ChunkedArray) -> Array:
-    """A column as numbers, or as strings of fixed width."""
+def _plain_array(values: pa.ChunkedArray) -> _Array:
+    """Convert a column to an array of numbers or of strings of fixed width."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(pa.string())
     array = as_array(values)
     return array.astype(str) if array.dtype == object else array
 
 
-def stacked(columns: dict[str, Array], layers: Sequence[int]) -> dict[str, Array]:
-    """Columns of layers put together, `[token, layer, ·]`, with `layers` `[layer]`."""
+def _stack_layers(columns: dict[str, _Array], layers: Sequence[int]) -> dict[str, _Array]:
+    """Stack the columns of layers to arrays `[token, layer, ·]`, and add the layers, `[layer]`."""
     labels = [layer_label(layer) for layer in layers]
     result = {n: v for n, v in columns.items() if n.rpartition("_")[2] not in labels}
     for kind in dict.fromkeys(n.rpartition("_")[0] for n in columns if n not in result):
@@ -221,45 +270,45 @@ def stacked(columns: dict[str, Array], layers: Sequence[int]) -> dict[str, Array
     return result | {"layers": np.array(layers, np.int32)}
 
 
-def to_npz(recording: Recording, chosen: Selection, out: Path) -> None:
-    for name, arrays in to_arrays(recording, chosen):
+def _write_npz(recording: Recording, selection: _Selection, out: Path) -> None:
+    for name, arrays in _array_files(recording, selection):
         np.savez_compressed(out / f"{name}.npz", allow_pickle=False, **arrays)
 
 
-def to_safetensors(recording: Recording, chosen: Selection, out: Path) -> None:
+def _write_safetensors(recording: Recording, selection: _Selection, out: Path) -> None:
     save = importlib.import_module("safetensors.numpy").save_file
-    for name, arrays in to_arrays(recording, chosen):
+    for name, arrays in _array_files(recording, selection):
         numbers = {n: np.ascontiguousarray(v) for n, v in arrays.items() if v.dtype.kind != "U"}
         if "phase" in arrays:
             numbers["decode"] = arrays["phase"] == "decode"
         save(numbers, out / f"{name}.safetensors", metadata={"model": recording.manifest["model"]["name"]})
 
 
-def to_csv(recording: Recording, chosen: Selection, out: Path) -> None:
-    """A row of the table a line; a column for each slot, or number of a vector."""
+def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
+    """Write one line per row of the table, with one column per slot or component of a vector."""
     files: dict[str, Any] = {}
     try:
-        for table, of in shards(recording, chosen):
-            columns: dict[str, Array] = {}
+        for table, split in _shards(recording, selection):
+            columns: dict[str, _Array] = {}
             for name in table.schema.names:
-                array = plain(table[name])
+                array = _plain_array(table[name])
                 columns |= (
                     {name: array} if array.ndim == 1 else {f"{name}_{k}": array[:, k] for k in range(array.shape[1])}
                 )
-            for n, name in enumerate(chosen.splits):
+            for n, name in enumerate(selection.splits):
                 if name not in files:
                     files[name] = (out / f"{name}.csv").open("w", encoding="utf-8", newline="")
                     csv.writer(files[name]).writerow(columns)
-                rows = np.flatnonzero(of == n)
+                rows = np.flatnonzero(split == n)
                 csv.writer(files[name]).writerows(zip(*(v[rows].tolist() for v in columns.values()), strict=True))
     finally:
         for file in files.values():
             file.close()
 
 
-FORMATS: dict[str, Callable[[Recording, Selection, Path], None]] = {
-    "datasets": to_datasets,
-    "safetensors": to_safetensors,
-    "npz": to_npz,
-    "csv": to_csv,
+_FORMATS: dict[str, Callable[[Recording, _Selection, Path], None]] = {
+    "datasets": _write_datasets,
+    "safetensors": _write_safetensors,
+    "npz": _write_npz,
+    "csv": _write_csv,
 }

@@ -1,4 +1,4 @@
-"""`label`: the labels of a recording's tokens."""
+"""`label`: label the tokens of a recording."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ def label(
     analyser: Analyser = "fugashi",
     processes: int | None = None,
 ) -> Labels:
-    """Analyse the documents of a recording and label each of its tokens, from morphology to register.
+    """Analyse the documents of a recording, and label each of its tokens with families from morphology to register.
 
     Args:
-        recording: or its folder.
-        policy: which characters of a token decide: "last", "any" or "majority"; see `Labels.create`.
+        recording: The recording, or the path of one.
+        policy: Which characters of a token decide its labels: "last", "any" or "majority"; see `Labels.create`.
         analyser: "fugashi" or "sudachi".
-        processes: that share the work; None for as many as there are cores, but one in a script.
+        processes: Number of processes; None uses one per core, or a single one in a script.
 
     Returns:
-        The labels, written to `labels/` in the recording's folder.
+        The labels, which are written to `labels/` in the folder of the recording.
 
     Raises:
-        UnknownNameError: no such policy or analyser.
-        MoeLensError: fewer than one process.
-        RecordingError: there is no recording.
+        UnknownNameError: If there is no such policy or analyser.
+        MoeLensError: If `processes` is less than 1.
+        RecordingError: If there is no recording.
 
     Example:
-        >>> labels = moelens.label("runs/demo")                    # doctest: +SKIP
-        >>> names, has = labels.matrix("honorifics")               # doctest: +SKIP
-        >>> dict(zip(names, has.mean(axis=0)))                     # doctest: +SKIP
+        >>> labels = moelens.label(demo_recording)
+        >>> names, has = labels.matrix("honorifics")
+        >>> names, has.shape == (demo_recording.n_tokens, 5)
+        (('尊敬語', '謙譲語I', '謙譲語II', '丁寧語', '美化語'), True)
     """
     return Labels.create(Recording.open(recording), policy, analyser, processes)

@@ -1,4 +1,4 @@
-"""Several processes that record together: who does what, and who writes."""
+"""Recording with several processes: how the documents are divided, and which processes write."""
 
 from __future__ import annotations
 
@@ -6,27 +6,32 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from moelens.errors import MoeLensError
 
-T = TypeVar("T")
-PATIENCE = timedelta(days=7)  # ranks finish at different times
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
+
+_T = TypeVar("_T")
+_TIMEOUT = timedelta(days=7)  # processes end at different times, and wait for each other
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process among those that record.
+    """One of the processes that record together.
 
-    Processes whose model is sharded over each other (tensor or expert parallelism) form a team: it runs every forward
-    pass together, and its first member writes. The documents are divided among the teams.
+    Processes whose model is sharded over them (tensor or expert parallelism) form a team. A team runs each forward
+    pass together, and its first process writes. The documents are divided among the teams.
 
     Attributes:
-        rank, size: this process and how many there are.
-        team_size: processes that share one model.
+        rank: Number of this process.
+        size: Number of processes.
+        team_size: Number of processes that share one model.
+        group: Process group for the communication on the CPU; None for a single process.
     """
 
     rank: int = 0
@@ -35,59 +40,71 @@ class Ranks:
     group: Any = None
 
     @classmethod
-    def of(cls, model: Any) -> Ranks:
-        """The processes that `accelerate launch` or `torchrun` started; one, where neither did.
+    def of(cls, model: HookedMoE | None) -> Ranks:
+        """Return this process among those that `accelerate launch` or `torchrun` started.
+
+        Args:
+            model: The model, which may be sharded; None if no model is used.
 
         Raises:
-            MoeLensError: the model is sharded over a number of processes that does not divide them all.
+            MoeLensError: If the number of processes is not a multiple of the number that share the model.
         """
-        if not start():
+        if not join_processes():
             return cls()
-        size, team = dist.get_world_size(), team_size(getattr(model, "hf_model", model))
+        size, team = dist.get_world_size(), _team_size(getattr(model, "hf_model", model))
         if size % team:
-            raise MoeLensError(f"the model is sharded over {team} of {size} processes; start a multiple of {team}")
-        return cls(dist.get_rank(), size, team, dist.new_group(backend="gloo", timeout=PATIENCE))
+            raise MoeLensError(
+                f"expected a multiple of {team} processes, over which the model is sharded, got {size};"
+                " start another number of processes"
+            )
+        return cls(dist.get_rank(), size, team, dist.new_group(backend="gloo", timeout=_TIMEOUT))
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that plans, finishes and speaks."""
+        """Whether this process plans and finishes the recording and prints messages."""
         return self.rank == 0
 
     @property
     def writes(self) -> bool:
+        """Whether this process writes the documents of its team."""
         return self.rank % self.team_size == 0
 
     @property
     def team(self) -> int:
+        """Number of the team of this process."""
         return self.rank // self.team_size
 
     @property
     def teams(self) -> int:
+        """Number of teams."""
         return self.size // self.team_size
 
-    def first_makes(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them; its mistake too, as they would wait for it in vain."""
+    def run_on_first(self, compute: Callable[[], _T]) -> _T:
+        """Call a function in the first process, and return its result in all of them.
+
+        A `MoeLensError` of the function is raised in all processes, so that none waits for a result.
+        """
         box: list[Any] = [None]
         if self.first:
             try:
-                box = [make()]
+                box = [compute()]
             except MoeLensError as error:
                 box = [error]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, group=self.group)
         if isinstance(box[0], MoeLensError):
             raise box[0]
-        made: T = box[0]
-        return made
+        result: _T = box[0]
+        return result
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have called this."""
         if self.size > 1:
             dist.barrier(group=self.group)
 
 
-def start() -> bool:
-    """Join the processes of this launch. Whether there are several."""
+def join_processes() -> bool:
+    """Join the other processes of this launch, and return whether there are any."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
@@ -99,18 +116,22 @@ def start() -> bool:
 
 
 def local_device() -> str:
-    """The device of this process, for a model that each process holds whole."""
+    """Return the device of this process, for a model that each process holds completely."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def team_size(model: Any) -> int:
-    """Over how many processes transformers' tensor or expert parallelism has sharded a model; 1 if it has not."""
-    mesh = getattr(model, "_device_mesh", None) or getattr(model, "device_mesh", None)
+def _team_size(hf_model: Any) -> int:
+    """Return over how many processes the parallelism of transformers has sharded a model; 1 if it has not."""
+    mesh = getattr(hf_model, "_device_mesh", None) or getattr(hf_model, "device_mesh", None)
     return int(mesh.size()) if mesh is not None else 1
 
 
 def sharding(*, by_expert: bool) -> Any:
-    """transformers' configuration that shards a model, or its experts, over all processes."""
+    """Return the configuration of transformers that shards a model over all processes.
+
+    Args:
+        by_expert: Shard the experts of the model only; otherwise shard all layers.
+    """
     from transformers.distributed import DistributedConfig
 
     size = dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Forward passes over a chunk of documents: what is read, and what the model writes after it."""
+"""Forward passes over a chunk of documents: reading the documents, and generating after them."""
 
 from __future__ import annotations
 
@@ -12,166 +12,206 @@ from numpy.typing import NDArray
 
 from moelens.errors import CheckError, MoeLensError
 from moelens.models.tokens import TokenSpans, token_spans
-from moelens.recording.collector import Collector, Taken
-from moelens.recording.pieces import Chunk, Pass, Rows
+from moelens.recording.collector import Collector, LayerCapture
+from moelens.recording.pieces import Chunk, PassResult, Rows
 from moelens.recording.windows import Window, batches, windows
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
-Array = NDArray[Any]
+_Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How documents are run: tokens that run together, the longest window, its overlap, tokens to generate."""
+class RunSettings:
+    """How documents are run.
+
+    Attributes:
+        batch_tokens: The largest number of tokens that run together, padding included.
+        context: The largest number of tokens in a window; None for no limit.
+        overlap: The number of tokens that a window repeats from the previous one.
+        generate: The number of tokens to generate after each document.
+    """
 
     batch_tokens: int
     context: int | None
     overlap: int
     generate: int
 
-    def require(self) -> None:
-        """Raise `MoeLensError` for numbers that make no sense."""
+    def validate(self) -> None:
+        """Raise `MoeLensError` if a number is out of its range."""
         if self.batch_tokens < 1:
-            raise MoeLensError(f"batch_tokens is {self.batch_tokens}; give 1 or more, such as 4096")
-        if self.generate < 0 or (self.context is not None and self.generate >= self.context):
             raise MoeLensError(
-                f"generate is {self.generate}, in a context of {self.context} tokens; give 0 to"
-                f" {(self.context or 1) - 1}"
+                f"expected batch_tokens to be at least 1, got {self.batch_tokens}; give a number such as 4096"
             )
+        if self.generate < 0 or (self.context is not None and self.generate >= self.context):
+            allowed = "at least 0"
+            if self.context is not None:
+                allowed = f"from 0 to {self.context - 1} in a context of {self.context} tokens"
+            raise MoeLensError(f"expected generate to be {allowed}, got {self.generate}; give another number")
         windows([], self.context, self.overlap)
 
 
 @torch.no_grad()
-def run(
-    model: HookedMoE, collector: Collector, chunk: Chunk, reading: Reading, advance: Callable[[int], object]
-) -> tuple[Rows, list[Pass], list[str] | None]:
-    """The rows of a chunk's tokens, what was captured, and the generated texts; `advance` hears of documents begun."""
+def run_chunk(
+    model: HookedMoE,
+    collector: Collector,
+    chunk: Chunk,
+    settings: RunSettings,
+    advance: Callable[[int], object],
+) -> tuple[Rows, list[PassResult], list[str] | None]:
+    """Run a model over a chunk of documents.
+
+    Args:
+        model: The model.
+        collector: Collects the captures.
+        chunk: The documents.
+        settings: How they are run.
+        advance: Called after each batch with the number of documents that it began.
+
+    Returns:
+        The tokens, the results of the forward passes, and the generated texts (None without generation).
+    """
     rows = Rows.of(chunk)
     lengths = [len(item.ids) for item in chunk.items]
-    passes: list[Pass] = []
+    passes: list[PassResult] = []
     with model.hooks(fwd_hooks=collector.hooks):
-        for batch in batches(windows(lengths, reading.context, reading.overlap), reading.batch_tokens):
-            passes.append(prefill(model, collector, rows, batch))
+        for batch in batches(windows(lengths, settings.context, settings.overlap), settings.batch_tokens):
+            passes.append(_run_batch(model, collector, rows, batch))
             advance(int((rows.pos[passes[-1][0]] == 0).sum()))
-    if not reading.generate:
+    if not settings.generate:
         return rows, passes, None
-    return generate(model, collector, chunk, rows, passes, reading)
+    return _generate_after(model, collector, chunk, rows, passes, settings)
 
 
-def prefill(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[Window]) -> Pass:
-    """Run windows together, padded on the right; padding, and what only gives context, is not recorded."""
+def _run_batch(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[Window]) -> PassResult:
+    """Run windows together, padded on the right; neither padding nor rows of context are recorded."""
     ids = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.int64)
-    mask, kept = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+    mask, recorded = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
     for i, window in enumerate(batch):
         ids[i, : len(window)] = torch.from_numpy(rows.ids[window.start : window.stop])
         mask[i, : len(window)] = 1
-        kept[i, window.first - window.start : len(window)] = True
-    at = np.concatenate([np.arange(window.first, window.stop) for window in batch])
-    collector.begin(kept.flatten().nonzero().squeeze(1))
+        recorded[i, window.first - window.start : len(window)] = True
+    row = np.concatenate([np.arange(window.first, window.stop) for window in batch])
+    collector.begin(recorded.flatten().nonzero().squeeze(1))
     model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, return_type=None)
-    return at, collector.take(lambda token: rows.doc[at[token]])
+    return row, collector.take(lambda token: rows.doc[row[token]])
 
 
-def generate(
-    model: HookedMoE, collector: Collector, chunk: Chunk, rows: Rows, passes: list[Pass], reading: Reading
-) -> tuple[Rows, list[Pass], list[str]]:
-    """Let the model go on greedily after each document, and record the tokens that it wrote and read again.
+def _generate_after(
+    model: HookedMoE,
+    collector: Collector,
+    chunk: Chunk,
+    rows: Rows,
+    passes: list[PassResult],
+    settings: RunSettings,
+) -> tuple[Rows, list[PassResult], list[str]]:
+    """Generate greedily after each document, and record the generated tokens that the model reads again.
 
-    A token is recorded when the model has run over it: the end-of-text token is not.
+    A token is recorded when the model runs over it, which is not the case for the end-of-text token.
+
+    Returns:
+        All tokens, the results of all forward passes, and the generated text of each document.
     """
-    most = None if reading.context is None else reading.context - reading.generate
+    limit = None if settings.context is None else settings.context - settings.generate
     prompts, row = [], 0
     for item in chunk.items:
-        prompts.append(Window(max(row, row + len(item.ids) - (most or len(item.ids))), row, row + len(item.ids)))
+        prompts.append(Window(max(row, row + len(item.ids) - (limit or len(item.ids))), row, row + len(item.ids)))
         row += len(item.ids)
-    document = {p: i for i, p in enumerate(prompts)}
-    texts, new = [""] * len(prompts), []
-    for batch in batches([p for p in prompts if len(p)], reading.batch_tokens):
-        whose = [chunk.first + document[p] for p in batch]
-        ids, steps = decode(
-            model, collector, [rows.ids[p.start : p.stop] for p in batch], reading.generate, whose.__getitem__
-        )
-        base = row + np.concatenate([[0], np.cumsum([len(i) for i in ids])])
-        for step, taken in enumerate(steps):
-            alive = np.flatnonzero([step < len(i) for i in ids])
-            if len(alive):
-                passes.append((base[alive] + step, [only(t, alive) for t in taken]))
-        for prompt, written in zip(batch, ids, strict=True):
-            at = document[prompt]
-            texts[at], spans = spans_of(model.tokenizer, written)
-            new.append(written_rows(chunk, at, written, spans))
-        row = int(base[-1])
-    return join(rows, new), passes, texts
+    item_of = {prompt: i for i, prompt in enumerate(prompts)}
+    texts, generated = [""] * len(prompts), []
+    for batch in batches([p for p in prompts if len(p)], settings.batch_tokens):
+        documents = [chunk.first + item_of[p] for p in batch]
+        prompt_ids = [rows.ids[p.start : p.stop] for p in batch]
+        ids, steps = _generate_batch(model, collector, prompt_ids, settings.generate, documents.__getitem__)
+        first_row = row + np.concatenate([[0], np.cumsum([len(i) for i in ids])])
+        for step, captures in enumerate(steps):
+            unfinished = np.flatnonzero([step < len(i) for i in ids])
+            if len(unfinished):
+                passes.append((first_row[unfinished] + step, [_select_tokens(c, unfinished) for c in captures]))
+        for prompt, new_ids in zip(batch, ids, strict=True):
+            i = item_of[prompt]
+            texts[i], spans = _decode_generated(model.tokenizer, new_ids)
+            generated.append(_generated_rows(chunk, i, new_ids, spans))
+        row = int(first_row[-1])
+    return rows.with_generated(generated), passes, texts
 
 
-def decode(
-    model: HookedMoE, collector: Collector, prompts: Sequence[Array], n: int, whose: Callable[[int], object]
-) -> tuple[list[Array], list[list[Taken]]]:
-    """Up to `n` tokens after each prompt (prompts padded on the left), and the captures of each step, `[sequence]`."""
+def _generate_batch(
+    model: HookedMoE,
+    collector: Collector,
+    prompts: Sequence[_Array],
+    n: int,
+    document_of: Callable[[int], object],
+) -> tuple[list[_Array], list[list[LayerCapture]]]:
+    """Generate up to `n` tokens after each prompt; prompts are padded on the left.
+
+    Returns:
+        The generated token ids of each prompt, and the captures of each step, with one token per prompt.
+    """
     width = max(map(len, prompts))
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
         mask[i, width - len(prompt) :] = 1
-    steps: list[list[Taken]] = []
+    steps: list[list[LayerCapture]] = []
 
-    def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def select_last(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         pos = kwargs["input_ids"].shape[1]
         collector.begin(torch.arange(len(prompts)) * pos + pos - 1)
 
     handles = [
-        model.hf_model.register_forward_pre_hook(before, with_kwargs=True),
-        model.hf_model.register_forward_hook(lambda *_: steps.append(collector.take(whose))),
+        model.hf_model.register_forward_pre_hook(select_last, with_kwargs=True),
+        model.hf_model.register_forward_hook(lambda *_: steps.append(collector.take(document_of))),
     ]
-    ends = model.hf_model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
+    eos = model.hf_model.generation_config.eos_token_id
+    ends = eos if isinstance(eos, list) else [eos]
     try:
         with model.hooks(fwd_hooks=collector.hooks):
-            out = model.generate(
-                ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=n + 1, do_sample=False,
-                pad_token_id=next((e for e in ends if e is not None), 0),
-            )[:, width:].cpu().numpy()  # fmt: skip
+            output = model.generate(
+                ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=n + 1,
+                do_sample=False,
+                pad_token_id=next((end for end in ends if end is not None), 0),
+            )
     finally:
         for handle in handles:
             handle.remove()
-    stops = [next((i for i, token in enumerate(row) if token in ends), n) for row in out]
-    return [row[: min(stop, n)].astype(np.int32) for row, stop in zip(out, stops, strict=True)], steps[1:]
+    new_ids = output[:, width:].cpu().numpy()
+    stops = [next((i for i, token in enumerate(row) if token in ends), n) for row in new_ids]
+    return [row[: min(stop, n)].astype(np.int32) for row, stop in zip(new_ids, stops, strict=True)], steps[1:]
 
 
-def only(taken: Taken, tokens: Array) -> Taken:
-    """Of some tokens, numbered anew."""
-    if taken.token is None:
-        return replace(taken, columns={n: v[tokens] for n, v in taken.columns.items()})
-    kept = np.isin(taken.token, tokens)
-    columns = {n: v[kept] for n, v in taken.columns.items()}
-    return replace(taken, columns=columns, token=np.searchsorted(tokens, taken.token[kept]))
+def _select_tokens(captured: LayerCapture, tokens: _Array) -> LayerCapture:
+    """Return a capture with only some of its tokens, renumbered from 0."""
+    if captured.token is None:
+        return replace(captured, columns={n: v[tokens] for n, v in captured.columns.items()})
+    selected = np.isin(captured.token, tokens)
+    columns = {n: v[selected] for n, v in captured.columns.items()}
+    return replace(captured, columns=columns, token=np.searchsorted(tokens, captured.token[selected]))
 
 
-def spans_of(tokenizer: Any, ids: Array) -> tuple[str, TokenSpans]:
-    """The text of generated tokens, and where they stand in it; nowhere, if they stop within a character."""
+def _decode_generated(tokenizer: Any, ids: _Array) -> tuple[str, TokenSpans]:
+    """Return the text of generated tokens and their places in it, which are empty if it ends within a character."""
     text = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     try:
         return text, token_spans(tokenizer, text, ids.tolist())
     except CheckError:
-        nowhere = np.full(len(ids), len(text), np.int32)
-        return text, TokenSpans(nowhere, nowhere, np.ones(len(ids), np.bool_), "offsets")
+        end = np.full(len(ids), len(text), np.int32)
+        return text, TokenSpans(end, end, np.ones(len(ids), np.bool_), "offsets")
 
 
-def written_rows(chunk: Chunk, at: int, ids: Array, spans: TokenSpans) -> Rows:
-    """Rows of what was generated after a document; characters count on from the end of its text."""
-    item = chunk.items[at]
-    pos = np.arange(len(item.ids), len(item.ids) + len(ids), dtype=np.int32)
+def _generated_rows(chunk: Chunk, i: int, ids: _Array, spans: TokenSpans) -> Rows:
+    """Return the rows of the tokens generated after a document, whose characters follow those of its text."""
+    item = chunk.items[i]
     offset = np.int32(len(item.document.text))
-    doc = np.full(len(ids), chunk.first + at, np.int32)
-    return Rows(doc, pos, ids, spans.start + offset, spans.end + offset, spans.partial)
-
-
-def join(rows: Rows, new: Sequence[Rows]) -> Rows:
-    """All rows, those that were read before those that were written."""
-    parts = [rows, *new]
-    names = ("doc", "pos", "ids", "start", "end", "partial")
-    doc, pos, ids, start, end, partial = (np.concatenate([getattr(p, n) for p in parts]) for n in names)
-    return Rows(doc, pos, ids, start, end, partial, decode=np.arange(len(doc)) >= len(rows.doc))
+    return Rows(
+        doc=np.full(len(ids), chunk.first + i, np.int32),
+        pos=np.arange(len(item.ids), len(item.ids) + len(ids), dtype=np.int32),
+        ids=ids,
+        start=spans.start + offset,
+        end=spans.end + offset,
+        partial=spans.partial,
+    )

@@ -1,4 +1,4 @@
-"""From forward passes to files: the rows of a chunk of documents, and the writer of a piece of a recording."""
+"""From forward passes to files: the rows of a chunk of documents, and the writer of the pieces of a recording."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,22 +16,28 @@ from numpy.typing import NDArray
 
 from moelens.models.tokens import TokenSpans
 from moelens.recording.captures import SLOT_TABLES, TABLES, TOKEN_COLUMNS
-from moelens.recording.collector import Taken
+from moelens.recording.collector import LayerCapture
 from moelens.recording.corpus import Document
-from moelens.recording.progress import Types, commit, documents_table, part_name
+from moelens.recording.progress import ColumnTypes, commit_piece, documents_part_name, documents_table
 from moelens.recording.storage import Folder
 from moelens.recording.writer import ShardWriter, as_column, layer_label
 
-Array = NDArray[Any]
-Pass = tuple[Array, list[Taken]]
-"""What a forward pass gave: for each kept token its row in the chunk, `[token]`, and the captures."""
+_Array = NDArray[Any]
+PassResult = tuple[_Array, list[LayerCapture]]
+"""The result of a forward pass: the row in the chunk of each kept token, `[token]`, and the captures."""
 
-PHASES = ("prefill", "decode")
+_PHASES = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """A document and its tokens: `ids` `[token]` int32, and where they stand in its text."""
+    """A tokenised document.
+
+    Attributes:
+        document: The document.
+        ids: Token ids, `[token]` int32.
+        spans: The places of the tokens in the text.
+    """
 
     document: Document
     ids: NDArray[np.int32]
@@ -40,7 +46,14 @@ class Tokenized:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Documents that are written together; `first` is the number of the first, and `last` ends its piece."""
+    """Documents that are written together.
+
+    Attributes:
+        piece: Number of the piece of the recording that they belong to.
+        first: Number of the first document.
+        items: The documents.
+        last: Whether the chunk is the last of its piece.
+    """
 
     piece: int
     first: int
@@ -48,50 +61,78 @@ class Chunk:
     last: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Tokens of a chunk, `[row]` each: first all that were read, then all that were generated."""
+    """The tokens of a chunk, first all that were read and then all that were generated.
 
-    doc: Array
-    pos: Array
-    ids: Array
-    start: Array
-    end: Array
-    partial: Array
-    decode: Array | None = None
+    Attributes:
+        doc: Number of the document, `[row]`.
+        pos: Position in the document, `[row]`.
+        ids: Token id, `[row]`.
+        start: Index of the first character, `[row]`.
+        end: Index after the last character, `[row]`.
+        partial: Whether the token holds only a part of a character, `[row]`.
+        decode: Whether the model generated the token, `[row]`; None in a recording without generation.
+    """
+
+    doc: _Array
+    pos: _Array
+    ids: _Array
+    start: _Array
+    end: _Array
+    partial: _Array
+    decode: _Array | None = None
 
     @classmethod
     def of(cls, chunk: Chunk) -> Rows:
+        """Return the tokens that are read."""
         lengths = [len(item.ids) for item in chunk.items]
         spans = [item.spans for item in chunk.items]
         return cls(
-            np.repeat(np.arange(chunk.first, chunk.first + len(lengths), dtype=np.int32), lengths),
-            np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
-            np.concatenate([item.ids for item in chunk.items]),
-            np.concatenate([s.start for s in spans]),
-            np.concatenate([s.end for s in spans]),
-            np.concatenate([s.partial for s in spans]),
+            doc=np.repeat(np.arange(chunk.first, chunk.first + len(lengths), dtype=np.int32), lengths),
+            pos=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
+            ids=np.concatenate([item.ids for item in chunk.items]),
+            start=np.concatenate([s.start for s in spans]),
+            end=np.concatenate([s.end for s in spans]),
+            partial=np.concatenate([s.partial for s in spans]),
         )
 
-    def columns(self) -> dict[str, Array]:
-        return {"doc": self.doc, "pos": self.pos, "token_id": self.ids, "char_start": self.start,
-                "char_end": self.end, "partial": self.partial}  # fmt: skip
+    def with_generated(self, generated: Sequence[Rows]) -> Rows:
+        """Return these rows followed by those of generated tokens."""
+        parts = [self, *generated]
+        names = [f.name for f in fields(self) if f.name != "decode"]
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Rows(**columns, decode=np.arange(len(columns["doc"])) >= len(self.doc))
+
+    def columns(self) -> dict[str, _Array]:
+        """Return the columns of the table of tokens that do not depend on the captures."""
+        return {
+            "doc": self.doc,
+            "pos": self.pos,
+            "token_id": self.ids,
+            "char_start": self.start,
+            "char_end": self.end,
+            "partial": self.partial,
+        }
 
 
-def phase_column(decode: Array) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(decode.astype(np.int8), PHASES)
+def phase_column(decode: _Array) -> pa.Array:
+    """Return the column `phase` of tokens, from whether the model generated them, bool `[row]`."""
+    return pa.DictionaryArray.from_arrays(decode.astype(np.int8), _PHASES)
 
 
-def token_table(rows: Rows, passes: Sequence[Pass]) -> pa.Table:
-    """A row a token, in the order of the documents; a column for each layer and capture with one value a slot."""
+def _token_table(rows: Rows, passes: Sequence[PassResult]) -> pa.Table:
+    """Return the table of tokens, in the order of the documents, with a column per layer for each capture."""
     columns = rows.columns()
-    for at, taken in passes:
-        for t in (t for t in taken if t.capture in TOKEN_COLUMNS):
-            for name, values in t.columns.items():
-                full = f"{name}_{layer_label(t.layer)}"
-                if full not in columns:
-                    columns[full] = np.zeros((len(rows.doc), *values.shape[1:]), values.dtype)
-                columns[full][at] = values
+    for row, captures in passes:
+        for found in captures:
+            if found.capture not in TOKEN_COLUMNS:
+                continue
+            for name, values in found.columns.items():
+                column = f"{name}_{layer_label(found.layer)}"
+                if column not in columns:
+                    columns[column] = np.zeros((len(rows.doc), *values.shape[1:]), values.dtype)
+                columns[column][row] = values
     order = None if rows.decode is None else np.lexsort((rows.pos, rows.doc))
     ordered = columns if order is None else {n: v[order] for n, v in columns.items()}
     table = pa.table({name: as_column(values) for name, values in ordered.items()})
@@ -100,65 +141,84 @@ def token_table(rows: Rows, passes: Sequence[Pass]) -> pa.Table:
     return table
 
 
-def vector_table(rows: Rows, passes: Sequence[Pass], capture: str, layer: int) -> pa.Table:
-    """A row a token, or a token and chosen expert, in the order of the documents."""
-    at, found = [], []
-    for row, taken in passes:
-        for t in (t for t in taken if (t.capture, t.layer) == (capture, layer)):
-            at.append(row if t.token is None else row[t.token])
-            found.append(t.columns)
-    row = np.concatenate(at)
+def _vector_table(rows: Rows, passes: Sequence[PassResult], capture: str, layer: int) -> pa.Table:
+    """Return the table of a capture of vectors in one layer, in the order of the documents."""
+    vector_rows, found = [], []
+    for row, captures in passes:
+        for c in captures:
+            if (c.capture, c.layer) == (capture, layer):
+                vector_rows.append(row if c.token is None else row[c.token])
+                found.append(c.columns)
+    row = np.concatenate(vector_rows)
     order = np.lexsort((rows.pos[row], rows.doc[row]))
     row = row[order]
     columns = {"doc": rows.doc[row], "pos": rows.pos[row], "layer": np.full(len(row), layer, np.int16)}
-    names = {"experts": "expert"} if capture in SLOT_TABLES else {}
+    renamed = {"experts": "expert"} if capture in SLOT_TABLES else {}
     for name in found[0]:
-        columns[names.get(name, name)] = np.concatenate([f[name] for f in found])[order]
+        columns[renamed.get(name, name)] = np.concatenate([f[name] for f in found])[order]
     table = pa.table({name: as_column(values) for name, values in columns.items()})
     if rows.decode is not None:
         table = table.add_column(2, "phase", phase_column(rows.decode[row]))
     return table
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PieceWriter:
-    """Writes one piece after another; the calls come in order. The files of a chunk are written side by side."""
+    """Writes the pieces of a recording, chunk by chunk in order. The files of a chunk are written in parallel.
+
+    Attributes:
+        folder: The folder of the recording.
+        types: The types of the metadata columns.
+        writers: The writers of the files of the current piece, by name.
+        layers: The layers of the files of vectors, by name.
+        methods: The number of documents by the method that located their tokens.
+    """
 
     folder: Folder
-    types: Types
+    types: ColumnTypes
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
 
-    def write(self, chunk: Chunk, rows: Rows, passes: Sequence[Pass], generated: Sequence[str] | None) -> None:
-        """Append a chunk; the last one of a piece commits it."""
+    def write(self, chunk: Chunk, rows: Rows, passes: Sequence[PassResult], generated: Sequence[str] | None) -> None:
+        """Append a chunk; the last chunk of a piece commits the piece.
+
+        Args:
+            chunk: The documents.
+            rows: Their tokens.
+            passes: The results of the forward passes over them.
+            generated: The text that the model generated after each document; None without generation.
+        """
         documents = [item.document for item in chunk.items]
         tables: dict[str, Callable[[], pa.Table]] = {
-            part_name(chunk.piece): lambda: documents_table(chunk.first, documents, self.types, generated),
-            f"tokens/tokens-{chunk.piece:05d}.parquet": lambda: token_table(rows, passes),
+            documents_part_name(chunk.piece): partial(documents_table, chunk.first, documents, self.types, generated),
+            f"tokens/tokens-{chunk.piece:05d}.parquet": partial(_token_table, rows, passes),
         }
-        for capture, layer in sorted({(t.capture, t.layer) for _, taken in passes for t in taken}):
+        for capture, layer in sorted({(c.capture, c.layer) for _, captures in passes for c in captures}):
             if capture in TABLES:
                 name = f"{capture}/{capture}-{layer_label(layer)}-{chunk.piece:05d}.parquet"
                 self.layers[name] = layer
-                tables[name] = partial(vector_table, rows, passes, capture, layer)
+                tables[name] = partial(_vector_table, rows, passes, capture, layer)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
         if chunk.last:
-            shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
-            documents_part = shards.pop(part_name(chunk.piece))
-            kept = [s for s in shards.values() if s.rows]
-            commit(self.folder, chunk.piece, kept, documents_part, self.methods)
-            self.writers, self.layers, self.methods = {}, {}, Counter()
+            self._finish_piece(chunk.piece)
 
     def _append(self, name: str, table: Callable[[], pa.Table]) -> None:
         if name not in self.writers:
             self.writers[name] = ShardWriter(self.folder, name)
         self.writers[name].write(table())
 
+    def _finish_piece(self, piece: int) -> None:
+        shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
+        documents = shards.pop(documents_part_name(piece))
+        commit_piece(self.folder, piece, [s for s in shards.values() if s.rows], documents, self.methods)
+        self.writers, self.layers, self.methods = {}, {}, Counter()
+
     def abandon(self, error: BaseException) -> None:
+        """Remove the unfinished files after an error."""
         for writer in self.writers.values():
             writer.abandon(error)
         self.writers = {}

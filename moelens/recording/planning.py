@@ -1,39 +1,48 @@
-"""What a recording would take, said before anything is loaded: memory, devices, disk, and how to start it."""
+"""`plan`: the memory, devices and disk space that a recording needs, computed without loading the model."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, unknown
 from moelens.models.loading import DEMO, architectures, auto_class, build_on_meta, interrupted_download
 from moelens.models.structure import MoEShape, find_moe_layers, read_shape, text_config
-from moelens.recording.captures import STORED, Capture, Wanted, bytes_per_token
+from moelens.recording.captures import STORE_DTYPES, Capture, CaptureRequest, bytes_per_token
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-WIDTHS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1 + 4 / 128**2}
-ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float8": "fp8"}
-USABLE = 0.9  # of a device's memory for weights, as accelerate plans; the rest is for activations
+_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+_BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1 + 4 / 128**2}
+_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "float8": "fp8"}
+_WEIGHTS_SHARE = 0.9  # of the memory of a device, as accelerate plans; the rest is for activations
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan(Displayed):
-    """What recording with a model would take.
+    """What a recording with a model needs. Sizes are in bytes.
 
     Attributes:
-        parameters: how many; weights: their bytes.
-        devices: bytes of weights on each GPU, and `spilled` those that stay on the CPU or disk.
-        device_map: where each module goes: a GPU's number, or "cpu".
-        gpus_needed: the fewest GPUs of this memory that hold all weights.
-        kv_cache: bytes for each token in the cache while generating.
-        token_bytes: bytes a token of each capture, before compression; disk: of all of them for the corpus.
-        command: how to start it.
+        model: Name of the model.
+        dtype: Element type of the weights.
+        shape: Layers and experts of the model.
+        parameters: Number of parameters.
+        weights: Size of all weights.
+        gpu_memory: Memory of one GPU.
+        devices: Size of the weights on each GPU.
+        spilled: Size of the weights that do not fit on the GPUs and stay in memory of the CPU or on disk.
+        device_map: Device of each module: the number of a GPU, or "cpu".
+        gpus_needed: The smallest number of such GPUs that hold all weights; 0 if a layer does not fit on one.
+        kv_cache: Size of the key-value cache per token while generating.
+        token_bytes: Size of each capture per token, before compression.
+        tokens: Number of tokens of the corpus.
+        command: Command that starts the recording.
     """
 
     model: str
@@ -53,31 +62,45 @@ class Plan(Displayed):
 
     @property
     def fits(self) -> bool:
+        """Whether all weights fit on the GPUs."""
         return self.spilled == 0
 
     @property
     def disk(self) -> int:
+        """Size of all captures of the corpus, before compression."""
         return sum(self.token_bytes.values()) * self.tokens
 
     def __repr__(self) -> str:
-        n, memory = len(self.devices), gib(self.gpu_memory)
-        room = gib(int(n * self.gpu_memory * USABLE))
+        n, memory = len(self.devices), _gib(self.gpu_memory)
+        usable = _gib(int(n * self.gpu_memory * _WEIGHTS_SHARE))
         if self.fits:
-            verdict = f"fits on {n} x {memory} (at most {gib(max(self.devices, default=0))} of weights on one)"
+            verdict = f"fits on {n} x {memory} (at most {_gib(max(self.devices, default=0))} of weights on one)"
         else:
+            needed = f"{self.gpus_needed} GPUs are needed" if self.gpus_needed else "a layer does not fit on one GPU"
             verdict = (
-                f"does not fit on {n} x {memory}: {gib(self.spilled)} too much for the {room} that weights may take;"
-                f" it would fit on {self.gpus_needed}"
+                f"does not fit on {n} x {memory}: the weights exceed the usable {usable} by {_gib(self.spilled)};"
+                f" {needed}"
             )
         lines = [
-            f"{self.model} in {self.dtype}: {self.parameters / 1e9:.1f} B parameters, {gib(self.weights)}, {verdict}",
-            *(f"  {where:<9} {what}" for where, what in places(self.device_map, self.devices, self.spilled)),
-            f"  cache     {self.kv_cache:,} bytes a token in it, only while generating",
-            *(f"  {name:<9} {size:,} bytes a token" for name, size in self.token_bytes.items()),
-            f"  disk      {amount(self.disk)} for {self.tokens:,} tokens, before compression",
+            f"{self.model} in {self.dtype}: {self.parameters / 1e9:.1f} B parameters, {_gib(self.weights)}, {verdict}",
+            *(f"  {device:<9} {content}" for device, content in self._device_rows()),
+            f"  cache     {self.kv_cache:,} bytes per token, only while generating",
+            *(f"  {name:<9} {size:,} bytes per token" for name, size in self.token_bytes.items()),
+            f"  disk      {_decimal_size(self.disk)} for {self.tokens:,} tokens, before compression",
             f"  start     {self.command}",
         ]
         return "\n".join(lines)
+
+    def _device_rows(self) -> list[tuple[str, str]]:
+        """Return each device that holds weights, with their size and the names of the first and the last module."""
+        rows = []
+        for device in [*range(len(self.devices)), "cpu"]:
+            names = [name for name, place in self.device_map.items() if place == device]
+            if names:
+                size = self.spilled if device == "cpu" else self.devices[int(device)]
+                span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+                rows.append((device if isinstance(device, str) else f"gpu {device}", f"{_gib(size):>10}  {span}"))
+        return rows
 
 
 def plan(
@@ -90,41 +113,52 @@ def plan(
     capture: str | list[str] = "routes",
     store_dtype: str = "float16",
 ) -> Plan:
-    """Say what recording would take; no weights are read, and 671 B parameters take seconds.
+    """Compute what a recording needs, without reading weights; for 671 billion parameters, this takes seconds.
 
     Args:
-        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a hub name.
-        gpus, gpu_memory: how many devices, and the memory of one, in bytes or as "141GiB".
-        dtype: of the weights: bfloat16, float16, float32 or fp8 (blocks of 128 x 128, as DeepSeek-V3's own).
-        tokens: of the corpus, as a number or "100M".
-        capture: as in `record`.
-        store_dtype: how captured numbers are kept, as in `record`.
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a name on the hub.
+        gpus: Number of GPUs.
+        gpu_memory: Memory of one GPU, in bytes or with a unit ("141GiB").
+        dtype: Element type of the weights: "bfloat16", "float16", "float32" or "fp8" (in blocks of 128 x 128 as in
+            DeepSeek-V3).
+        tokens: Number of tokens of the corpus, possibly with a unit ("100M").
+        capture: As in `record`.
+        store_dtype: As in `record`.
 
     Raises:
-        UnknownNameError: no such model, element type or capture.
+        UnknownNameError: If there is no such model, element type or capture.
+        MoeLensError: If a number is out of range or cannot be read.
 
     Example:
-        >>> print(moelens.plan("deepseek_v3", gpus=8, gpu_memory="141GiB", dtype="fp8"))  # doctest: +SKIP
+        >>> import moelens
+        >>> demo = moelens.plan("demo", tokens="10K", capture=["routes", "neurons:8"])
+        >>> demo.fits, demo.tokens, list(demo.token_bytes)
+        (True, 10000, ['routes', 'neurons:8'])
     """
-    dtype = ALIASES.get(dtype, dtype)
-    if dtype not in WIDTHS:
-        raise unknown("dtype", dtype, WIDTHS)
-    if store_dtype not in STORED:
-        raise unknown("store_dtype", store_dtype, STORED)
+    dtype = _ALIASES.get(dtype, dtype)
+    if dtype not in _BYTES_PER_WEIGHT:
+        raise unknown("dtype", dtype, _BYTES_PER_WEIGHT)
+    if store_dtype not in STORE_DTYPES:
+        raise unknown("store_dtype", store_dtype, STORE_DTYPES)
     if gpus < 1:
-        raise MoeLensError(f"gpus is {gpus}; give 1 or more")
-    memory, n_tokens = quantity(gpu_memory), quantity(tokens)
-    meta = without_weights(model)
+        raise MoeLensError(f"expected gpus to be at least 1, got {gpus}; give another number")
+    memory, n_tokens = _parse_amount(gpu_memory), _parse_amount(tokens)
+    meta = _model_without_weights(model)
     layers, sites = find_moe_layers(meta)
     shape = read_shape(meta, layers, sites, "unknown")
-    sizes = units(meta, layers, dtype)
-    room = int(memory * USABLE)
-    groups, spilled = spread(sizes, gpus, room)
-    needed = next((n for n in range(1, len(sizes) + 1) if not spread(sizes, n, room)[1]), 0)
-    where: dict[str, int | str] = {name: i for i, group in enumerate(groups) for name in group}
-    where |= dict.fromkeys(spilled, "cpu")
-    texts = [capture] if isinstance(capture, str) else capture
-    wanted = Wanted(tuple(map(Capture.parse, texts)), tuple(shape.moe_layers), shape.moe_layers, None, store_dtype)
+    sizes = _unit_sizes(meta, layers, dtype)
+    usable = int(memory * _WEIGHTS_SHARE)
+    groups, spilled = _assign_units(sizes, gpus, usable)
+    needed = next((n for n in range(1, len(sizes) + 1) if not _assign_units(sizes, n, usable)[1]), 0)
+    device_map: dict[str, int | str] = {name: i for i, group in enumerate(groups) for name in group}
+    device_map |= dict.fromkeys(spilled, "cpu")
+    captures = [capture] if isinstance(capture, str) else capture
+    request = CaptureRequest(
+        captures=tuple(map(Capture.parse, captures)),
+        layers=tuple(shape.moe_layers),
+        moe_layers=shape.moe_layers,
+        dtype=store_dtype,
+    )
     return Plan(
         model=model,
         dtype=dtype,
@@ -134,51 +168,57 @@ def plan(
         gpu_memory=memory,
         devices=tuple(sum(sizes[n] for n in group) for group in groups),
         spilled=sum(sizes[n] for n in spilled),
-        device_map=where,
+        device_map=device_map,
         gpus_needed=needed,
-        kv_cache=cache_bytes(text_config(meta)),
-        token_bytes=bytes_per_token(wanted, shape),
+        kv_cache=_cache_bytes(text_config(meta)),
+        token_bytes=bytes_per_token(request, shape),
         tokens=n_tokens,
-        command=launch(model, gpus, one=sum(sizes.values()) <= room, fits=not spilled, captures=texts),
+        command=_command(model, gpus, fits_one=sum(sizes.values()) <= usable, fits_all=not spilled, captures=captures),
     )
 
 
-def without_weights(model: str) -> Any:
-    """The model on the meta device, from its configuration alone."""
+def _model_without_weights(model: str) -> Any:
+    """Build a model on the meta device, from its configuration alone."""
     if model in architectures() and not Path(model).is_dir():
         return build_on_meta(model)
     try:
         config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
     except (OSError, ValueError) as error:
-        if broken_off := interrupted_download(model, error):
-            raise broken_off from error
-        raise unknown("model", model, ["demo"], "give a folder, an architecture or a hub name") from error
+        if interrupted := interrupted_download(model, error):
+            raise interrupted from error
+        raise unknown("model", model, ["demo"], "give a folder, an architecture or a name on the hub") from error
     with torch.device("meta"):
         return auto_class(config)._model_mapping[type(config)](config)
 
 
-def units(model: Any, layers: Any, dtype: str) -> dict[str, int]:
-    """Bytes of what is not split over devices: each decoder layer, and what is before and after them, in order."""
-    names = dict(model.named_modules())
-    prefix = next(n for n, m in names.items() if m is layers)
+def _unit_sizes(model: nn.Module, layers: nn.ModuleList, dtype: str) -> dict[str, int]:
+    """Return the sizes of the modules that stay on one device, in order: decoder layers, and modules outside them."""
+    prefix = next(name for name, module in model.named_modules() if module is layers)
     sizes: dict[str, int] = {}
     seen: set[int] = set()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        inside = name.startswith(prefix + ".")
-        parts = name.split(".")
-        unit = ".".join(parts[: prefix.count(".") + 2]) if inside else name.rsplit(".", 1)[0]
-        width = WIDTHS[dtype]
-        if dtype == "fp8" and not (inside and tensor.ndim > 1 and not re.search(r"norm|router|\.gate\.", name)):
-            width = WIDTHS["bfloat16"]
+        in_layer = name.startswith(prefix + ".")
+        unit = ".".join(name.split(".")[: prefix.count(".") + 2]) if in_layer else name.rsplit(".", 1)[0]
+        quantised = in_layer and tensor.ndim > 1 and not re.search(r"norm|router|\.gate\.", name)
+        width = _BYTES_PER_WEIGHT["bfloat16" if dtype == "fp8" and not quantised else dtype]
         sizes[unit] = sizes.get(unit, 0) + int(tensor.numel() * width)
     return sizes
 
 
-def spread(sizes: dict[str, int], gpus: int, room: int) -> tuple[list[list[str]], list[str]]:
-    """Successive units on each GPU, evenly if all fit into `room` bytes each; and those that do not fit."""
+def _assign_units(sizes: Mapping[str, int], gpus: int, usable: int) -> tuple[list[list[str]], list[str]]:
+    """Assign successive units to GPUs, as evenly as possible if all fit.
+
+    Args:
+        sizes: The units with their sizes.
+        gpus: Number of GPUs.
+        usable: Bytes of weights that a GPU can hold.
+
+    Returns:
+        The units on each GPU, and those that do not fit.
+    """
 
     def fill(limit: int) -> tuple[list[list[str]], list[str]]:
         groups: list[list[str]] = [[]]
@@ -193,68 +233,64 @@ def spread(sizes: dict[str, int], gpus: int, room: int) -> tuple[list[list[str]]
             used += sizes[name]
         return groups, []
 
-    if fill(room)[1]:
-        return fill(room)
-    low, high = max(sizes.values()), room
-    while high - low > room // 1000:
+    if fill(usable)[1]:
+        return fill(usable)
+    low, high = max(sizes.values()), usable
+    while high - low > usable // 1000:
         middle = (low + high) // 2
         low, high = (low, middle) if not fill(middle)[1] else (middle, high)
     return fill(high)
 
 
-def cache_bytes(config: Any) -> int:
-    """Keys and values of one token in all layers, two bytes a number, as transformers keeps them."""
+def _cache_bytes(config: Any) -> int:
+    """Return the size of the keys and values of a token in all layers, in two bytes per number as in transformers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if getattr(config, "kv_lora_rank", None):  # latent attention; transformers caches the expanded keys and values
+    if getattr(config, "kv_lora_rank", None):  # latent attention: transformers caches the expanded keys and values
         width = config.qk_nope_head_dim + config.qk_rope_head_dim + config.v_head_dim
     else:
         width = 2 * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     return int(config.num_hidden_layers * heads * width * 2)
 
 
-def launch(model: str, gpus: int, *, one: bool, fits: bool, captures: list[str]) -> str:
-    """The command line that starts the recording on these devices."""
-    rest = f"moelens record {model} CORPUS --out DIR" + (
-        f" --capture {' '.join(captures)}" if captures != ["routes"] else ""
-    )
-    if one:
-        return f"accelerate launch --num_processes {gpus} -m {rest}" if gpus > 1 else rest
-    if fits:
-        return f"torchrun --nproc_per_node {gpus} -m {rest} --expert-parallel"
-    return f"{rest} --device-map auto"
+def _command(model: str, gpus: int, *, fits_one: bool, fits_all: bool, captures: Sequence[str]) -> str:
+    """Return the command line that starts the recording.
+
+    Args:
+        model: Name of the model.
+        gpus: Number of GPUs.
+        fits_one: Whether the weights fit on one GPU.
+        fits_all: Whether the weights fit on all GPUs together.
+        captures: The captures.
+    """
+    command = f"moelens record {model} CORPUS --out DIR"
+    if list(captures) != ["routes"]:
+        command += f" --capture {' '.join(captures)}"
+    if fits_one:
+        return f"accelerate launch --num_processes {gpus} -m {command}" if gpus > 1 else command
+    if fits_all:
+        return f"torchrun --nproc_per_node {gpus} -m {command} --expert-parallel"
+    return f"{command} --device-map auto"
 
 
-def places(where: dict[str, int | str], devices: tuple[int, ...], spilled: int) -> list[tuple[str, str]]:
-    """For each device, what goes there and how much it is."""
-    lines = []
-    for device in [*range(len(devices)), "cpu"]:
-        names = [n for n, d in where.items() if d == device]
-        if names:
-            size = spilled if device == "cpu" else devices[int(device)]
-            span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-            lines.append((device if isinstance(device, str) else f"gpu {device}", f"{gib(size):>10}  {span}"))
-    return lines
+def _parse_amount(text: int | str) -> int:
+    """Read a number with a decimal (`100M`, `80GB`) or binary unit (`141GiB`).
 
-
-def quantity(text: int | str) -> int:
-    """A number with a unit: decimal (`100M`, `80GB`) or binary (`141GiB`).
-
-    >>> quantity("100M"), quantity("1KiB")
+    >>> _parse_amount("100M"), _parse_amount("1KiB")
     (100000000, 1024)
     """
     if isinstance(text, int):
         return text
     found = re.fullmatch(r"\s*([\d.,]+)\s*([KMGT]?I?)B?\s*", text.upper())
     if not found:
-        raise MoeLensError(f"{text!r} is not an amount; write it as 100M, 80GB or 141GiB")
-    return int(float(found[1].replace(",", "")) * UNITS[found[2]])
+        raise MoeLensError(f"expected an amount such as 100M, 80GB or 141GiB, got {text!r}; write a number and a unit")
+    return int(float(found[1].replace(",", "")) * _FACTORS[found[2]])
 
 
-def gib(size: int) -> str:
+def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def amount(size: int) -> str:
-    """Bytes in the largest decimal unit that they fill."""
-    unit = next((u for u in "TGMK" if size >= UNITS[u]), "")
-    return f"{size / UNITS[unit]:.1f} {unit}B"
+def _decimal_size(size: int) -> str:
+    """Return a number of bytes in the largest decimal unit that is not larger."""
+    unit = next((u for u in "TGMK" if size >= _FACTORS[u]), "")
+    return f"{size / _FACTORS[unit]:.1f} {unit}B"

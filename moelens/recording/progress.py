@@ -1,8 +1,8 @@
-"""A recording being made: cut into pieces that are committed one by one, so that nothing done is lost.
+"""Unfinished recordings: a recording is made in pieces that are committed one by one, so that no work is lost.
 
-While it is made, `out` holds `progress/`: `settings.json`, what was asked for; and for each piece that is complete its
-part of the documents and `NNNNN.json`, which names its shards. That file is the commit of a piece, as `manifest.json`
-is that of the whole; what neither names does not count.
+During a run, the folder of the recording holds `progress/`, with `settings.json` (the settings of the run) and, for
+each complete piece, its part of the documents and `NNNNN.json`, which lists its shards. That file commits the piece, as
+`manifest.json` commits the whole recording. Files that neither of them lists are ignored.
 """
 
 from __future__ import annotations
@@ -20,87 +20,100 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moelens.errors import MoeLensError, RecordingError
+from moelens.recording.captures import TABLES
 from moelens.recording.corpus import Corpus, Document
 from moelens.recording.storage import Folder
-from moelens.recording.writer import Shard, merge
+from moelens.recording.writer import Shard, merge_files
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SETTINGS = f"{PROGRESS}/settings.json"
-CHUNK = 1024
-OURS = ("tokens/", "documents.parquet", "README.md", "labels/", f"{PROGRESS}/", "neurons/", "expert_outputs/",
-        "logits/", "shared/", "residuals/", MANIFEST)  # fmt: skip
 
-Types = dict[str, pa.DataType]
+ColumnTypes = dict[str, pa.DataType]
+"""The Arrow types of the metadata columns, by name."""
+
+_CHUNK_DOCUMENTS = 1024  # read together from the corpus
+_RECORDING_FILES = (
+    "tokens/",
+    "documents.parquet",
+    "README.md",
+    "labels/",
+    f"{PROGRESS}/",
+    *(f"{table}/" for table in TABLES),
+    MANIFEST,
+)
 
 
 @dataclass(frozen=True)
-class Survey:
-    """What one reading of a corpus, before the model is run, finds.
+class CorpusSurvey:
+    """What a first reading of a corpus, before the model runs, finds.
 
     Attributes:
-        types: of the metadata columns.
-        lengths: characters of each document.
-        sha256: of all the texts.
+        types: The types of the metadata columns.
+        lengths: The number of characters of each document.
+        sha256: SHA-256 of all texts, in hexadecimal.
     """
 
-    types: Types
+    types: ColumnTypes
     lengths: Sequence[int]
     sha256: str
 
     def pieces(self, characters: int) -> list[range]:
-        """Documents cut into runs of just over so many characters."""
-        found, start, size = [], 0, 0
+        """Divide the documents into pieces, each of at least this number of characters except the last."""
+        pieces, start, size = [], 0, 0
         for i, length in enumerate(self.lengths):
             size += length
             if size >= characters:
-                found.append(range(start, i + 1))
+                pieces.append(range(start, i + 1))
                 start, size = i + 1, 0
-        return [*found, range(start, len(self.lengths))] if start < len(self.lengths) else found
+        if start < len(self.lengths):
+            pieces.append(range(start, len(self.lengths)))
+        return pieces
 
 
-def survey(corpus: Corpus) -> Survey:
-    """Read the corpus once: nothing that is wrong with a document may surface when the model has run for a day.
+def survey_corpus(corpus: Corpus) -> CorpusSurvey:
+    """Read a corpus once, so that an error in a document is found before the model has run for a long time.
 
     Raises:
-        MoeLensError: a document cannot be read, or a metadata column holds values of different types.
+        MoeLensError: If a document cannot be read, or a metadata column holds values of different types.
     """
-    types: Types = {}
+    types: ColumnTypes = {}
     lengths = array("I")
     digest, documents = hashlib.sha256(), iter(corpus)
-    while chunk := list(islice(documents, CHUNK)):
+    while chunk := list(islice(documents, _CHUNK_DOCUMENTS)):
         lengths.extend(len(document.text) for document in chunk)
         for document in chunk:
             digest.update(document.text.encode() + b"\0")
         for name in dict.fromkeys(key for document in chunk for key in document.metadata):
             try:
-                found = pa.array([known(document, name) for document in chunk]).type
+                found = pa.array([_metadata_value(document, name) for document in chunk]).type
                 both = [pa.schema([(name, t)]) for t in (types.get(name, pa.null()), found)]
                 types[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise MoeLensError(
-                    f"metadata column {name!r} of corpus '{corpus.name}' cannot be kept ({error}); give it one type"
+                    f"expected values of one type in metadata column {name!r} of corpus '{corpus.name}',"
+                    f" got others ({error}); convert them"
                 ) from error
-    return Survey({name: storable(kind) for name, kind in types.items()}, lengths, digest.hexdigest())
+    return CorpusSurvey({name: _storable_type(kind) for name, kind in types.items()}, lengths, digest.hexdigest())
 
 
-def known(document: Document, name: str) -> Any:
-    """A value of the metadata; an empty dict is none, as Parquet has no records without fields."""
+def _metadata_value(document: Document, name: str) -> Any:
+    """Return a metadata value; None for an empty dict, because Parquet has no structures without fields."""
     value = document.metadata.get(name)
     return None if isinstance(value, dict) and not value else value
 
 
-def storable(kind: pa.DataType) -> pa.DataType:
-    """A column, or a list, of nothing but nulls is one of strings: not every reader knows the null type."""
+def _storable_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type with strings in place of nulls, because some readers do not support the null type."""
     if pa.types.is_list(kind):
-        return pa.list_(storable(kind.value_type))
+        return pa.list_(_storable_type(kind.value_type))
     return pa.string() if pa.types.is_null(kind) else kind
 
 
 def documents_table(
-    first: int, documents: Sequence[Document], types: Types, generated: Sequence[str] | None
+    first: int, documents: Sequence[Document], types: ColumnTypes, generated: Sequence[str] | None
 ) -> pa.Table:
-    """`doc`, `text`, where the model went on `generated`, and the metadata."""
+    """Return the table of documents: `doc`, `text`, `generated` (if there is generated text) and the metadata."""
     columns: dict[str, list[Any]] = {
         "doc": list(range(first, first + len(documents))),
         "text": [document.text for document in documents],
@@ -109,61 +122,70 @@ def documents_table(
     if generated is not None:
         columns["generated"] = list(generated)
         schema.append(("generated", pa.string()))
-    columns |= {name: [known(document, name) for document in documents] for name in types}
+    columns |= {name: [_metadata_value(document, name) for document in documents] for name in types}
     return pa.table(columns, schema=pa.schema([*schema, *types.items()]))
 
 
-# Pieces
+def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, Any]:
+    """Begin a recording in a folder, or continue the unfinished one that it holds.
 
-
-def begin(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, Any]:
-    """Take the folder for a recording with these settings, or go on with the one that was begun there.
+    Args:
+        folder: The folder.
+        settings: The settings of the run; those under "same" have to equal those of an unfinished recording.
+        force: Replace a recording that is in the folder.
 
     Returns:
-        The settings as they were when it was begun.
+        The settings with which the recording was begun.
 
     Raises:
-        RecordingError: the folder holds a recording, one begun with other settings, or something else.
+        RecordingError: If the folder holds a recording, one that was begun with other settings, or something else.
     """
-    with folder.explained():
+    with folder.explain_errors():
         begun: dict[str, Any] | None = None
         if folder.exists(SETTINGS):
             with suppress(RecordingError) if force else nullcontext():
-                begun = state(folder, SETTINGS)
-        whole = folder.exists(MANIFEST)
-        in_the_way = [n for n in folder.names() if not (n.startswith(OURS) and (force or n.startswith(PROGRESS)))]
-        if in_the_way and not whole and begun is None:
-            raise folder.in_the_way()
-        if whole and begun is None and not force:
+                begun = _read_progress(folder, SETTINGS)
+        finished = folder.exists(MANIFEST)
+        if not finished and begun is None:
+            for name in folder.names():
+                if not (name.startswith(_RECORDING_FILES) and (force or name.startswith(PROGRESS))):
+                    raise folder.occupied_error()
+        if finished and begun is None and not force:
             raise RecordingError(
-                f"'{folder.where}' holds a recording already; choose another folder, or replace it with force=True"
-                " (--force)"
+                f"'{folder.location}' already holds a recording; choose another folder, or replace the recording with"
+                " force=True (--force)"
             )
-        other = differing(begun["same"], settings["same"]) if begun else ""
-        if force and (whole or other or begun is None):
-            clear(folder, whole=False)
-            begun, other = None, ""
+        differences = _describe_differences(begun["same"], settings["same"]) if begun else ""
+        if force and (finished or differences or begun is None):
+            clear_recording(folder, remove_folder=False)
+            begun, differences = None, ""
         if begun is None:
             begun = settings
             folder.write_json(SETTINGS, settings)
-    if other:
+    if differences:
         raise RecordingError(
-            f"'{folder.where}' holds a recording begun with other settings ({other}); repeat the first command to"
-            " finish it, choose another folder, or start anew with force=True (--force)"
+            f"'{folder.location}' holds an unfinished recording with other settings ({differences}); repeat its command"
+            " to finish it, choose another folder, or start again with force=True (--force)"
         )
     return begun
 
 
-def clear(folder: Folder, whole: bool = True) -> None:
-    """Remove a recording, the manifest first, and, if `whole`, the folder where nothing else is in it."""
-    for name in sorted({n.split("/")[0] for n in folder.names() if n.startswith(OURS)}, key=MANIFEST.__ne__):
+def clear_recording(folder: Folder, remove_folder: bool = True) -> None:
+    """Remove the files of a recording, the manifest first.
+
+    Args:
+        folder: The folder of the recording.
+        remove_folder: Remove the folder as well if nothing else is in it.
+    """
+    names = {name.split("/")[0] for name in folder.names() if name.startswith(_RECORDING_FILES)}
+    for name in [*sorted(names & {MANIFEST}), *sorted(names - {MANIFEST})]:
         folder.remove(name)
-    if whole and folder.exists() and folder.is_empty():
+    if remove_folder and folder.exists() and folder.is_empty():
         folder.remove()
 
 
-def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """The keys in which two settings differ, with their values where they are short."""
+def _describe_differences(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Return the keys in which two settings differ, with their values if these are short."""
     found = []
     for key in sorted(a.keys() | b.keys()):
         if a.get(key) != b.get(key):
@@ -173,41 +195,52 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def commit_name(piece: int) -> str:
+    """Return the name of the file that commits a piece."""
     return f"{PROGRESS}/{piece:05d}.json"
 
 
-def part_name(piece: int) -> str:
+def documents_part_name(piece: int) -> str:
+    """Return the name of the file with the documents of a piece."""
     return f"{PROGRESS}/documents-{piece:05d}.parquet"
 
 
-def commit(folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard, methods: Counter[str]) -> None:
-    """Make a piece count."""
+def commit_piece(folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard, methods: Counter[str]) -> None:
+    """Commit a piece, which will not be recorded again.
+
+    Args:
+        folder: The folder of the recording.
+        piece: Number of the piece.
+        shards: Its files of tokens and vectors.
+        documents: Its file of documents.
+        methods: The number of its documents by the method that located their tokens.
+    """
     entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
     folder.write_json(commit_name(piece), entry)
 
 
-def state(folder: Folder, name: str) -> Any:
-    """What a file of `progress/` says.
+def _read_progress(folder: Folder, name: str) -> Any:
+    """Return the contents of a JSON file of `progress/`.
 
     Raises:
-        RecordingError: it is no JSON, as after a power cut.
+        RecordingError: If it is not valid JSON, for example after a power failure.
     """
     try:
         return folder.read_json(name)
     except ValueError as error:
-        raise torn(folder, name, "is damaged", name) from error
+        raise _damage_error(folder, name, "is damaged", name) from error
 
 
-def torn(folder: Folder, name: str, what: str, commit: str) -> RecordingError:
-    again = "the whole folder" if commit == SETTINGS else f"'{commit}' there to record it again, or the whole folder"
-    return RecordingError(f"'{name}' of the unfinished recording '{folder.where}' {what}; delete {again}")
+def _damage_error(folder: Folder, name: str, problem: str, commit: str) -> RecordingError:
+    """Return the error for a damaged file of an unfinished recording, which `commit` lists."""
+    remedy = "the whole folder" if commit == SETTINGS else f"'{commit}' there to record it again, or the whole folder"
+    return RecordingError(f"'{name}' of the unfinished recording '{folder.location}' {problem}; delete {remedy}")
 
 
-def to_do(folder: Folder, pieces: int) -> list[int]:
-    """Pieces that are not committed.
+def uncommitted_pieces(folder: Folder, pieces: int) -> list[int]:
+    """Return the numbers of the pieces that are not committed.
 
     Raises:
-        RecordingError: a committed piece's file is gone, or has not the rows that it had.
+        RecordingError: If a file of a committed piece is missing, damaged, or has another number of rows.
     """
     names = set(folder.names())
     missing = []
@@ -216,26 +249,35 @@ def to_do(folder: Folder, pieces: int) -> list[int]:
         if commit not in names:
             missing.append(piece)
             continue
-        entry = state(folder, commit)
+        entry = _read_progress(folder, commit)
         for shard in (*entry["shards"], entry["documents"]):
             if shard["path"] not in names:
-                raise torn(folder, shard["path"], "is missing", commit)
+                raise _damage_error(folder, shard["path"], "is missing", commit)
             try:
                 rows = pq.read_metadata(folder.source(shard["path"])).num_rows
             except (pa.ArrowInvalid, OSError) as error:
-                raise torn(folder, shard["path"], "is damaged", commit) from error
+                raise _damage_error(folder, shard["path"], "is damaged", commit) from error
             if rows != shard["rows"]:
-                raise torn(folder, shard["path"], f"has {rows} rows, not {shard['rows']}", commit)
+                raise _damage_error(folder, shard["path"], f"has {rows} rows instead of {shard['rows']}", commit)
     return missing
 
 
-def finish(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
-    """Merge the documents' parts, and gather the manifest's list of shards; both can be done again after a kill."""
-    entries = [state(folder, commit_name(piece)) for piece in range(pieces)]
+def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
+    """Merge the documents of all pieces, and return the manifest. After an interruption, this can be repeated.
+
+    Args:
+        folder: The folder of the recording.
+        pieces: The number of pieces, all of which are committed.
+        same: The settings of the recording, which become part of the manifest.
+
+    Raises:
+        RecordingError: If a file of `progress/` is damaged.
+    """
+    entries = [_read_progress(folder, commit_name(piece)) for piece in range(pieces)]
     for piece, entry in enumerate(entries):
-        if folder.checksum(part_name(piece)) != entry["documents"]["sha256"]:
-            raise torn(folder, part_name(piece), "is damaged", commit_name(piece))
-    documents = merge(folder, [part_name(piece) for piece in range(pieces)], "documents.parquet")
+        if folder.checksum(documents_part_name(piece)) != entry["documents"]["sha256"]:
+            raise _damage_error(folder, documents_part_name(piece), "is damaged", commit_name(piece))
+    documents = merge_files(folder, [documents_part_name(piece) for piece in range(pieces)], "documents.parquet")
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()

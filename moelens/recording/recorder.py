@@ -1,4 +1,4 @@
-"""`record`: run a model over a corpus, and write what it did."""
+"""`record`: run a model over a corpus, and write its routing and activations to a folder."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ import torch
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
 from moelens.models.tokens import token_spans
-from moelens.recording.captures import Wanted, bytes_per_token, index_type
+from moelens.recording.captures import CaptureRequest, bytes_per_token, index_type
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
-from moelens.recording.corpus import Corpus, Source
+from moelens.recording.corpus import Corpus, CorpusSource
 from moelens.recording.parallel import Ranks
-from moelens.recording.passes import Reading, run
+from moelens.recording.passes import RunSettings, run_chunk
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
 from moelens.recording.progress import (
     MANIFEST,
     PROGRESS,
     SETTINGS,
-    Types,
-    begin,
-    clear,
+    ColumnTypes,
+    begin_recording,
+    clear_recording,
     commit_name,
-    finish,
-    survey,
-    to_do,
+    merge_pieces,
+    survey_corpus,
+    uncommitted_pieces,
 )
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
-from moelens.recording.writer import Beside, ahead
+from moelens.recording.writer import BackgroundCalls, read_ahead
 from moelens.version import __version__
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
-CHUNK_BATCHES = 16  # batches that are sorted by length together, and written together
-CHUNK_BYTES = 64 << 20  # of captures that wait in memory to be written, unless a single batch is more
-SHARD_BYTES = 256 << 20  # of captures in one piece, before compression
-SHARD_CHARACTERS = 1 << 20  # of text in one piece, at most
-LIBRARIES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pyarrow")
+CHUNK_BATCHES = 16  # batches of documents that are sorted by length and written together
+CHUNK_BYTES = 64 << 20  # of captures that wait in memory to be written, unless a single batch has more
+SHARD_BYTES = 256 << 20  # of captures in a piece, before compression
+SHARD_CHARACTERS = 1 << 20  # of text in a piece, at most
+_LIBRARIES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pyarrow")
 
 
 def record(
     model: HookedMoE,
-    corpus: Source,
+    corpus: CorpusSource,
     out: str | Path,
     *,
     capture: str | Sequence[str] = "routes",
@@ -71,162 +71,188 @@ def record(
     force: bool = False,
     progress: bool | None = None,
 ) -> Recording:
-    """Run `model` over `corpus` and keep in the folder `out` what it did with every token.
+    """Run a model over a corpus, and write what it captures for each token to a folder.
 
-    Documents of like length run together, padded on the right; padding is not recorded, and rows are in the order of
-    the documents whatever `batch_tokens` is. A run that was interrupted, by whatever, goes on when the same call is
-    made again. Under `accelerate launch` or `torchrun` the processes share the work, and all return the recording.
+    Documents of similar length run together, padded on the right. Padding is not recorded, and the rows are in the
+    order of the documents for any `batch_tokens`. To continue a run that was interrupted, make the same call again.
+    Under `accelerate launch` or `torchrun`, the processes share the work, and all of them return the recording.
 
     Args:
-        model: a hooked model with a tokenizer, which adds its special tokens.
-        corpus: a `Corpus`, or what `Corpus.of` takes: texts, dicts with a text, a file, a data set, or "demo".
-        out: a folder, or an fsspec URL such as `s3://bucket/run`.
-        capture: one or several of `routes` (experts and weights), `margin` (how far the last expert chosen was ahead
-            of the next), `logits` or `logits:N` (the N largest), `expert_norms`, `neurons` or `neurons:N` (the N
-            largest by magnitude), `expert_outputs` (before weighting), `shared`, `residuals` (or `residuals:pre`,
-            `residuals:mid`).
-        layers: of all captures; all that have experts, by default.
-        experts: of `neurons` and `expert_outputs`; all that were chosen, by default.
-        store_dtype: how numbers are kept: "float16", "bfloat16" or "float32"; one that does not fit is an error.
-        generate: tokens that the model is to write after each document, greedily; they are recorded too, and a column
-            `phase` tells "prefill" from "decode".
-        context: longest window in tokens; the model's own by default. A longer document is read in windows.
-        overlap: tokens that a window repeats from the one before it; each token is recorded once.
-        batch_tokens: most tokens that run together, padding included (a longer document runs alone).
-        force: replace a recording that is in `out`.
-        progress: show a progress bar; None shows it in a terminal or notebook.
+        model: A hooked model with a tokenizer, which adds its special tokens.
+        corpus: A `Corpus`, or any source that `Corpus.of` takes: texts, dicts with a text, a file, a data set, "demo".
+        out: A folder, or an fsspec URL such as `s3://bucket/run`.
+        capture: One or more of these:
+
+            - "routes": the chosen experts and their weights;
+            - "margin": the selection score of the last chosen expert minus that of the next one;
+            - "logits", or "logits:N" for the N largest logits of the router;
+            - "expert_norms": the length of each chosen expert's output, before weighting;
+            - "neurons", or "neurons:N" for the N activations of each chosen expert that are largest by magnitude;
+            - "expert_outputs": the output of each chosen expert, before weighting;
+            - "shared": the output of the shared expert;
+            - "residuals", "residuals:pre" or "residuals:mid": the residual stream after, before or within the layer.
+        layers: The layers to capture; by default all with experts (for residuals alone, all).
+        experts: The experts of "neurons" and "expert_outputs"; by default all that were chosen.
+        store_dtype: Element type of the captured numbers: "float16", "bfloat16" or "float32". A number that does not
+            fit is an error.
+        generate: Number of tokens to generate greedily after each document. They are recorded too, and a column
+            `phase` distinguishes "prefill" and "decode".
+        context: The longest window in tokens; by default that of the model. Longer documents are read in windows.
+        overlap: Number of tokens that a window repeats from the previous one; each token is recorded once.
+        batch_tokens: The largest number of tokens that run together, padding included; a longer document runs alone.
+        force: Replace a recording that is in `out`.
+        progress: Whether to show a progress bar; None shows it in a terminal or notebook.
+
+    Returns:
+        The recording.
 
     Raises:
-        RecordingError: `out` is taken, full or cannot be written, or another run is writing there.
-        UnknownNameError, MoeLensError: the corpus cannot be read; all of it is looked at before the model runs.
-        CheckError: the model reports an expert that does not exist, or a number that cannot be kept.
+        RecordingError: If `out` holds other files, is full or cannot be written, or another run is writing to it.
+        UnknownNameError: If there is no such corpus, capture, layer, expert or element type.
+        MoeLensError: If a document cannot be read (all are read before the model runs), or an argument is out of range.
+        CheckError: If the model reports an expert that does not exist, or a number that cannot be stored.
 
     Example:
-        >>> model = moelens.load("demo")                                   # doctest: +SKIP
-        >>> moelens.record(model, ["先生がお見えになりました。"], "runs/one")   # doctest: +SKIP
-        Recording('runs/one': 9 tokens of 1 document, model 'demo', 4 MoE layers, top 4 of 32 experts)
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     recording = moelens.record(demo_model, ["先生がお見えになりました。"], f"{folder}/run")
+        >>> recording.n_documents, recording.captures
+        (1, ('routes',))
     """
-    reading = Reading(batch_tokens, min(context or 1 << 62, model.context_length or 1 << 62) if context or
-                      model.context_length else None, overlap, generate)  # fmt: skip
-    reading.require()
+    context = min((n for n in (context, model.context_length) if n), default=None)
+    settings = RunSettings(batch_tokens, context, overlap, generate)
+    settings.validate()
     if model.tokenizer is None:
-        raise MoeLensError(f"model {model.name!r} has no tokenizer; give one to moelens.hook(model, tokenizer)")
-    source, folder = Corpus.of(corpus), Folder.at(out)
-    wanted = Wanted.of(model, capture, layers, experts, store_dtype)
-    ranks = Ranks.of(model)
+        raise MoeLensError(
+            f"expected a model with a tokenizer, got {model.name!r} without one;"
+            " give one to moelens.hook(model, tokenizer)"
+        )
+    run = _Run(
+        model=model,
+        corpus=Corpus.of(corpus),
+        folder=Folder.at(out),
+        request=CaptureRequest.of(model, capture, layers, experts, store_dtype),
+        settings=settings,
+        ranks=Ranks.of(model),
+    )
+    ranks, folder = run.ranks, run.folder
     with ExitStack() as lock:
-        job = ranks.first_makes(lambda: prepare(model, source, folder, wanted, reading, ranks, force, lock))
-        mine = job.todo[ranks.team :: ranks.teams]
-        bar = progress if ranks.first else False
+        job = ranks.run_on_first(lambda: _prepare(run, force, lock))
         try:
-            work(
-                model,
-                source,
-                folder,
-                wanted,
-                reading,
-                job,
-                mine,
-                write=ranks.writes,
-                bar=bar,
-            )
+            _record_pieces(run, job, progress if ranks.first else False)
         except BaseException:
             if ranks.size == 1 and not any(folder.exists(commit_name(piece)) for piece in range(len(job.pieces))):
-                clear(folder)  # there is nothing to go on with
+                clear_recording(folder)  # no piece is complete, so that nothing could be continued
             raise
         ranks.wait()
-        ranks.first_makes(lambda: conclude(folder, job))
+        ranks.run_on_first(lambda: _conclude(folder, job))
     return Recording.open(out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What a call of `record` runs, where to and how."""
+
+    model: HookedMoE
+    corpus: Corpus
+    folder: Folder
+    request: CaptureRequest
+    settings: RunSettings
+    ranks: Ranks
+
+    @property
+    def bytes_per_token(self) -> int:
+        """The size of all captures of a token, at least 1."""
+        return max(1, sum(bytes_per_token(self.request, self.model.shape).values()))
+
+
 @dataclass(frozen=True)
-class Job:
-    """What there is to do: the pieces, as first document and the one after the last, and those not done yet."""
+class _Job:
+    """The pieces of a recording.
+
+    Attributes:
+        pieces: For each piece, the number of its first document and the number after its last.
+        todo: The pieces that are not committed yet.
+        types: The types of the metadata columns.
+        settings: The settings with which the recording was begun.
+    """
 
     pieces: list[tuple[int, int]]
     todo: list[int]
-    types: Types
+    types: ColumnTypes
     settings: dict[str, Any]
 
 
-def prepare(
-    model: HookedMoE,
-    corpus: Corpus,
-    folder: Folder,
-    wanted: Wanted,
-    reading: Reading,
-    ranks: Ranks,
-    force: bool,
-    lock: ExitStack,
-) -> Job:
-    """Read the corpus, cut it into pieces, and take the folder, or find what is left to do there."""
-    found = survey(corpus)
-    total = sum(found.lengths)
-    size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
-    characters = min(SHARD_CHARACTERS, max(SHARD_BYTES // size, 1))
-    if ranks.teams > 1:
-        characters = min(characters, max(total // (4 * ranks.teams), 1))
-    same = describe(model, corpus, wanted, reading)
-    same["corpus_sha256"] = found.sha256
+def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
+    """Read the corpus, divide it into pieces, and begin the recording or find what is left of it.
+
+    Args:
+        run: The run.
+        force: Replace a recording that is in the folder.
+        lock: Keeps the lock of the folder.
+    """
+    survey = survey_corpus(run.corpus)
+    characters = min(SHARD_CHARACTERS, max(SHARD_BYTES // run.bytes_per_token, 1))
+    if run.ranks.teams > 1:
+        characters = min(characters, max(sum(survey.lengths) // (4 * run.ranks.teams), 1))
     settings = {
-        "same": same,
+        "same": _describe_run(run) | {"corpus_sha256": survey.sha256},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pieces": [[p.start, p.stop] for p in found.pieces(characters)],
+        "pieces": [[p.start, p.stop] for p in survey.pieces(characters)],
     }
-    lock.enter_context(folder.alone())
-    begun = begin(folder, settings, force)
-    for name in folder.names(".partial"):
-        folder.remove(name)
+    lock.enter_context(run.folder.locked())
+    begun = begin_recording(run.folder, settings, force)
+    for name in run.folder.names(".partial"):
+        run.folder.remove(name)
     pieces = [(start, stop) for start, stop in begun["pieces"]]
-    todo = [] if folder.exists(MANIFEST) else to_do(folder, len(pieces))
-    return Job(pieces, todo, found.types, begun)
+    todo = [] if run.folder.exists(MANIFEST) else uncommitted_pieces(run.folder, len(pieces))
+    return _Job(pieces, todo, survey.types, begun)
 
 
-def work(
-    model: HookedMoE,
-    corpus: Corpus,
-    folder: Folder,
-    wanted: Wanted,
-    reading: Reading,
-    job: Job,
-    mine: Sequence[int],
-    *,
-    write: bool,
-    bar: bool | None,
-) -> None:
-    """Run the documents of some pieces; reading goes ahead of the model, and writing behind it."""
-    size = max(1, sum(bytes_per_token(wanted, model.shape).values()))
-    tokens = max(reading.batch_tokens, min(CHUNK_BATCHES * reading.batch_tokens, CHUNK_BYTES // size))
-    writer = PieceWriter(folder, job.types)
-    collector = Collector(model, wanted)
-    total = sum(stop - start for start, stop in (job.pieces[piece] for piece in mine))
+def _record_pieces(run: _Run, job: _Job, progress: bool | None) -> None:
+    """Record this team's share of the pieces; documents are tokenised and chunks written on other threads."""
+    model, batch_tokens = run.model, run.settings.batch_tokens
+    todo = job.todo[run.ranks.team :: run.ranks.teams]
+    tokens = max(batch_tokens, min(CHUNK_BATCHES * batch_tokens, CHUNK_BYTES // run.bytes_per_token))
+    total = sum(stop - start for start, stop in (job.pieces[piece] for piece in todo))
+    writer = PieceWriter(folder=run.folder, types=job.types)
+    collector = Collector(model, run.request)
     try:
-        shown = progress_bar(total=total, desc="recording", unit="doc", show=bar)
-        with Beside(waiting(model)) as beside, shown:
-            for chunk in ahead(chunks(model.tokenizer, corpus, job.pieces, mine, tokens)):
-                results = run(model, collector, chunk, reading, shown.update)
-                if write:
-                    beside.put(writer.write, chunk, *results)
-            beside.drain()
+        bar = progress_bar(total=total, desc="recording", unit="doc", show=progress)
+        with BackgroundCalls(_waiting_chunks(model)) as background, bar:
+            for chunk in read_ahead(chunks(model.tokenizer, run.corpus, job.pieces, todo, tokens)):
+                results = run_chunk(model, collector, chunk, run.settings, bar.update)
+                if run.ranks.writes:
+                    background.submit(writer.write, chunk, *results)
+            background.drain()
     except BaseException as error:
         writer.abandon(error)
         raise
 
 
-def waiting(model: HookedMoE) -> int:
-    """How many chunks may wait to be written while the model goes on.
+def _waiting_chunks(model: HookedMoE) -> int:
+    """Return how many chunks may wait to be written while the model runs.
 
-    None where its threads take every core: they wait for each other, so one that shares its core holds up all.
+    The number is 0 if the threads of the model occupy all cores: these threads wait for each other, so that a writer
+    on one of their cores would delay them all.
     """
     return 0 if model.device.type == "cpu" and torch.get_num_threads() >= (os.cpu_count() or 1) else 2
 
 
 def chunks(
-    tokenizer: Any, corpus: Corpus, pieces: Sequence[tuple[int, int]], mine: Sequence[int], tokens: int
+    tokenizer: Any, corpus: Corpus, pieces: Sequence[tuple[int, int]], todo: Sequence[int], tokens: int
 ) -> Iterator[Chunk]:
-    """The documents of some pieces, tokenised, in runs of just over so many tokens."""
+    """Tokenise the documents of some pieces, and yield them in chunks.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        corpus: The corpus.
+        pieces: For each piece, the number of its first document and the number after its last.
+        todo: The numbers of the pieces to yield, in order.
+        tokens: The number of tokens after which a chunk ends.
+    """
     documents, at = iter(corpus), 0
-    for piece in mine:
+    for piece in todo:
         start, stop = pieces[piece]
         for _ in islice(documents, start - at):
             pass
@@ -241,34 +267,37 @@ def chunks(
                 items, size, first = [], 0, at
 
 
-def conclude(folder: Folder, job: Job) -> None:
-    """The documents in one file, the dataset card and, last of all, the manifest: without one it is no recording."""
+def _conclude(folder: Folder, job: _Job) -> None:
+    """Merge the documents, and write the dataset card and then the manifest, which makes the recording complete."""
     if not folder.exists(MANIFEST):
-        manifest = finish(folder, len(job.pieces), job.settings["same"])
+        manifest = merge_pieces(folder, len(job.pieces), job.settings["same"])
         if not manifest["n_tokens"]:
-            clear(folder)
-            raise MoeLensError(f"corpus '{manifest['corpus']}' gives no tokens; give at least one document with text")
+            clear_recording(folder)
+            raise MoeLensError(
+                f"expected tokens from corpus '{manifest['corpus']}', got none; give at least one document with text"
+            )
         manifest["created"] = job.settings["created"]
         write_card(folder, manifest)
         folder.write_json(MANIFEST, manifest)
-    for name in sorted(folder.names(), key=SETTINGS.__eq__):
-        if name.startswith(f"{PROGRESS}/"):
+    for name in folder.names():
+        if name.startswith(f"{PROGRESS}/") and name != SETTINGS:
             folder.remove(name)
+    folder.remove(SETTINGS)  # last, because it marks the folder as that of an unfinished recording
     folder.remove(PROGRESS)
 
 
-def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading) -> dict[str, Any]:
-    """What the manifest says of how a recording was made; what a run must share with one that it goes on with."""
-    shape = asdict(model.shape)
+def _describe_run(run: _Run) -> dict[str, Any]:
+    """Return what the manifest states about a run; to continue a run, all of it has to be the same."""
+    model, settings = run.model, run.settings
     vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items()), ensure_ascii=False)
     return {
         "format": FORMAT,
         "moelens": __version__,
-        "corpus": corpus.name,
-        "license": corpus.license,
+        "corpus": run.corpus.name,
+        "license": run.corpus.license,
         "model": {
             "name": model.name,
-            "revision": getattr(model, "revision", None),
+            "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
         },
         "engine": {
@@ -277,13 +306,13 @@ def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading)
             "experts": model.experts_implementation,
             "device": str(model.device.type),
         },
-        "shape": shape | {"moe_layers": list(model.shape.moe_layers)},
-        "capture": wanted.to_dict()
+        "shape": asdict(model.shape) | {"moe_layers": list(model.shape.moe_layers)},
+        "capture": run.request.to_dict()
         | {
-            "batch_tokens": reading.batch_tokens,
-            "context_length": reading.context,
-            "overlap": reading.overlap,
-            "generate": reading.generate,
+            "batch_tokens": settings.batch_tokens,
+            "context_length": settings.context,
+            "overlap": settings.overlap,
+            "generate": settings.generate,
             "index_dtype": np.dtype(index_type(model.shape.n_experts)).name,
         },
         "tokenizer": {
@@ -291,5 +320,5 @@ def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading)
             "sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
         },
         "libraries": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in LIBRARIES},
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

@@ -1,4 +1,4 @@
-"""A recording's folder, here or behind any fsspec URL: files appear whole, with their checksum, or not at all."""
+"""`Folder`: the folder of a recording, on disk or behind an fsspec URL, in which only complete files have names."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ import fsspec  # type: ignore[import-untyped]
 
 from moelens.errors import MoeLensError, RecordingError
 
-fcntl: Any
+_fcntl: Any
 try:
-    import fcntl
+    import fcntl as _fcntl
 except ImportError:  # Windows
-    fcntl = None
+    _fcntl = None
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a file system of fsspec; names are relative to it.
+    """A folder on a file system of fsspec. The names of its files are relative to it.
+
+    Attributes:
+        location: The path or URL that it was opened with.
+        fs: The file system.
+        root: The path of the folder on the file system.
 
     Example:
         >>> folder = Folder.at("memory://runs/one")
@@ -34,67 +39,77 @@ class Folder:
         (b'one', ['a.txt'])
     """
 
-    where: str
+    location: str
     fs: Any
     root: str
 
     @classmethod
-    def at(cls, where: str | Path) -> Folder:
-        """A local path, or a URL such as `s3://bucket/run`.
+    def at(cls, location: str | Path) -> Folder:
+        """Return the folder at a local path or a URL such as `s3://bucket/run`.
 
         Raises:
-            MoeLensError: no such protocol, or the package that speaks it is not installed.
+            MoeLensError: If there is no such protocol, or the package for it is not installed.
         """
         try:
-            fs, root = fsspec.core.url_to_fs(str(where))
+            fs, root = fsspec.core.url_to_fs(str(location))
         except (ImportError, ValueError) as error:
-            raise MoeLensError(f"cannot reach {str(where)!r}: {error}; give a local folder or an fsspec URL") from error
-        return cls(str(where), fs, root.rstrip("/"))
+            raise MoeLensError(
+                f"cannot open {str(location)!r} ({error}); give a local folder or another fsspec URL"
+            ) from error
+        return cls(str(location), fs, root.rstrip("/"))
 
     @property
-    def local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether the folder is on a local file system."""
         return "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
 
-    def full(self, name: str) -> str:
-        """Where a file of the folder is.
+    def full_path(self, name: str) -> str:
+        """Return the path of a file on the file system.
 
         Raises:
-            RecordingError: the name leads out of the folder, as a manifest that somebody made up might.
+            RecordingError: If the name leads out of the folder, as that in a forged manifest may.
         """
         if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-            raise RecordingError(f"file {name!r} is not within '{self.where}'; do not use a recording that names it")
+            raise RecordingError(f"file {name!r} is not within '{self.location}'; do not use a recording that names it")
         return f"{self.root}/{name}" if name else self.root
 
     def exists(self, name: str = "") -> bool:
-        return bool(self.fs.exists(self.full(name)))
+        """Return whether a file exists; without a name, whether the folder does."""
+        return bool(self.fs.exists(self.full_path(name)))
 
     def is_empty(self) -> bool:
+        """Return whether the folder exists and holds no files."""
         return bool(self.fs.isdir(self.root)) and not self.fs.ls(self.root, detail=False)
 
     def size(self, name: str) -> int:
-        return int(self.fs.size(self.full(name)))
+        """Return the size of a file in bytes."""
+        return int(self.fs.size(self.full_path(name)))
 
     def names(self, suffix: str = "") -> list[str]:
-        """Every file below the folder, sorted."""
+        """Return the names of all files in the folder and below it, sorted."""
         found = self.fs.find(self.root) if self.exists() else []
         return sorted(f[len(self.root) + 1 :] for f in found if f.endswith(suffix))
 
     def open(self, name: str) -> Any:
-        return self.fs.open(self.full(name), "rb")
+        """Open a file for reading bytes."""
+        return self.fs.open(self.full_path(name), "rb")
 
     def source(self, name: str) -> Any:
-        """What pyarrow reads a file from: its path where it has one, which is faster than a Python file."""
-        return self.full(name) if self.local else self.open(name)
+        """Return what pyarrow reads a file from: its path if it is local, which is faster, or a file object."""
+        return self.full_path(name) if self.is_local else self.open(name)
 
     def read(self, name: str) -> bytes:
+        """Return the contents of a file."""
         with self.open(name) as file:
             data: bytes = file.read()
         return data
 
     def read_json(self, name: str) -> Any:
+        """Return the value in a JSON file."""
         return json.loads(self.read(name))
 
     def checksum(self, name: str) -> str:
+        """Return the SHA-256 of a file in hexadecimal."""
         with self.open(name) as file:
             digest = hashlib.sha256()
             while block := file.read(1 << 20):
@@ -104,76 +119,82 @@ class Folder:
     # Writing
 
     def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
         with self.writing(name) as file:
             file.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
+        """Write a value to a JSON file."""
         self.write(name, (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode())
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[Hashing]:
-        """A file that gets its name when the block ends, and vanishes when it fails.
+    def writing(self, name: str) -> Iterator[HashingFile]:
+        """Open a file that gets its name when the block ends, and is removed if the block raises.
 
         Raises:
-            RecordingError: the disk is full, or the folder cannot be written.
+            RecordingError: If the disk is full or the folder cannot be written.
         """
-        partial = self.full(name) + ".partial"
-        with self.explained():
-            self.fs.makedirs(self.full(name).rpartition("/")[0], exist_ok=True)
+        path = self.full_path(name)
+        partial = path + ".partial"
+        with self.explain_errors():
+            self.fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             try:
                 with self.fs.open(partial, "wb") as file:
-                    hashing = Hashing(file)
-                    yield hashing
-                self.fs.mv(partial, self.full(name))
+                    yield HashingFile(file)
+                self.fs.mv(partial, path)
             except BaseException:
                 if self.fs.exists(partial):
                     self.fs.rm(partial)
                 raise
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn what a file system says of a full disk, or of missing rights, into a line that says what to do."""
+    def explain_errors(self) -> Iterator[None]:
+        """Replace errors of the file system about space and permissions by errors that say what to do."""
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise RecordingError(
-                    f"no space left in '{self.where}'; free some and run the same command again, it goes on"
+                    f"no space is left in '{self.location}'; free some and run the same command again to continue"
                 ) from error
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise RecordingError(
-                    f"'{self.where}' cannot be written ({error.strerror}); choose another folder, or change its rights"
+                    f"cannot write to '{self.location}' ({error.strerror});"
+                    " choose another folder, or change its permissions"
                 ) from error
             if error.errno in (errno.EEXIST, errno.ENOTDIR):
-                raise self.in_the_way() from error
+                raise self.occupied_error() from error
             raise
 
-    def in_the_way(self) -> RecordingError:
+    def occupied_error(self) -> RecordingError:
+        """Return the error for a folder that holds something else than a recording."""
         return RecordingError(
-            f"'{self.where}' is in the way and is not a recording; choose another folder, or remove it yourself"
+            f"expected a new or empty folder, got '{self.location}', which exists and is not a recording;"
+            " choose another folder, or remove it yourself"
         )
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep others from writing a recording here meanwhile; the lock goes with the process, however it ends.
+    def locked(self) -> Iterator[None]:
+        """Prevent other processes from recording to the folder during the block.
 
-        Only where there are locks: object stores have none, nor have some network file systems.
+        The operating system releases the lock when the process ends, however it ends. Nothing is locked on object
+        stores and on network file systems without locks.
 
         Raises:
-            RecordingError: another run is at it.
+            RecordingError: If another run holds the lock.
         """
-        if not self.local or fcntl is None:
+        if not self.is_local or _fcntl is None:
             yield
             return
-        with self.explained():
+        with self.explain_errors():
             self.fs.makedirs(self.root, exist_ok=True)
             folder = os.open(self.root, os.O_RDONLY)
         try:
             try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _fcntl.flock(folder, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RecordingError(
-                    f"another run is writing to '{self.where}'; wait until it is done, or choose another folder"
+                    f"another run is writing to '{self.location}'; wait until it has ended, or choose another folder"
                 ) from error
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
@@ -183,13 +204,13 @@ class Folder:
             os.close(folder)
 
     def remove(self, name: str = "") -> None:
-        """A file, or a folder with all that is in it; what is not there is removed already."""
+        """Remove a file, or a folder with its contents, if it exists."""
         if self.exists(name):
-            self.fs.rm(self.full(name), recursive=True)
+            self.fs.rm(self.full_path(name), recursive=True)
 
 
-class Hashing:
-    """A file for writing that knows the SHA-256 of what went through it."""
+class HashingFile:
+    """A file for writing that computes the SHA-256 of what is written to it."""
 
     closed = False
 
@@ -197,7 +218,7 @@ class Hashing:
         self._file, self._digest = file, hashlib.sha256()
 
     def write(self, data: Any) -> int:
-        if self._file.closed:  # by an error; a Parquet writer that is thrown away still writes its end
+        if self._file.closed:  # after an error: a discarded Parquet writer still writes its footer
             return len(data)
         self._digest.update(data)
         return int(self._file.write(data))
@@ -218,8 +239,9 @@ class Hashing:
         return True
 
     def close(self) -> None:
-        """The file is closed by who opened it."""
+        """Do nothing: `Folder.writing` closes the file."""
 
     @property
     def sha256(self) -> str:
+        """The SHA-256 of what was written, in hexadecimal."""
         return self._digest.hexdigest()

@@ -1,4 +1,4 @@
-"""`Recording`: what a model did, read from disk."""
+"""`Recording`: a recording on disk, opened for reading."""
 
 from __future__ import annotations
 
@@ -19,81 +19,92 @@ from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
-from moelens.recording.writer import ahead, layer_label
+from moelens.recording.writer import layer_label, read_ahead
 
 FORMAT = 1
+"""The format of recordings; a change that older versions of moelens cannot read gets a new number."""
 
 
 @dataclass(frozen=True, repr=False)
 class Recording(Displayed):
-    """What a model did over a corpus: a folder of Parquet files, a row a token, in the order of the documents.
+    """The routing and activations of a model over a corpus.
+
+    A recording is a folder of Parquet files with one row per token, in the order of the documents. `moelens.record`
+    creates it, and `Recording.open` opens it.
 
     Attributes:
-        folder: where it is.
-        manifest: how it was made: model, engine, shape, capture, tokenizer, libraries, shards.
+        folder: The folder.
+        manifest: The settings of the recording (model, engine, shape, capture, tokenizer, libraries) and its files.
 
     Example:
-        >>> recording = Recording.open("runs/demo")  # doctest: +SKIP
-        >>> recording.indices().shape                # doctest: +SKIP
-        (1432, 4, 4)
+        >>> recording = Recording.open(demo_recording.path)
+        >>> recording.n_documents, recording.captures
+        (40, ('routes',))
+        >>> recording.indices().shape == (recording.n_tokens, len(recording.layers), recording.top_k)
+        True
     """
 
     folder: Folder
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, where: Recording | str | Path) -> Recording:
-        """Open a folder, or an fsspec URL, that `record` wrote; a recording is returned as it is.
+    def open(cls, source: Recording | str | Path) -> Recording:
+        """Open a recording.
+
+        Args:
+            source: The path or fsspec URL of a recording; or a recording, which is returned unchanged.
 
         Raises:
-            RecordingError: it is something else, there is no recording, one that is not finished, or one of a newer
-                moelens.
+            RecordingError: If there is no recording, or it is unfinished, damaged, or of a newer version of moelens.
         """
-        if isinstance(where, Recording):
-            return where
-        if not isinstance(where, (str, Path)):
-            what, own = type(where).__name__, [f".{n}()" for n in ("explore", "plot") if hasattr(where, n)]
-            hint = f"; a {what} has its own {' and '.join(own)}" if own else ""
-            raise RecordingError(f"a {what} is no recording; allowed: a recording or the folder of one{hint}")
-        folder = Folder.at(where)
+        if isinstance(source, Recording):
+            return source
+        if not isinstance(source, (str, Path)):
+            own = [f".{name}()" for name in ("explore", "plot") if hasattr(source, name)]
+            advice = f"use its own {' and '.join(own)}" if own else "make one with moelens.record(model, corpus, out)"
+            raise RecordingError(f"expected a Recording or the path of one, got {type(source).__name__}; {advice}")
+        folder = Folder.at(source)
         try:
             manifest = folder.read_json(MANIFEST)
             version = int(manifest["format"])
         except (FileNotFoundError, NotADirectoryError) as error:
             if folder.exists(SETTINGS):
-                what = "is a recording that is not finished: repeat the command that began it, and it goes on"
-                raise RecordingError(f"'{where}' {what}") from error
+                raise RecordingError(
+                    f"'{source}' is an unfinished recording; repeat the command that began it to continue"
+                ) from error
             raise RecordingError(
-                f"'{where}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
+                f"'{source}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise RecordingError(
-                f"'{Path(where) / MANIFEST}' is damaged ({error!r}); record again with force=True"
+                f"'{Path(source) / MANIFEST}' is damaged ({error!r}); record again with force=True"
             ) from error
         if version > FORMAT:
             raise RecordingError(
-                f"'{where}' is in format {version}, of moelens {manifest.get('moelens')}, and this moelens reads up to"
-                f" format {FORMAT}; upgrade with pip install -U moelens"
+                f"expected a recording of format {FORMAT} or older, got '{source}' of format {version},"
+                f" made with moelens {manifest.get('moelens')}; upgrade with pip install -U moelens"
             )
         return cls(folder, manifest)
 
     @property
     def path(self) -> Path:
-        """The folder, of a recording on this machine.
+        """The folder of a local recording.
 
         Raises:
-            RecordingError: it is behind a URL.
+            RecordingError: If the recording is not local.
         """
-        if not self.folder.local:
-            raise RecordingError(f"'{self.folder.where}' is not a local folder; copy it to one for this")
-        return Path(self.folder.where)
+        if not self.folder.is_local:
+            raise RecordingError(f"expected a local recording, got '{self.folder.location}'; copy it to a local folder")
+        return Path(self.folder.location)
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens."""
         return int(self.manifest["n_tokens"])
 
     @property
     def n_documents(self) -> int:
+        """Number of documents."""
         return int(self.manifest["n_documents"])
 
     @property
@@ -104,39 +115,44 @@ class Recording(Displayed):
 
     @property
     def captures(self) -> tuple[str, ...]:
-        """The captures as they were asked for, each with its parameter."""
+        """The captures with their parameters, as given to `moelens.record`."""
         return tuple(self.manifest["capture"]["captures"])
 
     @property
     def n_experts(self) -> int:
+        """Number of experts in a layer."""
         return int(self.manifest["shape"]["n_experts"])
 
     @property
     def top_k(self) -> int:
+        """Number of experts chosen for a token."""
         return int(self.manifest["shape"]["top_k"])
 
     def tokens(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of the tokens, or these columns of them.
+        """Read the table of tokens.
+
+        Args:
+            columns: The columns to read; None for all.
 
         Raises:
-            UnknownNameError: no such column.
-            RecordingError: a shard is missing or damaged.
+            UnknownNameError: If there is no such column.
+            RecordingError: If a shard is missing or damaged.
         """
         return pa.concat_tables(self._shards(columns))
 
     def documents(self) -> pa.Table:
-        """`doc`, `text` and the metadata, a row a document.
+        """Read the table of documents: `doc`, `text` and the metadata, with one row per document.
 
         Raises:
-            RecordingError: the texts are not known, as of routes that another engine returned.
+            RecordingError: If the recording has no documents.
         """
         return self._read(self._documents_path(), None)
 
     def texts(self) -> Iterator[str]:
-        """The text of each document with what the model wrote after it, a few documents in memory at a time.
+        """Yield the text of each document and what the model generated after it, with few documents in memory.
 
         Raises:
-            RecordingError: the texts are not known, or their file is missing or damaged.
+            RecordingError: If the recording has no documents, or their file is missing or damaged.
         """
         with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
             names = [name for name in ("text", "generated") if name in file.schema_arrow.names]
@@ -146,41 +162,66 @@ class Recording(Displayed):
 
     def _documents_path(self) -> str:
         if not self.manifest["documents"]:
-            raise RecordingError(f"'{self.folder.where}' has no documents; import its routes again with the texts")
+            raise RecordingError(
+                f"expected a recording with documents, got '{self.folder.location}' without them;"
+                " import its routes again with the texts"
+            )
         return str(self.manifest["documents"]["path"])
 
     def column(self, name: str) -> NDArray[Any]:
-        """One column of the tokens, `[token]` or, of experts and weights, `[token, slot]`."""
+        """Read one column of the tokens.
+
+        Returns:
+            An array `[token]` or, for columns with a value per slot, `[token, slot]`.
+
+        Raises:
+            UnknownNameError: If there is no such column.
+        """
         return np.concatenate([values for _, (values,) in self.columns([name])])
 
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
-        """The chosen experts, `[token, layer, slot]`, uint8 (uint16 for more than 256 experts).
+        """Read the chosen experts, `[token, layer, slot]` uint8 (uint16 for more than 256 experts).
 
         Raises:
-            RecordingError: the routes were not recorded.
+            RecordingError: If the routes were not captured.
         """
         return self._routes("experts", np.dtype(index_type(self.n_experts)))
 
     def parts(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
-        """The chosen experts of these tokens, a shard at a time: which tokens, and `[token, slot]` for each layer.
+        """Yield the chosen experts of a range of tokens, one shard at a time.
+
+        Args:
+            start: The first token.
+            stop: The token after the last; None for all from `start` on.
+
+        Returns:
+            An iterator over the rows of a shard and its experts, one array `[token, slot]` per layer.
 
         Raises:
-            RecordingError: the routes were not recorded.
+            RecordingError: If the routes were not captured.
         """
         return self.columns(self._route_columns("experts"), start, stop)
 
     def columns(
         self, names: Sequence[str], start: int = 0, stop: int | None = None
     ) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
-        """These columns of these tokens, a shard at a time, as `column` gives them; first which tokens they are of.
+        """Yield columns of a range of tokens, one shard at a time.
 
-        Shards that hold none of them are not read; the next one is read while the one before it is used.
+        Only shards with such tokens are read, each while the previous one is in use.
+
+        Args:
+            names: The columns.
+            start: The first token.
+            stop: The token after the last; None for all from `start` on.
+
+        Returns:
+            An iterator over the rows of a shard and its columns, as `column` returns them.
 
         Raises:
-            UnknownNameError: no such column.
-            RecordingError: a shard is missing or damaged.
+            UnknownNameError: If there is no such column.
+            RecordingError: If a shard is missing or damaged.
         """
-        return ahead(self._columns(names, start, self.n_tokens if stop is None else stop))
+        return read_ahead(self._columns(names, start, self.n_tokens if stop is None else stop))
 
     def _columns(self, names: Sequence[str], start: int, stop: int) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
         row = 0
@@ -192,46 +233,53 @@ class Recording(Displayed):
             row += entry["rows"]
 
     def weights(self) -> NDArray[np.float32]:
-        """Their routing weights, `[token, layer, slot]`, float32 (rounded to float16 on disk).
+        """Read the routing weights of the chosen experts, `[token, layer, slot]` float32 (by default float16 on disk).
 
         Raises:
-            RecordingError: the routes were not recorded, or without weights.
+            RecordingError: If the routes were not captured, or have no weights.
         """
         if not self.manifest["capture"].get("weights", True):
-            raise RecordingError(f"'{self.folder.where}' holds experts without weights; its engine returned none")
+            raise RecordingError(
+                f"expected routes with weights, got '{self.folder.location}' without them, because its engine returned"
+                " none; record with moelens.record(model, corpus, out)"
+            )
         return self._routes("weights", np.dtype(np.float32))
 
     def vectors(self, capture: str, layer: int, experts: Sequence[int] | None = None) -> pa.Table:
-        """Rows of `logits`, `neurons`, `expert_outputs`, `shared` or `residuals` in one layer, in document order.
+        """Read the vectors of one layer, in the order of the documents.
 
         Args:
-            capture: the name, without parameters.
-            layer: the layer.
-            experts: of `neurons` and `expert_outputs`, only rows of these.
+            capture: "logits", "neurons", "expert_outputs", "shared" or "residuals".
+            layer: The layer.
+            experts: Read only rows of these experts, from "neurons" or "expert_outputs".
 
         Returns:
-            `doc`, `pos`, `layer`, for experts `slot` and `expert`, and `values`; `as_array` makes arrays of columns.
+            A table with `doc`, `pos`, `layer`, `slot` and `expert` (for vectors of experts), and `values`. `as_array`
+            converts its columns to arrays.
 
         Raises:
-            UnknownNameError: it was not recorded, or not of this layer.
-            RecordingError: a shard is missing or damaged.
+            UnknownNameError: If the capture or the layer was not recorded.
+            RecordingError: If a shard is missing or damaged.
         """
         tables = self.manifest["tables"]
         if capture not in tables:
-            raise unknown("vectors", capture, tables, f"'{self.folder.where}' holds {', '.join(self.captures)}")
+            raise unknown("vectors", capture, tables, f"'{self.folder.location}' holds {', '.join(self.captures)}")
         if layer not in self.manifest["capture"]["layers"]:
             raise unknown("layer", layer, self.manifest["capture"]["layers"])
-        wanted = [("layer", "==", layer)]
+        filters: list[tuple[str, str, Any]] = [("layer", "==", layer)]
         if experts is not None:
-            wanted.append(("expert", "in", list(experts)))  # type: ignore[arg-type]
+            filters.append(("expert", "in", list(experts)))
         found = []
         for entry in self.vector_entries(capture, [layer]):
             with self._reading(entry["path"]) as source:
-                found.append(pq.read_table(source, filters=wanted, partitioning=None))
+                found.append(pq.read_table(source, filters=filters, partitioning=None))
         return pa.concat_tables(found)
 
     def vector_parts(self, capture: str, layer: int, rows: int = 8192) -> Iterator[pa.Table]:
-        """What `vectors` gives of a capture that the recording holds, in order, from at most `rows` rows at a time."""
+        """Yield the vectors of one layer, in order, in tables of at most `rows` rows.
+
+        The columns are those of `vectors`; the recording has to hold the capture.
+        """
         for entry in self.vector_entries(capture, [layer]):
             with self._reading(entry["path"]) as source, pq.ParquetFile(source) as file:
                 for batch in file.iter_batches(rows):
@@ -240,47 +288,48 @@ class Recording(Displayed):
                         yield part
 
     def vector_entries(self, capture: str, layers: Sequence[int]) -> list[dict[str, Any]]:
-        """What the manifest says of each file of vectors that may hold rows of these layers."""
+        """Return the manifest's entries of the files of vectors that may hold rows of some layers."""
         tables: list[dict[str, Any]] = self.manifest["tables"][capture]
         return [entry for entry in tables if entry.get("layer") in (None, *layers)]
 
     def damage(self) -> list[str]:
-        """Every file that is missing, is not of the recording, or whose contents or rows are not the recorded ones."""
-        return [str(error) for error in self._damages()]
+        """Return a sentence for each file that is missing, damaged or not part of the recording."""
+        return [str(error) for error in self._damage_errors()]
 
     def verify(self) -> None:
-        """Compare every file with what the manifest says of it.
+        """Compare all files with the manifest.
 
         Raises:
-            RecordingError: the first file that is missing, or whose contents or rows are not the recorded ones.
+            RecordingError: If a file is missing, damaged or not part of the recording; the first one is named.
         """
-        for error in self._damages():
+        for error in self._damage_errors():
             raise error
 
     def entries(self) -> list[dict[str, Any]]:
-        """What the manifest says of each file: `path`, `rows`, `sha256`."""
+        """Return the manifest's entry of each file, with its `path`, `rows` and `sha256`."""
         tables = [entry for shards in self.manifest["tables"].values() for entry in shards]
         documents = [self.manifest["documents"]] if self.manifest["documents"] else []
         return [*self.manifest["shards"], *tables, *documents]
 
-    def _damages(self) -> Iterator[RecordingError]:
+    def _damage_errors(self) -> Iterator[RecordingError]:
         for entry in self.entries():
             name = entry["path"]
             if not self.folder.exists(name):
-                yield self._damaged(name, "is missing")
+                yield self._damage_error(name, "is missing")
             elif self.folder.checksum(name) != entry["sha256"]:
-                yield self._damaged(name, "is damaged: its sha256 is not the recorded one")
+                yield self._damage_error(name, "is damaged: its SHA-256 differs from that in the manifest")
             elif (rows := pq.read_metadata(self.folder.source(name)).num_rows) != entry["rows"]:
-                yield self._damaged(name, f"has {rows} rows, not {entry['rows']}")
-        ours = {entry["path"] for entry in self.entries()}
+                yield self._damage_error(name, f"has {rows} rows instead of {entry['rows']}")
+        listed = {entry["path"] for entry in self.entries()}
         for name in self.folder.names(".parquet"):
-            if name.split("/")[0] in ("tokens", *TABLES) and name not in ours:
-                yield RecordingError(f"'{name}' is not of recording '{self.folder.where}'; remove it")
+            if name.split("/")[0] in ("tokens", *TABLES) and name not in listed:
+                yield RecordingError(f"'{name}' is not part of recording '{self.folder.location}'; remove it")
 
     def _route_columns(self, kind: str) -> list[str]:
         if "routes" not in self.captures:
             raise RecordingError(
-                f"'{self.folder.where}' holds {', '.join(self.captures)} and no routes; record with capture='routes'"
+                f"expected a recording with routes, got '{self.folder.location}' with {', '.join(self.captures)};"
+                " record with capture='routes'"
             )
         return [f"{kind}_{layer_label(layer)}" for layer in self.layers]
 
@@ -295,7 +344,7 @@ class Recording(Displayed):
         return routes
 
     def shard(self, name: str) -> pa.Table:
-        """All columns of one of the manifest's shards."""
+        """Read all columns of a shard in the manifest."""
         return self._read(name, None)
 
     def _shards(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -311,67 +360,44 @@ class Recording(Displayed):
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[Any]:
-        """A file for pyarrow, and what goes wrong with it said in our words."""
+        """Give pyarrow a file to read, and replace its errors by those of moelens."""
         try:
             yield self.folder.source(name)
         except FileNotFoundError as error:
-            raise self._damaged(name, "is missing") from error
+            raise self._damage_error(name, "is missing") from error
         except (pa.ArrowInvalid, OSError) as error:
-            raise self._damaged(name, f"is damaged ({str(error).splitlines()[0]})") from error
+            raise self._damage_error(name, f"is damaged ({str(error).splitlines()[0]})") from error
 
-    def _damaged(self, name: str, what: str) -> RecordingError:
+    def _damage_error(self, name: str, problem: str) -> RecordingError:
         return RecordingError(
-            f"'{name}' of recording '{self.folder.where}' {what}; copy it again, or record again with force=True"
+            f"'{name}' of recording '{self.folder.location}' {problem}; copy it again, or record again with force=True"
         )
 
     def __repr__(self) -> str:
-        tokens, documents = counted(self.n_tokens, "token"), counted(self.n_documents, "document")
+        tokens, documents = count_noun(self.n_tokens, "token"), count_noun(self.n_documents, "document")
         return (
-            f"Recording('{self.folder.where}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
-            f" {counted(len(self.layers), 'MoE layer')}, top {self.top_k} of {self.n_experts} experts)"
+            f"Recording('{self.folder.location}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
+            f" {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of {self.n_experts} experts)"
         )
 
 
-@dataclass(frozen=True, repr=False)
-class Verification(Displayed):
-    """What `verify` found: `damage`, a sentence for each file that is not as it was written."""
-
-    recording: Recording
-    damage: tuple[str, ...]
-
-    def __bool__(self) -> bool:
-        """Whether every file is as it was written."""
-        return not self.damage
-
-    def __repr__(self) -> str:
-        return "\n".join(self.damage) or (
-            f"{self.recording}: {counted(len(self.recording.entries()), 'file')} as they were written"
-        )
-
-
-def verify(recording: Recording | str | Path) -> Verification:
-    """Compare every file of a recording with its manifest: that it is there, its SHA-256, its rows, and no other is.
-
-    Args:
-        recording: or its folder, or fsspec URL.
-
-    Raises:
-        RecordingError: there is no recording, or one that is not finished.
+def count_noun(n: int, noun: str) -> str:
+    """Return a number with a noun in the singular or plural.
 
     Example:
-        >>> moelens.verify("runs/demo")  # doctest: +SKIP
-        Recording('runs/demo': 1,432 tokens of …): 2 files as they were written
+        >>> count_noun(1, "token"), count_noun(1432, "token")
+        ('1 token', '1,432 tokens')
     """
-    opened = Recording.open(recording)
-    return Verification(opened, tuple(opened.damage()))
-
-
-def counted(n: int, noun: str) -> str:
-    return f"{n:,} {noun}" + "s" * (n != 1)
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def as_array(column: pa.ChunkedArray) -> NDArray[Any]:
-    """A column's values `[row]`, or `[row, slot]` where they are fixed-size lists."""
+    """Convert an Arrow column to an array: numbers to `[row]`, and fixed-size lists to `[row, slot]`.
+
+    Example:
+        >>> as_array(pa.table({"pos": [0, 1, 2]})["pos"]).tolist()
+        [0, 1, 2]
+    """
     if not pa.types.is_fixed_size_list(column.type):
         values: NDArray[Any] = column.to_numpy()
         return values

@@ -1,4 +1,4 @@
-"""Cutting documents into what runs together: chunks of documents, windows of a document, batches of windows."""
+"""Dividing documents into sequences that run together: windows of documents, and batches of windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from moelens.errors import MoeLensError
 
 @dataclass(frozen=True)
 class Window:
-    """Rows `start` to `stop` that run as one sequence, of which those from `first` on are recorded."""
+    """Successive rows that run as one sequence.
+
+    Attributes:
+        start: The first row.
+        first: The first row that is recorded; those before it only give context.
+        stop: The row after the last.
+    """
 
     start: int
     first: int
@@ -21,19 +27,23 @@ class Window:
 
 
 def windows(lengths: Iterable[int], context: int | None, overlap: int = 0) -> list[Window]:
-    """Documents of these lengths, in windows that fit the context.
+    """Divide documents into windows that fit the context. Every row is recorded once.
 
-    Every row is recorded once. A later window begins `overlap` rows before the first that it records, which gives that
-    row so much to look back upon.
+    Args:
+        lengths: The number of rows of each document; the rows of all documents are numbered consecutively.
+        context: The largest number of rows in a window; None for no limit.
+        overlap: How many rows a window repeats from the previous window of its document, as context.
 
     Raises:
-        MoeLensError: the overlap leaves nothing to record.
+        MoeLensError: If the overlap leaves no rows to record.
 
-    >>> windows([2, 5], 3, overlap=1)
-    [Window(start=0, first=0, stop=2), Window(start=2, first=2, stop=5), Window(start=4, first=5, stop=7)]
+    Example:
+        >>> windows([2, 5], 3, overlap=1)
+        [Window(start=0, first=0, stop=2), Window(start=2, first=2, stop=5), Window(start=4, first=5, stop=7)]
     """
     if overlap < 0 or (context is not None and overlap >= context):
-        raise MoeLensError(f"overlap is {overlap}, in windows of {context} tokens; give 0 to {(context or 1) - 1}")
+        allowed = "at least 0" if context is None else f"from 0 to {context - 1} in windows of {context} tokens"
+        raise MoeLensError(f"expected overlap to be {allowed}, got {overlap}; give another number")
     found, row = [], 0
     for length in lengths:
         done = 0
@@ -47,10 +57,15 @@ def windows(lengths: Iterable[int], context: int | None, overlap: int = 0) -> li
 
 
 def batches(sequences: Iterable[Window], tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length, the longest first, each batch within this number of tokens when padded.
+    """Group windows of similar length into batches, the longest first.
 
-    >>> list(batches(windows([2, 3, 2], None), 4))[0]
-    [Window(start=2, first=2, stop=5)]
+    Args:
+        sequences: The windows.
+        tokens: The largest number of tokens in a batch, padding included; a longer window runs alone.
+
+    Example:
+        >>> list(batches(windows([2, 3, 2], None), 4))[0]
+        [Window(start=2, first=2, stop=5)]
     """
     batch: list[Window] = []
     for sequence in sorted(sequences, key=len, reverse=True):

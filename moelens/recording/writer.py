@@ -1,4 +1,4 @@
-"""Parquet files of a recording, written beside the model, and how their columns are laid out."""
+"""Writing the Parquet files of a recording, on a thread beside the model, and the layout of their columns."""
 
 from __future__ import annotations
 
@@ -14,15 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moelens.recording.storage import Folder, Hashing
+from moelens.recording.storage import Folder, HashingFile
 
-Array = NDArray[Any]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One Parquet file; `path` is relative to the recording, and `layer` the one that all its rows are of."""
+    """A Parquet file of a recording.
+
+    Attributes:
+        path: Path relative to the folder of the recording.
+        rows: Number of rows.
+        sha256: SHA-256 in hexadecimal.
+        layer: The layer of all rows; None for a file that is not of a single layer.
+    """
 
     path: str
     rows: int
@@ -30,28 +36,35 @@ class Shard:
     layer: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the entry of the file in the manifest."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def layer_label(layer: int) -> str:
-    """`L03`, as columns call a layer."""
+    """Return the name of a layer in the names of columns and files.
+
+    Example:
+        >>> layer_label(3)
+        'L03'
+    """
     return f"L{layer:02d}"
 
 
-def as_column(values: Array) -> pa.Array:
-    """`[row]` as it is, and `[row, slot]` as fixed-size lists."""
+def as_column(values: NDArray[Any]) -> pa.Array:
+    """Convert an array to an Arrow column: `[row]` to numbers, and `[row, slot]` to fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def encoding(schema: pa.Schema) -> dict[str, Any]:
-    """How columns are packed for zstd.
+def _write_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return the options of a Parquet writer that compress the columns of a recording well.
 
-    Parquet keeps a byte as four: a dictionary gives them back. float32 goes with its bytes apart, so that the lower
-    half of a bfloat16, all zeros, costs nothing; float16 goes as it is, since DuckDB reads no other encoding of it.
-    Least and largest values, by which readers skip row groups, are kept where a value stands alone.
+    Parquet stores an 8-bit integer in 32 bits, which dictionary encoding undoes. For float32, the bytes are split into
+    separate streams, so that the lower half of a bfloat16, which is zero, takes no space. float16 is written plainly,
+    because DuckDB reads no other encoding of it. The minima and maxima by which readers skip row groups are written
+    for columns of single values.
     """
-    split, plain, single = [], [], []
+    split, dictionary, single = [], [], []
     for field in schema:
         nested = pa.types.is_fixed_size_list(field.type)
         path = f"{field.name}.list.element" if nested else field.name
@@ -61,36 +74,45 @@ def encoding(schema: pa.Schema) -> dict[str, Any]:
         if pa.types.is_float32(kind):
             split.append(path)
         elif not pa.types.is_float16(kind):
-            plain.append(path)
+            dictionary.append(path)
     return {
         "compression": "zstd",
-        "use_dictionary": plain,
+        "use_dictionary": dictionary,
         "write_statistics": single,
         "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
     }
 
 
 class ShardWriter:
-    """Writes one Parquet file, a row group a call; nothing stands under its name before `close`, or without rows."""
+    """Writes one Parquet file, with a row group for each call of `write`.
+
+    The file gets its name in `close`. Without rows, no file is left.
+
+    Args:
+        folder: The folder of the recording.
+        name: The name of the file.
+    """
 
     def __init__(self, folder: Folder, name: str) -> None:
         self.name, self.rows = name, 0
         self._folder, self._stack = folder, ExitStack()
-        self._file: Hashing = self._stack.enter_context(folder.writing(name))
+        self._file: HashingFile = self._stack.enter_context(folder.writing(name))
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
-        if not len(table):  # without tokens its columns are not known
+        """Append a table."""
+        if not len(table):  # a table without tokens does not have all columns
             return
-        with self._folder.explained():
+        with self._folder.explain_errors():
             if self._writer is None:
-                options = encoding(table.schema)
+                options = _write_options(table.schema)
                 self._writer = pq.ParquetWriter(pa.PythonFile(self._file, mode="w"), table.schema, **options)
             self._writer.write_table(table)
             self.rows += len(table)
 
     def close(self) -> Shard:
-        with self._folder.explained():
+        """Complete the file, and return its description."""
+        with self._folder.explain_errors():
             if self._writer is not None:
                 self._writer.close()
         self._stack.close()
@@ -99,14 +121,17 @@ class ShardWriter:
         return Shard(self.name, self.rows, self._file.sha256)
 
     def abandon(self, error: BaseException) -> None:
-        """Leave no file."""
+        """Remove the unfinished file after an error."""
         self._stack.__exit__(type(error), error, error.__traceback__)
 
 
-class Beside:
-    """Runs calls one after another on a thread of its own; `put` waits while `limit` of them are unfinished.
+class BackgroundCalls:
+    """Makes calls one after another on a thread of its own.
 
-    An error of a call is raised by the next `put`, or by `drain`; the calls after it are not made.
+    If a call raises, the calls after it are not made, and the next `submit` or `drain` raises the error.
+
+    Args:
+        limit: How many calls may be unfinished before `submit` waits.
     """
 
     def __init__(self, limit: int = 2) -> None:
@@ -114,7 +139,8 @@ class Beside:
         self._pending: deque[Future[Any]] = deque()
         self._limit, self._failed = limit, False
 
-    def put(self, call: Callable[..., Any], *args: Any) -> None:
+    def submit(self, call: Callable[..., Any], *args: Any) -> None:
+        """Make a call after those submitted before; wait while too many calls are unfinished."""
         self._pending.append(self._pool.submit(self._run, call, args))
         while len(self._pending) > self._limit:
             self._pending.popleft().result()
@@ -127,18 +153,19 @@ class Beside:
         self._failed = False
 
     def drain(self) -> None:
+        """Wait until all calls have been made."""
         while self._pending:
             self._pending.popleft().result()
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> BackgroundCalls:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items, each computed on another thread while the one before it is used."""
+def read_ahead(items: Iterable[_T]) -> Iterator[_T]:
+    """Yield items, computing each on another thread while the previous one is in use."""
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, "moelens-reader") as pool:
         future: Future[Any] = pool.submit(next, iterator, end)
@@ -147,8 +174,8 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
             yield item
 
 
-def merge(folder: Folder, parts: Sequence[str], name: str) -> Shard:
-    """One Parquet file with the rows of `parts`, a row group at a time."""
+def merge_files(folder: Folder, parts: Sequence[str], name: str) -> Shard:
+    """Write one Parquet file with the rows of several, one row group at a time."""
     writer = ShardWriter(folder, name)
     try:
         for part in parts:

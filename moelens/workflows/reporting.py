@@ -14,7 +14,7 @@ from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.japanese import Labels
 from moelens.recording import Recording
-from moelens.recording.card import facts
+from moelens.recording.card import recording_facts
 from moelens.tracing.passages import Passages
 from moelens.views import Example, Report, report_html
 
@@ -112,7 +112,7 @@ def describe(
     shape = recording.manifest["shape"]
     layers = f"{len(recording.layers)} with experts recorded"
     about = [
-        *((name.capitalize(), value) for name, value in facts(recording.manifest).items()),
+        *((name.capitalize(), value) for name, value in recording_facts(recording.manifest).items()),
         ("Layers", f"{shape['n_layers']}, {layers}" if shape.get("n_layers") else layers),
         ("Experts", f"{recording.n_experts} a layer, {recording.top_k} chosen for each token"),
         ("Corpus", f"{recording.manifest['corpus']}: {recording.n_documents:,} documents"),
@@ -125,7 +125,7 @@ def describe(
         model=about,
         results=results,
         examples=() if shown is None else tuple(examples(recording, labels, shown)),
-        reproduce=f"moelens report {recording.folder.where}",
+        reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
     )

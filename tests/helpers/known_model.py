@@ -1,4 +1,4 @@
-"""A model whose routes follow from layer, token id and position, so that every row of a recording is known."""
+"""A model whose routes are computed from layer, token id and position, so that every row of a recording is known."""
 
 from __future__ import annotations
 
@@ -23,28 +23,33 @@ TEXTS = ["先生がいらっしゃる。", "はい", "", "お荷物をお持ち�
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A token a byte, after a special token."""
+    """Return a tokenizer with one token per byte, after a special token."""
     tok = Tokenizer(models.BPE({BOS: 0} | {c: i for i, c in enumerate(byte_alphabet(), 1)}, []))
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.post_processor = processors.TemplateProcessing(f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=BOS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
+    """The part of `MoEShape` that recording uses."""
+
     moe_layers: tuple[int, ...] = (1, 2, 12)
     n_experts: int = 32
     top_k: int = 2
     n_layers: int = 13
+    d_model: int = 8
+    d_expert: int = 4
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Model:
-    """Has HookedMoE's face; expert and weight follow from layer, token id, position and slot."""
+    """Has the interface of `HookedMoE`; layer, token id, position and slot decide the expert and its weight."""
 
     shape: Shape = field(default_factory=Shape)
     context_length: int | None = None
     name: str = "known"
+    revision: str | None = None
     dtype: torch.dtype = torch.bfloat16
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     experts_implementation: str = "grouped_mm"
@@ -52,6 +57,12 @@ class Model:
     edit: Any = lambda name, tensor: tensor
     runs: list[tuple[int, int]] = field(default_factory=list)
     listeners: list[Any] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hook_dict(self) -> dict[str, None]:
+        points = ("hook_expert_indices", "hook_topk_weights")
+        return {f"blocks.{layer}.mlp.{point}": None for layer in self.shape.moe_layers for point in points}
 
     @contextmanager
     def hooks(self, fwd_hooks: list[Any]) -> Iterator[Model]:
@@ -68,7 +79,7 @@ class Model:
             layer = int(name.split(".")[1])
             indices, weights = self.routes(layer, ids.numpy(), np.arange(ids.shape[1]))
             tensor = torch.from_numpy(indices if name.endswith("hook_expert_indices") else weights)
-            tensor[attention_mask == 0] = -1  # nonsense, as padding is
+            tensor[attention_mask == 0] = -1  # not a valid value, as for padding
             if (tensor := self.edit(name, tensor)) is not None:
                 assert hook(tensor, SimpleNamespace(name=name)) is None
 
@@ -79,7 +90,7 @@ class Model:
 
 
 def expected(model: Model, texts: list[str]) -> dict[str, np.ndarray]:
-    """The rows of a recording, computed document by document, without batches."""
+    """Return the rows of a recording, computed document by document, without batches."""
     parts: dict[str, list[Any]] = {"doc": [], "pos": [], "token_id": [], "indices": [], "weights": []}
     for doc, text in enumerate(texts):
         ids = np.array(tokenizer()(text)["input_ids"])

@@ -1,0 +1,52 @@
+"""`verify`: compare the files of a recording with its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moelens.display import Displayed
+from moelens.recording.store import Recording, count_noun
+
+
+@dataclass(frozen=True, repr=False)
+class Verification(Displayed):
+    """The result of `verify`; true if no file is damaged.
+
+    Attributes:
+        recording: The recording.
+        damage: A sentence for each file that is missing, damaged or not part of the recording.
+    """
+
+    recording: Recording
+    damage: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """Return whether all files are as they were written."""
+        return not self.damage
+
+    def __repr__(self) -> str:
+        if self.damage:
+            return "\n".join(self.damage)
+        return f"{self.recording}: {count_noun(len(self.recording.entries()), 'file')} verified"
+
+
+def verify(recording: Recording | str | Path) -> Verification:
+    """Check that each file of a recording exists, has the SHA-256 and the rows of the manifest, and that no other does.
+
+    Args:
+        recording: The recording, or the path or fsspec URL of one.
+
+    Returns:
+        The damaged files.
+
+    Raises:
+        RecordingError: If there is no recording, or it is not finished.
+
+    Example:
+        >>> verification = moelens.verify(demo_recording)
+        >>> bool(verification), verification.damage
+        (True, ())
+    """
+    opened = Recording.open(recording)
+    return Verification(opened, tuple(opened.damage()))
