@@ -324,35 +324,57 @@ def test_measures_of_a_recording_have_named_axes(name: str) -> None:
     [
         (lambda: measure(Silent(), "gate_score"), RecordingError, "'silent' holds experts without weights"),
         (lambda: measure(Silent(), "lod"), UnknownNameError, "unknown measure 'lod'; did you mean 'load'"),
-        (lambda: gate_score(sample()[0], None, E), MoeLensError, "gate scores of routes without weights; use"),
-        (lambda: gate_score(sample()[0], np.ones((2, 2)), E), CheckError, "weights have shape [2, 2]; allowed"),
-        (lambda: overlap(sample()[0], sample()[0][1:]), CheckError, "routes have shapes [80, 3, 3] and [79,"),
-        (lambda: selected_experts(np.ones((1, 2)), 0), CheckError, "p is 0; allowed: above 0, up to 1"),
-        (lambda: router_entropy(np.array([-1.0, 2])), CheckError, "scores go down to -1; allowed: 0 or more"),
-        (lambda: selection_margin(np.ones(3), 3), CheckError, "k is 3 of 3 experts; allowed: 1 to 2"),
+        (
+            lambda: gate_score(sample()[0], None, E),
+            MoeLensError,
+            "expected routes with weights, got none; use token_score",
+        ),
+        (
+            lambda: gate_score(sample()[0], np.ones((2, 2)), E),
+            CheckError,
+            "expected weights of the shape of indices, [80, 3, 3], got [2, 2]; give both",
+        ),
+        (
+            lambda: overlap(sample()[0], sample()[0][1:]),
+            CheckError,
+            "expected two routes of one shape [token, layer, slot], got [80, 3, 3] and [79,",
+        ),
+        (lambda: selected_experts(np.ones((1, 2)), 0), CheckError, "expected p above 0 and up to 1, got 0; give"),
+        (
+            lambda: router_entropy(np.array([-1.0, 2])),
+            CheckError,
+            "expected scores of 0 or more, got -1; give scores instead of logits",
+        ),
+        (
+            lambda: selection_margin(np.ones(3), 3),
+            CheckError,
+            "expected k from 1 to 2, got 3 of 3 experts; give the number of experts",
+        ),
         (lambda: coactivation(sample()[0], E, "near"), UnknownNameError, "unknown pairs 'near'; allowed: all,"),
         (
             lambda: Counts.from_arrays(np.array([[[0], [-1]]]), np.ones((1, 1)), ("a",), 2, (4, 7)),
             CheckError,
-            "layer 7 has no routes; leave it out of indices and layers",
+            "expected routes in every layer, got none in layer 7; leave this layer out of indices and layers",
         ),
         (
             lambda: Counts.from_table([[[1]], [[0]]], [[4], [0]], [1], ("a",), (2, 3), 1),
             CheckError,
-            "layer 3 has no routes; leave it out of the counts",
+            "expected expert_tokens in every layer, got none in layer 3; leave this layer out of the tables",
         ),
         (
             lambda: Counts.from_table([[[5]]], [[4]], [5], ("a",), (2,), 1),
             CheckError,
-            "expert_tokens sum to 4 a layer; allowed: 1 times the tokens in every layer, and no count above",
+            "expected expert_tokens that sum to 1 times the tokens in every layer, and no count above its "
+            "expert_tokens, got sums of 4; pass tables of the same text",
         ),
         (
             lambda: Counts.from_table([[5]], [[4]], [5], ("a",), (2,), 1),
             CheckError,
-            "count, expert_tokens and label_tokens have shapes [1, 1], [1, 1] and [1]; allowed: [layer, expert, label]",
+            "expected count [layer, expert, label], expert_tokens [layer, expert] and label_tokens [label] with "
+            "1 layers and 1 labels, got shapes [1, 1], [1, 1] and [1]; give tables of the same layers and labels",
         ),
     ],
-)  # fmt: skip
+)
 def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         call()

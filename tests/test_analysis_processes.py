@@ -36,7 +36,7 @@ def test_controls_of_a_recording(recording: moelens.Recording, given: str | tupl
 
 def test_a_recording_beside_itself(recording: moelens.Recording) -> None:
     found = moelens.compare(recording, recording, permutations=19)
-    assert (found.kept[:, found.label_tokens > 0] == 1).all()
+    assert (found.overlap[:, found.label_tokens > 0] == 1).all()
     assert not found.significant.any()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from moelens.analysis import Counts, Specialization, specialization_from_arrays
-from moelens.analysis.counting import Kinds, balanced, document_bounds, in_parts, tabulate
+from moelens.analysis.counting import TokenKinds, balanced, document_bounds, in_parts, tabulate
 from moelens.analysis.randomize import Excess
-from moelens.analysis.sources import Described, Sample
+from moelens.analysis.samples import Sample, TokenBlock
 from moelens.errors import MoeLensError, UnknownNameError
 
 
@@ -147,7 +147,7 @@ def test_token_identity_explains_a_lift_and_the_table_says_so() -> None:
     assert held.lift_given == pytest.approx(held.lift_given_token)
     assert free.lift_given_token == pytest.approx(held.lift_given_token)
     strong = np.abs(free.lift - 1) > 0.3
-    assert np.abs(held.left[strong]).max() < 0.3
+    assert np.abs(held.excess_left[strong]).max() < 0.3
     assert "control: 199 permutations over documents · token identity not controlled" in repr(free)
     assert "control: within token, 199 permutations over documents · token identity controlled" in repr(held)
     low, high = held.null_band
@@ -168,14 +168,14 @@ def test_what_the_token_does_not_tell_is_found_within_tokens() -> None:
 def test_counts_do_not_depend_on_how_tokens_are_dealt_out() -> None:
     data = corpus()
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
-    kinds, kind = Kinds.of(labels, [ids])
+    kinds, kind = TokenKinds.of(labels, [ids])
     sizes = np.bincount(docs)
     bounds = document_bounds(sizes, sizes, 7)
     whole = tabulate(in_parts(indices, np.arange(3000)), kind, bounds, kinds, 8, 1)
     routes = np.moveaxis(indices, 1, 0)
     parts = [(slice(i, min(i + 700, 3000)), routes[:, i : i + 700]) for i in range(0, 3000, 700)]
     again = tabulate(iter(parts), kind, bounds, kinds, 8, 1)
-    for name in ("cells", "experts", "undecided", "by_stratum"):
+    for name in ("cells", "experts", "informative", "by_stratum"):
         assert np.array_equal(getattr(whole, name), getattr(again, name))
     assert whole.excess == pytest.approx(again.excess, abs=1e-3)
     assert whole.experts.sum() == 2 * 3000
@@ -188,9 +188,11 @@ def test_samples_do_not_depend_on_how_tokens_come_in(step: int) -> None:
     labels = np.hstack([data["label_matrix"], (np.arange(1000) % 40 == 0)[:, None]])
     keep = (np.arange(1000) % 5 > 0) & (docs != 6)
     parts = [slice(i, i + step) for i in range(0, 1000, step)]
-    told = (Described(docs[p], keep[p], labels[p], {"token": ids[p], "two": np.hstack([ids, ids])[p]}) for p in parts)
-    sample = Sample.of(told, ["丁寧語", "尊敬語"], [("token",), ("two", "token")], groups=10)
-    assert np.array_equal(sample.has(slice(0, 1000)), labels & keep[:, None])
+    blocks = (
+        TokenBlock(docs[p], keep[p], labels[p], {"token": ids[p], "two": np.hstack([ids, ids])[p]}) for p in parts
+    )
+    sample = Sample.of(blocks, ["丁寧語", "尊敬語"], [("token",), ("two", "token")], groups=10)
+    assert np.array_equal(sample.label_matrix(slice(0, 1000)), labels & keep[:, None])
     assert np.array_equal(sample.kind >= 0, keep)
     assert (sample.documents, len(sample.bounds)) == (33, 11)
     assert not np.isin(sample.bounds[1:-1], np.flatnonzero(docs[1:] == docs[:-1]) + 1).any()
@@ -203,7 +205,7 @@ def test_samples_do_not_depend_on_how_tokens_come_in(step: int) -> None:
 def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
     data = corpus(tokens=600)
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
-    kinds, kind = Kinds.of(labels, [ids])
+    kinds, kind = TokenKinds.of(labels, [ids])
     excess = Excess.of(tabulate(in_parts(indices, np.arange(600)), kind, np.arange(0, 601, 30), kinds, 8, 1), kinds)
     chosen = (indices[:, 0, :, None] == np.arange(8)).any(1).astype(float)
     for s in range(12):
@@ -243,11 +245,20 @@ def test_groups_of_documents_are_even() -> None:
         (
             {"label_matrix": np.ones((3000, 1), bool)},
             MoeLensError,
-            "no label of family 'labels' can be tested (丁寧語 is everywhere); allowed: labels of 20 tokens and 2",
+            "expected a label of family 'labels' on 20 or more tokens of 2 or more documents and not on all tokens, "
+            "got none: 丁寧語 is on all tokens; record more text or lower min_tokens",
         ),
-        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "(丁寧語 is nowhere)"),
-        ({"label_matrix": np.arange(3000)[:, None] < 30}, MoeLensError, "(丁寧語 is on 30 tokens of 1 document)"),
-        ({"token_ids": np.arange(3000), "given": "token"}, MoeLensError, "(丁寧語 is decided by token)"),
+        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "got none: 丁寧語 is on no tokens; record"),
+        (
+            {"label_matrix": np.arange(3000)[:, None] < 30},
+            MoeLensError,
+            "got none: 丁寧語 is on 30 tokens of 1 document; record",
+        ),
+        (
+            {"token_ids": np.arange(3000), "given": "token"},
+            MoeLensError,
+            "got none: 丁寧語 is the same within each token; record",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
