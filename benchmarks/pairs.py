@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from moelens.interventions.preference import wilson
+from moelens.interventions.preference import wilson_interval
 from moelens.japanese.minimal_pairs import Pair, kinds, pairs
 
 TRIGRAM_TOKENS = 1_000_000
@@ -30,7 +30,7 @@ def preferred(chosen: Sequence[Pair], score: Score) -> dict[str, Any]:
     bad = score([(p.context, p.bad) for p in chosen])
     hits = sum((g > b) + 0.5 * (g == b) for g, b in zip(good, bad, strict=True))
     share, n = hits / len(chosen), len(chosen)
-    return {"preferred": round(share, 3), "interval": [round(x, 3) for x in wilson(share, n)], "n": n}
+    return {"preferred": round(share, 3), "interval": [round(x, 3) for x in wilson_interval(share, n)], "n": n}
 
 
 def continuation(tokenizer: Any, context: str, text: str) -> tuple[list[int], int]:

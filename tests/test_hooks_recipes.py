@@ -136,20 +136,27 @@ def test_recipes_are_short_and_documented() -> None:
 
 def test_options_of_a_recipe(tmp_path: Path) -> None:
     assert parse_options(["layer=1", "experts=[6]", "text=先生"]) == {"layer": 1, "experts": [6], "text": "先生"}
-    with pytest.raises(moelens.MoeLensError, match=r"option 'strength' is not NAME=VALUE, such as strength=2\.0"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected an option NAME=VALUE, got 'strength'; write it such as strength=2\.0"
+    ):
         parse_options(["strength"])
     with pytest.raises(moelens.MoeLensError, match="--set a=1 is an option of a recipe; give its file with --hooks"):
         command_line(["--debug", "prefer", "demo", "--set", "a=1"])
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(moelens.MoeLensError, match=r"no recipe at 'nowhere\.py'; give the path of a Python file"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected the path of a recipe, got 'nowhere\.py', which does not exist"
+    ):
         moelens.load_hooks("nowhere.py")
     with pytest.raises(moelens.MoeLensError, match="unknown option 'expert'; did you mean 'experts'"):
         moelens.load_hooks(HOOKS / "remove_experts.py", layer=1, expert=[0])
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
-    with pytest.raises(moelens.MoeLensError, match=r"defines no function hooks\(model, \*\*options\)"):
+    with pytest.raises(
+        moelens.MoeLensError,
+        match=r"expected a recipe with a function hooks\(model, \*\*options\), got '.*' without one",
+    ):
         moelens.load_hooks(empty)
     recipe = moelens.load_hooks(HOOKS / "remove_experts.py", layer=1, experts=[99])
     with pytest.raises(moelens.MoeLensError, match="expert 99 does not exist; allowed: 0 to 7"):

@@ -20,7 +20,7 @@ from moelens.interventions import (
     force,
     patch_outputs,
     patch_routes,
-    recorded,
+    recorded_tensors,
     remove,
     remove_renorm,
     replay,
@@ -182,7 +182,10 @@ def test_a_router_that_cannot_be_replayed_refuses_by_name() -> None:
     model = moelens.hook(tiny_model("inkling"))
     inputs, layer = tiny_inputs(model.hf_model), model.shape.moe_layers[-1]
     for operation in (reroute(layer, [1]), force(layer, [1]), steer(layer, [1], 0.1)):
-        wanted = rf"{operation.operation} needs the router of layer {layer} replayed, and no known rule .* work without"
+        wanted = (
+            rf"expected a router that can be replayed for {operation.operation}, got one that cannot in layer {layer}: "
+            r"no known rule .*; use remove, remove_renorm, scale, swap or patch_routes"
+        )
         with pytest.raises(MoeLensError, match=wanted):
             operation.hooks(model)
     clean = model(**inputs)
@@ -289,7 +292,7 @@ def test_leaving_restores_bit_for_bit(interventions: list[Intervention], fails: 
 def test_an_exception_inside_the_model_restores_too(deepseek: HookedMoE, ids: Tensor) -> None:
     clean = deepseek(ids)
     with (
-        pytest.raises(MoeLensError, match="fewer than 2 other experts are left"),
+        pytest.raises(MoeLensError, match="expected 2 or more other experts for each token, got fewer after 'reroute"),
         deepseek.intervene(reroute(L, list(range(7)))),
     ):
         deepseek(ids)
@@ -376,7 +379,7 @@ def test_outputs_and_routes_of_a_real_recording(tmp_path: Any) -> None:
     texts = ["先生がいらっしゃいました。", "犬がいました。"]
     options = {"capture": ["routes", "expert_outputs"], "dtype": "float32", "progress": False}
     recording = moelens.record(model, texts, tmp_path / "r", **options)
-    source, layer = recorded(recording, [1], outputs=True), recording.layers[-1]
+    source, layer = recorded_tensors(recording, [1], outputs=True), recording.layers[-1]
     _, other = model.run_with_cache(texts[1])
     n = other[at("hook_expert_indices", layer)].shape[1]
     with model.intervene(patch_routes(source, layer), patch_outputs(source, layer)):
@@ -391,32 +394,42 @@ def test_outputs_and_routes_of_a_real_recording(tmp_path: Any) -> None:
 
 ERRORS: dict[str, tuple[Callable[[], Intervention], str]] = {
     "layer": (lambda: remove(0, [1]), r"unknown layer '0'; allowed: 1, 2, 3 \(layers of 'tiny' with experts\)"),
-    "expert": (lambda: remove(L, [8]), "unknown expert 8; allowed: 0 to 7"),
-    "none": (lambda: remove(L, []), r"experts are \[\]; give at least one id, each once, such as \[5, 9\]"),
-    "twice": (lambda: swap(L, 1, 1), r"experts are \[1, 1\]; give at least one id, each once"),
+    "expert": (lambda: remove(L, [8]), "expected experts from 0 to 7, got 8; give an expert of 'tiny'"),
+    "none": (
+        lambda: remove(L, []),
+        r"expected different expert ids, one or more, got \[\]; give some such as \[5, 9\]",
+    ),
+    "twice": (lambda: swap(L, 1, 1), r"expected different expert ids, one or more, got \[1, 1\]; give"),
     "word": (
         lambda: remove(L, "routed"),
-        r"experts are 'routed'; allowed: a list of ids, such as \[5, 9\], or 'shared'",
+        r"expected a list of expert ids or 'shared', got 'routed'; give ids such as \[5, 9\]",
     ),  # type: ignore[arg-type]
     "phase": (lambda: remove(L, [1], phase="decode"), "unknown phase 'decode'; allowed: all, prefill, generation"),  # type: ignore[arg-type]
     "shared": (
         lambda: remove_renorm(L, "shared"),
-        "remove_renorm cannot act on the shared expert, which .*; use remove, scale",
+        "expected ids of routed experts for remove_renorm, got 'shared': every token uses the shared expert, and the "
+        "router gives it no weight; use remove, scale or patch_outputs",
     ),
     "label": (lambda: remove(L, [1], at="尊敬"), "unknown label '尊敬'; did you mean '尊敬語'"),
-    "too many": (lambda: force(L, [0, 1, 2]), "not room for all of these; force fewer"),
-    "two groups": (lambda: force(L, [0, 4]), "a token has 2 experts from 1 groups, and not room for all of these"),
+    "too many": (
+        lambda: force(L, [0, 1, 2]),
+        "fit into the 2 experts from 1 groups of a token, got 'force .*'; force fewer",
+    ),
+    "two groups": (
+        lambda: force(L, [0, 4]),
+        "expected experts that fit into the 2 experts from 1 groups of a token, got",
+    ),
     "mask": (
         lambda: remove(L, [1], at=torch.ones(3, 12).bool()),
-        r"a mask of \[3, 12\] bool for 2 sequences; allowed: bool",
+        r"expected a mask bool \[pos\] or \[2, pos\], got bool \[3, 12\]; give one row for each of the 2 sequences",
     ),
     "source": (
         lambda: patch_routes({}, L),
-        "patch_routes needs 'blocks.2.mlp.hook_expert_indices', which its source does",
+        "expected a source with 'blocks.2.mlp.hook_expert_indices' for patch_routes, got one without; cache this",
     ),
     "sequences": (
         lambda: patch_routes({at("hook_expert_indices"): torch.zeros(3, 12, 2)}, L),
-        "patch_routes: a source of 3 sequences for 2; run as many",
+        "expected a source of 1 or 2 sequences for patch_routes, got 3; run the source on as many",
     ),
 }
 
@@ -430,7 +443,9 @@ def test_errors(deepseek: HookedMoE, ids: Tensor, case: str) -> None:
 
 def test_a_model_without_a_shared_expert() -> None:
     model = moelens.hook(tiny_model("mixtral"), name="tiny")
-    with pytest.raises(MoeLensError, match="'tiny' has no shared expert; give ids of routed experts"):
+    with pytest.raises(
+        MoeLensError, match="expected a model with a shared expert, got 'tiny', which has none; give ids of routed"
+    ):
         remove(L, "shared").hooks(model)
 
 
@@ -441,7 +456,9 @@ def test_a_label_of_several_families() -> None:
 
 def test_a_label_needs_tokens(deepseek: HookedMoE, ids: Tensor) -> None:
     embedded = deepseek.hf_model.get_input_embeddings()(ids).detach()
-    message = "a label or function of the tokens needs token ids; run the model on ids or text"
+    message = (
+        "expected a run on token ids or text, which a label or a function of the tokens needs, got embeddings; run"
+    )
     with deepseek.intervene(remove(L, [1], at="尊敬語")), pytest.raises(MoeLensError, match=message):
         deepseek(None, inputs_embeds=embedded)
 

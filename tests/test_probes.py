@@ -25,9 +25,9 @@ from moelens import MoeLensError
 from moelens.commands.command_line import main
 from moelens.commands.script import run_script, unmet
 from moelens.probes import classifiers, probe
-from moelens.probes.classifiers import Scaler, fit
+from moelens.probes.classifiers import Scaler, fit_probe
 from moelens.probes.features import Feature, FeatureStore
-from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
+from moelens.probes.probing import control_labels, document_interval, fold_of, per_token_accuracy
 
 E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
 N = DOCS * LENGTH
@@ -140,7 +140,7 @@ def test_probes_equal_plain_scikit_learn(fake: Fake, name: str) -> None:
         if name == "residuals":
             x = (x - x[rows].mean(0)) / x[rows].std(0)
         for kind, plain in (("logistic", LogisticRegression(max_iter=200, tol=1e-3)), ("centroid", NearestCentroid())):
-            ours = fit(kind, feature, rows, y, 3)(held).argmax(1)  # type: ignore[arg-type]
+            ours = fit_probe(kind, feature, rows, y, 3)(held).argmax(1)  # type: ignore[arg-type]
             assert (ours == plain.fit(x[rows], y[rows]).predict(x[held])).mean() > 0.99, kind
 
 
@@ -153,10 +153,12 @@ def test_blocks_train_what_scikit_learn_does(
     monkeypatch.setattr(classifiers, "TOLERANCE", 1e-7)
     with FeatureStore(fake) as store:
         feature = store.feature(name, 3)
-        whole = fit("logistic", feature, rows, y, classes)(held)
+        whole = fit_probe("logistic", feature, rows, y, classes)(held)
         monkeypatch.setattr(classifiers, "CELLS", 700)  # some hundred rows a block
-        monkeypatch.setattr(classifiers, "need", {"scipy.optimize": optimize, "scipy.special": special}.__getitem__)
-        by_blocks = fit("logistic", feature, rows, y, classes)(held)
+        monkeypatch.setattr(
+            classifiers, "sklearn_module", {"scipy.optimize": optimize, "scipy.special": special}.__getitem__
+        )
+        by_blocks = fit_probe("logistic", feature, rows, y, classes)(held)
     np.testing.assert_allclose(np.exp(by_blocks), np.exp(whole), atol=1e-3)
 
 
@@ -174,9 +176,9 @@ def test_memory_grows_neither_with_the_rows_nor_with_their_width(monkeypatch: py
             made[:, 0] += rows % 3
             return made
 
-        feature = Feature("residuals", 0, width, width, True, block)
+        feature = Feature(name="residuals", layer=0, width=width, cells=width, scaled=True, block=block)
         tracemalloc.start()
-        predict = fit(kind, feature, np.arange(n), y, 3)
+        predict = fit_probe(kind, feature, np.arange(n), y, 3)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
         tracemalloc.stop()
         assert (predict(np.arange(300)).argmax(1) == y[:300]).mean() > 0.9
@@ -186,7 +188,7 @@ def test_memory_grows_neither_with_the_rows_nor_with_their_width(monkeypatch: py
 def test_a_class_never_seen_costs_a_finite_code(fake: Fake) -> None:
     with FeatureStore(fake) as store:
         rows = np.flatnonzero(fake.classes == 0)[:50]
-        log_p = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3)(np.arange(10))
+        log_p = fit_probe("logistic", store.feature("experts", 3), rows, fake.classes, 3)(np.arange(10))
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
     np.testing.assert_allclose(log_p[:, 1], np.log(1 / 53))
 
@@ -218,10 +220,19 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "feature": ({"features": ["expert"]}, "unknown feature 'expert'; did you mean 'experts'"),
     "layer": ({"layers": [2]}, "unknown layer '2'; allowed: 1, 3"),
     "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
-    "folds": ({"folds": 50}, "40 documents for 50 folds; record more, or give fewer folds"),
-    "not recorded": ({"features": ["logits"]}, r"holds no logits; record again with capture=\['routes', 'logits'\]"),
-    "length": ({"family": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
-    "one class": ({"family": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),
+    "folds": (
+        {"folds": 50},
+        "expected at least as many documents as folds, got 40 documents for 50 folds; record more",
+    ),
+    "not recorded": (
+        {"features": ["logits"]},
+        r"expected a recording with logits, got one without; record again with capture=\['routes', 'logits'\]",
+    ),
+    "length": ({"family": ["a"]}, "expected a label for each of the 1200 tokens of the recording, got 1; give one"),
+    "one class": (
+        {"family": ["a"] * N},
+        "expected two or more classes of the given labels in this recording, got 1; record",
+    ),
 }
 
 
@@ -235,7 +246,7 @@ def test_errors(fake: Fake, case: str) -> None:
 def test_without_scikit_learn(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(
-        MoeLensError, match=r"probes need scikit-learn, which is not installed; pip install 'moelens\[probes\]'"
+        MoeLensError, match=r"expected scikit-learn for probes, got none installed; run pip install 'moelens\[probes\]'"
     ):
         probe(fake, fake.labels)
 

@@ -1,9 +1,9 @@
-"""What a recording holds, as the source of a patch: by hook name, in the shape of a batch of its documents."""
+"""Routes and experts' outputs of a recording as the source of a patch: by hook name, in the shape of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,54 +11,67 @@ from torch import Tensor
 
 from moelens.errors import unknown
 
+if TYPE_CHECKING:
+    from moelens.recording import Recording
 
-def recorded(recording: Any, docs: Sequence[int] = (0,), *, outputs: bool = False) -> dict[str, Tensor]:
-    """Routes of documents, `[doc, pos, k]`, and, where they were captured, their experts' outputs.
 
-    Documents of different lengths end in experts of -1, which no patch takes. Weights are rounded as recorded.
+def recorded_tensors(recording: Recording, docs: Sequence[int] = (0,), *, outputs: bool = False) -> dict[str, Tensor]:
+    """Return what a recording holds of some documents, by hook name.
+
+    Documents are padded to the longest with the expert id −1, which no patch uses. Weights have the precision of the
+    recording.
 
     Args:
-        recording: with its routes and weights.
-        docs: documents by number, in the order in which they will run.
-        outputs: the outputs `[doc, pos, k, d_model]` too (capture "expert_outputs").
+        recording: a recording with routes and weights.
+        docs: numbers of the documents, in the order in which they will run.
+        outputs: return the outputs of the experts as well, which were recorded with the capture "expert_outputs".
+
+    Returns:
+        For each layer, `hook_expert_indices` and `hook_topk_weights` `[doc, pos, k]` and, with `outputs`,
+        `experts.hook_out` `[doc, pos, k, d_model]`.
 
     Raises:
-        UnknownNameError: a document that the recording does not have, or outputs that were not captured.
+        UnknownNameError: the recording does not have a document, or the outputs.
 
     Example:
-        >>> with model.intervene(patch_outputs(recorded(recording, [3], outputs=True))):  # doctest: +SKIP
-        ...     logits = model(text)
+        >>> from moelens.interventions import patch_routes, recorded_tensors
+        >>> source = recorded_tensors(demo_recording, [3])
+        >>> source["blocks.1.mlp.hook_expert_indices"].ndim
+        3
+        >>> with demo_model.intervene(patch_routes(source)):
+        ...     logits = demo_model("雨が降っています。")
     """
     for doc in docs:
         if not 0 <= doc < recording.n_documents:
             raise unknown("document", doc, range(recording.n_documents))
     column, indices, weights = recording.column("doc"), recording.indices(), recording.weights()
     rows = [np.flatnonzero(column == doc) for doc in docs]
-    chosen = padded([indices[r].astype(np.int64) for r in rows], -1)
-    weight = padded([weights[r].astype(np.float32) for r in rows], 0)
-    found: dict[str, Tensor] = {}
+    chosen = _padded([indices[r].astype(np.int64) for r in rows], -1)
+    weight = _padded([weights[r].astype(np.float32) for r in rows], 0)
+    tensors: dict[str, Tensor] = {}
     for i, layer in enumerate(recording.layers):
-        at = f"blocks.{layer}.mlp."
-        found |= {f"{at}hook_expert_indices": chosen[:, :, i], f"{at}hook_topk_weights": weight[:, :, i]}
+        block = f"blocks.{layer}.mlp."
+        tensors |= {f"{block}hook_expert_indices": chosen[:, :, i], f"{block}hook_topk_weights": weight[:, :, i]}
         if outputs:
-            found[f"{at}experts.hook_out"] = slot_vectors(recording, layer, docs, chosen.shape)
-    return found
+            tensors[f"{block}experts.hook_out"] = _recorded_outputs(recording, layer, docs, chosen.shape)
+    return tensors
 
 
-def padded(parts: list[Any], fill: float) -> Tensor:
+def _padded(parts: list[Any], fill: float) -> Tensor:
+    """Stack arrays of different lengths `[pos, …]` into one tensor `[doc, pos, …]`."""
     tensors = [torch.from_numpy(part) for part in parts]
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=fill)
 
 
-def slot_vectors(recording: Any, layer: int, docs: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The captured outputs of one layer, `[doc, pos, k, d_model]`."""
+def _recorded_outputs(recording: Recording, layer: int, docs: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """Return the recorded outputs of one layer `[doc, pos, k, d_model]`."""
     from moelens.recording.store import as_array
 
     table = recording.vectors("expert_outputs", layer)
     doc, pos, slot = (table[name].to_numpy().astype(np.int64) for name in ("doc", "pos", "slot"))
     values = as_array(table["values"])
-    found = torch.zeros(shape[0], shape[1], shape[-1], values.shape[1])
+    outputs = torch.zeros(shape[0], shape[1], shape[-1], values.shape[1])
     for i, wanted in enumerate(docs):
-        at = doc == wanted
-        found[i, pos[at], slot[at]] = torch.from_numpy(values[at].astype(np.float32))
-    return found
+        rows = doc == wanted
+        outputs[i, pos[rows], slot[rows]] = torch.from_numpy(values[rows].astype(np.float32))
+    return outputs

@@ -1,138 +1,34 @@
-"""What is measured: how much a model prefers one text of a minimal pair, and how unlike itself it becomes elsewhere."""
+"""What is measured of a model: its preference in minimal pairs, and how much an intervention changes it elsewhere."""
 
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from moelens.errors import MoeLensError, UnknownNameError, unknown
-from moelens.japanese.minimal_pairs import pairs as bundled_pairs
+from moelens.analysis.arrays import Floats
+from moelens.interventions.intervention import Intervention
+from moelens.interventions.text_pairs import MinimalPair
 
-Floats = NDArray[np.float64]
-Half = Literal["all", "discovery", "test"]
-FIELDS = ("id", "kind", "frame", "context", "good", "bad")
-
-
-class Pair(Protocol):
-    """A minimal pair: `context + good` and `context + bad` differ in one thing, and the context licenses the good one.
-
-    `kind` is what they differ in; pairs with the same `frame` are one sentence with other words.
-    """
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def frame(self) -> str: ...
-    @property
-    def context(self) -> str: ...
-    @property
-    def good(self) -> str: ...
-    @property
-    def bad(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class TextPair:
-    """A `Pair` of plain texts.
-
-    >>> TextPair("1", "plain-polite", "行く", "明日は学校へ", "行きます。", "行く。").good
-    '行きます。'
-    """
-
-    id: str
-    kind: str
-    frame: str
-    context: str
-    good: str
-    bad: str
-    split: str = ""
-
-
-def as_pairs(source: str | Iterable[Any]) -> tuple[Pair, ...]:
-    """Pairs from objects with their attributes, or from mappings (rows of a `datasets` Dataset or of JSON lines).
-
-    Args:
-        source: the pairs, or what `read_pairs` takes: a kind of the bundled ones or a `.jsonl` file.
-
-    Raises:
-        UnknownNameError: neither a file nor a kind.
-        MoeLensError: none at all, one without a field, or one whose two texts are the same.
-    """
-    if isinstance(source, str):
-        return read_pairs(source)
-    pairs: list[Pair] = []
-    for row in source:
-        if isinstance(row, Mapping):
-            missing = [name for name in FIELDS if name not in row]
-            if missing:
-                raise MoeLensError(f"pair {len(pairs)} has no {missing[0]!r}; a pair has {', '.join(FIELDS)}")
-            row = TextPair(**{name: str(row[name]) for name in FIELDS}, split=str(row.get("split") or ""))
-        pairs.append(cast(Pair, row))
-    if not pairs:
-        raise MoeLensError("no pairs; give at least one with " + ", ".join(FIELDS))
-    for pair in pairs:
-        if pair.good == pair.bad:
-            raise MoeLensError(f"pair {pair.id!r} has the same text twice, {pair.good!r}; give two that differ")
-    return tuple(pairs)
-
-
-def read_pairs(source: str) -> tuple[Pair, ...]:
-    """Pairs from a `.jsonl` file, a pair a line, or the bundled ones of a kind.
-
-    Raises:
-        UnknownNameError: neither a file nor a kind.
-    """
-    path = Path(source)
-    if path.suffix == ".jsonl":
-        if not path.is_file():
-            raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
-        return as_pairs([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
-    return as_pairs(bundled_pairs(kind=source))
-
-
-def half_of(pairs: Sequence[Pair], half: Half, seed: int = 0) -> tuple[Pair, ...]:
-    """The pairs of one half of the frames, so that what is discovered in one is tested in sentences it never saw.
-
-    Pairs that say which half they belong to (`split`, as the bundled ones do) keep to it; else frames are dealt out at
-    random within each kind, the larger part to "discovery".
-
-    Raises:
-        MoeLensError: a kind with one frame only.
-    """
-    if half not in ("all", "discovery", "test"):
-        raise unknown("half", half, ("all", "discovery", "test"))
-    if half == "all":
-        return tuple(pairs)
-    if all(getattr(p, "split", "") in ("discovery", "test") for p in pairs):
-        return tuple(p for p in pairs if getattr(p, "split", "") == half)
-    rng = np.random.default_rng(seed)
-    discovery: set[tuple[str, str]] = set()
-    for kind in dict.fromkeys(p.kind for p in pairs):
-        frames = list(dict.fromkeys(p.frame for p in pairs if p.kind == kind))
-        if len(frames) < 2:
-            raise MoeLensError(f"kind {kind!r} has one frame, {frames[0]!r}, and cannot be halved; give two or more")
-        order = rng.permutation(len(frames))
-        discovery |= {(kind, frames[i]) for i in order[: (len(frames) + 1) // 2]}
-    return tuple(p for p in pairs if ((p.kind, p.frame) in discovery) == (half == "discovery"))
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts that run together: `rows` are their places in the list, `ids` and bool `mask` are `[batch, pos]`.
+    """Texts that run together.
 
-    Before position `start` the texts that belong together have the same tokens, and what is said there cancels.
+    Attributes:
+        rows: places of the texts in the list they come from.
+        ids: token ids `[batch, pos]`.
+        mask: bool `[batch, pos]`, False for padding.
+        start: before this position the texts of each group have the same tokens, so the logits cancel in a difference.
     """
 
     rows: list[int]
@@ -140,76 +36,91 @@ class Batch:
     mask: Tensor
     start: int
 
-    def logits(self, model: Any) -> Tensor:
-        """`[batch, pos, vocab]`, from `start` on where the model can leave the others out: they cost most of a pass."""
+    def logits(self, model: HookedMoE) -> Tensor:
+        """Run the model and return the logits `[batch, pos, vocab]`.
+
+        They begin at `start` if the model can leave out the earlier ones, which take most of the time of a pass.
+        """
         fewer = self.start and "logits_to_keep" in inspect.signature(model.hf_model.forward).parameters
         options = {"logits_to_keep": self.ids.shape[1] - self.start} if fewer else {}
         logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
         return logits
 
 
-def batches(model: Any, texts: Sequence[str], batch_tokens: int, together: int = 1) -> Iterator[Batch]:
-    """Texts of like length, padded on the right; `together` successive texts are never parted."""
+def batches(model: HookedMoE, texts: Sequence[str], batch_tokens: int, group_size: int = 1) -> Iterator[Batch]:
+    """Yield texts of similar length, padded on the right.
+
+    Args:
+        model: the hooked model, for its tokenizer.
+        texts: the texts.
+        batch_tokens: the largest number of tokens in a batch, padding included, unless a group alone has more.
+        group_size: number of successive texts that stay in one batch.
+    """
     ids = [model.to_tokens(text)[0] for text in texts]
-    groups = [range(i, i + together) for i in range(0, len(ids), together)]
-    starts = [max(alike([ids[i].tolist() for i in g]) - 1, 0) if together > 1 else 0 for g in groups]
+    groups = [range(i, i + group_size) for i in range(0, len(ids), group_size)]
+    starts = [max(_common_prefix([ids[i].tolist() for i in g]) - 1, 0) if group_size > 1 else 0 for g in groups]
     groups.sort(key=lambda group: max(len(ids[i]) for i in group))
     rows: list[int] = []
-    for at, group in enumerate(groups):
+    for place, group in enumerate(groups):
         rows += group
-        longest = max(len(ids[i]) for i in groups[min(at + 1, len(groups) - 1)])
-        if at == len(groups) - 1 or longest * (len(rows) + together) > batch_tokens:
+        longest = max(len(ids[i]) for i in groups[min(place + 1, len(groups) - 1)])
+        if place == len(groups) - 1 or longest * (len(rows) + group_size) > batch_tokens:
             padded = torch.nn.utils.rnn.pad_sequence([ids[i] for i in rows], batch_first=True)
             lengths = torch.tensor([[len(ids[i])] for i in rows], device=padded.device)
             mask = torch.arange(padded.shape[1], device=padded.device) < lengths
-            yield Batch(rows, padded, mask, min(starts[i // together] for i in rows))
+            yield Batch(rows, padded, mask, min(starts[i // group_size] for i in rows))
             rows = []
 
 
-def alike(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens all rows begin with.
+def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Return the number of tokens with which all rows begin.
 
-    >>> alike([[5, 6, 7], [5, 6, 8, 9]])
+    >>> _common_prefix([[5, 6, 7], [5, 6, 8, 9]])
     2
     """
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
 
 
-def log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
-    """Of each token after the first of `logits`, given those before it, `[batch, pos - 1]`; 0 for padding."""
-    said, mask = (t[:, 1 - logits.shape[1] + t.shape[1] :].to(logits.device) for t in (batch.ids, batch.mask))
-    return logits[:, :-1].float().log_softmax(-1).gather(-1, said.unsqueeze(-1)).squeeze(-1) * mask
+def _log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
+    """Return the log-probability of each token after the first of `logits` `[batch, pos - 1]`; 0 for padding."""
+    ids, mask = (t[:, 1 - logits.shape[1] + t.shape[1] :].to(logits.device) for t in (batch.ids, batch.mask))
+    return logits[:, :-1].float().log_softmax(-1).gather(-1, ids.unsqueeze(-1)).squeeze(-1) * mask
 
 
-def margins_of(logits: Tensor, batch: Batch) -> Tensor:
-    """log P(context + good) − log P(context + bad) `[pair]`, of a batch of good and bad in turn.
+def batch_margins(logits: Tensor, batch: Batch) -> Tensor:
+    """Return log P(context + good) − log P(context + bad) `[pair]`, of a batch in which good and bad alternate.
 
-    The tokens both texts begin with cancel, so it does not matter where the context ends within a token.
+    The tokens with which both texts begin cancel, so the context may end within a token.
     """
-    scores = log_probabilities(logits, batch).sum(-1)
+    scores = _log_probabilities(logits, batch).sum(-1)
     return scores[0::2] - scores[1::2]
 
 
-def texts_of(pairs: Sequence[Pair]) -> list[str]:
+def pair_texts(pairs: Sequence[MinimalPair]) -> list[str]:
+    """Return the good and the bad text of each pair in turn."""
     return [p.context + text for p in pairs for text in (p.good, p.bad)]
 
 
 @torch.no_grad()
-def margins(model: Any, pairs: Sequence[Pair], batch_tokens: int = 2048) -> Floats:
-    """By how many nats the model prefers the good text of each pair, `[pair]`."""
-    found = np.empty(len(pairs))
-    for batch in batches(model, texts_of(pairs), batch_tokens, together=2):
-        found[np.array(batch.rows[::2]) // 2] = margins_of(batch.logits(model), batch).double().cpu().numpy()
-    return found
+def margins(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: int = 2048) -> Floats:
+    """Return by how many nats the model prefers the good text of each pair `[pair]`."""
+    values = np.empty(len(pairs))
+    for batch in batches(model, pair_texts(pairs), batch_tokens, group_size=2):
+        values[np.array(batch.rows[::2]) // 2] = batch_margins(batch.logits(model), batch).double().cpu().numpy()
+    return values
 
 
 @torch.no_grad()
-def text_divergence(model: Any, texts: Sequence[str], interventions: Sequence[Any], batch_tokens: int = 2048) -> Floats:
-    """Of each text `[text, (tokens, KL, log-probability before, after)]`, sums over its tokens but the first.
+def text_divergence(
+    model: HookedMoE, texts: Sequence[str], interventions: Sequence[Intervention], batch_tokens: int = 2048
+) -> Floats:
+    """Compare the model with and without interventions on each text.
 
-    KL(before ‖ after) of the next token, in nats.
+    Returns:
+        `[text, 4]`: sums over the tokens of the text except the first: the number of tokens, KL(before ‖ after) of the
+        next token in nats, and the log-probability before and after.
     """
-    found = np.zeros((len(texts), 4))
+    values = np.zeros((len(texts), 4))
     for batch in batches(model, texts, batch_tokens):
         before = batch.logits(model)
         with model.intervene(*interventions):
@@ -217,13 +128,13 @@ def text_divergence(model: Any, texts: Sequence[str], interventions: Sequence[An
         p, q = before[:, :-1].float().log_softmax(-1), after[:, :-1].float().log_softmax(-1)
         mask = batch.mask[:, 1:].to(p.device)
         kl = (p.exp() * (p - q)).sum(-1) * mask
-        sums = (mask.float(), kl, log_probabilities(before, batch), log_probabilities(after, batch))
-        found[batch.rows] = torch.stack([t.double().sum(-1) for t in sums], -1).cpu().numpy()
-    return found
+        sums = (mask.float(), kl, _log_probabilities(before, batch), _log_probabilities(after, batch))
+        values[batch.rows] = torch.stack([t.double().sum(-1) for t in sums], -1).cpu().numpy()
+    return values
 
 
-def bootstrap(values: Floats, groups: Sequence[object], seed: int, draws: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean of `values` `[pair]`, drawing whole groups (pairs of one frame) with replacement."""
+def bootstrap_interval(values: Floats, groups: Sequence[object], seed: int, draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of `values` `[pair]`; whole groups are drawn with replacement."""
     _, group = np.unique([str(g) for g in groups], return_inverse=True)
     sums, sizes = np.bincount(group, weights=values), np.bincount(group)
     drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
