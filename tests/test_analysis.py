@@ -1,4 +1,4 @@
-"""Counts against plain loops, the permutation test under its null, and the result object."""
+"""Tests of counts against plain loops, of the permutation test under its null, and of the result object."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_benjamini_hochberg_against_its_definition() -> None:
 
 
 def dependent_documents(seed: int) -> Specialization:
-    """Documents that differ in how polite they are and in which experts they use, one independent of the other."""
+    """Analyse documents that differ in politeness and in the experts they use, independently of each other."""
     rng = np.random.default_rng(seed)
     docs = np.repeat(np.arange(40), rng.integers(15, 30, 40))
     labels = rng.random((len(docs), 2)) < rng.beta(0.6, 1.4, (40, 2))[docs]
@@ -96,7 +96,7 @@ def test_family_wise_error_holds_when_documents_differ() -> None:
 
 
 def planted(permutations: int = 99, **options: Any) -> Specialization:
-    """Expert 5 of layer 7 takes most of 尊敬語; 丁寧語 is anywhere."""
+    """Analyse routes in which expert 5 of layer 7 takes most of 尊敬語, and 丁寧語 is independent of the routes."""
     rng = np.random.default_rng(4)
     docs = np.repeat(np.arange(50), 24)
     labels = rng.random((1200, 2)) < (0.1, 0.2)
@@ -144,7 +144,7 @@ def test_token_identity_explains_a_lift() -> None:
     assert result.lift_given_token[0, 0, 0] == pytest.approx(1)
 
 
-def test_lift_given_token_finds_what_the_token_does_not_tell() -> None:
+def test_lift_given_token_finds_an_effect_that_the_token_does_not_explain() -> None:
     # The same token, half of the time with the label; expert 0 takes exactly those: observed / expected = 2.
     labels = np.tile([True, False], 200)[:, None]
     indices = np.where(labels[:, :, None], 0, 1)
@@ -196,7 +196,7 @@ def test_to_pandas_has_a_row_for_each_cell() -> None:
 
 @dataclass
 class FakeRecording:
-    """The public face of a recording: 4 documents whose first token is special, without text."""
+    """A recording with 4 documents whose first token is special, without text."""
 
     n_experts: int = 6
     layers: tuple[int, ...] = (0, 1)
@@ -264,7 +264,7 @@ def arrays(**change: Any) -> dict[str, Any]:
         (
             {"docs": np.zeros(100)},
             MoeLensError,
-            "expected 2 or more documents, since labels are compared between documents, got 1; record the text as several",
+            "expected 2 or more documents, since labels are compared between documents, got 1; record the text",
         ),
         (
             {"min_tokens": 90},

@@ -1,4 +1,4 @@
-"""Two models over the same text: what stays, what moves, and for which label."""
+"""Tests of the comparison of two models over the same text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T, L, E, K = 2000, 2, 8, 2
 
 @dataclass
 class Run:
-    """What is asked of a recording: `[token, layer, slot]` in shards of `step` tokens."""
+    """A recording of routes `[token, layer, slot]` in shards of `step` tokens."""
 
     routes: np.ndarray
     name: str = "model"
@@ -66,7 +66,7 @@ class Labels:
 
 
 def models(seed: int = 0) -> tuple[Run, Run, Labels]:
-    """Tuning moves a tenth of all routes at random, and 尊敬語 in layer 2 to expert 5."""
+    """Make two models: tuning changes a tenth of all routes at random, and routes 尊敬語 in layer 2 to expert 5."""
     rng = np.random.default_rng(seed)
     before = np.argsort(rng.random((T, L, E)), axis=2)[:, :, :K].astype(np.uint8)
     after = before.copy()
@@ -78,7 +78,7 @@ def models(seed: int = 0) -> tuple[Run, Run, Labels]:
     return Run(before, "base"), Run(after, "tuned", step=450), labels
 
 
-def test_counts_shares_and_overlap_are_those_of_loops() -> None:
+def test_counts_shares_and_overlap_equal_those_of_loops() -> None:
     a, b, labels = models()
     found = compare(a, b, labels=labels, permutations=19)
     assert found.names == ("all tokens", "尊敬語", "丁寧語")
@@ -91,7 +91,7 @@ def test_counts_shares_and_overlap_are_those_of_loops() -> None:
     assert found.change == pytest.approx((found.count_b - found.count_a) / every.sum(0))
 
 
-def test_what_tuning_moved_is_found_and_nothing_else() -> None:
+def test_only_the_change_made_by_tuning_is_found() -> None:
     a, b, labels = models()
     found = compare(a, b, labels=labels)
     layer, expert, label, change = found.top(1, "尊敬語")[0]
@@ -152,7 +152,9 @@ def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_recordings_that_cannot_be_compared_are_refused(
+    change: dict[str, Any], error: type[Exception], text: str
+) -> None:
     a, b, labels = models()
     with pytest.raises(error) as caught:
         compare(a, Run(**({"routes": b.routes, "name": "tuned"} | change)), labels=labels)

@@ -1,4 +1,4 @@
-"""The recipes in hooks/ work, and a recipe that does not is named."""
+"""Tests of the recipes in hooks/, and of the errors of wrong recipes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[moelens.HookedMoE]:
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single Japanese characters."""
+    """Return a tokenizer of single Japanese characters."""
     found = sorted({c for c in "".join(texts) if c > "\u3000"})[:150]
     vocabulary = {c: i + 5 for i, c in enumerate(found)} | {"[pad]": 0, "[unk]": 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
@@ -78,7 +78,7 @@ def test_steer_politeness(model: moelens.HookedMoE) -> None:
         torch.testing.assert_close(none[name], cached(model, "")[name], atol=1e-5, rtol=1e-4)
 
     def share(text: str, strength: float) -> float:
-        """Of the tokens that use the expert which polite text prefers most, in the first layer."""
+        """Return the share of tokens that use the expert polite text prefers most, in the first layer."""
         layer = model.shape.moe_layers[0]
         name = f"blocks.{layer}.mlp.hook_expert_indices"
         recipe = moelens.load_hooks(HOOKS / "steer_politeness.py", strength=1.0)(model)

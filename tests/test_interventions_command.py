@@ -1,4 +1,4 @@
-"""`moelens causes` and `moelens effect`, on the bundled model and on pairs from a file."""
+"""Tests of `moelens causes` and `moelens effect`, on the bundled model and on pairs from a file."""
 
 from __future__ import annotations
 

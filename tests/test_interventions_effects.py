@@ -1,4 +1,4 @@
-"""Effects, controls and attribution: against plain recomputation, and on a planted case."""
+"""Tests of effects, controls and attribution against plain recomputation, and on a planted case."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PLAIN = ["雨が降る。", "山は高い。"]
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters; ids from 5 on."""
+    """Return a tokenizer of single characters, with ids from 5."""
     vocabulary = {c: i + 5 for i, c in enumerate(sorted(set("".join(texts))))} | {"[pad]": 0, "[unk]": 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -121,7 +121,7 @@ def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gpt_oss"])
 def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -> None:
-    """d margin / d a at a = 1, when all outputs of a layer are multiplied by a."""
+    """The derivative is that of the margin by a factor of all outputs of a layer, at 1."""
     model = moelens.hook(tiny_model(name), characters(pair_texts(POLITE)))
     found = contributions(model, POLITE[:3])
     for i, layer in enumerate(model.shape.moe_layers):
@@ -165,7 +165,7 @@ def test_a_contribution_is_weight_times_gradient_times_output(model: HookedMoE) 
 
 
 def plant(model: HookedMoE, expert: int = 5) -> int:
-    """Have the last layer's router send 行 to one expert, and that expert's output raise き over く there."""
+    """Make the last layer route 行 to one expert whose output raises き over く."""
     block, head = model.hf_model.model.layers[L].mlp, model.hf_model.lm_head.weight
     inputs: list[Tensor] = []
     handle = block.register_forward_pre_hook(lambda m, args: inputs.append(args[0][0, -1].detach()))
@@ -183,7 +183,7 @@ def plant(model: HookedMoE, expert: int = 5) -> int:
     return expert
 
 
-def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None:
+def test_only_the_planted_expert_is_found_and_confirmed(model: HookedMoE) -> None:
     expert = plant(model)
     found = attribute(model, POLITE, top=6)
     assert (found.top[0].layer, found.top[0].expert) == (L, expert)
@@ -192,7 +192,7 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert found.top[0].change == min(c.change for c in found.top)
     assert found.pairs == (4, 4)
     split = [replace(p, split="test" if i < 2 else "discovery") for i, p in enumerate(POLITE)]
-    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs that say their half keep to it"
+    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs with a split stay in their half"
 
     result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
     (planted,) = result.kinds
@@ -203,7 +203,7 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert f"L3 E{expert}" in repr(found)
 
 
-def test_the_lens_adds_up(model: HookedMoE) -> None:
+def test_the_lens_equals_a_plain_recomputation(model: HookedMoE) -> None:
     expert = plant(model)
     lens = expert_lens(model, CONTEXTS[0], L, contrast=("き", "く"), top=3)
     assert (lens.parts[0].name, lens.parts[-1].name) == ("all", "shared")
@@ -224,7 +224,7 @@ def test_the_lens_adds_up(model: HookedMoE) -> None:
         expert_lens(model, CONTEXTS[0], L, contrast=("行き", "く"))
 
 
-def test_no_lens_where_outputs_are_scaled_afterwards(model: HookedMoE) -> None:
+def test_a_block_that_scales_its_output_has_no_lens(model: HookedMoE) -> None:
     model.add_hook(f"blocks.{L}.mlp.hook_out", lambda tensor, hook: tensor * 2)
     message = r"to be the sum of its experts' outputs, got something else \(the block scales or normalises them"
     with pytest.raises(MoeLensError, match=message):
@@ -232,7 +232,7 @@ def test_no_lens_where_outputs_are_scaled_afterwards(model: HookedMoE) -> None:
     model.reset_hooks()
 
 
-def test_no_lens_where_the_head_is_not_all(model: HookedMoE) -> None:
+def test_a_model_that_changes_its_logits_has_no_lens(model: HookedMoE) -> None:
     def soften(module: Any, args: Any, output: Any) -> Any:
         output.logits = output.logits.tanh()
         return output
@@ -245,7 +245,7 @@ def test_no_lens_where_the_head_is_not_all(model: HookedMoE) -> None:
     handle.remove()
 
 
-def test_usage(model: HookedMoE) -> None:
+def test_expert_usage_equals_a_plain_recomputation(model: HookedMoE) -> None:
     texts = [p.context for p in POLITE[:3]]
     found = expert_usage(model, texts)
     load, weight, norm = np.zeros(8), np.zeros(8), np.zeros(8)

@@ -64,9 +64,9 @@ def expert_usage(model: HookedMoE, texts: Sequence[str], batch_tokens: int = 204
             weights[layer] = tensor
             return
         chosen = model.running.slots[layer]
-        text = mask.to(chosen.device)
-        experts = chosen[text].flatten().cpu().numpy()
-        for i, values in enumerate((None, weights[layer][text], tensor[text].float().norm(dim=-1))):
+        not_padding = mask.to(chosen.device)
+        experts = chosen[not_padding].flatten().cpu().numpy()
+        for i, values in enumerate((None, weights[layer][not_padding], tensor[not_padding].float().norm(dim=-1))):
             summands = None if values is None else values.flatten().double().cpu().numpy()
             sums[i, layers.index(layer)] += np.bincount(experts, weights=summands, minlength=n)
 

@@ -225,7 +225,7 @@ OPERATIONS: dict[str, Callable[..., Intervention]] = {
 
 
 def operation_by_name(
-    operation: str, layer: int, experts: Experts, value: float | None = None, **where: Any
+    operation: str, layer: int, experts: Experts, value: float | None = None, **options: Any
 ) -> Intervention:
     """Make the operation of this name.
 
@@ -234,7 +234,7 @@ def operation_by_name(
         layer: number of the layer.
         experts: ids of routed experts, or "shared".
         value: the factor of `scale` or the strength of `steer`.
-        where: `at` and `phase`, see `remove`.
+        **options: `at` and `phase`, see `remove`.
 
     Raises:
         UnknownNameError: there is no such operation.
@@ -253,4 +253,4 @@ def operation_by_name(
     if operation == "swap" and len(experts) != 2:
         raise MoeLensError(f"expected two experts for swap, got {list(experts)}; give ids such as [5, 9]")
     arguments = experts if operation == "swap" else (experts,)
-    return OPERATIONS[operation](layer, *arguments, *(() if value is None else (value,)), **where)
+    return OPERATIONS[operation](layer, *arguments, *(() if value is None else (value,)), **options)
