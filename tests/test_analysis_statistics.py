@@ -1,4 +1,4 @@
-"""What the statistics promise, by simulation: false findings stay rare, a planted specialist is found."""
+"""Tests of the statistics by simulation: error rates, power, and coverage of intervals."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from moelens.analysis import Counts, Specialization, specialization_from_arrays
-from moelens.analysis.counting import Kinds, balanced, document_bounds, in_parts, tabulate
+from moelens.analysis.counting import TokenKinds, balanced, document_bounds, in_parts, tabulate
 from moelens.analysis.randomize import Excess
-from moelens.analysis.sources import Described, Sample
+from moelens.analysis.samples import Sample, TokenBlock
 from moelens.errors import MoeLensError, UnknownNameError
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """The k best experts `[token, layer = 1, slot]` of `scores` `[token, expert]`."""
+    """Return the k best experts `[token, layer = 1, slot]` of `scores` `[token, expert]`."""
     return np.argpartition(-scores, k, axis=1)[:, None, :k].astype(np.uint8)
 
 
@@ -28,7 +28,7 @@ def null(
     labels: int = 3,
     skew: tuple[float, float] = (0.6, 1.4),
 ) -> Specialization:
-    """Documents, and token types, that differ in labels and in experts, one independent of the other."""
+    """Analyse documents and token types that differ in labels and in experts, independently of each other."""
     rng = np.random.default_rng(seed)
     docs = np.repeat(np.arange(documents), rng.integers(5, 40, documents))
     ids = rng.integers(0, 30, len(docs))
@@ -55,7 +55,7 @@ NULLS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NULLS, ids=str)
-def test_300_runs_without_a_specialist(case: dict[str, Any]) -> None:
+def test_error_rates_in_300_runs_without_a_specialist(case: dict[str, Any]) -> None:
     runs = [null(seed, **case) for seed in range(300)]
     assert np.mean([(run.p_family < 0.05).any() for run in runs]) <= 0.07
     # Nothing is to be found, so every discovery is false: the false discovery rate is the share of runs with one.
@@ -63,7 +63,7 @@ def test_300_runs_without_a_specialist(case: dict[str, Any]) -> None:
 
 
 def with_specialist(seed: int, tokens: int = 50_000, experts: int = 256, k: int = 8) -> Specialization:
-    """Expert 3 of 256 takes tokens of the first of two labels twice as often as other tokens."""
+    """Analyse routes in which expert 3 of 256 takes tokens of the first label twice as often as other tokens."""
     rng = np.random.default_rng(seed)
     docs = np.sort(rng.integers(0, 250, tokens))
     has = rng.random((tokens, 2)) < rng.beta(1, 19, (250, 2))[docs]
@@ -96,14 +96,14 @@ def test_a_specialist_of_twice_the_base_rate_is_found() -> None:
     [({"documents": 20}, 0.94), ({"documents": 60}, 0.94), (NULLS[2], 0.91)],  # the middle 95 % of draws: .91, .93
     ids=["few", "more", "rare"],
 )
-def test_intervals_hold_the_true_lift_though_documents_are_few(case: dict[str, Any], share: float) -> None:
+def test_intervals_cover_the_true_lift_with_few_documents(case: dict[str, Any], share: float) -> None:
     runs = [null(seed, **case) for seed in range(300)]
     inside = np.concatenate([((run.low <= 1) & (run.high >= 1))[np.isfinite(run.low)] for run in runs])
     assert inside.mean() == pytest.approx(share, abs=0.01)
 
 
 def corpus(seed: int = 0, tokens: int = 3000) -> dict[str, Any]:
-    """Tokens of 12 types, which decide much of the label and of the route; types 10 and 11 settle the label."""
+    """Make tokens of 12 types, which largely decide label and route; types 10 and 11 decide the label fully."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 12, tokens)
     rate = np.concatenate([rng.random(10), [0, 1]])[ids]
@@ -138,7 +138,7 @@ def test_expected_is_the_mean_over_labels_permuted_within_strata(given: Any) -> 
     assert found.null_sd[0, :, 0] == pytest.approx(np.std(counts, axis=0), rel=0.3)
 
 
-def test_token_identity_explains_a_lift_and_the_table_says_so() -> None:
+def test_a_lift_explained_by_token_identity_is_not_significant_within_tokens() -> None:
     free, held = (specialization_from_arrays(**corpus(), given=given) for given in (None, "token"))
     assert free.significant.any()
     assert not held.significant.any()
@@ -147,14 +147,14 @@ def test_token_identity_explains_a_lift_and_the_table_says_so() -> None:
     assert held.lift_given == pytest.approx(held.lift_given_token)
     assert free.lift_given_token == pytest.approx(held.lift_given_token)
     strong = np.abs(free.lift - 1) > 0.3
-    assert np.abs(held.left[strong]).max() < 0.3
+    assert np.abs(held.excess_left[strong]).max() < 0.3
     assert "control: 199 permutations over documents · token identity not controlled" in repr(free)
     assert "control: within token, 199 permutations over documents · token identity controlled" in repr(held)
     low, high = held.null_band
     assert ((low < held.lift_given) & (held.lift_given < high)).mean() > 0.8
 
 
-def test_what_the_token_does_not_tell_is_found_within_tokens() -> None:
+def test_an_effect_that_the_token_does_not_explain_is_found_within_tokens() -> None:
     data = corpus(3)
     taken = data["label_matrix"][:, 0] & (np.random.default_rng(0).random(3000) < 0.3)
     data["indices"][taken, 0, 0] = 5
@@ -165,32 +165,34 @@ def test_what_the_token_does_not_tell_is_found_within_tokens() -> None:
     assert first.low < first.lift_given < first.high
 
 
-def test_counts_do_not_depend_on_how_tokens_are_dealt_out() -> None:
+def test_counts_do_not_depend_on_the_parts() -> None:
     data = corpus()
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
-    kinds, kind = Kinds.of(labels, [ids])
+    kinds, kind = TokenKinds.of(labels, [ids])
     sizes = np.bincount(docs)
     bounds = document_bounds(sizes, sizes, 7)
     whole = tabulate(in_parts(indices, np.arange(3000)), kind, bounds, kinds, 8, 1)
     routes = np.moveaxis(indices, 1, 0)
     parts = [(slice(i, min(i + 700, 3000)), routes[:, i : i + 700]) for i in range(0, 3000, 700)]
     again = tabulate(iter(parts), kind, bounds, kinds, 8, 1)
-    for name in ("cells", "experts", "undecided", "by_stratum"):
+    for name in ("cells", "experts", "informative", "by_stratum"):
         assert np.array_equal(getattr(whole, name), getattr(again, name))
     assert whole.excess == pytest.approx(again.excess, abs=1e-3)
     assert whole.experts.sum() == 2 * 3000
 
 
 @pytest.mark.parametrize("step", [1, 7, 450, 5000])
-def test_samples_do_not_depend_on_how_tokens_come_in(step: int) -> None:
+def test_samples_do_not_depend_on_the_blocks(step: int) -> None:
     data = corpus(tokens=1000)
     docs, ids = data["docs"] * 3, data["token_ids"][:, None]  # numbers of documents may have gaps
     labels = np.hstack([data["label_matrix"], (np.arange(1000) % 40 == 0)[:, None]])
     keep = (np.arange(1000) % 5 > 0) & (docs != 6)
     parts = [slice(i, i + step) for i in range(0, 1000, step)]
-    told = (Described(docs[p], keep[p], labels[p], {"token": ids[p], "two": np.hstack([ids, ids])[p]}) for p in parts)
-    sample = Sample.of(told, ["丁寧語", "尊敬語"], [("token",), ("two", "token")], groups=10)
-    assert np.array_equal(sample.has(slice(0, 1000)), labels & keep[:, None])
+    blocks = (
+        TokenBlock(docs[p], keep[p], labels[p], {"token": ids[p], "two": np.hstack([ids, ids])[p]}) for p in parts
+    )
+    sample = Sample.of(blocks, ["丁寧語", "尊敬語"], [("token",), ("two", "token")], groups=10)
+    assert np.array_equal(sample.label_matrix(slice(0, 1000)), labels & keep[:, None])
     assert np.array_equal(sample.kind >= 0, keep)
     assert (sample.documents, len(sample.bounds)) == (33, 11)
     assert not np.isin(sample.bounds[1:-1], np.flatnonzero(docs[1:] == docs[:-1]) + 1).any()
@@ -203,7 +205,7 @@ def test_samples_do_not_depend_on_how_tokens_come_in(step: int) -> None:
 def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
     data = corpus(tokens=600)
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
-    kinds, kind = Kinds.of(labels, [ids])
+    kinds, kind = TokenKinds.of(labels, [ids])
     excess = Excess.of(tabulate(in_parts(indices, np.arange(600)), kind, np.arange(0, 601, 30), kinds, 8, 1), kinds)
     chosen = (indices[:, 0, :, None] == np.arange(8)).any(1).astype(float)
     for s in range(12):
@@ -228,7 +230,7 @@ def test_counts_of_several_recordings_add_up_exactly() -> None:
     assert many.n_tokens == 9000
 
 
-def test_groups_of_documents_are_even() -> None:
+def test_groups_of_documents_have_similar_sizes() -> None:
     sizes = np.random.default_rng(0).integers(1, 60, 5000)
     filled = np.bincount(balanced(sizes, 200), sizes)
     assert len(filled) == 200
@@ -243,14 +245,23 @@ def test_groups_of_documents_are_even() -> None:
         (
             {"label_matrix": np.ones((3000, 1), bool)},
             MoeLensError,
-            "no label of family 'labels' can be tested (丁寧語 is everywhere); allowed: labels of 20 tokens and 2",
+            "expected a label of family 'labels' on 20 or more tokens of 2 or more documents and not on all tokens, "
+            "got none: 丁寧語 is on all tokens; record more text or lower min_tokens",
         ),
-        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "(丁寧語 is nowhere)"),
-        ({"label_matrix": np.arange(3000)[:, None] < 30}, MoeLensError, "(丁寧語 is on 30 tokens of 1 document)"),
-        ({"token_ids": np.arange(3000), "given": "token"}, MoeLensError, "(丁寧語 is decided by token)"),
+        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "got none: 丁寧語 is on no tokens; record"),
+        (
+            {"label_matrix": np.arange(3000)[:, None] < 30},
+            MoeLensError,
+            "got none: 丁寧語 is on 30 tokens of 1 document; record",
+        ),
+        (
+            {"token_ids": np.arange(3000), "given": "token"},
+            MoeLensError,
+            "got none: 丁寧語 is the same within each token; record",
+        ),
     ],
 )
-def test_what_cannot_be_tested_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_labels_that_cannot_be_tested_are_refused(change: dict[str, Any], error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         specialization_from_arrays(**(corpus() | change))
     assert text in str(caught.value)

@@ -1,4 +1,4 @@
-"""`moelens causes` and `moelens effect`, on the bundled model and on pairs from a file."""
+"""Tests of `moelens causes` and `moelens effect`, on the bundled model and on pairs from a file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import moelens
 from moelens.commands.command_line import main
 from moelens.interventions import TextPair, causes
-from moelens.interventions.causal import holm
-from moelens.interventions.operations import named
-from moelens.interventions.readout import read_pairs
+from moelens.interventions.causal import holm_correction
+from moelens.interventions.operations import operation_by_name
+from moelens.interventions.text_pairs import read_pairs
 
 CONTEXTS = ["明日は学校へ", "母と町へ", "夏には海へ", "兄は大阪へ"]
 ROWS = [
@@ -48,8 +48,11 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (["remove", "--layer", "3", "--experts", "a"], "--experts 'a' are not ids; give some such as 5,9, or shared"),
         (["delete", "--layer", "3", "--experts", "1"], "unknown operation 'delete'"),
-        (["scale", "--layer", "3", "--experts", "1"], "scale needs a value"),
-        (["remove", "--layer", "3", "--experts", "1", "--value", "2"], "remove takes no value, and got 2.0"),
+        (["scale", "--layer", "3", "--experts", "1"], "expected a value for scale, got none; give a number"),
+        (
+            ["remove", "--layer", "3", "--experts", "1", "--value", "2"],
+            "expected no value for remove, got 2.0; leave it out",
+        ),
     ):
         assert main([*base, *arguments]) == 2
         assert message in capsys.readouterr().err
@@ -58,18 +61,22 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
 def test_pairs_by_kind_or_file(pairs: Path) -> None:
     assert [p.id for p in read_pairs(str(pairs))] == CONTEXTS
     assert {p.kind for p in read_pairs("respectful-humble")} == {"respectful-humble"}
-    with pytest.raises(moelens.MoeLensError, match=r"no pairs at 'none.jsonl'; give a .jsonl file with a pair a line"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected a \.jsonl file with one pair a line, got 'none\.jsonl', which does"
+    ):
         read_pairs("none.jsonl")
     with pytest.raises(moelens.MoeLensError, match="unknown kind of pairs 'respect'; did you mean 'respectful'"):
         read_pairs("respect")
-    two = [TextPair("a", "k1", "f", "c", "x", "y"), TextPair("b", "k2", "f", "c", "x", "y")]
-    with pytest.raises(moelens.MoeLensError, match="pairs of 2 kinds, k1, k2; give one kind at a time"):
+    two = [TextPair(id=k, kind=k, frame="f", context="c", good="x", bad="y") for k in ("k1", "k2")]
+    with pytest.raises(
+        moelens.MoeLensError, match="expected pairs of one kind, got 2: k1, k2; give one kind at a time"
+    ):
         causes(None, two)
 
 
 def test_named_operations_and_holm() -> None:
-    assert str(named("swap", 3, [1, 2])) == "swap E1, E2 in layer 3"
-    assert str(named("steer", 3, [1], 0.5, at="尊敬語")) == "steer by 0.5 E1 in layer 3 at 尊敬語"
-    with pytest.raises(moelens.MoeLensError, match=r"swap takes two experts, and got \[1\]"):
-        named("swap", 3, [1])
-    assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
+    assert str(operation_by_name("swap", 3, [1, 2])) == "swap E1, E2 in layer 3"
+    assert str(operation_by_name("steer", 3, [1], 0.5, at="尊敬語")) == "steer by 0.5 E1 in layer 3 at 尊敬語"
+    with pytest.raises(moelens.MoeLensError, match=r"expected two experts for swap, got \[1\]; give ids such as"):
+        operation_by_name("swap", 3, [1])
+    assert holm_correction([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

@@ -1,4 +1,4 @@
-"""Effects, controls and attribution: against plain recomputation, and on a planted case."""
+"""Tests of effects, controls and attribution against plain recomputation, and on a planted case."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import moelens
 from moelens import HookedMoE, MoeLensError
 from moelens.interventions import TextPair, attribute, effect, expert_lens, remove, scale, swap
 from moelens.interventions.attribution import contributions
-from moelens.interventions.controls import Usage, control_sets, usage
-from moelens.interventions.readout import as_pairs, batches, bootstrap, half_of, margins, texts_of
+from moelens.interventions.controls import ExpertUsage, control_sets, expert_usage
+from moelens.interventions.scoring import batches, bootstrap_interval, margins, pair_texts
+from moelens.interventions.text_pairs import as_pairs, half_of
 
 L = 3
 CONTEXTS = [
@@ -34,13 +35,22 @@ CONTEXTS = [
     "今から店へ行",
     "兄は大阪へ行",
 ]
-POLITE = [TextPair(f"p{i}", "plain-polite", c, c, "きます。", "く。") for i, c in enumerate(CONTEXTS)]
-TENSE = [TextPair(f"t{i}", "tense", c, c, "った。", "く。") for i, c in enumerate(CONTEXTS)]
+
+
+def text_pairs(prefix: str, kind: str, good: str) -> list[TextPair]:
+    return [
+        TextPair(id=f"{prefix}{i}", kind=kind, frame=c, context=c, good=good, bad="く。")
+        for i, c in enumerate(CONTEXTS)
+    ]
+
+
+POLITE = text_pairs("p", "plain-polite", "きます。")
+TENSE = text_pairs("t", "tense", "った。")
 PLAIN = ["雨が降る。", "山は高い。"]
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters; ids from 5 on."""
+    """Return a tokenizer of single characters, with ids from 5."""
     vocabulary = {c: i + 5 for i, c in enumerate(sorted(set("".join(texts))))} | {"[pad]": 0, "[unk]": 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -49,7 +59,7 @@ def characters(texts: list[str]) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def model() -> Iterator[HookedMoE]:
-    hooked = moelens.hook(tiny_model("deepseek_v3"), characters([*texts_of([*POLITE, *TENSE]), *PLAIN]), name="tiny")
+    hooked = moelens.hook(tiny_model("deepseek_v3"), characters([*pair_texts([*POLITE, *TENSE]), *PLAIN]), name="tiny")
     yield hooked
     hooked.unhook()
 
@@ -69,9 +79,9 @@ def test_margins_and_batches(model: HookedMoE) -> None:
     by_hand = [margin_by_hand(model, p) for p in pairs]
     for batch_tokens in (1, 30, 4096):
         np.testing.assert_allclose(margins(model, pairs, batch_tokens), by_hand, atol=1e-4)
-    rows = [r for b in batches(model, texts_of(pairs), 30, together=2) for r in b.rows]
+    rows = [r for b in batches(model, pair_texts(pairs), 30, group_size=2) for r in b.rows]
     assert sorted(rows) == list(range(32))
-    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in batches(model, texts_of(pairs), 30, together=2))
+    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in batches(model, pair_texts(pairs), 30, group_size=2))
 
 
 def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
@@ -111,8 +121,8 @@ def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gpt_oss"])
 def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -> None:
-    """d margin / d a at a = 1, when all outputs of a layer are multiplied by a."""
-    model = moelens.hook(tiny_model(name), characters(texts_of(POLITE)))
+    """The derivative is that of the margin by a factor of all outputs of a layer, at 1."""
+    model = moelens.hook(tiny_model(name), characters(pair_texts(POLITE)))
     found = contributions(model, POLITE[:3])
     for i, layer in enumerate(model.shape.moe_layers):
         factor = torch.ones((), requires_grad=True)
@@ -120,7 +130,7 @@ def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -
         hooks = [(n, lambda t, hook, a=factor: t * a) for n in names if n in model.hook_dict]
         total = torch.zeros(())
         with model.hooks(hooks):
-            for text, sign in zip(texts_of(POLITE[:3]), [1, -1] * 3, strict=True):
+            for text, sign in zip(pair_texts(POLITE[:3]), [1, -1] * 3, strict=True):
                 ids = model.to_tokens(text)
                 total = total + sign * model(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
         (derivative,) = torch.autograd.grad(total, factor)
@@ -155,7 +165,7 @@ def test_a_contribution_is_weight_times_gradient_times_output(model: HookedMoE) 
 
 
 def plant(model: HookedMoE, expert: int = 5) -> int:
-    """Have the last layer's router send 行 to one expert, and that expert's output raise き over く there."""
+    """Make the last layer route 行 to one expert whose output raises き over く."""
     block, head = model.hf_model.model.layers[L].mlp, model.hf_model.lm_head.weight
     inputs: list[Tensor] = []
     handle = block.register_forward_pre_hook(lambda m, args: inputs.append(args[0][0, -1].detach()))
@@ -173,7 +183,7 @@ def plant(model: HookedMoE, expert: int = 5) -> int:
     return expert
 
 
-def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None:
+def test_only_the_planted_expert_is_found_and_confirmed(model: HookedMoE) -> None:
     expert = plant(model)
     found = attribute(model, POLITE, top=6)
     assert (found.top[0].layer, found.top[0].expert) == (L, expert)
@@ -182,7 +192,7 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert found.top[0].change == min(c.change for c in found.top)
     assert found.pairs == (4, 4)
     split = [replace(p, split="test" if i < 2 else "discovery") for i, p in enumerate(POLITE)]
-    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs that say their half keep to it"
+    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs with a split stay in their half"
 
     result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
     (planted,) = result.kinds
@@ -193,12 +203,12 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert f"L3 E{expert}" in repr(found)
 
 
-def test_the_lens_adds_up(model: HookedMoE) -> None:
+def test_the_lens_equals_a_plain_recomputation(model: HookedMoE) -> None:
     expert = plant(model)
     lens = expert_lens(model, CONTEXTS[0], L, contrast=("き", "く"), top=3)
-    assert (lens.voices[0].name, lens.voices[-1].name) == ("all", "shared")
-    by_name = {v.name: v for v in lens.voices}
-    assert by_name[f"E{expert}"].contrast == max(v.contrast for v in lens.voices if v.name.startswith("E"))
+    assert (lens.parts[0].name, lens.parts[-1].name) == ("all", "shared")
+    by_name = {p.name: p for p in lens.parts}
+    assert by_name[f"E{expert}"].contrast == max(p.contrast for p in lens.parts if p.name.startswith("E"))
     assert by_name["all"].agreement == pytest.approx(1)
     logits = model(CONTEXTS[0])[0, -1]
     head, norm = model.hf_model.lm_head, model.hf_model.model.norm
@@ -208,32 +218,36 @@ def test_the_lens_adds_up(model: HookedMoE) -> None:
     change = logits - before
     assert by_name["all"].contrast == pytest.approx((change[き] - change[く]).item(), abs=1e-4)
     assert f"after '行', layer {L}" in repr(lens)
-    with pytest.raises(MoeLensError, match="'行き' is 2 tokens of this model; a contrast needs single tokens"):
+    with pytest.raises(
+        MoeLensError, match="expected two single tokens as contrast, got '行き', which is 2 tokens of this model"
+    ):
         expert_lens(model, CONTEXTS[0], L, contrast=("行き", "く"))
 
 
-def test_no_lens_where_outputs_are_scaled_afterwards(model: HookedMoE) -> None:
+def test_a_block_that_scales_its_output_has_no_lens(model: HookedMoE) -> None:
     model.add_hook(f"blocks.{L}.mlp.hook_out", lambda tensor, hook: tensor * 2)
-    message = "the block's output is not the sum of its experts' .it scales or norms them afterwards"
+    message = r"to be the sum of its experts' outputs, got something else \(the block scales or normalises them"
     with pytest.raises(MoeLensError, match=message):
         expert_lens(model, CONTEXTS[0], L)
     model.reset_hooks()
 
 
-def test_no_lens_where_the_head_is_not_all(model: HookedMoE) -> None:
+def test_a_model_that_changes_its_logits_has_no_lens(model: HookedMoE) -> None:
     def soften(module: Any, args: Any, output: Any) -> Any:
         output.logits = output.logits.tanh()
         return output
 
     handle = model.hf_model.register_forward_hook(soften)
-    with pytest.raises(MoeLensError, match="are not its last norm and output embedding of the residual stream, so"):
+    with pytest.raises(
+        MoeLensError, match="to be its last norm and output embedding of the residual stream, got others"
+    ):
         expert_lens(model, CONTEXTS[0], L)
     handle.remove()
 
 
-def test_usage(model: HookedMoE) -> None:
+def test_expert_usage_equals_a_plain_recomputation(model: HookedMoE) -> None:
     texts = [p.context for p in POLITE[:3]]
-    found = usage(model, texts)
+    found = expert_usage(model, texts)
     load, weight, norm = np.zeros(8), np.zeros(8), np.zeros(8)
     for text in texts:
         _, cache = model.run_with_cache(text)
@@ -251,7 +265,7 @@ def test_usage(model: HookedMoE) -> None:
 @given(st.integers(0, 1000), st.sets(st.integers(0, 31), min_size=1, max_size=3), st.booleans())
 def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, experts: set[int], matched: bool) -> None:
     rng = np.random.default_rng(seed)
-    found = Usage((1, 4), rng.random((2, 32)), rng.random((2, 32)), rng.random((2, 32)))
+    found = ExpertUsage((1, 4), rng.random((2, 32)), rng.random((2, 32)), rng.random((2, 32)))
     groups = [(4, tuple(sorted(experts))), (1, (5,))]
     for wanted in (groups, groups[:1]):
         sets = control_sets(found, wanted, 20, seed, matched)
@@ -264,7 +278,7 @@ def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, exper
 
 def test_matched_controls_are_nearer_than_random_ones() -> None:
     rng = np.random.default_rng(0)
-    found = Usage((1,), rng.random((1, 256)), rng.random((1, 256)), rng.random((1, 256)))
+    found = ExpertUsage((1,), rng.random((1, 256)), rng.random((1, 256)), rng.random((1, 256)))
     features = found.features()[0]
 
     def distance(matched: bool) -> float:
@@ -290,29 +304,41 @@ def test_the_bootstrap_covers_the_mean_and_widens_with_dependence() -> None:
     hits = 0
     for seed in range(200):
         values = rng.normal(size=40)
-        low, high = bootstrap(values, range(40), seed, draws=400)
+        low, high = bootstrap_interval(values, range(40), seed, draws=400)
         hits += low <= 0 <= high
     assert 0.88 <= hits / 200 <= 0.99
     twice = np.repeat(rng.normal(size=20), 2)
-    apart, together = bootstrap(twice, range(40), 0), bootstrap(twice, np.repeat(np.arange(20), 2).tolist(), 0)
+    apart, together = (
+        bootstrap_interval(twice, range(40), 0),
+        bootstrap_interval(twice, np.repeat(np.arange(20), 2).tolist(), 0),
+    )
     assert together[1] - together[0] > 1.2 * (apart[1] - apart[0])
 
 
 ERRORS: dict[str, tuple[Any, str]] = {
-    "no pairs": (lambda m: effect(m, [], remove(L, [1])), "no pairs; give at least one with id, kind, frame, context"),
-    "field": (lambda m: as_pairs([{"id": "1", "kind": "k"}]), "pair 0 has no 'frame'; a pair has id, kind, frame"),
-    "same": (lambda m: as_pairs([TextPair("a", "k", "f", "c", "x", "x")]), "pair 'a' has the same text twice, 'x'"),
+    "no pairs": (
+        lambda m: effect(m, [], remove(L, [1])),
+        "expected one or more pairs, got none; give pairs with id, kind, frame, context",
+    ),
+    "field": (
+        lambda m: as_pairs([{"id": "1", "kind": "k"}]),
+        "expected pairs with id, kind, frame, context, good, bad, got pair 0 without 'frame'; add this",
+    ),
+    "same": (
+        lambda m: as_pairs([TextPair(id="a", kind="k", frame="f", context="c", good="x", bad="x")]),
+        "expected two different texts in pair 'a', got 'x' twice; change",
+    ),
     "half": (
         lambda m: effect(m, POLITE, remove(L, [1]), half="first"),
         "unknown half 'first'; allowed: all, discovery, test",
     ),
     "one frame": (
         lambda m: attribute(m, POLITE[:1]),
-        "kind 'plain-polite' has one frame, '明日は学校へ行', and cannot be halved",
+        "expected two or more frames of kind 'plain-polite' to split into halves, got one, '明日は学校へ行'; add",
     ),
     "draws": (
         lambda m: effect(m, POLITE, remove(L, [1]), draws=5),
-        "5 control draws cannot reach p = .05; give 20 or more",
+        "expected 20 or more control draws, since fewer cannot reach p = .05, got 5; give more",
     ),
     "controls": (
         lambda m: effect(m, POLITE, remove(L, [1]), controls="match"),
@@ -320,14 +346,14 @@ ERRORS: dict[str, tuple[Any, str]] = {
     ),
     "shared": (
         lambda m: effect(m, POLITE, remove(L, "shared")),
-        "has no other experts to be controlled by; use controls=None",
+        "expected an intervention on routed experts of one layer for the controls, got 'remove shared",
     ),
     "too many": (
         lambda m: effect(m, POLITE, remove(L, [1]), draws=40),
-        r"the model has 23 sets of 1 other experts for 40 controls",
+        "expected 40 or more sets of 1 other experts for the controls, got 23; give fewer draws",
     ),
     "no such layer": (lambda m: effect(m, POLITE, remove(9, [1])), "unknown layer '9'; allowed: 1, 2, 3"),
-    "no such expert": (lambda m: effect(m, POLITE, remove(L, [99])), "unknown expert 99; allowed: 0 to"),
+    "no such expert": (lambda m: effect(m, POLITE, remove(L, [99])), "expected experts from 0 to 7, got 99; give"),
     "layer": (lambda m: expert_lens(m, "行", 0), "unknown layer '0'; allowed: 1, 2, 3"),
 }
 

@@ -72,7 +72,7 @@ def test_record_a_cell(shell: Any, here: Path) -> None:
 
 
 def test_compare(shell: Any, run: str) -> None:
-    assert shell.run_line_magic("moe", f"compare rec {run}").kept[0, 0] == 1
+    assert shell.run_line_magic("moe", f"compare rec {run}").overlap[0, 0] == 1
 
 
 def test_pairs_of_a_cell(shell: Any) -> None:
@@ -172,7 +172,7 @@ MISTAKES = [
     ("trace", " ", "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"),
     ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
     ("record", "\n", "nothing to record; give a corpus, or write one document a line in the cell of %%moe record"),
-    ("prefer", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
+    ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
     ("effect --layer 3 --experts five", None, "--experts 'five' are not ids; give some such as 5,9, or shared"),

@@ -216,7 +216,7 @@ def test_findings_table_in_a_notebook() -> None:
     assert "no expert takes any of these labels" in findings_html(found, [])
     assert ">lift</th>" in html
     assert "grey: neither is below .05" in html
-    assert "-0 %" not in findings_html(found, [replace(found.top(1)[0], left=-0.001)])
+    assert "-0 %" not in findings_html(found, [replace(found.top(1)[0], excess_left=-0.001)])
 
 
 def test_japanese_is_marked() -> None:

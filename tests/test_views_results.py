@@ -148,7 +148,7 @@ def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
         flow_plot(results["flow"], [1, 3])
     with pytest.raises(UnknownNameError, match="unknown layer '4'"):
         flow_plot(results["flow"], [4])
-    with pytest.raises(MoeLensError, match=r"1 shifts of \d+ tokens are no band; give 2 or more draws"):
+    with pytest.raises(MoeLensError, match=r"expected 2 or more draws and tokens, got 1 draws of \d+ tokens; give"):
         layer_curve(results["recording"], labels=results["labels"], draws=1)
 
 

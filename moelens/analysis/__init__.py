@@ -1,4 +1,4 @@
-"""From routes and labels to findings: pure functions on arrays."""
+"""Analyses of routes and labels: `analyze`, `compare`, `measure`, and the pure functions of arrays behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One pass over routes, into tables whose size does not depend on the number of tokens."""
+"""Count routes in one pass, into tables whose size does not depend on the number of tokens."""
 
 from __future__ import annotations
 
@@ -11,45 +11,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, Routes
-from moelens.analysis.processes import add_up
+from moelens.analysis.processes import sum_over_processes
 
-Part: TypeAlias = tuple[slice, Iterable[Routes]]
-STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
-BLOCK = 1 << 22  # cells by kind, layer and expert that are multiplied at once: few products, each worth a thread
-PART = 1 << 19
-GROUPS = 200  # of documents: enough for statistics, few enough for memory
+RoutePart: TypeAlias = tuple[slice, Iterable[Routes]]
+"""Rows of tokens, and their routes `[token, slot]` for each layer."""
+MAX_GROUPS = 200  # of documents: enough for the statistics, few enough for memory
+_STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
+_BLOCK = 1 << 22  # cells by kind, layer and expert that are multiplied at once: few products, each worth a thread
+_PART = 1 << 19  # tokens in a part
 
 
 @dataclass(frozen=True, eq=False)
-class Kinds:
-    """Distinct combinations of labels, and of strata, that tokens have.
+class TokenKinds:
+    """The distinct combinations of labels and strata that tokens have, called kinds.
 
-    Tokens share few combinations, so counting them costs the same for one label and for sixty.
-    A stratum in which all tokens have the same labels tells nothing about these: its tokens have stratum −1.
+    Tokens share few kinds, so counting costs the same for one label and for sixty.
+    A stratum in which all tokens have the same labels carries no information about the labels: its tokens get the
+    stratum −1.
+
+    Attributes:
+        labels: the labels of each kind, bool `[kind, label]`.
+        strata: the stratum of each kind, numbered from 0 within each stratification `[stratification, kind]`.
     """
 
     labels: Bools
-    """`[kind, label]`."""
     strata: Ints
-    """`[stratification, kind]`, numbered from 0 within each stratification."""
 
     @classmethod
-    def of(cls, labels: Bools, stratifications: Sequence[NDArray[np.integer]] = ()) -> tuple[Kinds, Ints]:
-        """The kinds of tokens with `labels` `[token, label]` in strata `[token]`, and the kind of each `[token]`."""
+    def of(cls, labels: Bools, stratifications: Sequence[NDArray[np.integer]] = ()) -> tuple[TokenKinds, Ints]:
+        """Find the kinds of tokens.
+
+        Args:
+            labels: bool `[token, label]`.
+            stratifications: integer codes of the strata, each `[token]`.
+
+        Returns:
+            The kinds, and the kind of each token `[token]`.
+        """
         pattern = np.zeros(len(labels), np.int64)
         for byte in np.packbits(labels, axis=1).T:
             pattern = distinct(pattern * 256 + byte)[1]
-        strata = [undecided(codes, pattern) for codes in stratifications]
+        strata = [_informative_strata(codes, pattern) for codes in stratifications]
         kind = pattern
         for codes in strata:
             kind = distinct(kind * (int(codes.max(initial=-1)) + 2) + codes + 1)[1]
-        first = np.zeros(int(kind.max(initial=-1)) + 1, np.int64)
-        first[kind] = np.arange(len(kind))  # any token of the kind will do
-        found = np.array([codes[first] for codes in strata], np.int64).reshape(len(strata), len(first))
-        return cls(labels[first], found), kind
+        token_of_kind = np.zeros(int(kind.max(initial=-1)) + 1, np.int64)
+        token_of_kind[kind] = np.arange(len(kind))  # any token of the kind will do
+        kind_strata = np.array([codes[token_of_kind] for codes in strata], np.int64)
+        return cls(labels[token_of_kind], kind_strata.reshape(len(strata), len(token_of_kind))), kind
 
     def rates(self, kind_tokens: Ints, which: int) -> tuple[Ints, Floats]:
-        """Tokens of each stratum `[stratum]`, and the share of them that has each label `[stratum, label]`."""
+        """Return the number of tokens of each stratum `[stratum]`, and the share with each label `[stratum, label]`."""
         stratum, inside = self.strata[which], self.strata[which] >= 0
         size = np.bincount(stratum[inside], kind_tokens[inside])
         labelled = np.zeros((len(size), self.labels.shape[1]))
@@ -57,7 +69,7 @@ class Kinds:
         return size.astype(np.int64), labelled / size[:, None]
 
     def residuals(self, kind_tokens: Ints, which: int) -> Floats:
-        """Each kind's labels less what its stratum has on average `[kind, label]`; 0 where the stratum is −1."""
+        """Return the labels of each kind minus the mean of its stratum `[kind, label]`; 0 where the stratum is −1."""
         _, rate = self.rates(kind_tokens, which)
         stratum = self.strata[which]
         values = np.zeros(self.labels.shape)
@@ -66,126 +78,155 @@ class Kinds:
         return values
 
 
-@dataclass(frozen=True, eq=False)
-class Tables:
-    """All that statistics need of the routes; everything is a sum over tokens."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RouteTables:
+    """What the statistics need to know of the routes. Every entry is a sum over tokens.
+
+    Attributes:
+        cells: tokens of the label at the expert `[group, layer, expert, label]`.
+        experts: tokens at the expert `[group, layer, expert]`.
+        kind_tokens: tokens of the kind `[group, kind]`.
+        informative: tokens at the expert whose stratum is not −1 `[group, layer, expert]`.
+        by_stratum: tokens of the stratum at the expert `[stratum, layer, expert]`.
+        excess: sum of the label residuals of the tokens at the expert, by the first stratification
+            `[group, layer, expert, label]`.
+        further_excess: the same by each further stratification, summed over groups
+            `[stratification, layer, expert, label]`.
+    """
 
     cells: NDArray[np.int32]
-    """Tokens of the label at the expert `[group, layer, expert, label]`."""
     experts: Ints
-    """Tokens at the expert `[group, layer, expert]`."""
     kind_tokens: Ints
-    """Tokens of the kind `[group, kind]`."""
-    undecided: Ints
-    """Tokens at the expert whose stratum does not decide their labels `[group, layer, expert]`."""
+    informative: Ints
     by_stratum: NDArray[np.int32]
-    """Tokens of the stratum at the expert `[stratum, layer, expert]`."""
     excess: NDArray[np.float32]
-    """Label residuals of the tokens at the expert `[group, layer, expert, label]`."""
-    beyond: Floats
-    """The same by each further stratification, summed over groups `[stratification, layer, expert, label]`."""
+    further_excess: Floats
 
-    def over_processes(self) -> Tables:
-        """The sum over the processes of torch.distributed, in all of them; kinds are known to each already."""
+    def over_processes(self) -> RouteTables:
+        """Sum the tables over the processes of torch.distributed; every process already knows all kinds."""
         names = [f.name for f in fields(self) if f.name != "kind_tokens"]
-        return replace(self, **dict(zip(names, add_up([getattr(self, n) for n in names]), strict=True)))
+        sums = sum_over_processes([getattr(self, name) for name in names])
+        return replace(self, **dict(zip(names, sums, strict=True)))
 
 
 def tabulate(
-    parts: Iterable[Part], kind: NDArray[np.integer], bounds: Ints, kinds: Kinds, n_experts: int, n_layers: int
-) -> Tables:
-    """Count `parts`: rows of tokens, and their routes `[token, slot]` for each layer.
+    parts: Iterable[RoutePart],
+    kind: NDArray[np.integer],
+    bounds: Ints,
+    kinds: TokenKinds,
+    n_experts: int,
+    n_layers: int,
+) -> RouteTables:
+    """Count the routes of `parts`.
 
-    `kind` is `[token]` of all tokens; one of kind −1 is left out. Group g holds the tokens from `bounds[g]` to
-    `bounds[g + 1]`. Label residuals by the first stratification of `kinds` are kept for each group, by the others in
-    all.
+    Args:
+        parts: rows of tokens, and their routes `[token, slot]` for each layer.
+        kind: the kind of every token of the corpus `[token]`; tokens of kind −1 are left out.
+        bounds: group g holds the tokens from `bounds[g]` to `bounds[g + 1]`, `[group + 1]`.
+        kinds: the kinds. Label residuals are kept by group for the first stratification, in total for the others.
+        n_experts: number of experts in each layer.
+        n_layers: number of layers.
+
+    Returns:
+        The tables of this process.
     """
-    n_groups, (n_kinds, n_labels) = len(bounds) - 1, kinds.labels.shape
-    kind_tokens = np.array([np.bincount(kind[a:b] + 1, minlength=n_kinds + 1)[1:] for a, b in pairwise(bounds)])
-    kind_tokens = kind_tokens.reshape(n_groups, n_kinds)
+    kind_tokens = _tokens_of_kinds(kind, bounds, len(kinds.labels))
     residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
     stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
-    shape = n_groups, n_layers, n_experts
-    tables = Tables(
-        np.zeros((*shape, n_labels), np.int32),
-        np.zeros(shape, np.int64),
-        kind_tokens,
-        np.zeros(shape, np.int64),
-        np.zeros((int(stratum.max(initial=-1)) + 1, n_layers, n_experts), np.int32),
-        np.zeros((*shape, n_labels) if residuals else (0,), np.float32),
-        np.zeros((max(0, len(residuals) - 1), n_layers, n_experts, n_labels)),
-    )
+    tables = _empty_tables(kind_tokens, stratum, len(residuals), (n_layers, n_experts, kinds.labels.shape[1]))
     for rows, routes in parts:
-        for g, run in runs(kind, bounds, rows):
-            present, local = distinct(kind[rows][run])
+        for group, tokens in _tokens_of_groups(kind, bounds, rows):
+            present, local = distinct(kind[rows][tokens])
             # Matrix products in a type that holds every count of this run exactly.
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
             weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)]).astype(exact)
-            order, starts, strata = sorted_strata(stratum[present])
-            layers, together = list(routes), max(1, BLOCK // (len(present) * n_experts))
-            for first in range(0, n_layers, together):
-                at = slice(first, min(first + together, n_layers))
-                table = tally([chosen[run] for chosen in layers[at]], local, len(present), n_experts, exact)
+            order, starts, strata = _sorted_strata(stratum[present])
+            layers, layers_at_once = list(routes), max(1, _BLOCK // (len(present) * n_experts))
+            for first in range(0, n_layers, layers_at_once):
+                at = slice(first, min(first + layers_at_once, n_layers))
+                table = _tally([chosen[tokens] for chosen in layers[at]], local, len(present), n_experts, exact)
                 sums = np.split(np.tensordot(table, weights, (0, 0)), 1 + len(residuals), axis=2)
-                tables.cells[g, at] += sums[0].astype(np.int32)
-                tables.experts[g, at] += table.sum(0).astype(np.int64)
+                tables.cells[group, at] += sums[0].astype(np.int32)
+                tables.experts[group, at] += table.sum(0).astype(np.int64)
                 if len(residuals):
-                    tables.excess[g, at] += sums[1].astype(np.float32)
-                for further, values in zip(tables.beyond, sums[2:], strict=True):
+                    tables.excess[group, at] += sums[1].astype(np.float32)
+                for further, values in zip(tables.further_excess, sums[2:], strict=True):
                     further[at] += values
                 if len(starts):
-                    found = np.add.reduceat(table[order], starts, axis=0)
-                    tables.by_stratum[strata, at] += found.astype(np.int32)
-                    tables.undecided[g, at] += found.sum(0).astype(np.int64)
+                    by_stratum = np.add.reduceat(table[order], starts, axis=0)
+                    tables.by_stratum[strata, at] += by_stratum.astype(np.int32)
+                    tables.informative[group, at] += by_stratum.sum(0).astype(np.int64)
     return tables
 
 
-def tally(
+def _tokens_of_kinds(kind: NDArray[np.integer], bounds: Ints, n_kinds: int) -> Ints:
+    """Return the tokens of each kind in each group `[group, kind]`; kind −1 is not counted."""
+    counts = [np.bincount(kind[start:stop] + 1, minlength=n_kinds + 1)[1:] for start, stop in pairwise(bounds)]
+    return np.array(counts).reshape(len(bounds) - 1, n_kinds)
+
+
+def _empty_tables(kind_tokens: Ints, stratum: Ints, n_strata: int, shape: tuple[int, int, int]) -> RouteTables:
+    """Return tables of zeros for `n_strata` stratifications; `shape` is that of `[layer, expert, label]`."""
+    n_layers, n_experts, n_labels = shape
+    by_group = len(kind_tokens), n_layers, n_experts
+    return RouteTables(
+        cells=np.zeros((*by_group, n_labels), np.int32),
+        experts=np.zeros(by_group, np.int64),
+        kind_tokens=kind_tokens,
+        informative=np.zeros(by_group, np.int64),
+        by_stratum=np.zeros((int(stratum.max(initial=-1)) + 1, n_layers, n_experts), np.int32),
+        excess=np.zeros((*by_group, n_labels) if n_strata else (0,), np.float32),
+        further_excess=np.zeros((max(0, n_strata - 1), n_layers, n_experts, n_labels)),
+    )
+
+
+def _tally(
     routes: Sequence[Routes], kind: Ints, n_kinds: int, n_experts: int, exact: type[np.floating[Any]]
 ) -> NDArray[np.floating[Any]]:
-    """Tokens by kind, layer and expert `[kind, layer, expert]`, of routes `[token, slot]` and kinds `[token]`."""
+    """Count tokens by kind, layer and expert `[kind, layer, expert]`, of routes `[token, slot]` and kinds `[token]`."""
     table = np.empty((n_kinds, len(routes), n_experts), exact)
     keys = (kind * n_experts)[:, None]
     for layer, chosen in enumerate(routes):
         counted = np.zeros(n_kinds * n_experts, np.int64)
-        for i in range(0, len(kind), STEP):
-            counted += np.bincount((chosen[i : i + STEP] + keys[i : i + STEP]).ravel(), minlength=len(counted))
+        for i in range(0, len(kind), _STEP):
+            counted += np.bincount((chosen[i : i + _STEP] + keys[i : i + _STEP]).ravel(), minlength=len(counted))
         table[:, layer] = counted.reshape(n_kinds, n_experts)
     return table
 
 
-def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
-    """These rows of `indices` `[token, layer, slot]`, in parts with the layer first."""
-    for i in range(0, len(rows), PART):
-        chosen = indices[rows[i : i + PART]]
+def in_parts(indices: Routes, rows: Ints) -> Iterator[RoutePart]:
+    """Yield the given rows of `indices` `[token, layer, slot]` in parts, with the layer as the first axis."""
+    for i in range(0, len(rows), _PART):
+        chosen = indices[rows[i : i + _PART]]
         yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
 
 
-def runs(kind: NDArray[np.integer], bounds: Ints, rows: slice) -> Iterator[tuple[int, slice | Ints]]:
-    """Each group that has tokens among `rows`, and where in these they stand, but for those of kind −1.
+def _tokens_of_groups(kind: NDArray[np.integer], bounds: Ints, rows: slice) -> Iterator[tuple[int, slice | Ints]]:
+    """Yield each group that has tokens among `rows`, and their places within `rows`; kind −1 is left out.
 
-    >>> [(g, [*range(4)][run]) for g, run in runs(np.zeros(9, int), np.array([0, 4, 9]), slice(2, 6))]
+    >>> groups = _tokens_of_groups(np.zeros(9, int), np.array([0, 4, 9]), slice(2, 6))
+    >>> [(group, [*range(4)][tokens]) for group, tokens in groups]
     [(0, [0, 1]), (1, [2, 3])]
     """
-    for g in range(*np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]):
-        start, stop = max(bounds[g], rows.start), min(bounds[g + 1], rows.stop)
-        kept = np.flatnonzero(kind[start:stop] >= 0)
-        if len(kept) == stop - start:
-            yield g, slice(int(start) - rows.start, int(stop) - rows.start)
-        elif len(kept):
-            yield g, kept + (start - rows.start)
+    for group in range(*np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]):
+        start, stop = max(bounds[group], rows.start), min(bounds[group + 1], rows.stop)
+        counted = np.flatnonzero(kind[start:stop] >= 0)
+        if len(counted) == stop - start:
+            yield group, slice(int(start) - rows.start, int(stop) - rows.start)
+        elif len(counted):
+            yield group, counted + (start - rows.start)
 
 
-def sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
-    """Rows in the order of their strata, −1 left out; where each stratum starts; which it is."""
+def _sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the rows sorted by stratum without those of −1, the start of each stratum, and its number."""
     order = np.argsort(stratum, kind="stable")
     order = order[np.searchsorted(stratum[order], 0) :]
     strata, starts = np.unique(stratum[order], return_index=True)
     return order, starts, strata
 
 
-def undecided(codes: NDArray[np.integer], pattern: Ints) -> Ints:
-    """Strata `[token]` numbered from 0, or −1 where all tokens of the stratum have the same pattern of labels."""
+def _informative_strata(codes: NDArray[np.integer], pattern: Ints) -> Ints:
+    """Number the strata from 0 `[token]`; −1 where all tokens of the stratum have the same pattern of labels."""
     stratum = distinct(codes)[1]
     n = int(stratum.max(initial=-1)) + 1
     pairs = np.unique(stratum * (int(pattern.max(initial=0)) + 1) + pattern)
@@ -194,28 +235,35 @@ def undecided(codes: NDArray[np.integer], pattern: Ints) -> Ints:
 
 
 def distinct(codes: NDArray[np.integer]) -> tuple[Ints, Ints]:
-    """The distinct values in ascending order, and the place of each code among them.
+    """Return the distinct values in ascending order, and the index of each code among them.
 
-    As `np.unique`, without sorting where the values lie close together.
+    The result is that of `np.unique(codes, return_inverse=True)`; where the values are close together nothing is
+    sorted.
 
-    >>> distinct(np.array([7, 3, 7])).__repr__()
-    '(array([3, 7]), array([1, 0, 1]))'
+    >>> values, index = distinct(np.array([7, 3, 7]))
+    >>> values.tolist(), index.tolist()
+    ([3, 7], [1, 0, 1])
     """
     codes = np.asarray(codes, np.int64)
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
-    if high - low > 4 * len(codes) + PART:
-        values, place = np.unique(codes, return_inverse=True)
-        return values, place.reshape(-1)
-    there = np.zeros(high - low + 1, bool)
-    there[codes - low] = True
-    return np.flatnonzero(there) + low, (np.cumsum(there) - 1)[codes - low]
+    if high - low > 4 * len(codes) + _PART:
+        values, index = np.unique(codes, return_inverse=True)
+        return values, index.reshape(-1)
+    occurs = np.zeros(high - low + 1, bool)
+    occurs[codes - low] = True
+    return np.flatnonzero(occurs) + low, (np.cumsum(occurs) - 1)[codes - low]
 
 
 def document_bounds(sizes: Ints, counted: Ints, groups: int) -> Ints:
-    """Where groups of documents begin, and where the last one ends `[group + 1]`.
+    """Return where each group of documents begins, and where the last one ends `[group + 1]`.
 
-    A group is a document, or neighbours put together. Documents have `sizes` tokens, of which `counted` are looked at;
-    one of which none is does not count as one.
+    A group is one document or several neighbouring ones. A document of which no token is counted does not count as a
+    document.
+
+    Args:
+        sizes: tokens of each document `[document]`.
+        counted: how many of them are counted `[document]`.
+        groups: the largest number of groups.
 
     >>> document_bounds(np.array([3, 1, 4]), np.array([2, 0, 4]), 200).tolist()
     [0, 4, 8]
@@ -227,7 +275,7 @@ def document_bounds(sizes: Ints, counted: Ints, groups: int) -> Ints:
 
 
 def balanced(sizes: NDArray[np.integer], groups: int) -> Ints:
-    """Neighbours put together to at most `groups` groups of like total size, `[item]`.
+    """Join neighbouring items into at most `groups` groups of similar total size; return the group of each `[item]`.
 
     >>> balanced(np.array([1, 1, 2, 4]), 2).tolist(), balanced(np.array([5, 1]), 4).tolist()
     ([0, 0, 0, 1], [0, 1])

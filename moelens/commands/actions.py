@@ -196,9 +196,9 @@ def trace(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def prefer(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import prefer
-    from moelens.interventions.preference import read_lines
+    from moelens.interventions.text_pairs import read_pair_lines
 
-    pairs: Any = read_lines(cell) if cell is not None else _or_default(session, args, "pairs")[0]
+    pairs: Any = read_pair_lines(cell) if cell is not None else _or_default(session, args, "pairs")[0]
     model = session.find_model(args.model)
     with _recipe(args, model):
         return _saved(prefer(model, pairs), args)
@@ -206,7 +206,7 @@ def prefer(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def causes(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import causes
-    from moelens.interventions.readout import as_pairs
+    from moelens.interventions.text_pairs import as_pairs
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
     pairs = as_pairs(pairs)  # a mistake in them is found before the model is loaded
@@ -217,12 +217,12 @@ def causes(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def effect(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import effect
-    from moelens.interventions.operations import named
-    from moelens.interventions.readout import as_pairs
+    from moelens.interventions.operations import operation_by_name
+    from moelens.interventions.text_pairs import as_pairs
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
     pairs, experts = as_pairs(pairs), _expert_ids(args.experts)
-    intervention = named(args.operation, args.layer, experts, args.value)
+    intervention = operation_by_name(args.operation, args.layer, experts, args.value)
     controls: Any = None if experts == "shared" or not args.draws else "matched"
     model = session.find_model(args.model)
     with _recipe(args, model):

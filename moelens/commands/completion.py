@@ -67,15 +67,15 @@ def _captures() -> Iterable[str]:
 
 
 def _measures() -> Iterable[str]:
-    from moelens.analysis.measures import OF_COUNTS, OF_ROUTES
+    from moelens.analysis.measures import COUNT_MEASURES, ROUTE_MEASURES
 
-    return [*OF_COUNTS, *OF_ROUTES]
+    return [*COUNT_MEASURES, *ROUTE_MEASURES]
 
 
 def _operations() -> Iterable[str]:
-    from moelens.interventions.operations import BY_NAME
+    from moelens.interventions.operations import OPERATIONS
 
-    return BY_NAME
+    return OPERATIONS
 
 
 _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {

@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.interventions import effect
-from moelens.interventions.operations import named
-from moelens.interventions.readout import as_pairs
+from moelens.interventions.operations import operation_by_name
+from moelens.interventions.text_pairs import as_pairs
 from moelens.japanese import Labels
 from moelens.models.loading import load
 from moelens.probes import probe
@@ -291,7 +291,7 @@ class Runner:
         pairs = as_pairs(self.script.place(options.pop("pairs")))
         if options.get("controls") in ("none", "") or doing["experts"] == "shared":
             options["controls"] = None
-        result = effect(self.model(), pairs, named(**doing), progress=self.progress, **options)
+        result = effect(self.model(), pairs, operation_by_name(**doing), progress=self.progress, **options)
         write(path, result)
         text = {} if result.text is None else {"kl": result.text.kl, "perplexity_after": result.text.perplexity_after}
         found: dict[str, Any] = json_values({"summary": asdict(result.kinds[0]) | text, "result": result.to_dict()})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis.tables import number
+from moelens.analysis.tables import number, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
 from moelens.views.style import label_html
 
@@ -77,12 +77,12 @@ def _labels(result: Specialization, at: int, expert: int) -> str:
 
 
 def _effect(effect: Effect) -> str:
-    from moelens.interventions.effects import interval, signed  # imports torch
-
     rows = ""
     for k in effect.kinds:
-        control = f"{effect.control} controls {signed(k.control)} {interval(k.control_low, k.control_high)}"
-        cells = (f"{escape(k.kind)} ({k.pairs})", f"{signed(k.change)} {interval(k.low, k.high)}",
+        control = (
+            f"{effect.control} controls {signed_number(k.control)} {signed_interval(k.control_low, k.control_high)}"
+        )
+        cells = (f"{escape(k.kind)} ({k.pairs})", f"{signed_number(k.change)} {signed_interval(k.low, k.high)}",
                  control if effect.controls else "without controls")  # fmt: skip
         rows += "<tr>" + "".join(f'<td style="{ROW}">{cell}</td>' for cell in cells) + "</tr>"
     head = f"{escape(' + '.join(effect.interventions))}: change of the margin in nats, 95 % interval"

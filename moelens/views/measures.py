@@ -254,7 +254,7 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
     index = comparison.names.index(label)
     change = 100 * comparison.change[:, :, index]
     a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
-    kept = number(100 * float(np.nanmean(comparison.kept[:, index])))
+    kept = number(100 * float(np.nanmean(comparison.overlap[:, index])))
     tokens = f"{int(comparison.label_tokens[index]):,} tokens"
     head = f"{a} → {b} · {label_text(label)} · {tokens} · experts kept: {kept} %"
     with japanese_font():

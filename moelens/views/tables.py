@@ -45,7 +45,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
                 f"{f.count:,}",
                 number(f.q),
                 number(f.p_family),
-                f"{round(100 * f.left)} %" if np.isfinite(f.left) else DASH,
+                f"{round(100 * f.excess_left)} %" if np.isfinite(f.excess_left) else DASH,
             ),
             "" if f.significant else "opacity: 0.45",
         )

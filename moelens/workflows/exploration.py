@@ -16,7 +16,7 @@ from moelens.views.explorer import Explorer
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
-    from moelens.analysis.sources import Given
+    from moelens.analysis.samples import Given
     from moelens.interventions.effects import Controls, Effect
     from moelens.models.hooked import HookedMoE
     from moelens.views.explorer import Remove
