@@ -138,7 +138,9 @@ def test_options_of_a_recipe(tmp_path: Path) -> None:
     assert parse_options(["layer=1", "experts=[6]", "text=先生"]) == {"layer": 1, "experts": [6], "text": "先生"}
     with pytest.raises(moelens.MoeLensError, match=r"option 'strength' is not NAME=VALUE, such as strength=2\.0"):
         parse_options(["strength"])
-    with pytest.raises(moelens.MoeLensError, match="--set a=1 is an option of a recipe; give its file with --hooks"):
+    with pytest.raises(
+        moelens.MoeLensError, match="expected --hooks FILE with --set, got --set a=1 alone; give the recipe"
+    ):
         command_line(["--debug", "prefer", "demo", "--set", "a=1"])
 
 
