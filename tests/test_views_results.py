@@ -167,7 +167,7 @@ def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
     with pytest.raises(MoeLensError, match="first axis, got 'x' with the axes token; print it"):
         Measure("x", np.zeros(2), {"token": (0, 1)}).plot()
     with pytest.raises(
-        MoeLensError, match=r"expected 1 to 4 successive layers, got \[1, 3\]; give some such as \[1, 2\]"
+        MoeLensError, match=r"expected 1 to 4 successive layers, got \[1, 3\]; the measure has \[1, 2, 3\]"
     ):
         flow_plot(results["flow"], [1, 3])
     with pytest.raises(UnknownNameError, match="unknown layer '4'"):

@@ -49,7 +49,7 @@ class Command:
         arguments: the arguments, in the order of the help.
         example: a complete command line, without `moelens`.
         interfaces: those of `INTERFACES` that have the command.
-        cell: what the cell below `%%moe` contains, as a noun phrase; empty if the command takes no cell.
+        cell: the content of the cell below `%%moe COMMAND`, as a noun phrase; empty if the command takes no cell.
         show: returns what the command line prints of the result, or None.
         timed: whether `%moe` prints the time that it took.
     """

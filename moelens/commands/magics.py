@@ -41,15 +41,15 @@ def _help() -> str:
     """The text of `%moe --help`, from the command table."""
     commands = [c for c in COMMANDS.values() if "magics" in c.interfaces]
     lines = [f"%moe {c.name:<9} {c.help}" for c in commands]
-    cells = [f"%%moe {c.name:<8} the same; the cell contains {c.cell}" for c in commands if c.cell]
+    cells = [f"%%moe {c.name:<8} the same for the lines below it: {c.cell}" for c in commands if c.cell]
     return "\n".join(
         [
             *lines,
             *cells,
             "",
             "%moe COMMAND --help shows the arguments of a command. -o NAME at the end assigns the result to a name.",
-            "Models, recordings and corpora can be given as variables of the notebook. Without a model, a command uses",
-            "the one that was loaded last. %config MoeMagics shows and sets the defaults.",
+            "Models, recordings and corpora can be variables of the notebook. The model may follow %%moe COMMAND; without",
+            "a model, a command uses the one that was loaded last. %config MoeMagics shows and sets the defaults.",
         ]
     )
 

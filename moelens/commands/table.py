@@ -160,7 +160,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     *_HOOKS,
                 ),
                 example="record demo corpus.txt --out runs/corpus --capture routes margin",
-                cell="one document per line; the model may follow %%moe record",
+                cell="one document per line",
                 show=actions.show_text_once,
                 timed=True,
             ),
@@ -256,7 +256,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     ),
                 ),
                 example="trace 先生がいらっしゃいました。 --model demo",
-                cell="the text; the model may follow %%moe trace",
+                cell="the text",
             ),
             Command(
                 name="prefer",

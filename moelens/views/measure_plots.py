@@ -1,4 +1,4 @@
-"""Measures of routing as matplotlib axes: curves over layers, experts, pairs of experts, flow from layer to layer."""
+"""Measures of routing and comparisons of two models as matplotlib axes."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _colour_bar(ax: Axes, scale: ScalarMappable, measure: Measure, **place: floa
 def _next_layer(measure: Measure, at: int) -> str:
     """The name of the layer after position `at`; the layer axis of a measure of flow does not have the last one."""
     layers = measure.provenance.get("layers", measure.axes["layer"])
-    return f"L{layers[at + 1]}" if at + 1 < len(layers) else f"next after L{layers[at]}"
+    return f"L{layers[at + 1]}" if at + 1 < len(layers) else f"layer after L{layers[at]}"
 
 
 def flow_plot(
@@ -226,7 +226,7 @@ def flow_plot(
             raise unknown("layer", layer, known, "layers whose flow to the next layer was measured")
     at = [known.index(layer) for layer in chosen]
     if not 1 <= len(at) <= 4 or at != list(range(at[0], at[0] + len(at))):
-        raise MoeLensError(f"expected 1 to 4 successive layers, got {chosen}; give some such as {list(known[:2])}")
+        raise MoeLensError(f"expected 1 to 4 successive layers, got {chosen}; the measure has {list(known)}")
     with japanese_font():
         ax = ax or new_axes((9.0, 4.4))
         flows = [np.asarray(measure.values[i], float) for i in at]

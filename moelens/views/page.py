@@ -45,7 +45,7 @@ class _PageView(Protocol):
 
 
 class Page:
-    """An HTML file with live views, in the making: `add` puts a view into it, `html` returns the whole.
+    """Builds an HTML file with live views: `add` puts a view into it, `html` returns the text of the file.
 
     Attributes:
         views: for each live view its module, state and slices.
@@ -79,11 +79,11 @@ class Page:
         return f'<figure id="live-{at}"><div class="live"></div>{cards}<div class="static">{fallback}</div></figure>'
 
     def html(self, title: str, body: str) -> str:
-        """Return the whole file.
+        """Return the text of the file.
 
         Args:
             title: plain text.
-            body: HTML, in which the strings that `add` returned stand where the views are to appear.
+            body: HTML; each view appears where the string that `add` returned for it is inserted.
         """
         script, scripts, allowed = static_text("page.js"), "", "'none'"
         if self.views:

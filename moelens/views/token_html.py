@@ -33,8 +33,8 @@ def tokens_html(
 ) -> str:
     """Return a text as tokens, each coloured by an expert or by a number, as HTML with inline styles only.
 
-    Each token stands on the colour of its expert with the largest weight, above the id of that expert. Hovering shows
-    all its experts and their weights.
+    The background of a token has the colour of its expert with the largest weight, whose id is written below it. A
+    tooltip lists all its experts and their weights.
 
     Args:
         tokens: texts of the tokens.
