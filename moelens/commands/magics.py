@@ -48,8 +48,8 @@ def _help() -> str:
             *cells,
             "",
             "%moe COMMAND --help shows the arguments of a command. -o NAME at the end assigns the result to a name.",
-            "Models, recordings and corpora can be variables of the notebook. The model may follow %%moe COMMAND; without",
-            "a model, a command uses the one that was loaded last. %config MoeMagics shows and sets the defaults.",
+            "Models, recordings and corpora can be variables of the notebook. The model may follow %%moe COMMAND;",
+            "without a model, a command uses the one that was loaded last. %config MoeMagics shows and sets defaults.",
         ]
     )
 
