@@ -140,7 +140,9 @@ def test_options_of_a_recipe(tmp_path: Path) -> None:
         moelens.MoeLensError, match=r"expected an option NAME=VALUE, got 'strength'; write it such as strength=2\.0"
     ):
         parse_options(["strength"])
-    with pytest.raises(moelens.MoeLensError, match="--set a=1 is an option of a recipe; give its file with --hooks"):
+    with pytest.raises(
+        moelens.MoeLensError, match="expected --hooks FILE with --set, got --set a=1 alone; give the recipe"
+    ):
         command_line(["--debug", "prefer", "demo", "--set", "a=1"])
 
 

@@ -46,7 +46,10 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
     assert main([*base, "remove", "--layer", "3", "--experts", "shared"]) == 0
     assert "remove shared expert in layer 3 · all pairs · no controls" in capsys.readouterr().out
     for arguments, message in (
-        (["remove", "--layer", "3", "--experts", "a"], "--experts 'a' are not ids; give some such as 5,9, or shared"),
+        (
+            ["remove", "--layer", "3", "--experts", "a"],
+            "expected --experts with ids such as 5,9 or the word shared, got 'a'",
+        ),
         (["delete", "--layer", "3", "--experts", "1"], "unknown operation 'delete'"),
         (["scale", "--layer", "3", "--experts", "1"], "expected a value for scale, got none; give a number"),
         (

@@ -23,7 +23,7 @@ from sklearn.neighbors import NearestCentroid
 import moelens
 from moelens import MoeLensError
 from moelens.commands.command_line import main
-from moelens.commands.script import run_script, unmet
+from moelens.commands.script import run_script, unmet_expectations
 from moelens.probes import classifiers, probe
 from moelens.probes.classifiers import Scaler, fit_probe
 from moelens.probes.features import Feature, FeatureStore
@@ -304,7 +304,7 @@ def test_a_script_runs_resumes_and_checks_expectations(tmp_path: Path, capsys: p
         ("politeness", False, True),
         ("remove", False, False),
     ]
-    assert first[0].failed[0].startswith("selectivity > 5 was expected, and it is ")
+    assert first[0].failed[0].startswith("expected selectivity > 5, got ")
     for name, ending in product(("politeness", "remove"), ("json", "parquet", "png")):
         assert (tmp_path / "run" / f"{name}.{ending}").exists()
     assert pq.read_table(tmp_path / "run" / "politeness.parquet").num_rows == 2
@@ -312,7 +312,7 @@ def test_a_script_runs_resumes_and_checks_expectations(tmp_path: Path, capsys: p
     with pytest.raises(SystemExit, match="1"):
         main(["probe", str(script)])
     out = capsys.readouterr().out
-    assert "FAILED  politeness: selectivity > 5 was expected, and it is" in out
+    assert "FAILED  politeness: expected selectivity > 5, got" in out
     assert "ok      remove: as expected, from an earlier run" in out
     write_script(
         tmp_path, SCRIPT.replace("selectivity > 5", "selectivity > -2").replace("experts = [5]", "experts = [6]")
@@ -346,7 +346,7 @@ def test_another_recipe_or_file_runs_entries_again(tmp_path: Path) -> None:
     assert resumed(**recipe) == [True, False]
     assert main(["probe", str(script), "--set", "layer=3"]) == 2
     script.write_text(NOTHING.replace('corpus = "texts.txt"', 'recording = "run"'), encoding="utf-8")
-    with pytest.raises(MoeLensError, match=r"has probes of a recording, which '.*py' cannot change; give model"):
+    with pytest.raises(MoeLensError, match=r"has probes of a finished recording, which the recipe '.*py' cannot"):
         run_script(script, **recipe)
 
 
@@ -357,7 +357,7 @@ def test_processes_of_accelerate_share_a_script(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]
     done = subprocess.run([*command, "probe", str(script)], capture_output=True, text=True, env=ONE_THREAD)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("FAILED  politeness: selectivity > 5 was expected") == 1
+    assert done.stdout.count("FAILED  politeness: expected selectivity > 5, got") == 1
     assert done.stdout.count("ok      remove: as expected (") == 1
     assert [(o.name, o.resumed) for o in run_script(script, progress=False)] == [("politeness", True), ("remove", True)]
 
@@ -367,11 +367,11 @@ BAD_SCRIPTS = {
     "out='x'": 'needs out = "FOLDER" and at least one',
     "out='x'\nmodle='demo'\n[[effect]]\nname='a'": "unknown setting 'modle'; did you mean 'model'",
     "out='x'\n[[effect]]\nname='a'\nlayers=[1]": "unknown setting 'layers'; did you mean 'layer'",
-    "out='x'\n[[effect]]\nname='a/b'": r"every \[\[effect\]\] needs a name of its own, of letters",
-    "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a name of its own",
-    "out='x'\n[[probe]]\nname='a'": 'needs recording = "FOLDER", or model and corpus to make one',
-    "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": "expectation 'p is small' is not NAME > NUMBER",
-    "out=": "' is not TOML: Invalid value",
+    "out='x'\n[[effect]]\nname='a/b'": r"every \[\[effect\]\] needs a unique name of letters, digits",
+    "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a unique name",
+    "out='x'\n[[probe]]\nname='a'": 'need recording = "FOLDER", or model and corpus to make one',
+    "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": r"in expect, got 'p is small'; write for example selectivity",
+    "out=": "' is not valid TOML: Invalid value",
 }
 
 
@@ -384,7 +384,7 @@ def test_a_wrong_script_is_refused_before_anything_runs(tmp_path: Path, text: st
 
 def test_an_expectation_of_an_unknown_value_is_refused() -> None:
     with pytest.raises(MoeLensError, match="unknown expected value 'shfit'; did you mean 'shift'"):
-        unmet(["shfit > 0"], {"shift": 1.0, "name": "a"})
+        unmet_expectations(["shfit > 0"], {"shift": 1.0, "name": "a"})
 
 
 def test_an_effect_needs_a_model(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The words of a magic's line."""
+"""Split the line of a magic into words."""
 
 from __future__ import annotations
 
@@ -8,13 +8,20 @@ from moelens.errors import MoeLensError
 
 
 def split_words(line: str) -> tuple[list[str], str]:
-    """The words of a line as a shell would see them, and the name after `-o` at its end, if there is one.
+    """Split a line as a shell does, and take off `-o NAME` at its end.
 
-    >>> split_words('analyze runs/demo --given "token" -o result')
-    (['analyze', 'runs/demo', '--given', 'token'], 'result')
+    Args:
+        line: the line after `%moe`.
+
+    Returns:
+        The words without `-o NAME`, and the name, or "" if there is none.
 
     Raises:
-        MoeLensError: a quotation mark is not closed, or what follows `-o` is not a variable's name.
+        MoeLensError: a quotation mark is not closed, or the word after `-o` is not a variable name.
+
+    Example:
+        >>> split_words('analyze runs/demo --given "token" -o result')
+        (['analyze', 'runs/demo', '--given', 'token'], 'result')
     """
     try:
         words = shlex.split(line)
