@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,16 @@ def small_run(corpora: Path, steps: int) -> tuple[TrainingStep, TrainingRows, Re
     return TrainingStep(build_model(recipe), recipe, bf16=False, compiled=False), rows, recipe
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The same sums in the same order: with several threads, the order in which they add is left to chance."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_that_was_stopped_ends_where_the_whole_one_does(
     corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
