@@ -21,7 +21,7 @@ from moelens import HookedMoE, MoeLensError
 from moelens.interventions import TextPair, attribute, effect, expert_lens, remove, scale, swap
 from moelens.interventions.attribution import contributions
 from moelens.interventions.controls import ExpertUsage, control_sets, expert_usage
-from moelens.interventions.scoring import batches, bootstrap_interval, margins, pair_texts
+from moelens.interventions.scoring import bootstrap_interval, margins, pair_texts, text_batches
 from moelens.interventions.text_pairs import as_pairs, half_of
 
 L = 3
@@ -79,9 +79,9 @@ def test_margins_and_batches(model: HookedMoE) -> None:
     by_hand = [margin_by_hand(model, p) for p in pairs]
     for batch_tokens in (1, 30, 4096):
         np.testing.assert_allclose(margins(model, pairs, batch_tokens), by_hand, atol=1e-4)
-    rows = [r for b in batches(model, pair_texts(pairs), 30, group_size=2) for r in b.rows]
+    rows = [r for b in text_batches(model, pair_texts(pairs), 30, group_size=2) for r in b.rows]
     assert sorted(rows) == list(range(32))
-    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in batches(model, pair_texts(pairs), 30, group_size=2))
+    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in text_batches(model, pair_texts(pairs), 30, group_size=2))
 
 
 def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:

@@ -52,7 +52,7 @@ Load of the experts on the held-out text, largest and smallest, divided by the m
 """
 
 
-def write_card(report: Mapping[str, Any], folder: Path) -> None:
+def write_model_card(report: Mapping[str, Any], folder: Path) -> None:
     """Write `README.md` and `training.json` next to the weights.
 
     Args:

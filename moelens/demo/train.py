@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moelens.demo.card import write_card
+from moelens.demo.card import write_model_card
 from moelens.demo.evaluate import evaluate_held_out
 from moelens.demo.texts import Ints, TrainingRows, build_tokenizer, encode, read_documents, row_starts
 
@@ -361,7 +361,7 @@ def main(argv: list[str] | None = None) -> None:
         "recipe": asdict(recipe),
         "held_out": evaluate_held_out(shipped, tokenizer, streams, held_out_streams, recipe.context),
     }
-    write_card(report, args.out)
+    write_model_card(report, args.out)
     shutil.rmtree(args.out / "checkpoint", ignore_errors=True)
 
 

@@ -20,7 +20,7 @@ from moelens.analysis.tables import number, plain_table, signed_interval, signed
 from moelens.bars import progress_bar
 from moelens.display import Plotted
 from moelens.interventions.operations import remove
-from moelens.interventions.scoring import batch_margins, batches, bootstrap_interval, margins, pair_texts
+from moelens.interventions.scoring import batch_margins, bootstrap_interval, margins, pair_texts, text_batches
 from moelens.interventions.text_pairs import MinimalPair, as_pairs, half_of
 from moelens.saved import SavedRows
 
@@ -207,7 +207,7 @@ def contributions(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: 
         outputs[hook.name] = output if output.requires_grad else output.detach().requires_grad_()
         return outputs[hook.name]
 
-    for batch in batches(model, pair_texts(pairs), batch_tokens, group_size=2):
+    for batch in text_batches(model, pair_texts(pairs), batch_tokens, group_size=2):
         with torch.enable_grad(), model.hooks([(name, save) for name in points]):
             total = batch_margins(batch.logits(model), batch).sum()
         gradients = torch.autograd.grad(total, [outputs[name] for name in points])

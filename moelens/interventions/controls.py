@@ -13,7 +13,7 @@ from torch import Tensor
 from moelens.analysis.arrays import Floats
 from moelens.errors import MoeLensError
 from moelens.interventions.intervention import Intervention
-from moelens.interventions.scoring import batches
+from moelens.interventions.scoring import text_batches
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -72,7 +72,7 @@ def expert_usage(model: HookedMoE, texts: Sequence[str], batch_tokens: int = 204
 
     points = [f"blocks.{layer}.mlp.{name}" for layer in layers for name in ("hook_topk_weights", "experts.hook_out")]
     with model.hooks([(name, add) for name in points]):
-        for batch in batches(model, texts, batch_tokens):
+        for batch in text_batches(model, texts, batch_tokens):
             mask = batch.mask
             tokens += int(mask.sum())
             batch.logits(model)

@@ -47,7 +47,7 @@ class Batch:
         return logits
 
 
-def batches(model: HookedMoE, texts: Sequence[str], batch_tokens: int, group_size: int = 1) -> Iterator[Batch]:
+def text_batches(model: HookedMoE, texts: Sequence[str], batch_tokens: int, group_size: int = 1) -> Iterator[Batch]:
     """Yield texts of similar length, padded on the right.
 
     Args:
@@ -105,7 +105,7 @@ def pair_texts(pairs: Sequence[MinimalPair]) -> list[str]:
 def margins(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: int = 2048) -> Floats:
     """Return by how many nats the model prefers the good text of each pair `[pair]`."""
     values = np.empty(len(pairs))
-    for batch in batches(model, pair_texts(pairs), batch_tokens, group_size=2):
+    for batch in text_batches(model, pair_texts(pairs), batch_tokens, group_size=2):
         values[np.array(batch.rows[::2]) // 2] = batch_margins(batch.logits(model), batch).double().cpu().numpy()
     return values
 
@@ -121,7 +121,7 @@ def text_divergence(
         next token in nats, and the log-probability before and after.
     """
     values = np.zeros((len(texts), 4))
-    for batch in batches(model, texts, batch_tokens):
+    for batch in text_batches(model, texts, batch_tokens):
         before = batch.logits(model)
         with model.intervene(*interventions):
             after = batch.logits(model)
