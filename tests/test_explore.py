@@ -60,18 +60,17 @@ def test_the_views_follow_the_chosen_expert(explorer: Explorer, recording: Recor
     explorer.trace.layer = recording.layers[0]
     assert explorer.trace.highlight == -1, "an expert has no identity across layers"
     explorer.map.label = "尊敬語"
-    assert explorer.effect.kind == "respectful"
+    assert explorer.effect.kind == "subject-honorification"
 
 
 def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedMoE) -> None:
     from moelens.interventions import remove
-    from moelens.japanese import pairs
 
     states: list[str] = []
     explorer.effect.observe(lambda change: states.append(change["new"]), "status")
     explorer.map.selected, explorer.effect.kind = [3, 7], "control-noun"
     explorer.effect.clicks += 1
-    expected = moelens.effect(model, pairs("control-noun"), remove(4, [7]), controls=None, texts=()).kinds[0]
+    expected = moelens.effect(model, "control-noun", remove(4, [7]), controls=None, texts=()).kinds[0]
     (row,) = explorer.effect.rows
     assert states == ["running", "idle"]
     assert (row["target"], row["pairs"]) == ("L4 · E7", 24)

@@ -11,12 +11,12 @@ import moelens
 from moelens.commands.command_line import main
 from moelens.interventions import TextPair, causes
 from moelens.interventions.causal import holm_correction
+from moelens.interventions.items import read_items
 from moelens.interventions.operations import operation_by_name
-from moelens.interventions.text_pairs import read_pairs
 
 CONTEXTS = ["明日は学校へ", "母と町へ", "夏には海へ", "兄は大阪へ"]
 ROWS = [
-    {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
+    {"id": c, "kind": "style-agreement", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
     for c in CONTEXTS
 ]
 
@@ -33,7 +33,7 @@ def test_causes_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: 
     out = tmp_path / "effect.json"
     assert main(["causes", "demo", "--pairs", str(pairs), "--top", "4", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "contributions to polite-ending, nats · found on 2 pairs, verified on 2 of other frames" in shown
+    assert "contributions to style-agreement, nats · found on 2 pairs, verified on 2 of other frames" in shown
     assert "rank correlation with removal (test): of attribution (discovery)" in shown
     data = json.loads(out.read_text("utf-8"))
     assert len(data["attribution"]["top"]) == 4
@@ -44,7 +44,7 @@ def test_causes_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: 
 def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["effect", "demo", "--pairs", str(pairs), "--operation"]
     assert main([*base, "remove", "--layer", "3", "--experts", "shared"]) == 0
-    assert "remove shared expert in layer 3 · all pairs · no controls" in capsys.readouterr().out
+    assert "remove shared expert in layer 3 · all items · no controls" in capsys.readouterr().out
     for arguments, message in (
         (
             ["remove", "--layer", "3", "--experts", "a"],
@@ -62,14 +62,16 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_pairs_by_kind_or_file(pairs: Path) -> None:
-    assert [p.id for p in read_pairs(str(pairs))] == CONTEXTS
-    assert {p.kind for p in read_pairs("respectful-humble")} == {"respectful-humble"}
+    assert [p.id for p in read_items(str(pairs))] == CONTEXTS
+    assert {p.kind for p in read_items("respectful-humble")} == {"respectful-humble"}
     with pytest.raises(
-        moelens.MoeLensError, match=r"expected a \.jsonl file with one pair a line, got 'none\.jsonl', which does"
+        moelens.MoeLensError, match=r"expected a \.jsonl file with one pair or contrast a line, got 'none\.jsonl', which does"
     ):
-        read_pairs("none.jsonl")
-    with pytest.raises(moelens.MoeLensError, match="unknown kind of pairs 'respect'; did you mean 'respectful'"):
-        read_pairs("respect")
+        read_items("none.jsonl")
+    with pytest.raises(
+        moelens.MoeLensError, match="unknown kind of contrasts or pairs 'requst'; did you mean 'requests'"
+    ):
+        read_items("requst")
     two = [TextPair(id=k, kind=k, frame="f", context="c", good="x", bad="y") for k in ("k1", "k2")]
     with pytest.raises(
         moelens.MoeLensError, match="expected pairs of one kind, got 2: k1, k2; give one kind at a time"

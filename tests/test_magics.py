@@ -81,7 +81,7 @@ def test_pairs_of_a_cell(shell: Any) -> None:
     )
     assert [p.context for p in found.pairs] == ["明日は学校へ", ""]
     assert found.kinds[0].preferred == 1
-    assert len(shell.run_line_magic("moe", "prefer --pairs polite-ending").pairs) > 20
+    assert len(shell.run_line_magic("moe", "prefer --pairs style-agreement").pairs) > 20
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_effect_and_remove(shell: Any) -> None:
     removed = shell.run_line_magic("moe", "effect --layer 3 --experts 5,9 --draws 0 -o removed")
     assert removed.interventions == ("remove E5, E9 in layer 3",)
     assert shell.user_ns["removed"] is removed
-    found = shell.run_line_magic("moe", "causes --pairs polite-ending --top 1")
+    found = shell.run_line_magic("moe", "causes --pairs style-agreement --top 1")
     assert len(found.attribution.top) == 1
 
 
@@ -129,8 +129,8 @@ def test_hooks_of_a_recipe(shell: Any) -> None:
 
 
 def test_defaults(shell: Any) -> None:
-    shell.run_line_magic("config", "MoeMagics.pairs = 'humble'")
-    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble"}
+    shell.run_line_magic("config", "MoeMagics.pairs = 'humble-object'")
+    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble-object"}
     shell.run_line_magic("config", "MoeMagics.pairs = 'respectful-humble'")
 
 

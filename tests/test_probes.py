@@ -275,7 +275,7 @@ expect = "pairs >= 2"
 """
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PAIRS = [
-    {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
+    {"id": c, "kind": "style-agreement", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
     for c in ("明日は学校へ", "母と町へ")
 ]
 

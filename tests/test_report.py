@@ -51,9 +51,8 @@ def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_p
 
 def test_effects_have_a_section(recording: moelens.Recording, tmp_path: Path) -> None:
     from moelens.interventions import remove
-    from moelens.japanese import pairs
 
-    found = moelens.effect(moelens.load("demo"), pairs("control-noun"), remove(4, [7]), controls=None, texts=())
+    found = moelens.effect(moelens.load("demo"), "control-noun", remove(4, [7]), controls=None, texts=())
     without = moelens.report(recording, tmp_path / "r.html", permutations=50).read_text(encoding="utf-8")
     page = moelens.report(recording, tmp_path / "r.html", effects=[found], permutations=50).read_text(encoding="utf-8")
     assert "<b>EFFECT</b>" not in without

@@ -14,17 +14,21 @@ import pytest
 import moelens
 from moelens.interventions import Attribution, Causes, Effect, ExpertLens
 from moelens.interventions.attribution import Contribution
-from moelens.interventions.effects import KindEffect, TextEffect
+from moelens.interventions.causal import Dose
+from moelens.interventions.controls import Balance
+from moelens.interventions.effects import KindEffect, OffTarget, TextEffect
 from moelens.interventions.lens import OutputPart
 from moelens.probes.probing import ProbeResult, ProbeRow
 
 NAN = float("nan")
 KIND = KindEffect(
     kind="敬語",
-    pairs=8,
+    items=8,
     frames=4,
     before=1.0,
     after=0.5,
+    accuracy=0.75,
+    accuracy_after=0.5,
     change=-0.5,
     low=-0.7,
     high=-0.2,
@@ -44,8 +48,10 @@ EFFECT = Effect(
     half="test",
     kinds=(KIND,),
     text=TEXT,
+    off_target=OffTarget(kinds=("control-tense",), changes=(0.1,), ratio=0.2),
     control="matched",
     controls=("remove E1 in layer 3",),
+    balance=(Balance(quantity="load", changed=0.2, control=0.2, control_low=0.1, control_high=0.3, difference=0.0),),
     seed=7,
 )
 ATTRIBUTION = Attribution(
@@ -63,6 +69,17 @@ ATTRIBUTION = Attribution(
     pairs=(4, 4),
     seed=7,
 )
+DOSE = Dose(
+    experts=2,
+    names=("L3 E1", "L1 E0"),
+    change=-0.5,
+    low=NAN,
+    high=NAN,
+    random=0.0,
+    random_low=-0.1,
+    random_high=0.1,
+    p=1 / 21,
+)
 WHOLE = OutputPart(name="all", weight=NAN, promoted=(("き", 1.5), ("く", 1.0)), agreement=1.0, contrast=NAN)
 PROBED = ProbeRow(
     feature="experts",
@@ -78,10 +95,12 @@ PROBED = ProbeRow(
 )
 RESULTS: dict[str, Any] = {
     "effect": EFFECT,
-    "effect alone": replace(EFFECT, kinds=(ALONE, KIND), text=None, control="", controls=()),
+    "effect alone": replace(
+        EFFECT, kinds=(ALONE, KIND), text=None, off_target=None, control="", controls=(), balance=()
+    ),
     "attribution": ATTRIBUTION,
-    "causes": Causes(ATTRIBUTION, (EFFECT, EFFECT), EFFECT),
-    "one cause": Causes(ATTRIBUTION, (EFFECT,), None),
+    "causes": Causes(attribution=ATTRIBUTION, effects=(EFFECT, EFFECT), joint=EFFECT, doses=(DOSE,)),
+    "one cause": Causes(attribution=ATTRIBUTION, effects=(EFFECT,), joint=None, doses=(DOSE,)),
     "lens": ExpertLens("行", 3, (WHOLE,)),
     "probe": ProbeResult(
         family="pos",
@@ -135,7 +154,7 @@ def test_errors(tmp_path: Path) -> None:
             act("e.csv")
     path = EFFECT.save(tmp_path / "effect.json")
     other = (
-        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/1'; "
+        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/2'; "
         "open it with the class that saved it"
     )
     with pytest.raises(moelens.MoeLensError, match=f"^{other}$"):
@@ -149,16 +168,20 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
-    effects = (EFFECT, replace(EFFECT, kinds=(replace(KIND, p=0.9),)))
-    assert Causes(ATTRIBUTION, effects, None).verdict() == [
-        "0 of 2 change the margin more than similar experts do (p Holm < 0.05); "
-        "with 2 tests and a smallest p of 0.500 none can: give draws=40 (--draws 40)"
+    few = replace(EFFECT, controls=("a",))
+    effects = (few, replace(few, kinds=(replace(KIND, p=0.9),)))
+    assert Causes(attribution=ATTRIBUTION, effects=effects, joint=None, doses=()).verdict() == [
+        "0 of 2 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 1 "
+        "controls allow is 1.00); none can: give draws=40 (--draws 40)"
     ]
     sure = replace(EFFECT, controls=("remove E1 in layer 3",) * 99, kinds=(replace(KIND, p=0.01),))
     unsettled = replace(sure, kinds=(replace(KIND, p=0.01, high=0.1),))
-    assert Causes(ATTRIBUTION, (sure,), unsettled).verdict() == [
-        "1 of 1 change the margin more than similar experts do (p Holm < 0.05)",
-        "remove E5 in layer 3: the model prefers the good text less without it (-0.500 nats, 95 % [-0.700, -0.200])",
-        "all of these, p 0.0100: the change differs between sentences and its direction is uncertain "
-        "(-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
+    assert Causes(attribution=ATTRIBUTION, effects=(sure,), joint=unsettled, doses=()).verdict() == [
+        "1 of 1 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 99 "
+        "controls allow is 0.0100)",
+        "remove E5 in layer 3: the model prefers what the context licenses less without it "
+        "(-0.500 nats, 95 % [-0.700, -0.200])",
+        "all of these together: p 0.0100 (the smallest possible is 0.0100): the change differs between sentences and "
+        "its direction is uncertain (-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
+        "the effect is selective: off target, the change is 0.200 of that on target",
     ]

@@ -29,7 +29,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     recording = moelens.record(model, "demo", tmp_path_factory.mktemp("views") / "run", progress=False)
     labels = moelens.label(recording)
     found = moelens.japanese.honorifics("<b>先生</b>がいらっしゃいました。")
-    pairs = [p for p in moelens.japanese.pairs() if p.kind in ("polite-ending", "control-tense")]
+    pairs = [p for p in moelens.japanese.pairs() if p.kind in ("style-agreement", "control-tense")]
     return {
         "recording": recording,
         "labels": labels,
@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "preferences": moelens.prefer(model, pairs),
         "effect": moelens.effect(model, pairs, remove(3, [5]), controls=None),
         "attribution": moelens.attribute(model, pairs, top=2),
-        "causes": causes(model, [p for p in pairs if p.kind == "polite-ending"], top=1),
+        "causes": causes(model, [p for p in pairs if p.kind == "style-agreement"], top=1),
         "comparison": moelens.compare(recording, recording, labels=labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
         "pair": pairs[0],
@@ -84,8 +84,8 @@ DRAWN = {
     "repetition": "demo · 4 layers · 5,108 tokens · repetition",
     "preferences": "demo · 120 pairs",
     "effect": "demo · remove E5 in layer 3",
-    "attribution": "demo · contributions to polite-ending, control-tense",
-    "causes": "demo · polite-ending",
+    "attribution": "demo · contributions to style-agreement, control-tense",
+    "causes": "demo · style-agreement",
     "comparison": "demo → demo · all tokens · ",
     "probe": "honorifics · ",
 }

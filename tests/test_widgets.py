@@ -336,7 +336,7 @@ def test_512_tokens_of_58_layers_are_fast(page: Any) -> None:
 
 @pytest.mark.e2e
 def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
-    mount(page, EffectView(kind="respectful", target="L3 · E9"), focus="button")
+    mount(page, EffectView(kind="subject-honorification", target="L3 · E9"), focus="button")
     button = page.get_by_role("button")
     assert button.inner_text() == "Remove L3 · E9"
     button.press("Enter")
@@ -345,7 +345,7 @@ def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
     assert button.is_disabled()
     assert button.inner_text() == "Running…"
     effect = {
-        "kind": "respectful",
+        "kind": "subject-honorification",
         "pairs": 80,
         "frames": 8,
         "before": 1.5,
@@ -363,5 +363,5 @@ def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
     page.evaluate("window.model.set('message', 'no model')")
     page.evaluate("window.model.set('status', 'failed')")
     assert "moelens-failed" in page.locator("output").get_attribute("class")
-    page.get_by_title("kind of sentence pairs").select_option("humble")
-    assert value(page, "kind") == "humble"
+    page.get_by_title("kind of sentence pairs").select_option("humble-object")
+    assert value(page, "kind") == "humble-object"

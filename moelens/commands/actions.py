@@ -211,7 +211,7 @@ def trace_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def prefer_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import prefer
-    from moelens.interventions.text_pairs import read_pair_lines
+    from moelens.interventions.items import read_pair_lines
 
     pairs: Any = read_pair_lines(cell) if cell is not None else _or_default(session, args, "pairs")[0]
     model = session.find_model(args.model)
@@ -221,10 +221,10 @@ def prefer_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import causes
-    from moelens.interventions.text_pairs import as_pairs
+    from moelens.interventions.items import as_items
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
-    pairs = as_pairs(pairs)  # checked before the model is loaded
+    pairs = as_items(pairs)  # checked before the model is loaded
     model = session.find_model(args.model)
     with _recipe_hooks(args, model):
         return _save_result(causes(model, pairs, top=args.top, draws=args.draws, seed=seed), args)
@@ -232,11 +232,11 @@ def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import effect
+    from moelens.interventions.items import as_items
     from moelens.interventions.operations import operation_by_name
-    from moelens.interventions.text_pairs import as_pairs
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
-    pairs, experts = as_pairs(pairs), _expert_ids(args.experts)
+    pairs, experts = as_items(pairs), _expert_ids(args.experts)
     intervention = operation_by_name(args.operation, args.layer, experts, args.value)
     controls: Any = None if experts == "shared" or not args.draws else "matched"
     model = session.find_model(args.model)

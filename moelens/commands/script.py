@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.interventions import Effect, effect
+from moelens.interventions.items import as_items
 from moelens.interventions.operations import operation_by_name
-from moelens.interventions.text_pairs import as_pairs
 from moelens.japanese import Labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
@@ -81,7 +81,7 @@ class Script:
 
         [[effect]]
         name = "remove-17"
-        pairs = "polite-ending"         # or a .jsonl file
+        pairs = "style-agreement"         # or a .jsonl file
         operation = "remove"
         layer = 3
         experts = [17]
@@ -340,7 +340,7 @@ class _Runner:
         for required in ("operation", "layer", "experts"):
             if required not in intervention:
                 raise MoeLensError(f"[[effect]] {path.stem!r} needs {required}, such as layer = 3, experts = [5]")
-        pairs = as_pairs(self.script.resolve(options.pop("pairs")))
+        pairs = as_items(self.script.resolve(options.pop("pairs")))
         if options.get("controls") in ("none", "") or intervention["experts"] == "shared":
             options["controls"] = None
         result = effect(self.model(), pairs, operation_by_name(**intervention), progress=self.progress, **options)

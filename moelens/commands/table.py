@@ -306,7 +306,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     *_HOOKS,
                     _SAVE,
                 ),
-                example="effect demo --pairs polite-ending --layer 3 --experts 17",
+                example="effect demo --pairs style-agreement --layer 3 --experts 17",
                 timed=True,
             ),
             Command(

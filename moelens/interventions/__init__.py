@@ -29,7 +29,8 @@ _MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
     "ExpertLens": "lens",
     "Intervention": "intervention",
     "Preferences": "preference",
-    "TextPair": "text_pairs",
+    "TextContrast": "items",
+    "TextPair": "items",
     "attribute": "attribution",
     "causes": "causal",
     "effect": "effects",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from moelens.interventions.causal import Causes, causes
     from moelens.interventions.effects import Effect, effect
     from moelens.interventions.intervention import Intervention
+    from moelens.interventions.items import TextContrast, TextPair
     from moelens.interventions.lens import ExpertLens, expert_lens
     from moelens.interventions.operations import (
         force,
@@ -58,7 +60,6 @@ if TYPE_CHECKING:
     )
     from moelens.interventions.preference import Preferences, prefer
     from moelens.interventions.recorded_routes import recorded_tensors
-    from moelens.interventions.text_pairs import TextPair
 
 __all__ = [
     "Attribution",
@@ -67,6 +68,7 @@ __all__ = [
     "ExpertLens",
     "Intervention",
     "Preferences",
+    "TextContrast",
     "TextPair",
     "attribute",
     "causes",

@@ -19,9 +19,16 @@ from moelens.analysis.arrays import Floats
 from moelens.analysis.tables import number, plain_table, signed_interval, signed_number
 from moelens.bars import progress_bar
 from moelens.display import Plotted
+from moelens.interventions.items import Item, as_items, half_of
 from moelens.interventions.operations import remove
-from moelens.interventions.scoring import batch_margins, bootstrap_interval, margins, pair_texts, text_batches
-from moelens.interventions.text_pairs import MinimalPair, as_pairs, half_of
+from moelens.interventions.scoring import (
+    batch_margins,
+    margins,
+    mean_interval,
+    pair_texts,
+    split_items,
+    text_batches,
+)
 from moelens.saved import SavedRows
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ class Attribution(Plotted, SavedRows):
             (test).
         rank_correlation_test: the same with `repeated`, the attribution on the pairs of the removal.
         pairs: number of pairs in the discovery half and in the test half.
-        seed: seed of the halves and the bootstrap.
+        seed: seed of the halves.
     """
 
     FORMAT: ClassVar[str] = "moelens.attribution/1"
@@ -128,10 +135,10 @@ def attribute(
 
     Args:
         model: the hooked model.
-        pairs: minimal pairs: objects such as `TextPair`, rows of a dataset, a `.jsonl` file, or a kind of the bundled
-            pairs. The frames of each kind are split into two halves with `seed`.
+        pairs: crossed contrasts or minimal pairs, as `prefer` takes them. The frames of each kind are split into two
+            halves with `seed`.
         top: number of contributions to verify, the largest in either direction.
-        seed: seed of the halves and the bootstrap.
+        seed: seed of the halves.
         batch_tokens: number of tokens that run together.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
@@ -143,11 +150,11 @@ def attribute(
         MoeLensError: there are no pairs, or a kind has a single frame.
 
     Example:
-        >>> result = moelens.attribute(demo_model, moelens.japanese.pairs("respectful")[::10], top=1)
+        >>> result = moelens.attribute(demo_model, moelens.japanese.contrasts("kin-terms")[::6], top=1)
         >>> result.routed.shape, len(result.top)
         ((4, 32), 1)
     """
-    given = as_pairs(pairs)
+    given = as_items(pairs)
     discovery, test = half_of(given, "discovery", seed), half_of(given, "test", seed)
     layers, n_experts = model.shape.moe_layers, model.shape.n_experts
     discovered, repeated = (contributions(model, half, batch_tokens).mean(0) for half in (discovery, test))
@@ -159,7 +166,7 @@ def attribute(
         shared = expert == n_experts
         with model.intervene(remove(layers[layer], "shared" if shared else [expert])):
             change = margins(model, test, batch_tokens) - before
-        low, high = bootstrap_interval(change, [p.frame for p in test], seed)
+        low, high = mean_interval(change, [p.frame for p in test])
         verified.append(
             Contribution(
                 layer=layers[layer],
@@ -186,15 +193,16 @@ def attribute(
     )
 
 
-def contributions(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: int = 2048) -> Floats:
-    """Return the contribution of each expert to the margin of each pair, with one backward pass for each batch.
+def contributions(model: HookedMoE, items: Sequence[Item], batch_tokens: int = 2048) -> Floats:
+    """Return the contribution of each expert to the margin of each item, with one backward pass for each batch.
 
     Returns:
-        Nats, `[pair, layer, expert]`; the last expert is the shared one.
+        Nats, `[item, layer, expert]`; the last expert is the shared one.
 
     Raises:
         MoeLensError: the outputs of a layer's experts cannot be read.
     """
+    pairs, owner = split_items(items)
     layers, n = model.shape.moe_layers, model.shape.n_experts
     values = np.zeros((len(pairs), len(layers), n + 1))
     points = {f"blocks.{layer}.mlp.experts.hook_out": i for i, layer in enumerate(layers)}
@@ -222,7 +230,9 @@ def contributions(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: 
             by_expert = terms.new_zeros(len(terms), n).scatter_add(1, chosen, terms.flatten(1))
             values[rows, i, :n] += _pair_sums(by_expert)
         outputs.clear()
-    return values
+    summed = np.zeros((len(items), *values.shape[1:]))
+    np.add.at(summed, owner, values)
+    return summed
 
 
 def _pair_sums(rows: Tensor) -> Floats:

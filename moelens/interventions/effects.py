@@ -13,38 +13,55 @@ from moelens.analysis.tables import number, plain_table, signed_interval, signed
 from moelens.bars import progress_bar
 from moelens.display import Plotted
 from moelens.errors import unknown
-from moelens.interventions.controls import control_interventions, expert_usage
+from moelens.interventions.controls import Balance, balance_lines, control_interventions, expert_usage, is_balanced
 from moelens.interventions.intervention import Intervention
-from moelens.interventions.scoring import bootstrap_interval, margins, pair_texts, text_divergence
-from moelens.interventions.text_pairs import Half, MinimalPair, as_pairs, half_of
+from moelens.interventions.items import Half, Item, as_items, half_of
+from moelens.interventions.scoring import (
+    LEAST_FRAMES,
+    margins,
+    mean_interval,
+    pair_texts,
+    share_interval,
+    split_items,
+    text_divergence,
+)
+from moelens.japanese.crossed_contrasts import contrasts
 from moelens.saved import SavedRows
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
 Controls = Literal["matched", "random"] | None
+SELECTIVE = 1 / 3
+"""Largest change off target, over that on target, of an intervention that is called selective."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KindEffect:
-    """The effect on the pairs of one kind. Margins are log P(good) − log P(bad) in nats, as means over pairs.
+    """The effect on the items of one kind, in nats, as means over items.
+
+    The margin of a pair is log P(good) − log P(bad), that of a contrast the interaction. Intervals are 95 % intervals
+    over frames, and NaN for fewer than four frames.
 
     Attributes:
-        kind: the kind of pair.
-        pairs: number of pairs.
+        kind: the kind of pair or contrast.
+        items: number of pairs or contrasts.
         frames: number of frames.
         before, after: margin without and with the intervention.
-        change, low, high: `after` minus `before`, and its 95 % bootstrap interval over frames.
-        flip, flip_low, flip_high: share of pairs whose preferred text changes, and its 95 % bootstrap interval.
+        accuracy, accuracy_after: share of items with a margin above 0 without and with the intervention.
+        change, low, high: `after` minus `before`, and its interval.
+        flip, flip_low, flip_high: share of items whose margin changes its sign, and its interval.
         control, control_low, control_high: mean change under the controls, and the middle 95 % of the controls.
         p: (1 + controls whose absolute change is at least as large) / (1 + controls); NaN without controls.
     """
 
     kind: str
-    pairs: int
+    items: int
     frames: int
     before: float
     after: float
+    accuracy: float
+    accuracy_after: float
     change: float
     low: float
     high: float
@@ -55,6 +72,26 @@ class KindEffect:
     control_low: float
     control_high: float
     p: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffTarget:
+    """What an intervention changes besides its target: contrasts in which no honorific expert should matter.
+
+    Attributes:
+        kinds: the kinds of control contrasts.
+        changes: mean change of the interaction in each of them, in nats.
+        ratio: mean absolute change over the kinds, over the absolute change on target.
+    """
+
+    kinds: tuple[str, ...]
+    changes: tuple[float, ...]
+    ratio: float
+
+    @property
+    def selective(self) -> bool:
+        """Whether the change off target is at most a third of that on target."""
+        return self.ratio <= SELECTIVE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,22 +122,26 @@ class Effect(Plotted, SavedRows):
         model: name of the model.
         interventions: the interventions in words, in the order in which they were applied.
         half: half of the frames: "discovery", "test", or "all".
-        kinds: the effect on each kind of pair.
+        kinds: the effect on each kind of pair or contrast.
         text: the effect on unrelated text; None if it was not measured.
+        off_target: the effect on the control contrasts; None if it was not measured.
         control: how controls were drawn: "matched", "random", or "" for none.
         controls: the control interventions in words.
-        seed: seed of the halves, the controls and the bootstrap.
+        balance: how the controls compare with what is changed; empty without controls.
+        seed: seed of the halves and the controls.
     """
 
-    FORMAT: ClassVar[str] = "moelens.effect/1"
+    FORMAT: ClassVar[str] = "moelens.effect/2"
 
     model: str
     interventions: tuple[str, ...]
     half: Half
     kinds: tuple[KindEffect, ...]
     text: TextEffect | None
+    off_target: OffTarget | None
     control: str
     controls: tuple[str, ...]
+    balance: tuple[Balance, ...]
     seed: int
 
     @property
@@ -108,21 +149,44 @@ class Effect(Plotted, SavedRows):
         """Number of controls."""
         return len(self.controls)
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that this number of controls allows; NaN without controls."""
+        return 1 / (1 + self.draws) if self.draws else float("nan")
+
     def records(self) -> list[dict[str, Any]]:
-        """Return a row for each kind of pair."""
+        """Return a row for each kind."""
         return [asdict(k) for k in self.kinds]
 
     def table(self) -> str:
-        """Return a plain table with a row for each kind of pair, and a line about unrelated text."""
+        """Return a plain table with a row for each kind, and a line for each comparison."""
         what = " + ".join(self.interventions) or "nothing"
-        pairs = "all pairs"
-        if self.half != "all":
-            pairs = f"{sum(k.pairs for k in self.kinds)} pairs of the {self.half} half"
+        items = (
+            "all items" if self.half == "all" else f"{sum(k.items for k in self.kinds)} items of the {self.half} half"
+        )
         against = f"{self.draws} {self.control} controls" if self.controls else "no controls"
-        lines = [f"{self.model} · {what} · {pairs} · {against} · seed {self.seed}"]
-        header = ("kind", "pairs", "margin", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
+        lines = [f"{self.model} · {what} · {items} · {against} · seed {self.seed}"]
+        header = ("kind", "items", "margin", "accuracy", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
         shown = len(header) if self.controls else header.index("controls")
         lines.append(plain_table(header[:shown], [_row(k)[:shown] for k in self.kinds]))
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """Return what else was measured, and what the numbers cannot show, a sentence each."""
+        lines = []
+        if any(k.frames < LEAST_FRAMES for k in self.kinds):
+            lines.append(f"no interval for fewer than {LEAST_FRAMES} frames: it would not hold")
+        if self.controls:
+            lines.append(f"the smallest p with {self.draws} controls is {number(self.smallest_p)}")
+            lines += balance_lines(self.balance)
+            if not is_balanced(self.balance):
+                per = self.kinds[0].change / self.balance[0].changed if self.balance[0].changed else float("nan")
+                lines.append(f"per unit of routed weight, the change is {signed_number(per)} nats")
+        if self.off_target is not None:
+            o = self.off_target
+            listed = ", ".join(f"{k} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True))
+            said = "selective" if o.selective else "not selective"
+            lines.append(f"off target: {listed} nats; {number(o.ratio)} of the change on target: {said}")
         if self.text is not None:
             t = self.text
             lines.append(
@@ -130,7 +194,7 @@ class Effect(Plotted, SavedRows):
                 f"[{number(t.kl_low)}, {number(t.kl_high)}] nats a token, perplexity {number(t.perplexity_before)} to "
                 f"{number(t.perplexity_after)}"
             )
-        return "\n".join(lines)
+        return lines
 
     __repr__ = table
 
@@ -138,8 +202,9 @@ class Effect(Plotted, SavedRows):
 def _row(k: KindEffect) -> tuple[str, ...]:
     return (
         k.kind,
-        str(k.pairs),
+        str(k.items),
         number(k.before),
+        f"{number(k.accuracy)} to {number(k.accuracy_after)}",
         signed_number(k.change),
         signed_interval(k.low, k.high),
         number(k.flip),
@@ -159,24 +224,26 @@ def effect(
     draws: int = 20,
     half: Half = "all",
     texts: Sequence[str] | None = None,
+    off_target: bool = True,
     seed: int = 0,
     batch_tokens: int = 2048,
     progress: bool | None = None,
 ) -> Effect:
-    """Measure how an intervention changes what a model prefers in minimal pairs, and its output elsewhere.
+    """Measure how an intervention changes what a model prefers in contrasts or pairs, and its output elsewhere.
 
     Args:
         model: the hooked model.
-        pairs: minimal pairs: objects such as `TextPair`, rows of a dataset, a `.jsonl` file, or a kind of the bundled
-            pairs.
+        pairs: crossed contrasts or minimal pairs: objects such as `TextContrast` and `TextPair`, rows of a dataset, a
+            `.jsonl` file, or a kind of the bundled ones.
         intervention: one intervention, or several that are applied together in this order.
-        controls: the same on other experts: "matched" on load, gate weight and output norm over the texts of the
-            pairs, or "random". None measures only the change and its interval, in two passes over the pairs; the
+        controls: the same on other experts: "matched" on what is changed (routed weight, output norm and load on the
+            texts of the pairs; see `control_sets`), or "random". None measures only the change and its interval; the
             shared expert needs it, since there is no other expert like it.
         draws: number of controls, 20 or more; the smallest p is 1 / (draws + 1).
         half: "discovery" or "test" for one half of the frames of each kind, split with `seed`.
         texts: unrelated texts; None uses the bundled texts without honorifics, () measures none.
-        seed: seed of the halves, the controls and the bootstrap.
+        off_target: measure the change on the bundled control contrasts of the same half too.
+        seed: seed of the halves and the controls.
         batch_tokens: number of tokens that run together.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
@@ -189,70 +256,98 @@ def effect(
             operation.
 
     Example:
-        >>> pairs = moelens.japanese.pairs("respectful")[:4]
-        >>> result = moelens.effect(demo_model, pairs, moelens.remove(3, [5]), controls=None, texts=())
-        >>> result.interventions, [k.kind for k in result.kinds], result.kinds[0].pairs
-        (('remove E5 in layer 3',), ['respectful'], 4)
+        >>> pairs = moelens.japanese.pairs("title")[:4]
+        >>> result = moelens.effect(
+        ...     demo_model, pairs, moelens.remove(3, [5]), controls=None, texts=(), off_target=False
+        ... )
+        >>> result.interventions, [k.kind for k in result.kinds], result.kinds[0].items
+        (('remove E5 in layer 3',), ['title'], 4)
     """
     if controls not in ("matched", "random", None):
         raise unknown("controls", controls, ("matched", "random", None))
     interventions = (intervention,) if isinstance(intervention, Intervention) else tuple(intervention)
-    chosen = half_of(as_pairs(pairs), half, seed)
+    chosen = half_of(as_items(pairs), half, seed)
     with model.intervene(*interventions):
         pass  # raises an error for what the model cannot do, before anything is computed
     sets: list[tuple[Intervention, ...]] = []
+    balance: tuple[Balance, ...] = ()
     if controls is not None:
-        usage = expert_usage(model, pair_texts(chosen), batch_tokens)
-        sets = control_interventions(usage, interventions, draws, seed, controls == "matched")
+        usage = expert_usage(model, pair_texts(split_items(chosen)[0]), batch_tokens)
+        sets, balance = control_interventions(usage, interventions, draws, seed, controls == "matched")
     before = margins(model, chosen, batch_tokens)
     after = np.stack(list(_margins_under(model, chosen, [interventions, *sets], batch_tokens, progress)))
     unrelated = _plain_texts() if texts is None else texts
     divergence = text_divergence(model, unrelated, interventions, batch_tokens) if unrelated else None
+    effects = tuple(_kind_effects(chosen, before, after[0], after[1:]))
     return Effect(
         model=model.name,
         interventions=tuple(map(str, interventions)),
         half=half,
-        kinds=tuple(_kind_effects(chosen, before, after[0], after[1:], seed)),
+        kinds=effects,
         text=None if divergence is None else _text_effect(divergence, seed),
+        off_target=_off_target(model, effects, interventions, half, batch_tokens) if off_target else None,
         control=controls or "",
         controls=tuple(" + ".join(map(str, i)) for i in sets),
+        balance=balance,
         seed=seed,
     )
 
 
+def _off_target(
+    model: HookedMoE,
+    effects: Sequence[KindEffect],
+    interventions: Sequence[Intervention],
+    half: Half,
+    batch_tokens: int,
+) -> OffTarget | None:
+    """Measure the change on the kinds of control contrasts that are not on target; None if all are."""
+    on_target = {k.kind for k in effects}
+    controls = half_of([c for c in contrasts() if c.control and c.kind not in on_target], half)
+    if not controls:
+        return None
+    before = margins(model, controls, batch_tokens)
+    with model.intervene(*interventions):
+        change = margins(model, controls, batch_tokens) - before
+    kinds = tuple(dict.fromkeys(c.kind for c in controls))
+    changes = tuple(float(change[[c.kind == kind for c in controls]].mean()) for kind in kinds)
+    target = abs(float(np.mean([k.change for k in effects])))
+    ratio = float(np.mean(np.abs(changes))) / target if target else float("inf")
+    return OffTarget(kinds=kinds, changes=changes, ratio=ratio)
+
+
 def _margins_under(
     model: HookedMoE,
-    pairs: Sequence[MinimalPair],
+    items: Sequence[Item],
     sets: Sequence[Sequence[Intervention]],
     batch_tokens: int,
     progress: bool | None,
 ) -> Iterator[Floats]:
-    """Yield the margins `[pair]` under each set of interventions."""
+    """Yield the margins `[item]` under each set of interventions."""
     for interventions in progress_bar(sets, desc="interventions", show=progress):
         with model.intervene(*interventions):
-            yield margins(model, pairs, batch_tokens)
+            yield margins(model, items, batch_tokens)
 
 
-def _kind_effects(
-    pairs: Sequence[MinimalPair], before: Floats, after: Floats, controls: Floats, seed: int
-) -> Iterator[KindEffect]:
-    """Summarise margins `[pair]` (of `controls`: `[draw, pair]`) by kind."""
-    for kind in dict.fromkeys(p.kind for p in pairs):
-        of_kind = np.array([p.kind == kind for p in pairs])
-        frames = [p.frame for p in pairs if p.kind == kind]
+def _kind_effects(items: Sequence[Item], before: Floats, after: Floats, controls: Floats) -> Iterator[KindEffect]:
+    """Summarise margins `[item]` (of `controls`: `[draw, item]`) by kind."""
+    for kind in dict.fromkeys(i.kind for i in items):
+        of_kind = np.array([i.kind == kind for i in items])
+        frames = [i.frame for i in items if i.kind == kind]
         change = after[of_kind] - before[of_kind]
         flipped = ((after > 0) != (before > 0))[of_kind].astype(float)
         drawn = (controls[:, of_kind] - before[of_kind]).mean(1)
         control_low, control_high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
         reached = (np.abs(drawn) >= np.abs(change.mean()) - 1e-9).sum()
-        low, high = bootstrap_interval(change, frames, seed)
-        flip_low, flip_high = bootstrap_interval(flipped, frames, seed)
+        low, high = mean_interval(change, frames)
+        flip_low, flip_high = share_interval(flipped, frames)
         yield KindEffect(
             kind=kind,
-            pairs=int(of_kind.sum()),
+            items=int(of_kind.sum()),
             frames=len(set(frames)),
             before=float(before[of_kind].mean()),
             after=float(after[of_kind].mean()),
+            accuracy=float((before[of_kind] > 0).mean()),
+            accuracy_after=float((after[of_kind] > 0).mean()),
             change=float(change.mean()),
             low=low,
             high=high,

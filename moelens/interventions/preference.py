@@ -1,8 +1,7 @@
-"""`prefer`: which text of each minimal pair a model finds more likely, and by how much."""
+"""`prefer`: whether a model prefers what the context licenses, in contrasts and pairs, and by how much."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from moelens.analysis.arrays import Floats
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.tables import number, plain_table, signed_interval
 from moelens.display import Plotted
-from moelens.interventions.scoring import margins
-from moelens.interventions.text_pairs import PAIR_FIELDS, MinimalPair, as_pairs
+from moelens.interventions.items import CONTRAST_FIELDS, PAIR_FIELDS, Item, as_items, is_contrast, pairs_within
+from moelens.interventions.scoring import margins, mean_interval, share_interval
 from moelens.saved import SavedCells
 
 if TYPE_CHECKING:
@@ -24,56 +23,72 @@ _SHOWN = 20  # pairs that a printed result lists
 
 @dataclass(frozen=True, kw_only=True)
 class KindPreference:
-    """Preference in the pairs of one kind.
+    """Preference in the items of one kind. Intervals are 95 % intervals over frames, NaN for fewer than four frames.
 
     Attributes:
-        kind: the kind of pair.
-        pairs: number of pairs.
-        preferred: share of pairs whose good text is more likely; a tie counts half, and chance is .5.
-        low, high: Wilson's 95 % interval of `preferred`.
-        margin: mean of log P(good) − log P(bad), in nats.
+        kind: the kind of contrast or pair.
+        items: number of contrasts or pairs.
+        frames: number of frames.
+        accuracy: share of items with a margin above 0; a tie counts half, and chance is .5.
+        accuracy_low, accuracy_high: the interval of `accuracy`.
+        margin: mean margin in nats: the interaction of a contrast, log P(good) − log P(bad) of a pair.
+        margin_low, margin_high: the interval of `margin`.
     """
 
     kind: str
-    pairs: int
-    preferred: float
-    low: float
-    high: float
+    items: int
+    frames: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     margin: float
+    margin_low: float
+    margin_high: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Preferences(Plotted, SavedCells):
-    """By how much a model prefers the good text of each pair.
+    """By how much a model prefers what the context licenses, in each contrast or pair.
 
     Attributes:
         model: name of the model.
-        pairs: the pairs.
-        margins: log P(good) − log P(bad) in nats, `[pair]`.
+        items: the contrasts or pairs.
+        margins: the interaction of each contrast, or log P(good) − log P(bad) of each pair, in nats, `[item]`.
     """
 
-    FORMAT: ClassVar[str] = "moelens.preferences/1"
+    FORMAT: ClassVar[str] = "moelens.preferences/2"
 
     model: str
-    pairs: tuple[MinimalPair, ...]
+    items: tuple[Item, ...]
     margins: Floats
 
     @property
     def kinds(self) -> tuple[KindPreference, ...]:
-        """A summary of each kind, in the order of the pairs."""
-        return tuple(self._kind(kind) for kind in dict.fromkeys(p.kind for p in self.pairs))
+        """A summary of each kind, in the order of the items."""
+        return tuple(self._kind(kind) for kind in dict.fromkeys(i.kind for i in self.items))
 
     def _kind(self, kind: str) -> KindPreference:
-        values = self.margins[[p.kind == kind for p in self.pairs]]
-        share = float(((values > 0) + 0.5 * (values == 0)).mean())
-        low, high = wilson_interval(share, len(values))
-        margin = float(values.mean())
-        return KindPreference(kind=kind, pairs=len(values), preferred=share, low=low, high=high, margin=margin)
+        values = self.margins[[i.kind == kind for i in self.items]]
+        frames = [i.frame for i in self.items if i.kind == kind]
+        hits = (values > 0) + 0.5 * (values == 0)
+        accuracy_low, accuracy_high = share_interval(hits, frames)
+        margin_low, margin_high = mean_interval(values, frames)
+        return KindPreference(
+            kind=kind,
+            items=len(values),
+            frames=len(set(frames)),
+            accuracy=float(hits.mean()),
+            accuracy_low=accuracy_low,
+            accuracy_high=accuracy_high,
+            margin=float(values.mean()),
+            margin_low=margin_low,
+            margin_high=margin_high,
+        )
 
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
-        """The axis of pairs, with their ids."""
-        return {"pair": tuple(p.id for p in self.pairs)}
+        """The axis of items, with their ids."""
+        return {"item": tuple(i.id for i in self.items)}
 
     @property
     def cells(self) -> Mapping[str, Floats]:
@@ -82,65 +97,66 @@ class Preferences(Plotted, SavedCells):
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Model and pairs, as JSON values."""
-        return {"model": self.model, "pairs": [{name: getattr(p, name) for name in PAIR_FIELDS} for p in self.pairs]}
+        """Model and items, as JSON values."""
+        rows = [
+            {name: getattr(i, name) for name in (CONTRAST_FIELDS if is_contrast(i) else PAIR_FIELDS)}
+            for i in self.items
+        ]
+        return {"model": self.model, "items": rows}
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, Any], facts: Mapping[str, Any]) -> Preferences:
         """Make the result that has these cells and facts."""
-        return cls(facts["model"], as_pairs(facts["pairs"]), np.asarray(cells["margin"]))
+        return cls(facts["model"], as_items(facts["items"]), np.asarray(cells["margin"]))
 
     def __repr__(self) -> str:
-        header = ("kind", "pairs", "prefers the first", "95 %", "chance", "margin")
+        header = ("kind", "items", "frames", "accuracy", "95 %", "chance", "margin", "95 %")
         rows = [
             (
                 k.kind,
-                str(k.pairs),
-                number(k.preferred),
-                f"[{number(k.low)}, {number(k.high)}]",
+                str(k.items),
+                str(k.frames),
+                number(k.accuracy),
+                f"[{number(k.accuracy_low)}, {number(k.accuracy_high)}]",
                 ".500",
                 f"{k.margin:+.3f}",
+                signed_interval(k.margin_low, k.margin_high),
             )
             for k in self.kinds
         ]
-        lines = [f"{self.model}: margins in nats, log P(first) − log P(second)", plain_table(header, rows)]
-        if len(self.pairs) <= _SHOWN:
-            shown = zip(self.margins, self.pairs, strict=True)
-            lines += [f"{margin:+8.3f}  {p.context}[{p.good} / {p.bad}]" for margin, p in shown]
+        lines = [f"{self.model}: margins in nats; above 0, the model prefers what the context licenses"]
+        lines.append(plain_table(header, rows))
+        if len(self.items) <= _SHOWN:
+            lines += [f"{margin:+8.3f}  {_shown(item)}" for margin, item in zip(self.margins, self.items, strict=True)]
         return "\n".join(lines)
 
 
+def _shown(item: Any) -> str:
+    """Return an item in one line."""
+    parts = (f"{p.context}[{p.good} / {p.bad}]" for p in pairs_within(item))
+    return " | ".join(parts).replace("\n", "↵")
+
+
 def prefer(model: HookedMoE, pairs: str | Iterable[Any], *, batch_tokens: int = 2048) -> Preferences:
-    """Measure which text of each minimal pair the model finds more likely.
+    """Measure whether the model prefers what the context licenses.
 
     Args:
         model: the hooked model. Within `model.intervene(...)` or `model.hooks(...)`, the interventions take effect.
-        pairs: minimal pairs: objects such as `TextPair`, rows of a dataset, a `.jsonl` file, or a kind of the bundled
-            pairs.
+        pairs: crossed contrasts or minimal pairs: objects such as `TextContrast` and `TextPair`, rows of a dataset, a
+            `.jsonl` file, or a kind of the bundled ones.
         batch_tokens: number of tokens that run together.
 
     Returns:
-        The margin of each pair, with a summary of each kind.
+        The margin of each item, with a summary of each kind: accuracy and mean margin, with intervals over frames.
 
     Raises:
         UnknownNameError: there is no such file or kind.
-        MoeLensError: there are no pairs, or a pair lacks a field or has the same text twice.
+        MoeLensError: there are no items, or an item lacks a field or has the same text twice.
 
     Example:
-        >>> result = moelens.prefer(demo_model, moelens.japanese.pairs("polite-ending")[:5])
+        >>> result = moelens.prefer(demo_model, moelens.japanese.contrasts("style-agreement")[:5])
         >>> result.margins.shape, [k.kind for k in result.kinds]
-        ((5,), ['polite-ending'])
+        ((5,), ['style-agreement'])
     """
-    chosen = as_pairs(pairs)
+    chosen = as_items(pairs)
     return Preferences(model.name, chosen, margins(model, chosen, batch_tokens))
-
-
-def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % interval of a proportion of `n` (Wilson 1927).
-
-    >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
-    [0.404, 0.596]
-    """
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - half, middle + half

@@ -1,8 +1,9 @@
-"""What is measured of a model: its preference in minimal pairs, and how much an intervention changes it elsewhere."""
+"""What is measured of a model: what it prefers in contrasts and pairs, and what an intervention changes elsewhere."""
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
 from moelens.analysis.arrays import Floats
 from moelens.interventions.intervention import Intervention
-from moelens.interventions.text_pairs import MinimalPair
+from moelens.interventions.items import Item, MinimalPair, pairs_within
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -101,13 +104,23 @@ def pair_texts(pairs: Sequence[MinimalPair]) -> list[str]:
     return [p.context + text for p in pairs for text in (p.good, p.bad)]
 
 
+def split_items(items: Sequence[Item]) -> tuple[list[MinimalPair], NDArray[np.int64]]:
+    """Return the minimal pairs within items, and the place `[pair]` of the item that each belongs to."""
+    within = [pairs_within(item) for item in items]
+    return [pair for pairs in within for pair in pairs], np.repeat(np.arange(len(items)), [len(p) for p in within])
+
+
 @torch.no_grad()
-def margins(model: HookedMoE, pairs: Sequence[MinimalPair], batch_tokens: int = 2048) -> Floats:
-    """Return by how many nats the model prefers the good text of each pair `[pair]`."""
+def margins(model: HookedMoE, items: Sequence[Item], batch_tokens: int = 2048) -> Floats:
+    """Return by how many nats the model prefers what the context licenses `[item]`.
+
+    For a pair this is log P(good) − log P(bad) after the context, for a contrast the interaction.
+    """
+    pairs, owner = split_items(items)
     values = np.empty(len(pairs))
     for batch in text_batches(model, pair_texts(pairs), batch_tokens, group_size=2):
         values[np.array(batch.rows[::2]) // 2] = batch_margins(batch.logits(model), batch).double().cpu().numpy()
-    return values
+    return np.bincount(owner, weights=values, minlength=len(items)).astype(float)
 
 
 @torch.no_grad()
@@ -133,10 +146,60 @@ def text_divergence(
     return values
 
 
-def bootstrap_interval(values: Floats, groups: Sequence[object], seed: int, draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % interval of the mean of `values` `[pair]`; whole groups are drawn with replacement."""
-    _, group = np.unique([str(g) for g in groups], return_inverse=True)
-    sums, sizes = np.bincount(group, weights=values), np.bincount(group)
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (draws, len(sums)))
-    low, high = np.percentile(sums[drawn].sum(1) / sizes[drawn].sum(1), [2.5, 97.5])
-    return float(low), float(high)
+LEAST_FRAMES = 4
+"""With fewer frames no interval over frames is given: none would be honest and useful."""
+
+
+def mean_interval(values: Floats, frames: Sequence[object]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of `values` `[item]`, over frames; NaN for fewer than four frames.
+
+    The items of a frame vary together. The variance of the mean is that of the sums of deviations over frames (the
+    cluster-robust variance, Liang and Zeger 1986, times G / (G − 1)), and the quantile is Student's with G − 1 degrees
+    of freedom, for G frames.
+
+    >>> mean_interval(np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]), "aabbccdd")
+    (0.445..., 4.554...)
+    """
+    spread, groups = _spread_over_frames(values, frames)
+    if groups < LEAST_FRAMES:
+        return float("nan"), float("nan")
+    half = float(stats.t.ppf(0.975, groups - 1)) * spread
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def share_interval(hits: Floats, frames: Sequence[object]) -> tuple[float, float]:
+    """Return the 95 % interval of a share, over frames; NaN for fewer than four frames.
+
+    Wilson's interval (1927) with the effective number of items: what the variance over frames leaves of it, and at most
+    their number, with the correction of Korn and Graubard (1998) for the degrees of freedom.
+
+    Args:
+        hits: 1 or 0 for each item, or between, `[item]`.
+        frames: the frame of each item.
+    """
+    spread, groups = _spread_over_frames(hits, frames)
+    if groups < LEAST_FRAMES:
+        return float("nan"), float("nan")
+    share, n = float(hits.mean()), len(hits)
+    size = min(share * (1 - share) / spread**2, n) if spread > 0 else groups
+    degrees = (float(stats.t.ppf(0.975, n - 1)) / float(stats.t.ppf(0.975, groups - 1))) ** 2
+    return wilson_interval(share, size * degrees)
+
+
+def _spread_over_frames(values: Floats, frames: Sequence[object]) -> tuple[float, int]:
+    """Return the standard error of the mean over frames, and their number."""
+    _, frame = np.unique([str(f) for f in frames], return_inverse=True)
+    groups = int(frame.max()) + 1
+    sums = np.bincount(frame, weights=values - values.mean())
+    return float(np.sqrt((sums**2).sum() * groups / max(groups - 1, 1)) / len(values)), groups
+
+
+def wilson_interval(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion of `n` (Wilson 1927).
+
+    >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
+    [0.404, 0.596]
+    """
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(share * (1 - share) / n, 0) + z * z / (4 * n * n))
+    return max(middle - half, 0.0), min(middle + half, 1.0)

@@ -97,7 +97,7 @@ def _effect_html(effect: Effect) -> str:
                 f"{effect.control} controls {signed_number(k.control)} {signed_interval(k.control_low, k.control_high)}"
             )
         cells = (
-            f"{escape(k.kind)} ({k.pairs})",
+            f"{escape(k.kind)} ({k.items})",
             f"{signed_number(k.change)} {signed_interval(k.low, k.high)}",
             control,
         )

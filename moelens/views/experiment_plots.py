@@ -27,7 +27,7 @@ def plot_height(rows: int) -> float:
 
 
 def effect_plot(effect: Effect, *, ax: Axes | None = None) -> Axes:
-    """Draw the change of the margin for each kind of pair, with its interval, beside the controls.
+    """Draw the change of the margin for each kind of contrast or pair, with its interval, beside the controls.
 
     Args:
         effect: a result of `moelens.effect`.
@@ -38,13 +38,13 @@ def effect_plot(effect: Effect, *, ax: Axes | None = None) -> Axes:
     """
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(effect.kinds))))
-        _name_rows(ax, [f"{k.kind} ({k.pairs})" for k in effect.kinds])
+        _name_rows(ax, [f"{k.kind} ({k.items})" for k in effect.kinds])
         changes = [(k.change, k.low, k.high) for k in effect.kinds]
         _dots(ax, changes, _RESULT_COLOUR, "o", "intervention, 95 % interval", -0.12)
         controls = [(k.control, k.control_low, k.control_high) for k in effect.kinds]
         _dots(ax, controls, _CONTROL_COLOUR, "s", f"{effect.draws} {effect.control} controls, middle 95 %", 0.12)
         what = " + ".join(effect.interventions) or "no intervention"
-        half = "all pairs" if effect.half == "all" else f"{effect.half} half"
+        half = "all sentences" if effect.half == "all" else f"{effect.half} half"
         text = f" · unrelated text: KL {number(effect.text.kl)} nats per token" if effect.text else ""
         return _titled(ax, f"{effect.model} · {what}", f"change of the margin in nats, {half}{text}")
 
@@ -74,6 +74,51 @@ def causes_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
         return _titled(ax, head, "change of the margin in nats, test half")
 
 
+def dose_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
+    """Draw the change of the margin by the number of experts removed, beside random sets of as many.
+
+    Args:
+        causes: a result of `moelens.causes`, with `doses`.
+        ax: axes to draw on; None makes a new pyplot figure.
+
+    Returns:
+        The axes.
+    """
+    with japanese_font():
+        ax = ax or new_axes((8.0, 3.2))
+        x = [d.experts for d in causes.doses]
+        ax.fill_between(
+            x,
+            [d.random_low for d in causes.doses],
+            [d.random_high for d in causes.doses],
+            color=_CONTROL_COLOUR,
+            alpha=0.2,
+            label="random sets, middle 95 %",
+        )
+        ax.plot(x, [d.random for d in causes.doses], color=_CONTROL_COLOUR, marker="s")
+        change = np.array([d.change for d in causes.doses])
+        spread = np.abs(np.array([[d.low, d.high] for d in causes.doses]).T - change)
+        ax.errorbar(
+            x,
+            change,
+            yerr=spread,
+            color=_RESULT_COLOUR,
+            marker="o",
+            capsize=3,
+            label="experts with the largest contributions, 95 % interval",
+        )
+        ax.axhline(0, color="#777777", linewidth=1)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(x, [str(n) for n in x])
+        ax.set_xlabel("experts removed together")
+        ax.set_ylabel("change of the margin in nats")
+        ax.legend(frameon=False, fontsize=8)
+        ax.set_title(
+            f"{causes.attribution.model} · {', '.join(causes.attribution.kinds)} · test half", loc="left", fontsize=9
+        )
+        return ax
+
+
 def attribution_plot(attribution: Attribution, *, ax: Axes | None = None) -> Axes:
     """Draw the contributions of the strongest experts by attribution, beside what removing each of them costs.
 
@@ -97,7 +142,7 @@ def attribution_plot(attribution: Attribution, *, ax: Axes | None = None) -> Axe
 
 
 def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes:
-    """Draw for each kind the share of pairs in which the model prefers the better text; chance is 0.5.
+    """Draw for each kind how often the model prefers what the context licenses; chance is 0.5.
 
     Args:
         preferences: a result of `moelens.prefer`.
@@ -108,21 +153,24 @@ def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes
     """
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(preferences.kinds))))
-        _name_rows(ax, [f"{k.kind} ({k.pairs})" for k in preferences.kinds])
-        control_kinds = {p.kind for p in preferences.pairs if getattr(p, "control", False)}
+        _name_rows(ax, [f"{k.kind} ({k.items})" for k in preferences.kinds])
+        control_kinds = {i.kind for i in preferences.items if getattr(i, "control", False)}
         for colour, mark, label, is_control in (
             (_RESULT_COLOUR, "o", "honorific", False),
             (_CONTROL_COLOUR, "s", "control", True),
         ):
             rows = [
-                (k.preferred, k.low, k.high) if (k.kind in control_kinds) == is_control else (np.nan,) * 3
+                (k.accuracy, k.accuracy_low, k.accuracy_high)
+                if (k.kind in control_kinds) == is_control
+                else (np.nan,) * 3
                 for k in preferences.kinds
             ]
             _dots(ax, rows, colour, mark, label, 0)
         ax.lines[0].set_xdata([0.5, 0.5])
         ax.set_xlim(-0.02, 1.02)
-        head = f"{preferences.model} · {len(preferences.pairs):,} pairs · how often the better text is preferred"
-        return _titled(ax, head, "share of pairs, with Wilson's 95 % interval; dashed: chance")
+        items = f"{len(preferences.items):,} sentences"
+        head = f"{preferences.model} · {items} · how often the model prefers what the context licenses"
+        return _titled(ax, head, "accuracy with its 95 % interval over frames; dashed: chance")
 
 
 def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:

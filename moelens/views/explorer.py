@@ -13,7 +13,7 @@ import traitlets
 from moelens.analysis.result import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
-from moelens.japanese.minimal_pairs import kinds
+from moelens.interventions.items import item_kinds
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from moelens.tracing.passages import Passages
 
 RemoveExpert = Callable[[int, int, str, bool], "Effect"]
-"""Removes an expert and measures the effect: layer, expert, kind of minimal pairs, whether to run matched controls."""
+"""Removes an expert and measures the effect: layer, expert, kind of sentences, whether to run matched controls."""
 
-# The kind of minimal pairs that tests the label.
+# The kind of contrasts that tests the label.
 _KIND_OF_LABEL = {
-    "尊敬語": "respectful",
-    "謙譲語I": "humble",
-    "謙譲語II": "humble",
-    "丁寧語": "polite-ending",
-    "美化語": "beautifying",
+    "尊敬語": "subject-honorification",
+    "謙譲語I": "humble-object",
+    "謙譲語II": "in-out-group",
+    "丁寧語": "style-agreement",
+    "美化語": "beautification",
 }
-_DEFAULT_KIND = "respectful"
+_DEFAULT_KIND = "subject-honorification"
 _MOST_ROWS = 8
 _HEADING_STYLE = "letter-spacing: .08em; font-size: 80%; opacity: .7"
 
@@ -47,7 +47,7 @@ class EffectView(LiveView):
 
     Attributes:
         target: the expert in words.
-        kind: the kind of minimal pairs.
+        kind: the kind of contrasts or pairs.
         controls: whether to run matched controls too.
         clicks: the number of clicks on the button.
         status: "idle", "running" or "failed".
@@ -58,7 +58,7 @@ class EffectView(LiveView):
     MODULE = "effect"
     _esm = view_module("effect.js")
     target = traitlets.Unicode().tag(sync=True)
-    kinds = traitlets.List(traitlets.Unicode(), list(kinds())).tag(sync=True)
+    kinds = traitlets.List(traitlets.Unicode(), list(item_kinds())).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
     controls = traitlets.Bool(False).tag(sync=True)
     clicks = traitlets.Int(0).tag(sync=True)
@@ -187,7 +187,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def _remove(self, change: Any) -> None:
         view, (layer, expert) = self.effect, self._selected()
-        view.status, view.message = "running", f"Running the model on the pairs without {view.target} …"
+        view.status, view.message = "running", f"Running the model on the sentences without {view.target} …"
         try:
             if self.remove is None:
                 raise MoeLensError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moelens.analysis import analyze
 from moelens.errors import MoeLensError
 from moelens.interventions import effect, remove
-from moelens.japanese import Labels, pairs
+from moelens.japanese import Labels
 from moelens.models.loading import load
 from moelens.recording import Recording
 from moelens.tracing.passages import Passages
@@ -78,7 +78,7 @@ def _expert_remover(recording: Recording, model: HookedMoE | str | None) -> Remo
             loaded.append(_model_of(recording, model))
         control: Controls = "matched" if controls else None
         intervention = remove(layer, [expert])
-        return effect(loaded[0], pairs(kind), intervention, controls=control, draws=_DRAWS, texts=())
+        return effect(loaded[0], kind, intervention, controls=control, draws=_DRAWS, texts=(), off_target=False)
 
     return remove_expert
 

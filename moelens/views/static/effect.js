@@ -1,14 +1,14 @@
 // A button that removes the selected expert, and a table of the effects, which Python computes.
 function render({ model, el }) {
   el.classList.add("moelens");
-  const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentence pairs");
+  const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentences");
   const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: "run matched controls too" });
   const button = element("button", { type: "button" });
   for (const node of [controls, button]) node.dataset.lmSuppressShortcuts = "true";
   const message = element("output", { className: "moelens-readout" });
   message.setAttribute("aria-live", "polite");
   const table = element("table", { className: "moelens-effects" }), note = element("div", { className: "moelens-soft" });
-  el.append(element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of pairs ", kinds),
+  el.append(element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of sentences ", kinds),
     element("label", {}, controls, " run matched controls too"), message), table, note);
 
   const signed = (x) => (Number.isFinite(x) ? `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
@@ -32,8 +32,8 @@ function render({ model, el }) {
     message.classList.toggle("moelens-failed", model.get("status") === "failed");
     const size = rows.flatMap((r) => [r.low, r.high, r.control_low, r.control_high]).filter(Number.isFinite)
       .reduce((most, x) => Math.max(most, Math.abs(x)), 1e-6);
-    const header = ["removed", "pairs", "preference", "change, 95 % interval", "", "flipped", "controls, middle 95 %", "p"];
-    const cells = (row) => [row.target, `${row.pairs} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
+    const header = ["removed", "sentences", "preference", "change, 95 % interval", "", "flipped", "controls, middle 95 %", "p"];
+    const cells = (row) => [row.target, `${row.items} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
       `${signed(row.change)}${span(row.low, row.high)}`, drawn(row, size), `${Math.round(100 * row.flip)} %`,
       `${signed(row.control)}${span(row.control_low, row.control_high)}`, digits(row.p)];
     table.replaceChildren(...(rows.length ? [
@@ -41,7 +41,7 @@ function render({ model, el }) {
       ...rows.map((row) => element("tr", {}, ...cells(row).map((content) => element("td", {}, content)))),
     ] : []));
     note.textContent = rows.length
-      ? "preference: log P(better text) − log P(worse text) in nats, mean over pairs; flipped: share of pairs whose preferred text changes; interval: bootstrap over sentence frames"
+      ? "preference: by how many nats the model prefers what the context licenses, mean over sentences; flipped: share of sentences whose preference changes its sign; interval: over sentence frames"
       : "";
   }
   button.addEventListener("click", () => { model.set("clicks", model.get("clicks") + 1); model.save_changes(); });
