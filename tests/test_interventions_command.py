@@ -65,7 +65,7 @@ def test_pairs_by_kind_or_file(pairs: Path) -> None:
     assert [p.id for p in read_items(str(pairs))] == CONTEXTS
     assert {p.kind for p in read_items("respectful-humble")} == {"respectful-humble"}
     with pytest.raises(
-        moelens.MoeLensError, match=r"expected a \.jsonl file with one pair or contrast a line, got 'none\.jsonl', which does"
+        moelens.MoeLensError, match=r"expected a \.jsonl file with one pair or contrast a line, got 'none\.jsonl'"
     ):
         read_items("none.jsonl")
     with pytest.raises(
@@ -74,7 +74,7 @@ def test_pairs_by_kind_or_file(pairs: Path) -> None:
         read_items("requst")
     two = [TextPair(id=k, kind=k, frame="f", context="c", good="x", bad="y") for k in ("k1", "k2")]
     with pytest.raises(
-        moelens.MoeLensError, match="expected pairs of one kind, got 2: k1, k2; give one kind at a time"
+        moelens.MoeLensError, match="expected items of one kind, got 2: k1, k2; give one kind at a time"
     ):
         causes(None, two)
 

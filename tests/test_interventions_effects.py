@@ -368,7 +368,7 @@ def test_a_contrast_is_the_interaction_of_four_texts(model: HookedMoE) -> None:
 def test_what_changes_off_target_is_measured(model: HookedMoE) -> None:
     result = effect(model, CROSSED, remove(L, [2]), controls=None, texts=())
     assert result.off_target is not None
-    chosen = [c for c in contrasts("control-tense")]
+    chosen = list(contrasts("control-tense"))
     before = margins(model, chosen)
     with model.intervene(remove(L, [2])):
         change = margins(model, chosen) - before

@@ -49,7 +49,13 @@ def test_the_halves_share_no_frame(kind: str):
     "id, context, good, bad, classes",
     [
         ("humble-direction/to-place/海", "部長、私は明日、海へ", "参ります。", "伺います。", ("謙譲語II", "丁寧語")),
-        ("title/reservation/佐藤", "いらっしゃいませ。三名でご予約の佐藤", "様ですね。", "ですね。", ("尊敬語", "丁寧語")),
+        (
+            "title/reservation/佐藤",
+            "いらっしゃいませ。三名でご予約の佐藤",
+            "様ですね。",
+            "ですね。",
+            ("尊敬語", "丁寧語"),
+        ),
     ],
 )
 def test_pairs_by_id(id, context, good, bad, classes):

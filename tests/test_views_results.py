@@ -29,7 +29,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     recording = moelens.record(model, "demo", tmp_path_factory.mktemp("views") / "run", progress=False)
     labels = moelens.label(recording)
     found = moelens.japanese.honorifics("<b>先生</b>がいらっしゃいました。")
-    pairs = [p for p in moelens.japanese.pairs() if p.kind in ("style-agreement", "control-tense")]
+    kinds = [moelens.japanese.contrasts(kind) for kind in ("style-agreement", "control-tense")]
+    items = [item for kind in kinds for item in {item.frame: item for item in kind}.values()]  # one of each frame
     return {
         "recording": recording,
         "labels": labels,
@@ -39,13 +40,14 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "curve": layer_curve(recording, labels=labels, draws=3),
         "flow": measure(recording, "route_shares"),
         **{name: measure(recording, name) for name in ("load", "coactivation_lift", "coactivation", "repetition")},
-        "preferences": moelens.prefer(model, pairs),
-        "effect": moelens.effect(model, pairs, remove(3, [5]), controls=None),
-        "attribution": moelens.attribute(model, pairs, top=2),
-        "causes": causes(model, [p for p in pairs if p.kind == "style-agreement"], top=1),
+        "preferences": moelens.prefer(model, items),
+        "effect": moelens.effect(model, items, remove(3, [5]), controls=None),
+        "attribution": moelens.attribute(model, items, top=2),
+        "causes": causes(model, [i for i in items if i.kind == "style-agreement"], top=1),
         "comparison": moelens.compare(recording, recording, labels=labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
-        "pair": pairs[0],
+        "pair": moelens.japanese.pairs("title")[0],
+        "contrast": items[0],
         "honorifics": found,
         "span": found[0],
         "trace": moelens.trace(model, "先生がいらっしゃいました。"),
@@ -71,6 +73,7 @@ NAMES = (
     "comparison",
     "probe",
     "pair",
+    "contrast",
     "honorifics",
     "span",
     "trace",
@@ -82,7 +85,7 @@ DRAWN = {
     "coactivation_lift": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation lift\nlayer 1, experts clustered",
     "coactivation": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation\n",
     "repetition": "demo · 4 layers · 5,108 tokens · repetition",
-    "preferences": "demo · 120 pairs",
+    "preferences": "demo · 28 items",
     "effect": "demo · remove E5 in layer 3",
     "attribution": "demo · contributions to style-agreement, control-tense",
     "causes": "demo · style-agreement",
@@ -141,7 +144,7 @@ def test_an_effect_is_drawn_with_its_interval(results: dict[str, Any]) -> None:
     effect = results["effect"]
     ax = effect.plot(ax=Figure().subplots())
     np.testing.assert_allclose(ax.lines[-1].get_xdata(), [k.change for k in effect.kinds])
-    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k.kind} ({k.pairs})" for k in effect.kinds]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k.kind} ({k.items})" for k in effect.kinds]
 
 
 MISTAKES = [
@@ -227,7 +230,7 @@ def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any])
     held = [lemma for lemma in lemmas[taken] if lemma]
     assert f'lemmas: <span lang="ja"><span title="{max(map(held.count, set(held)))} times' in html
     kind = effect.kinds[0]
-    assert f"{kind.kind} ({kind.pairs})</td>" in html
+    assert f"{kind.kind} ({kind.items})</td>" in html
     assert f"{kind.change:+.3f} [" in html
     assert "without controls" in html
 

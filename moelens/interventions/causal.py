@@ -177,6 +177,7 @@ def causes(
     draws: int = 100,
     joint_draws: int = 100,
     doses: Sequence[int] = DOSES,
+    dose_draws: int = 20,
     seed: int = 0,
     batch_tokens: int = 2048,
     progress: bool | None = None,
@@ -189,8 +190,9 @@ def causes(
             of the frames and tested on the other.
         top: number of routed and shared experts to find; the routed ones are removed.
         draws: number of matched controls for each routed expert, 20 or more.
-        joint_draws: number of matched controls for all of them together, and of random sets for each dose, 20 or more.
+        joint_draws: number of matched controls for all of them together, 20 or more.
         doses: numbers of experts that are removed together, those with the largest positive contributions.
+        dose_draws: number of random sets for each dose, 20 or more.
         seed: seed of the halves and the controls.
         batch_tokens: number of tokens that run together.
         progress: show a progress bar; None shows it in a terminal or notebook.
@@ -218,7 +220,7 @@ def causes(
     options: dict[str, Any] = {"half": "test", "seed": seed, "batch_tokens": batch_tokens, "progress": progress}
     effects = tuple(effect(model, given, removal, draws=draws, off_target=False, **options) for removal in removals)
     joint = effect(model, given, removals, draws=joint_draws, **options) if len(removals) > 1 else None
-    curve = tuple(_dose(model, given, attribution, n, joint_draws, options) for n in doses)
+    curve = tuple(_dose(model, given, attribution, n, dose_draws, options) for n in doses)
     return Causes(attribution=attribution, effects=effects, joint=joint, doses=curve)
 
 
