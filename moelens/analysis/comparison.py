@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counting import RoutePart, RouteTables
 from moelens.analysis.processes import sum_over_processes
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
-from moelens.analysis.result import ALPHA
+from moelens.analysis.randomize import ALPHA, Excess, benjamini_hochberg, document_test
 from moelens.analysis.routing import overlap
 from moelens.analysis.samples import (
     LabelFamilies,
@@ -51,7 +50,7 @@ class Comparison(Plotted, SavedCells):
         p: p of the cell alone.
         p_family: family-wise p of the cell among all tested cells.
         q: false discovery rate over all tested cells.
-        low, high: 95 % bootstrap interval of `ratio`, over documents.
+        low, high: 95 % interval of `ratio` over documents; NaN where there is none.
         names: names of the labels.
         layers: numbers of the layers in the model.
         top_k: experts chosen for each token.
@@ -224,9 +223,13 @@ def compare(
     check_testable(sample.documents, permutations)
     in_a, in_b, shared = _tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)
-    difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
+    parts, none = (in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:])
+    difference = Excess(by_group=parts, total=parts.sum(0, dtype=float), within=none, variance=none)
     count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
-    tests = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
+    groups = len(in_a.cells)
+    tests = document_test(
+        in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed, documents=groups
+    )
     about_a, about_b = provenance_of(a, known), provenance_of(b)
     return Comparison(
         count_a=count_a,

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counts import Counts
+from moelens.analysis.randomize import ALPHA, smallest_p
 from moelens.analysis.tables import number, plain_table
 from moelens.display import Plotted, find_view
 from moelens.errors import unknown
 from moelens.saved import SavedCells
 
-ALPHA = 0.05
-"""Level of significance."""
 _TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
 _EFFECTS = ("lift", "share", "p", "p_family", "q", "lift_given_token", "lift_given", "low", "high", "excess_left")
 
@@ -73,7 +72,7 @@ class Specialization(Plotted, SavedCells):
             that token identity explains the lift.
         expected: mean under the null: tokens of the label at the expert if labels were permuted within `given`.
         null_sd: its standard deviation between documents, at least that under permutation.
-        low, high: 95 % bootstrap interval of `lift_given`, over documents.
+        low, high: 95 % interval of `lift_given` over documents; NaN where there is none.
         family: family of labels.
         given: what labels were compared within: "token", "position", families of labels, or nothing.
         provenance: model, recording, labels and settings.

@@ -76,14 +76,23 @@ class Sample:
         kind: kind of each token `[token]`, −1 where it is left out.
         kinds: the kinds: combinations of labels and strata.
         bounds: where each group of documents begins, and where the last one ends `[group + 1]`.
-        documents: number of documents with a token that is counted.
+        sizes: tokens that are counted of each document that has any `[document]`.
+        shortened: number of documents of which only the first tokens are counted, see `Sample.of`.
+        cut: number of their tokens that are not counted.
     """
 
     names: tuple[str, ...]
     kind: NDArray[np.int32]
     kinds: TokenKinds
     bounds: Ints
-    documents: int
+    sizes: Ints
+    shortened: int
+    cut: int
+
+    @property
+    def documents(self) -> int:
+        """Number of documents with a token that is counted."""
+        return len(self.sizes)
 
     @classmethod
     def of(
@@ -92,6 +101,7 @@ class Sample:
         names: Sequence[str],
         given: Sequence[Sequence[str]] = (),
         groups: int = MAX_GROUPS,
+        max_share: float = 1.0,
     ) -> Sample:
         """Read all blocks.
 
@@ -100,6 +110,8 @@ class Sample:
             names: names of the labels.
             given: stratifications, each by some of the controls.
             groups: the largest number of groups of documents.
+            max_share: the largest share of the counted tokens that a document may have, or that two documents of
+                average length have, whichever is larger. Of a longer document, only the first tokens are counted.
         """
         controls = {name: _Numbering() for by in given for name in by}
         patterns, combinations = _Numbering(), _Numbering()
@@ -121,12 +133,21 @@ class Sample:
         docs, *sizes = np.concatenate(documents, axis=1)
         document = distinct(docs)[1]
         size, counted = (np.bincount(document, n).astype(np.int64) for n in sizes)
+        of_token = np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)]
+        most = _largest_size(counted[counted > 0], max_share)
+        start, long = np.cumsum(size) - size, np.flatnonzero(counted > most)
+        for at, n in zip(start[long], size[long], strict=True):
+            of_token[at + np.flatnonzero(of_token[at : at + n] >= 0)[most:]] = -1
+        cut = int(counted.sum())
+        counted = np.minimum(counted, most)
         return cls(
             names=tuple(names),
-            kind=np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)],
+            kind=of_token,
             kinds=kinds,
             bounds=document_bounds(size, counted, groups),
-            documents=int((counted > 0).sum()),
+            sizes=counted[counted > 0],
+            shortened=len(long),
+            cut=cut - int(counted.sum()),
         )
 
     def count(self, parts: Iterable[RoutePart], n_experts: int, layers: Sequence[int]) -> RouteTables:
@@ -154,6 +175,21 @@ class Sample:
     def label_matrix(self, rows: slice) -> Bools:
         """Return the labels of these tokens `[token, label]`; tokens that are left out have none."""
         return np.asarray(self.kinds.labels[self.kind[rows]] & (self.kind[rows] >= 0)[:, None])
+
+
+def _largest_size(sizes: Ints, max_share: float) -> int:
+    """Return the number of tokens to which the largest documents have to be shortened, see `Sample.of`.
+
+    >>> _largest_size(np.array([900, 50, 50, 50, 50]), 0.5)
+    200
+    """
+    share = max(max_share, 2 / max(len(sizes), 1))
+    rest = int(sizes.sum())
+    for shortened, size in enumerate(np.sort(sizes)[::-1].tolist()):
+        if shortened * share < 1 and size <= share * rest / (1 - shortened * share) + 1e-9:
+            return int(share * rest / (1 - shortened * share) + 1e-9)
+        rest -= size
+    return int(sizes.max(initial=0))
 
 
 class _Numbering:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from moelens.analysis.arrays import Bools, Routes, check_routes, divide
 from moelens.analysis.counting import RouteTables, in_parts
 from moelens.analysis.counts import Counts
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
+from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test, effective_number
 from moelens.analysis.result import Specialization
 from moelens.analysis.samples import (
     Given,
@@ -43,6 +43,7 @@ def analyze(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
@@ -60,6 +61,8 @@ def analyze(
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
     Returns:
@@ -84,11 +87,14 @@ def analyze(
     others = [name for name in known.families if name != family]
     given = control_names(given, ("token", "position", *others))
     controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
-    sample = Sample.of(token_blocks(recording, known, family, controls), names, _stratifications(given))
+    sample = Sample.of(
+        token_blocks(recording, known, family, controls), names, _stratifications(given), max_share=max_share
+    )
     check_testable(sample.documents, permutations)
     rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
-    about = provenance_of(recording, known) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
+    special = int((sample.kind < 0).sum()) - sample.cut
+    about = provenance_of(recording, known) | {"special_tokens_left_out": special}
     settings = _TestSettings(
         family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
     )
@@ -110,6 +116,7 @@ def specialization_from_arrays(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Specialization:
@@ -136,6 +143,8 @@ def specialization_from_arrays(
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
         progress: show a progress bar; None shows it in a terminal or notebook.
         provenance: where the arrays are from, as JSON values.
 
@@ -154,7 +163,7 @@ def specialization_from_arrays(
     order = np.argsort(docs, kind="stable")
     controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
     block = TokenBlock(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
-    sample = Sample.of([block], names, _stratifications(given))
+    sample = Sample.of([block], names, _stratifications(given), max_share=max_share)
     check_testable(sample.documents, permutations)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
     settings = _TestSettings(
@@ -189,9 +198,17 @@ def _specialization(
     testable = _testable_labels(counts, excess, settings)
     used = (counts.expert_tokens >= settings.min_tokens) & (counts.expert_tokens < counts.n_tokens)
     tested = used[:, :, None] & testable & (excess.variance > 0)
-    tests = document_test(counts.cells, excess, tested, settings.permutations, settings.seed, settings.progress)
-    beyond = excess.by_group.sum(0, dtype=float)
-    beyond_token = beyond if given == _TOKEN else tables.further_excess[0]
+    effective = effective_number(sample.sizes)
+    tests = document_test(
+        counts.cells,
+        excess,
+        tested,
+        settings.permutations,
+        settings.seed,
+        documents=effective,
+        progress=settings.progress,
+    )
+    beyond, beyond_token = tables.total_excess[0], tables.total_excess[-1]
     expected_given_token = counts.count - beyond_token
     return Specialization(
         counts=counts.regrouped(1),
@@ -208,7 +225,10 @@ def _specialization(
         provenance={
             **provenance,
             "documents": sample.documents,
+            "effective_documents": effective,
+            "shortened_documents": sample.shortened,
             "document_groups": len(counts.tokens),
+            "tokens_cut": sample.cut,
             "given": " × ".join(given) or "nothing",
             "permutations": settings.permutations,
             "seed": settings.seed,
