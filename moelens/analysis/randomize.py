@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.arrays import Bools, Floats, divide
 from moelens.analysis.counting import LabelScores, RouteTables, TokenKinds
+from moelens.analysis.tables import number
 from moelens.bars import progress_bar
 
 ALPHA = 0.05
@@ -172,6 +173,21 @@ def smallest_p(documents: float, permutations: int) -> float:
     [0.25, 0.0625, 0.0312, 0.001]
     """
     return max(2.0 ** (1 - documents), 1 / (1 + permutations))
+
+
+def limits_of_test(documents: float, permutations: int) -> str:
+    """Say what a test over so many documents can show, in one line.
+
+    >>> print(limits_of_test(3, 999))
+    effective number of documents 3.0: p is at least 0.250, so nothing can be significant, and no interval is given
+    >>> print(limits_of_test(60, 999))
+    effective number of documents 60.0: p is at least 0.00100
+    """
+    least = smallest_p(documents, permutations)
+    line = f"effective number of documents {documents:.1f}: p is at least {number(least)}"
+    if 2.0 ** (1 - documents) > ALPHA:
+        line += ", so nothing can be significant, and no interval is given"
+    return line
 
 
 def _p_values(reached: NDArray[np.integer], permutations: int, z: Floats) -> Floats:

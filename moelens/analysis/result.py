@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counts import Counts
-from moelens.analysis.randomize import ALPHA, smallest_p
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.randomize import ALPHA, limits_of_test
+from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted, find_view
 from moelens.errors import unknown
 from moelens.saved import SavedCells
@@ -208,6 +208,25 @@ class Specialization(Plotted, SavedCells):
         """Whether token identity is controlled, in one phrase."""
         return "token identity " + ("controlled" if "token" in self.given else "not controlled")
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
+        about, lines = self.provenance, []
+        if "effective_documents" in about:
+            lines.append(limits_of_test(about["effective_documents"], about["permutations"]))
+        if about.get("shortened_documents"):
+            lines.append(
+                f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, since "
+                f"a document may have {about['max_share']:.0%} of the tokens, see max_share"
+            )
+        explained = int((self.significant & (self.lift > 1) & (self.excess_left < 0.5)).sum())
+        if explained and "token" not in self.given:
+            lines.append(
+                f"{explained:,} of {int((self.significant & (self.lift > 1)).sum()):,} significant experts above chance "
+                'have less than half of their excess within tokens: test them with given="token"'
+            )
+        return tuple(lines)
+
     def label_index(self, label: str) -> int:
         """Return the position of `label` on the last axis.
 
@@ -324,6 +343,7 @@ class Specialization(Plotted, SavedCells):
         if self.too_rare:
             rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)
             lines.append("too rare to test: " + ", ".join(rare))
+        lines.extend(self.limits)
         return "\n".join(lines)
 
     def _findings_table(self, findings: tuple[Finding, ...] | list[Finding]) -> str:
@@ -337,7 +357,7 @@ class Specialization(Plotted, SavedCells):
                 f.label,
                 number(f.lift),
                 *[number(f.lift_given) for _ in given],
-                f"{number(f.low)}–{number(f.high)}",
+                interval(f.low, f.high),
                 number(f.share),
                 f"{f.count:,}",
                 *map(number, (f.q, f.p_family)),

@@ -79,6 +79,7 @@ class Sample:
         sizes: tokens that are counted of each document that has any `[document]`.
         shortened: number of documents of which only the first tokens are counted, see `Sample.of`.
         cut: number of their tokens that are not counted.
+        max_share: the largest share of the counted tokens that a document may have.
     """
 
     names: tuple[str, ...]
@@ -88,6 +89,7 @@ class Sample:
     sizes: Ints
     shortened: int
     cut: int
+    max_share: float
 
     @property
     def documents(self) -> int:
@@ -134,6 +136,7 @@ class Sample:
         document = distinct(docs)[1]
         size, counted = (np.bincount(document, n).astype(np.int64) for n in sizes)
         of_token = np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)]
+        max_share = max(max_share, 2 / max((counted > 0).sum(), 1))
         most = _largest_size(counted[counted > 0], max_share)
         start, long = np.cumsum(size) - size, np.flatnonzero(counted > most)
         for at, n in zip(start[long], size[long], strict=True):
@@ -148,6 +151,7 @@ class Sample:
             sizes=counted[counted > 0],
             shortened=len(long),
             cut=cut - int(counted.sum()),
+            max_share=float(min(max_share, 1)),
         )
 
     def count(self, parts: Iterable[RoutePart], n_experts: int, layers: Sequence[int]) -> RouteTables:
@@ -178,16 +182,15 @@ class Sample:
 
 
 def _largest_size(sizes: Ints, max_share: float) -> int:
-    """Return the number of tokens to which the largest documents have to be shortened, see `Sample.of`.
+    """Return the number of tokens to which documents are shortened so that none has more than `max_share`.
 
     >>> _largest_size(np.array([900, 50, 50, 50, 50]), 0.5)
     200
     """
-    share = max(max_share, 2 / max(len(sizes), 1))
     rest = int(sizes.sum())
     for shortened, size in enumerate(np.sort(sizes)[::-1].tolist()):
-        if shortened * share < 1 and size <= share * rest / (1 - shortened * share) + 1e-9:
-            return int(share * rest / (1 - shortened * share) + 1e-9)
+        if shortened * max_share < 1 and size <= (most := max_share * rest / (1 - shortened * max_share) + 1e-9):
+            return int(most)
         rest -= size
     return int(sizes.max(initial=0))
 

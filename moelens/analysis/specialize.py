@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelens.analysis.arrays import Bools, Routes, check_routes, divide
+from moelens.analysis.arrays import Bools, Ints, Routes, check_routes, divide
 from moelens.analysis.counting import RouteTables, in_parts
 from moelens.analysis.counts import Counts
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test, effective_number
@@ -31,6 +31,7 @@ from moelens.errors import MoeLensError
 from moelens.recording import Recording
 
 _LEAST_PERMUTATIONS = 19
+_LEAST_EFFECTIVE = 1.5  # two documents of which the larger one has four fifths of the tokens have 1.47
 _TOKEN = ("token",)
 
 
@@ -90,7 +91,7 @@ def analyze(
     sample = Sample.of(
         token_blocks(recording, known, family, controls), names, _stratifications(given), max_share=max_share
     )
-    check_testable(sample.documents, permutations)
+    check_testable(sample.sizes, permutations)
     rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
     special = int((sample.kind < 0).sum()) - sample.cut
@@ -164,7 +165,7 @@ def specialization_from_arrays(
     controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
     block = TokenBlock(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
     sample = Sample.of([block], names, _stratifications(given), max_share=max_share)
-    check_testable(sample.documents, permutations)
+    check_testable(sample.sizes, permutations)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
     settings = _TestSettings(
         family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
@@ -226,8 +227,9 @@ def _specialization(
             **provenance,
             "documents": sample.documents,
             "effective_documents": effective,
-            "shortened_documents": sample.shortened,
             "document_groups": len(counts.tokens),
+            "max_share": sample.max_share,
+            "shortened_documents": sample.shortened,
             "tokens_cut": sample.cut,
             "given": " × ".join(given) or "nothing",
             "permutations": settings.permutations,
@@ -239,16 +241,22 @@ def _specialization(
     )
 
 
-def check_testable(documents: int, permutations: int) -> None:
-    """Check that a test over documents is possible.
+def check_testable(sizes: Ints, permutations: int) -> None:
+    """Check that a test over documents with so many tokens is possible, `[document]`.
 
     Raises:
-        MoeLensError: there are fewer than 2 documents or 19 permutations.
+        MoeLensError: there are fewer than 2 documents or 19 permutations, or one document outweighs all others.
     """
-    if documents < 2:
+    if len(sizes) < 2:
         raise MoeLensError(
-            f"expected 2 or more documents, since labels are compared between documents, got {documents}; "
+            f"expected 2 or more documents, since labels are compared between documents, got {len(sizes)}; "
             "record the text as several documents"
+        )
+    if (effective := effective_number(sizes)) < _LEAST_EFFECTIVE:
+        raise MoeLensError(
+            f"expected 2 or more documents of similar size, got {len(sizes)}, of which one has "
+            f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
+            "record more documents"
         )
     if permutations < _LEAST_PERMUTATIONS:
         raise MoeLensError(

@@ -63,7 +63,9 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
         rows = [_row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * 8))]
     about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
     head = " · ".join(map(escape, about))
-    return f'<div>{head}{_table(header, rows)}{_too_rare_html(result)}<div style="{_SOFT}">{_LEGEND}</div></div>'
+    limits = "".join(f'<div style="{_SOFT}">{escape(line)}</div>' for line in result.limits)
+    below = f'{_too_rare_html(result)}{limits}<div style="{_SOFT}">{_LEGEND}</div>'
+    return f"<div>{head}{_table(header, rows)}{below}</div>"
 
 
 def summary_html(result: Specialization) -> str:
