@@ -170,8 +170,8 @@ class Comparison(Plotted, SavedCells):
         header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
         permutations, documents = (self.provenance.get(key) for key in ("permutations", "effective_documents"))
         return (
-            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or "no"} exchanges over documents, "
-            f"token identity the same in both\nexperts kept: {kept}\n"
+            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
+            f"documents, token identity the same in both\nexperts kept: {kept}\n"
             + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
             + ("\n" + limits_of_test(documents, permutations) if documents else "")
         )

@@ -83,13 +83,13 @@ class TokenKinds:
 class LabelScores:
     """What the label of a token adds to the excess of its group of documents, corrected for few documents.
 
-    A group's part of the excess is measured from the mean of the stratum, to which the group belongs itself. The squares
-    of the parts therefore add up to less than the variance of the whole: to (n − 1)/n of it with n groups of one size,
-    and to next to nothing where one group outweighs the others. This concerns the part between groups,
-    n_g (r_g − r)(l_g − l), where r_g and l_g are the shares of the group's tokens in the stratum that the expert takes
-    and that have the label. It is divided by √(1 − 2h_g + Σ h²), where h_g is the group's share of the stratum's tokens.
-    If documents add independent amounts of one variance to r_g and of one variance to l_g, the mean of the squares is
-    then the variance of the whole, Σ n_g² (1 − 2h_g + Σ h²). Since the part between groups is linear in the labels, the
+    A group's part of the excess is measured from the mean of the stratum, to which the group belongs itself. The
+    squares of the parts therefore add up to less than the variance of the whole: to (n − 1)/n of it with n groups of
+    one size, and to next to nothing where one group outweighs the others. This concerns the part between groups, n_g
+    (r_g − r)(l_g − l), where r_g and l_g are the shares of the group's tokens in the stratum that the expert takes and
+    that have the label. It is divided by √(1 − 2h_g + Σ h²), where h_g is the group's share of the stratum. If
+    documents add independent amounts of one variance to r_g and of one variance to l_g, the mean of the squares is then
+    the variance of the whole, Σ n_g² (1 − 2h_g + Σ h²). Since the part between groups is linear in the labels, the
     label of a token gets the score (L − l) + (l_g − l) · [1 / √(1 − 2h_g + Σ h²) − 1].
 
     Attributes:

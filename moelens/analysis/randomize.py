@@ -210,10 +210,10 @@ def ratio_interval(
 ) -> tuple[Floats, Floats]:
     """Compute the 95 % interval of the ratio of observed to expected over documents (Fieller 1954, JRSS B 16:175).
 
-    The ratio is λ if the parts c − λe of the documents, observed and expected, have the mean 0. The interval holds every
-    λ for which their sum is less than t standard errors away from 0: (C − λE)² ≤ q² [Σ (c − λe)² + λv]. t has n − 1
-    degrees of freedom and, since the squares are taken from 0 and not from their mean, q² = t²n / (n − 1 + t²). v is by
-    how much the variance under permutation exceeds the squares at λ = 1, as it does for labels and experts that meet
+    The ratio is λ if the parts c − λe of the documents, observed and expected, have the mean 0. The interval holds
+    every λ for which their sum is less than t standard errors away from 0: (C − λE)² ≤ q² [Σ (c − λe)² + λv]. t has n −
+    1 degrees of freedom and, since the squares are taken from 0 and not from their mean, q² = t²n / (n − 1 + t²). v is
+    by how much the variance under permutation exceeds the squares at λ = 1, as it does for labels and experts that meet
     in a handful of tokens. There is no interval where the inequality holds for arbitrarily large λ, since few documents
     make up the expected count, nor for fewer documents than a test needs.
 

@@ -74,7 +74,8 @@ class Specialization(Plotted, SavedCells):
         null_sd: its standard deviation between documents, at least that under permutation.
         low, high: 95 % interval of `lift_given` over documents; NaN where there is none.
         family: family of labels.
-        given: what labels were compared within: "token", "position", families of labels, or nothing.
+        given: what labels were compared within: "token", "position", families of labels, columns of the corpus, or
+            nothing.
         provenance: model, recording, labels and settings.
 
     Example:
@@ -212,18 +213,19 @@ class Specialization(Plotted, SavedCells):
     def limits(self) -> tuple[str, ...]:
         """What the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
         about, lines = self.provenance, []
+        above = self.significant & (self.lift > 1)
         if "effective_documents" in about:
             lines.append(limits_of_test(about["effective_documents"], about["permutations"]))
         if about.get("shortened_documents"):
             lines.append(
-                f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, since "
-                f"a document may have {about['max_share']:.0%} of the tokens, see max_share"
+                f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, "
+                f"since a document may have {about['max_share']:.0%} of the tokens, see max_share"
             )
-        explained = int((self.significant & (self.lift > 1) & (self.excess_left < 0.5)).sum())
+        explained = int((above & (self.excess_left < 0.5)).sum())
         if explained and "token" not in self.given:
             lines.append(
-                f"{explained:,} of {int((self.significant & (self.lift > 1)).sum()):,} significant experts above chance "
-                'have less than half of their excess within tokens: test them with given="token"'
+                f"{explained:,} of {int(above.sum()):,} significant experts above chance have less than half of their "
+                'excess within tokens: test them with given="token"'
             )
         return tuple(lines)
 

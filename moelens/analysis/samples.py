@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from moelens.analysis.counting import (
     tabulate,
 )
 from moelens.analysis.counts import Counts
+from moelens.analysis.label_measures import label_combinations
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
 from moelens.japanese import Labels
@@ -28,7 +29,7 @@ from moelens.recording import Recording
 from moelens.version import __version__
 
 Given = str | Sequence[str] | None
-"""One control, several, or None: "token", "position", or a family of labels such as "script"."""
+"""One control, several, or None: "token", "position", a family of labels, or a column of the corpus."""
 
 
 class LabelFamilies(Protocol):
@@ -170,6 +171,11 @@ class Sample:
             top_k=top_k,
         )
 
+    def by_combination(self) -> Sample:
+        """Return the sample with the combinations of labels as labels, of which each token has exactly one."""
+        names, labels = label_combinations(self.kinds.labels, self.names)
+        return replace(self, names=names, kinds=TokenKinds(labels, self.kinds.strata))
+
     def own_rows(self) -> slice:
         """Return the tokens that this process counts: whole groups, with about as many tokens in each process."""
         rank, size = rank_and_size()
@@ -231,11 +237,13 @@ def token_blocks(
         recording: the recording.
         labels: its labels; None for tokens without labels and controls.
         family: the family of labels.
-        given: the controls: "token", "position" and families of `labels`.
+        given: the controls: "token", "position", families of `labels` and columns of the corpus, see `controls_of`.
         text: leave out tokens without text, which are the tokenizer's special tokens.
     """
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
+    known = () if labels is None else labels.families
+    of_corpus = {name: _document_codes(recording, name) for name in given if name not in (*columns, *known)}
     for rows, arrays in recording.columns(names):
         values = dict(zip(names, arrays, strict=True))
         controls = {}
@@ -244,6 +252,9 @@ def token_blocks(
                 controls[name] = values["token_id"][:, None]
             elif name == "position":
                 controls[name] = _position_bins(values["pos"])[:, None]
+            elif name in of_corpus:
+                docs, codes = of_corpus[name]
+                controls[name] = codes[np.searchsorted(docs, values["doc"])][:, None]
             elif labels is not None:
                 controls[name] = np.packbits(labels.matrix(name, rows)[1], axis=1)
         matrix = np.zeros((len(values["doc"]), 0), bool) if labels is None else labels.matrix(family, rows)[1]
@@ -273,6 +284,27 @@ def label_names(recording: Recording, labels: LabelFamilies, family: str) -> tup
             f"{len(labels.matrix(family)[1])}; label the recording again with moelens.label(recording)"
         )
     return tuple(names)
+
+
+def controls_of(recording: Recording, labels: LabelFamilies, family: str) -> tuple[str, ...]:
+    """Return the controls of a recording: "token", "position", families of labels, and columns of its corpus.
+
+    A column with the name of a family is called "corpus.NAME".
+    """
+    families = ("token", "position", *labels.families)
+    columns = (f"corpus.{name}" if name in families else name for name in getattr(recording, "metadata", ()))
+    return (*(name for name in families if name != family), *columns)
+
+
+def _document_codes(recording: Recording, control: str) -> tuple[Ints, Ints]:
+    """Return the documents of a recording in ascending order, and the code of each in a column of the corpus."""
+    name = control if control in recording.metadata else control.removeprefix("corpus.")
+    table = recording.documents(["doc", name])
+    numbers: dict[str, int] = {}
+    codes = np.array([numbers.setdefault(repr(value), len(numbers)) for value in table[name].to_pylist()], np.int64)
+    docs = table["doc"].to_numpy()
+    order = np.argsort(docs, kind="stable")
+    return docs[order], codes[order]
 
 
 def control_names(given: Given, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from moelens.analysis.samples import (
     Sample,
     TokenBlock,
     control_names,
+    controls_of,
     label_names,
     labels_for,
     open_recording,
@@ -58,7 +59,8 @@ def analyze(
         family: family of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
         given: what to compare labels within: "token" (the same token id), "position" (position in the document, in
-            bins that double in size), any other family of labels such as "script", or several of them.
+            bins that double in size), any other family of labels such as "script", a column of the corpus such as
+            "speaker" ("corpus.NAME" if a family has the same name), or several of them.
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
@@ -85,8 +87,7 @@ def analyze(
     known = labels_for(recording, labels, family)
     assert known is not None
     names = label_names(recording, known, family)
-    others = [name for name in known.families if name != family]
-    given = control_names(given, ("token", "position", *others))
+    given = control_names(given, controls_of(recording, known, family))
     controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
     sample = Sample.of(
         token_blocks(recording, known, family, controls), names, _stratifications(given), max_share=max_share
