@@ -23,7 +23,7 @@ _DASH = "–"
 _FINDINGS_PER_LABEL = 2
 _LEGEND = (
     "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do; its "
-    "interval is a bootstrap over documents. Left: the share of the excess over chance that remains when token "
+    "interval is over documents. Left: the share of the excess over chance that remains when token "
     "identity is controlled. q (false discovery rate) and family-wise p are corrected for all layers, experts and "
     "labels; grey: neither is below .05."
 )
