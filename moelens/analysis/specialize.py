@@ -257,7 +257,7 @@ def check_testable(sizes: Ints, permutations: int) -> None:
         raise MoeLensError(
             f"expected 2 or more documents of similar size, got {len(sizes)}, of which one has "
             f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
-            "record more documents"
+            "record more documents, or shorten this one"
         )
     if permutations < _LEAST_PERMUTATIONS:
         raise MoeLensError(
