@@ -23,7 +23,10 @@ from moelens.analysis import (
     consecutive_repetition,
     dead_experts,
     expert_information,
+    family_information,
+    flow_shares,
     gate_score,
+    label_combinations,
     layer_information,
     log_odds,
     max_violation,
@@ -46,6 +49,7 @@ from moelens.analysis import (
     vocabulary_specialization,
 )
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
+from moelens.japanese import Labels
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "routing"
 T, L, E, K = 80, 3, 6, 3
@@ -106,6 +110,69 @@ def test_information_of_a_layer_equals_that_of_the_table_of_choices() -> None:
         chosen = counts.count[layer, :, label]
         table = np.stack([chosen, counts.expert_tokens[layer] - chosen], axis=1)
         assert layer_information(counts)[layer, label] == pytest.approx(plain_information(table))
+
+
+def test_information_of_a_family_equals_a_plain_loop() -> None:
+    (indices, _), rng = sample(), np.random.default_rng(1)
+    labels = rng.random((T, 2)) < 0.4
+    names, each = label_combinations(labels, ("a", "b"))
+    assert set(names) == {"none", "a", "b", "a + b"}
+    assert (each.sum(1) == 1).all()
+    found = family_information(Counts.from_arrays(indices, each, names, E, range(L)))
+    kind = labels @ [1, 2]
+    for layer in range(L):
+        table = np.zeros((E, 4))
+        for token, slot in np.ndindex(T, K):
+            table[indices[token, layer, slot], kind[token]] += 1
+        assert found[layer] == pytest.approx(plain_information(table))
+    alone = Counts.from_arrays(indices, labels[:, :1], ("a",), E, range(L))  # tokens without the label are a class
+    assert family_information(alone) == pytest.approx(layer_information(alone)[:, 0])
+    with pytest.raises(CheckError, match="expected counts of labels of which each token has one or none, got tokens"):
+        family_information(Counts.from_arrays(indices, np.ones((T, 2), bool), ("a", "b"), E, range(L)))
+
+
+@pytest.mark.parametrize("name", ["family_information", "choice_share"])
+def test_measures_of_a_family_of_a_recording(name: str, demo_recording: Any) -> None:
+    found = measure(demo_recording, name, "honorifics")
+    labels = Labels.open_or_create(demo_recording).matrix("honorifics")
+    if name == "choice_share":
+        assert found.values.sum(1)[:, found.values[0].any(0)] == pytest.approx(1)
+        return
+    names, each = label_combinations(labels[1], labels[0])
+    shape = demo_recording.n_experts, demo_recording.layers
+    counts = Counts.from_arrays(demo_recording.indices(), each, names, *shape)
+    assert tuple(found.axes) == ("layer",)
+    assert found.values == pytest.approx(family_information(counts))
+
+
+def test_shares_of_tokens_choices_and_pairs() -> None:
+    indices, _ = sample()
+    counts = Counts.from_arrays(indices, np.ones((T, 1), bool), ("a",), E, range(L))
+    assert counts.share().sum(1) == pytest.approx(K)
+    assert counts.share("choices").sum(1) == pytest.approx(1)
+    with pytest.raises(UnknownNameError, match="unknown share 'words'; allowed: tokens, choices"):
+        counts.share("words")  # type: ignore[arg-type]
+    pairs = np.zeros((L - 1, E, E), int)
+    for token, layer, i, j in np.ndindex(T, L - 1, K, K):
+        pairs[layer, indices[token, layer, i], indices[token, layer + 1, j]] += 1
+    assert flow_shares(pairs, counts.expert_tokens[:-1]) == pytest.approx(route_flow(indices, E), nan_ok=True)
+    with pytest.raises(CheckError, match=r"expected pairs \[layer, expert, next expert\] and expert_tokens"):
+        flow_shares(pairs, counts.expert_tokens)
+    with pytest.raises(CheckError, match="expected no pair with more tokens than its first expert, got some"):
+        flow_shares(pairs, counts.expert_tokens[:-1] // 4)
+
+
+def test_counts_by_token_type_give_vocabulary_specialization() -> None:
+    indices, ids = sample()[0], np.arange(T) % 4
+    of_type = ids[:, None] == np.arange(4)
+    table = [
+        [[(of_type[:, t] & (indices[:, layer] == e).any(1)).sum() for t in range(4)] for e in range(E)]
+        for layer in range(L)
+    ]
+    tokens = [[(indices[:, layer] == e).sum() for e in range(E)] for layer in range(L)]
+    counts = Counts.from_table(table, tokens, of_type.sum(0), list("wxyz"), range(L), K)
+    _, shares = vocabulary_specialization(indices, ids, E)
+    assert np.moveaxis(counts.share(), 2, 0) == pytest.approx(shares)
 
 
 def test_information_equals_the_entropy_of_a_label_that_decides_the_expert() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moelens.analysis import Counts, Specialization, specialization_from_arrays
+from benchmarks import simulations
+from moelens.analysis import Counts, Specialization, analyze, specialization_from_arrays
 from moelens.analysis.counting import TokenKinds, balanced, document_bounds, in_parts, tabulate
 from moelens.analysis.randomize import Excess
 from moelens.analysis.samples import Sample, TokenBlock
 from moelens.errors import MoeLensError, UnknownNameError
+from moelens.japanese import Labels
 
 
 def top_k(scores: np.ndarray, k: int) -> np.ndarray:
@@ -91,15 +93,90 @@ def test_a_specialist_of_twice_the_base_rate_is_found() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case, share",
-    [({"documents": 20}, 0.94), ({"documents": 60}, 0.94), (NULLS[2], 0.91)],  # the middle 95 % of draws: .91, .93
-    ids=["few", "more", "rare"],
-)
-def test_intervals_cover_the_true_lift_with_few_documents(case: dict[str, Any], share: float) -> None:
-    runs = [null(seed, **case) for seed in range(300)]
-    inside = np.concatenate([((run.low <= 1) & (run.high >= 1))[np.isfinite(run.low)] for run in runs])
-    assert inside.mean() == pytest.approx(share, abs=0.01)
+@pytest.mark.parametrize("regime", simulations.REGIMES)
+def test_error_and_coverage_in_simulated_corpora(regime: str) -> None:
+    found = simulations.simulate(regime, 60)
+    if regime.endswith("not given"):
+        return  # the control that the regime needs is left out
+    assert found["error"] <= 0.07 + 2 * np.sqrt(0.07 * 0.93 / 60)
+    if regime in ("5 documents", "3 documents", "2 documents"):
+        assert (found["error"], found["coverage"]) == (0, "none")
+    else:
+        assert found["coverage"] >= 0.92
+
+
+def sized(*sizes: int, **settings: Any) -> Specialization:
+    """Analyse documents of these sizes; expert 0 takes every token of the label."""
+    docs = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.arange(len(docs)) % 4 == 0
+    indices = np.where(labels, 0, 1 + np.arange(len(docs)) % 3)[:, None, None]
+    return specialization_from_arrays(
+        indices, labels[:, None], ["丁寧語"], docs, docs * 0, 4, [0], permutations=199, progress=False, **settings
+    )
+
+
+def test_a_long_document_is_shortened_and_this_is_said() -> None:
+    found = sized(*[50] * 19, 20_000)
+    about = found.provenance
+    assert (about["documents"], about["shortened_documents"]) == (20, 1)
+    assert about["tokens_cut"] == 20_000 - 105  # of 950 + 105 tokens it has a tenth
+    assert found.n_tokens == 950 + 105
+    assert about["effective_documents"] == pytest.approx(1055**2 / (19 * 50**2 + 105**2))
+    assert found.significant[0, 0, 0]
+    said = "19,895 tokens of 1 long documents are not counted, since a document may have 10% of the tokens"
+    assert said in repr(found)
+    assert "effective number of documents 19.0: p is at least 0.00500" in repr(sized(*[50] * 19))
+    whole = sized(*[50] * 19, 2000, max_share=1)
+    assert whole.n_tokens == 2950
+    assert not whole.significant.any(), "one document has two thirds of the tokens"
+
+
+@pytest.mark.parametrize("documents", [2, 3, 5])
+def test_few_documents_have_no_significance_and_no_interval(documents: int) -> None:
+    found = sized(*[200] * documents)
+    assert np.nanmin(found.p) >= 2.0 ** (1 - documents)
+    assert np.nanmin(found.p_family) >= 2.0 ** (1 - documents)
+    assert np.isnan(found.low).all()
+    assert not found.significant.any()
+    assert f"p is at least {2.0 ** (1 - documents):#.3g}, so nothing can be significant" in repr(found)
+    more = sized(*[200] * 8)
+    assert more.significant[0, 0, 0]
+    assert np.isfinite(more.low[0, 0, 0])
+
+
+def test_lifts_that_token_identity_explains_are_counted() -> None:
+    free = specialization_from_arrays(**corpus())
+    explained = int((free.significant & (free.lift > 1) & (free.excess_left < 0.5)).sum())
+    assert explained
+    assert f"{explained} of " in repr(free)
+    assert 'less than half of their excess within tokens: test them with given="token"' in repr(free)
+
+
+def test_columns_of_the_corpus_are_controls(demo_recording: Any) -> None:
+    assert demo_recording.metadata == ("id", "register", "honorifics")
+    given = ("corpus.register", "token")
+    found = analyze(demo_recording, "pos", given=given, permutations=99)
+    assert found.given == given
+    doc, text = demo_recording.column("doc"), demo_recording.column("char_end") > demo_recording.column("char_start")
+    values = np.array(demo_recording.documents(["register"])["register"].to_pylist())[doc]
+    names, labels = Labels.open_or_create(demo_recording).matrix("pos")
+    again = specialization_from_arrays(
+        demo_recording.indices()[text],
+        labels[text],
+        names,
+        doc[text],
+        demo_recording.column("token_id")[text],
+        demo_recording.n_experts,
+        demo_recording.layers,
+        given=("register", "token"),
+        strata={"register": np.unique(values, return_inverse=True)[1][text]},
+        permutations=99,
+    )
+    assert found.expected == pytest.approx(again.expected)
+    assert found.p == pytest.approx(again.p, nan_ok=True, abs=0.02)
+    assert not np.allclose(found.expected, analyze(demo_recording, "pos", given="token", permutations=19).expected)
+    with pytest.raises(UnknownNameError, match=r"unknown control 'speaker'; .*corpus\.honorifics.*\(given=\)"):
+        analyze(demo_recording, "pos", given="speaker")
 
 
 def corpus(seed: int = 0, tokens: int = 3000) -> dict[str, Any]:
@@ -202,7 +279,7 @@ def test_samples_do_not_depend_on_the_blocks(step: int) -> None:
     assert np.array_equal(sample.kinds.strata[0][sample.kind[keep]] < 0, settled[keep])
 
 
-def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
+def test_a_documents_excess_is_its_doubly_centred_sum_corrected_for_its_share_of_the_stratum() -> None:
     data = corpus(tokens=600)
     indices, labels, docs, ids = (data[k] for k in ("indices", "label_matrix", "docs", "token_ids"))
     kinds, kind = TokenKinds.of(labels, [ids])
@@ -211,7 +288,16 @@ def test_a_documents_excess_is_its_doubly_centred_sum() -> None:
     for s in range(12):
         chosen[ids == s] -= chosen[ids == s].mean(0)
     off = labels[:, 0] - np.array([labels[ids == s, 0].mean() for s in range(12)])[ids]
-    expected = np.array([(chosen * off[:, None])[docs == g].sum(0) for g in range(20)])
+    uncorrected = np.array([(chosen * off[:, None])[docs == g].sum(0) for g in range(20)])
+    assert excess.total[0, :, 0] == pytest.approx(uncorrected.sum(0), abs=1e-4)
+    score = off.copy()
+    for s in range(12):
+        share = np.bincount(docs[ids == s], minlength=20) / (ids == s).sum()
+        for g in range(20):
+            here = (ids == s) & (docs == g)
+            if here.any():
+                score[here] += off[here].mean() * (1 / np.sqrt(1 - 2 * share[g] + (share**2).sum()) - 1)
+    expected = np.array([(chosen * score[:, None])[docs == g].sum(0) for g in range(20)])
     assert excess.by_group[:, 0, :, 0] == pytest.approx(expected, abs=1e-4)
 
 
@@ -247,6 +333,12 @@ def test_groups_of_documents_have_similar_sizes() -> None:
             MoeLensError,
             "expected a label of family 'labels' on 20 or more tokens of 2 or more documents and not on all tokens, "
             "got none: 丁寧語 is on all tokens; record more text or lower min_tokens",
+        ),
+        (
+            {"docs": np.arange(3000) // 2800, "max_share": 1},
+            MoeLensError,
+            "expected 2 or more documents of similar size, got 2, of which one has 93% of the tokens (effective number "
+            "1.14); record more documents, or shorten this one",
         ),
         ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "got none: 丁寧語 is on no tokens; record"),
         (

@@ -96,6 +96,20 @@ def test_a_planted_signal_is_found_in_its_layer(fake: Fake) -> None:
     assert "3 classes · 1,200 tokens of 40 documents · 5 folds of documents" in repr(result)
 
 
+def test_control_tasks_are_drawn_several_times(fake: Fake) -> None:
+    given = {"layers": [3], "probes": ["centroid"], "progress": False}
+    one, many = (probe(fake, fake.labels, **given, control_draws=n) for n in (1, 4))
+    row = many.rows[0]
+    assert one.rows[0].control == one.rows[0].control_low == one.rows[0].control_high
+    assert row.control_low < row.control < row.control_high
+    assert row.control_low <= one.rows[0].control <= row.control_high, "the first draw is among the four"
+    assert row.selectivity == pytest.approx(row.accuracy - row.control)
+    assert "4 draws of the control task" in repr(many)
+    assert f"{row.selectivity:+.3f} [{row.accuracy - row.control_high:+.3f}, " in repr(many)
+    with pytest.raises(MoeLensError, match="expected 1 or more draws of the control task, got 0; give more"):
+        probe(fake, fake.labels, control_draws=0)
+
+
 def test_features(fake: Fake) -> None:
     rows = np.array([3, 700, 5])
     with FeatureStore(fake) as store:

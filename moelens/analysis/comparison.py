@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counting import RoutePart, RouteTables
 from moelens.analysis.processes import sum_over_processes
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
-from moelens.analysis.result import ALPHA
+from moelens.analysis.randomize import (
+    ALPHA,
+    Excess,
+    benjamini_hochberg,
+    document_test,
+    effective_number,
+    limits_of_test,
+)
 from moelens.analysis.routing import overlap
 from moelens.analysis.samples import (
     LabelFamilies,
@@ -26,7 +32,7 @@ from moelens.analysis.samples import (
     token_blocks,
 )
 from moelens.analysis.specialize import check_testable
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted
 from moelens.errors import RecordingError, unknown
 from moelens.recording import Recording
@@ -51,7 +57,7 @@ class Comparison(Plotted, SavedCells):
         p: p of the cell alone.
         p_family: family-wise p of the cell among all tested cells.
         q: false discovery rate over all tested cells.
-        low, high: 95 % bootstrap interval of `ratio`, over documents.
+        low, high: 95 % interval of `ratio` over documents; NaN where there is none.
         names: names of the labels.
         layers: numbers of the layers in the model.
         top_k: experts chosen for each token.
@@ -158,15 +164,16 @@ class Comparison(Plotted, SavedCells):
         for layer, expert, name, change in self.top(n):
             at = self.layers.index(layer), expert, self.names.index(name)
             shares = (number(float(c[at] / self.label_tokens[at[2]])) for c in (self.count_a, self.count_b))
-            band = f"{number(float(self.low[at]))}–{number(float(self.high[at]))}"
+            band = interval(float(self.low[at]), float(self.high[at]))
             sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
             rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
         header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
-        permutations = self.provenance.get("permutations", "no")
+        permutations, documents = (self.provenance.get(key) for key in ("permutations", "effective_documents"))
         return (
-            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations} exchanges over documents, "
-            f"token identity the same in both\nexperts kept: {kept}\n"
+            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
+            f"documents, token identity the same in both\nexperts kept: {kept}\n"
             + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
+            + ("\n" + limits_of_test(documents, permutations) if documents else "")
         )
 
     def __repr__(self) -> str:
@@ -221,12 +228,16 @@ def compare(
         for block in token_blocks(owner, known, family or "")
     )
     sample = Sample.of(blocks, names)
-    check_testable(sample.documents, permutations)
+    check_testable(sample.sizes, permutations)
     in_a, in_b, shared = _tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)
-    difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
+    parts, none = (in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:])
+    difference = Excess(by_group=parts, total=parts.sum(0, dtype=float), within=none, variance=none)
     count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
-    tests = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
+    effective = effective_number(sample.sizes)
+    tests = document_test(
+        in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed, documents=effective
+    )
     about_a, about_b = provenance_of(a, known), provenance_of(b)
     return Comparison(
         count_a=count_a,
@@ -246,6 +257,7 @@ def compare(
             "b": about_b["model"],
             "recordings": [about_a["recording"], about_b["recording"]],
             **{key: about_a[key] for key in ("labels", "moelens")},
+            "effective_documents": effective,
             "permutations": permutations,
             "seed": seed,
             "min_tokens": min_tokens,

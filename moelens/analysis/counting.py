@@ -19,6 +19,7 @@ MAX_GROUPS = 200  # of documents: enough for the statistics, few enough for memo
 _STEP = 1 << 15  # tokens counted at once: their keys stay in the cache of a core
 _BLOCK = 1 << 22  # cells by kind, layer and expert that are multiplied at once: few products, each worth a thread
 _PART = 1 << 19  # tokens in a part
+_LEAST_LEFT = 1e-9  # of 1 − 2h + Σ h², which is 0 where one group has the whole stratum
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,7 @@ class TokenKinds:
         size = np.bincount(stratum[inside], kind_tokens[inside])
         labelled = np.zeros((len(size), self.labels.shape[1]))
         np.add.at(labelled, stratum[inside], kind_tokens[inside, None] * self.labels[inside])
-        return size.astype(np.int64), labelled / size[:, None]
+        return size.astype(np.int64), labelled / np.maximum(size, 1)[:, None]
 
     def residuals(self, kind_tokens: Ints, which: int) -> Floats:
         """Return the labels of each kind minus the mean of its stratum `[kind, label]`; 0 where the stratum is −1."""
@@ -76,6 +77,62 @@ class TokenKinds:
         inside = stratum >= 0
         values[inside] = self.labels[inside] - rate[stratum[inside]]
         return values
+
+
+@dataclass(frozen=True, eq=False)
+class LabelScores:
+    """What the label of a token adds to the excess of its group of documents, corrected for few documents.
+
+    A group's part of the excess is measured from the mean of the stratum, to which the group belongs itself. The
+    squares of the parts therefore add up to less than the variance of the whole: to (n − 1)/n of it with n groups of
+    one size, and to next to nothing where one group outweighs the others. This concerns the part between groups, n_g
+    (r_g − r)(l_g − l), where r_g and l_g are the shares of the group's tokens in the stratum that the expert takes and
+    that have the label. It is divided by √(1 − 2h_g + Σ h²), where h_g is the group's share of the stratum. If
+    documents add independent amounts of one variance to r_g and of one variance to l_g, the mean of the squares is then
+    the variance of the whole, Σ n_g² (1 − 2h_g + Σ h²). Since the part between groups is linear in the labels, the
+    label of a token gets the score (L − l) + (l_g − l) · [1 / √(1 − 2h_g + Σ h²) − 1].
+
+    Attributes:
+        kinds: the kinds of tokens; the strata are those of their first stratification.
+        residuals: labels of each kind minus the mean of its stratum `[kind, label]`, see `TokenKinds.residuals`.
+        size: tokens of each stratum `[stratum]`.
+        rate: share of them with each label `[stratum, label]`.
+        concentration: Σ h² of each stratum `[stratum]`.
+    """
+
+    kinds: TokenKinds
+    residuals: Floats
+    size: Ints
+    rate: Floats
+    concentration: Floats
+
+    @classmethod
+    def of(cls, kinds: TokenKinds, kind_tokens: Ints) -> LabelScores:
+        """Prepare the scores from the tokens of each kind in each group `[group, kind]`."""
+        size, rate = kinds.rates(kind_tokens.sum(0), 0)
+        stratum, inside = kinds.strata[0], kinds.strata[0] >= 0
+        concentration = np.zeros(len(size))
+        for tokens in kind_tokens:
+            in_group = np.bincount(stratum[inside], tokens[inside], minlength=len(size))
+            concentration += (in_group / np.maximum(size, 1)) ** 2
+        return cls(kinds, kinds.residuals(kind_tokens.sum(0), 0), size, rate, concentration)
+
+    def of_group(self, kind_tokens: Ints, wanted: Ints) -> Floats:
+        """Return the scores of the `wanted` kinds in a group that has these tokens of each kind `[wanted, label]`."""
+        present = np.flatnonzero(kind_tokens)
+        order, starts, strata = _sorted_strata(self.kinds.strata[0][present])
+        scores = self.residuals[wanted]
+        if not len(strata):
+            return scores
+        tokens, labels = kind_tokens[present[order]], self.kinds.labels[present[order]]
+        in_group = np.add.reduceat(tokens, starts)
+        labelled = np.add.reduceat(tokens[:, None] * labels, starts, axis=0)
+        share = in_group / self.size[strata]
+        left = np.maximum(1 - 2 * share + self.concentration[strata], _LEAST_LEFT)
+        between = (1 / np.sqrt(left) - 1)[:, None] * (labelled / in_group[:, None] - self.rate[strata])
+        stratum = self.kinds.strata[0][wanted]
+        scores[stratum >= 0] += between[np.searchsorted(strata, stratum[stratum >= 0])]
+        return scores
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -88,9 +145,9 @@ class RouteTables:
         kind_tokens: tokens of the kind `[group, kind]`.
         informative: tokens at the expert whose stratum is not −1 `[group, layer, expert]`.
         by_stratum: tokens of the stratum at the expert `[stratum, layer, expert]`.
-        excess: sum of the label residuals of the tokens at the expert, by the first stratification
+        excess: sum of the label scores of the tokens at the expert, by the first stratification, see `LabelScores`
             `[group, layer, expert, label]`.
-        further_excess: the same by each further stratification, summed over groups
+        total_excess: sum of the label residuals of the tokens at the expert, by each stratification
             `[stratification, layer, expert, label]`.
     """
 
@@ -100,7 +157,7 @@ class RouteTables:
     informative: Ints
     by_stratum: NDArray[np.int32]
     excess: NDArray[np.float32]
-    further_excess: Floats
+    total_excess: Floats
 
     def over_processes(self) -> RouteTables:
         """Sum the tables over the processes of torch.distributed; every process already knows all kinds."""
@@ -132,6 +189,7 @@ def tabulate(
     """
     kind_tokens = _tokens_of_kinds(kind, bounds, len(kinds.labels))
     residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
+    scores = LabelScores.of(kinds, kind_tokens) if residuals else None
     stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
     tables = _empty_tables(kind_tokens, stratum, len(residuals), (n_layers, n_experts, kinds.labels.shape[1]))
     for rows, routes in parts:
@@ -139,19 +197,22 @@ def tabulate(
             present, local = distinct(kind[rows][tokens])
             # Matrix products in a type that holds every count of this run exactly.
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
-            weights = np.hstack([kinds.labels[present], *(r[present] for r in residuals)]).astype(exact)
+            columns = [kinds.labels[present], *(r[present] for r in residuals)]
+            if scores is not None:
+                columns.append(scores.of_group(kind_tokens[group], present))
+            weights = np.hstack(columns).astype(exact)
             order, starts, strata = _sorted_strata(stratum[present])
             layers, layers_at_once = list(routes), max(1, _BLOCK // (len(present) * n_experts))
             for first in range(0, n_layers, layers_at_once):
                 at = slice(first, min(first + layers_at_once, n_layers))
                 table = _tally([chosen[tokens] for chosen in layers[at]], local, len(present), n_experts, exact)
-                sums = np.split(np.tensordot(table, weights, (0, 0)), 1 + len(residuals), axis=2)
+                sums = np.split(np.tensordot(table, weights, (0, 0)), len(columns), axis=2)
                 tables.cells[group, at] += sums[0].astype(np.int32)
                 tables.experts[group, at] += table.sum(0).astype(np.int64)
-                if len(residuals):
-                    tables.excess[group, at] += sums[1].astype(np.float32)
-                for further, values in zip(tables.further_excess, sums[2:], strict=True):
-                    further[at] += values
+                for total, values in zip(tables.total_excess, sums[1:], strict=False):
+                    total[at] += values
+                if scores is not None:
+                    tables.excess[group, at] += sums[-1].astype(np.float32)
                 if len(starts):
                     by_stratum = np.add.reduceat(table[order], starts, axis=0)
                     tables.by_stratum[strata, at] += by_stratum.astype(np.int32)
@@ -176,7 +237,7 @@ def _empty_tables(kind_tokens: Ints, stratum: Ints, n_strata: int, shape: tuple[
         informative=np.zeros(by_group, np.int64),
         by_stratum=np.zeros((int(stratum.max(initial=-1)) + 1, n_layers, n_experts), np.int32),
         excess=np.zeros((*by_group, n_labels) if n_strata else (0,), np.float32),
-        further_excess=np.zeros((max(0, n_strata - 1), n_layers, n_experts, n_labels)),
+        total_excess=np.zeros((n_strata, n_layers, n_experts, n_labels)),
     )
 
 

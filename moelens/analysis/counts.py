@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, Routes, check_routes, divide
 from moelens.analysis.counting import MAX_GROUPS, TokenKinds, balanced, distinct, document_bounds, in_parts, tabulate
-from moelens.errors import CheckError, MoeLensError
+from moelens.errors import CheckError, MoeLensError, unknown
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -106,6 +107,9 @@ class Counts:
         top_k: int,
     ) -> Counts:
         """Make `Counts` from tables that were counted elsewhere, as a single group.
+
+        For counts by token type, the token types are the labels: `share` is then the vocabulary specialization of
+        Muennighoff et al. 2024, arXiv 2409.02060, eq. 8. For counts between layers, see `flow_shares`.
 
         Args:
             count: tokens of the label for which the expert was chosen `[layer, expert, label]`.
@@ -219,13 +223,17 @@ class Counts:
         """
         return divide(self.expert_tokens * self.n_experts, np.array(self.top_k * self.n_tokens))
 
-    def share(self) -> Floats:
+    def share(self, of: Literal["tokens", "choices"] = "tokens") -> Floats:
         """Return the share of a label's tokens that the expert takes `[layer, expert, label]`: N_{i,D} / N_D.
 
-        By chance it is k / E. This is the "domain specialization" of Muennighoff et al. 2024, arXiv 2409.02060, eq. 7.
+        By chance it is k / E, and a layer's shares sum to k. The share of the label's choices is N_{i,D} / (k N_D): by
+        chance 1 / E, and a layer's shares sum to 1. The first is the "domain specialization" of Muennighoff et al.
+        2024, arXiv 2409.02060, eq. 7.
         NaN for a label without tokens.
         """
-        return divide(self.count, self.label_tokens)
+        if of not in ("tokens", "choices"):
+            raise unknown("share", of, ("tokens", "choices"), "of=")
+        return divide(self.count, self.label_tokens * (self.top_k if of == "choices" else 1))
 
     def lift(self) -> Floats:
         """Return `share` over the expert's share of all tokens `[layer, expert, label]`.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide, log
+from moelens.analysis.counting import TokenKinds
 from moelens.analysis.counts import Counts
+from moelens.errors import CheckError
 
 
 def max_violation(counts: Counts) -> Floats:
@@ -119,6 +123,59 @@ def layer_information(counts: Counts) -> Floats:
     rest = counts.n_tokens - m
     labelled = _bits(counts.count, n, k * m, k * counts.n_tokens)
     return np.asarray((labelled + _bits(n - counts.count, n, k * rest, k * counts.n_tokens)).sum(1))
+
+
+def family_information(counts: Counts) -> Floats:
+    """Compute the mutual information of a layer's choice and the label, over all labels of a family together.
+
+    Each token has one label or none; tokens without a label are a class of their own. The choice is that of
+    `layer_information`: I = Σ p(i, l) log2[p(i, l) / p(i) p(l)] over experts and classes. It is at most log2 of the
+    number of experts. Estimated from samples, it is too high by about (E − 1)(L − 1) / (2 k N ln 2) bits with L classes
+    (Miller 1955).
+
+    Args:
+        counts: the counts. If tokens can have several labels, count by `label_combinations`.
+
+    Returns:
+        Bits, `[layer]`.
+
+    Raises:
+        CheckError: tokens have several labels.
+
+    Example:
+        >>> counts = Counts.from_table([[[3, 0], [0, 1]]], [[3, 1]], [3, 1], ["ja", "en"], layers=[0], top_k=1)
+        >>> family_information(counts).round(3).tolist()
+        [0.811]
+    """
+    rest, rest_tokens = counts.expert_tokens - counts.count.sum(2), counts.n_tokens - counts.label_tokens.sum()
+    if rest_tokens < 0 or (rest < 0).any():
+        raise CheckError(
+            "expected counts of labels of which each token has one or none, got tokens with several; "
+            "count by moelens.analysis.label_combinations"
+        )
+    count = np.concatenate([counts.count, rest[:, :, None]], axis=2)
+    label_tokens = np.append(counts.label_tokens, rest_tokens)
+    k, total = counts.top_k, counts.top_k * counts.n_tokens
+    return np.asarray(_bits(count, counts.expert_tokens[:, :, None], k * label_tokens, total).sum((1, 2)))
+
+
+def label_combinations(labels: Bools, names: Sequence[str]) -> tuple[tuple[str, ...], Bools]:
+    """Return the combinations of labels that tokens have, as labels of which each token has exactly one.
+
+    Args:
+        labels: bool `[token, label]`.
+        names: names of the labels.
+
+    Returns:
+        The names, such as "尊敬語 + 丁寧語", or "none" for tokens without a label, and bool `[token, combination]`.
+
+    Example:
+        >>> label_combinations(np.array([[True, True], [False, False]]), ["尊敬語", "丁寧語"])[0]
+        ('none', '尊敬語 + 丁寧語')
+    """
+    kinds, kind = TokenKinds.of(np.asarray(labels, bool))
+    found = tuple(" + ".join(np.array(names, object)[row]) or "none" for row in kinds.labels)
+    return found, kind[:, None] == np.arange(len(found))
 
 
 def _bits(both: Ints, a: Ints, b: Ints, total: int) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,15 +129,17 @@ COUNT_MEASURES: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
     "max_violation": label_measures.max_violation,
     "dead_experts": label_measures.dead_experts,
     "share": Counts.share,
+    "choice_share": lambda counts: counts.share("choices"),
     "lift": Counts.lift,
     "log_odds": label_measures.log_odds,
     "npmi": label_measures.npmi,
     "risk_difference": label_measures.risk_difference,
     "expert_information": label_measures.expert_information,
     "layer_information": label_measures.layer_information,
+    "family_information": label_measures.family_information,
 }
 """The measures of counts, by name."""
-_LABEL_MEASURES = ("share", "lift", "log_odds", "npmi", "risk_difference", "expert_information", "layer_information")
+_LABEL_MEASURES = tuple(name for name in COUNT_MEASURES if name not in ("load", "max_violation", "dead_experts"))
 
 
 def measure(
@@ -176,7 +178,8 @@ def measure(
     if name not in COUNT_MEASURES:
         raise unknown("measure", name, (*COUNT_MEASURES, *ROUTE_MEASURES))
     known = labels_for(recording, labels, family if name in _LABEL_MEASURES else None)
-    counts = counts_of(recording, family if known is not None else None, labels=known)
+    by = "combination" if name == "family_information" else "label"
+    counts = counts_of(recording, family if known is not None else None, labels=known, by=by)
     values = COUNT_MEASURES[name](counts)
     places = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
     axes = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(places)}
@@ -185,7 +188,11 @@ def measure(
 
 
 def counts_of(
-    recording: Recording | str | Path, family: str | None = None, *, labels: LabelFamilies | None = None
+    recording: Recording | str | Path,
+    family: str | None = None,
+    *,
+    labels: LabelFamilies | None = None,
+    by: Literal["label", "combination"] = "label",
 ) -> Counts:
     """Count a recording in groups of documents. All tokens count; the processes of torch.distributed share the work.
 
@@ -193,6 +200,7 @@ def counts_of(
         recording: the recording, or its folder.
         family: family of labels to count by; None counts without labels.
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
+        by: "label", or "combination" to count the combinations of labels that tokens have; each token has exactly one.
 
     Returns:
         The counts; those of several recordings can be added.
@@ -211,7 +219,8 @@ def counts_of(
     if family is None or known is None:
         return _count(recording, Sample.of(token_blocks(recording, None, "", text=False), ()))
     names = label_names(recording, known, family)
-    return _count(recording, Sample.of(token_blocks(recording, known, family, text=False), names))
+    sample = Sample.of(token_blocks(recording, known, family, text=False), names)
+    return _count(recording, sample.by_combination() if by == "combination" else sample)
 
 
 def _count(recording: Recording, sample: Sample) -> Counts:

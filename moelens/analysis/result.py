@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counts import Counts
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.randomize import ALPHA, limits_of_test
+from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted, find_view
 from moelens.errors import unknown
 from moelens.saved import SavedCells
 
-ALPHA = 0.05
-"""Level of significance."""
 _TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
 _EFFECTS = ("lift", "share", "p", "p_family", "q", "lift_given_token", "lift_given", "low", "high", "excess_left")
 
@@ -73,9 +72,10 @@ class Specialization(Plotted, SavedCells):
             that token identity explains the lift.
         expected: mean under the null: tokens of the label at the expert if labels were permuted within `given`.
         null_sd: its standard deviation between documents, at least that under permutation.
-        low, high: 95 % bootstrap interval of `lift_given`, over documents.
+        low, high: 95 % interval of `lift_given` over documents; NaN where there is none.
         family: family of labels.
-        given: what labels were compared within: "token", "position", families of labels, or nothing.
+        given: what labels were compared within: "token", "position", families of labels, columns of the corpus, or
+            nothing.
         provenance: model, recording, labels and settings.
 
     Example:
@@ -209,6 +209,26 @@ class Specialization(Plotted, SavedCells):
         """Whether token identity is controlled, in one phrase."""
         return "token identity " + ("controlled" if "token" in self.given else "not controlled")
 
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
+        about, lines = self.provenance, []
+        above = self.significant & (self.lift > 1)
+        if "effective_documents" in about:
+            lines.append(limits_of_test(about["effective_documents"], about["permutations"]))
+        if about.get("shortened_documents"):
+            lines.append(
+                f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, "
+                f"since a document may have {about['max_share']:.0%} of the tokens, see max_share"
+            )
+        explained = int((above & (self.excess_left < 0.5)).sum())
+        if explained and "token" not in self.given:
+            lines.append(
+                f"{explained:,} of {int(above.sum()):,} significant experts above chance have less than half of their "
+                'excess within tokens: test them with given="token"'
+            )
+        return tuple(lines)
+
     def label_index(self, label: str) -> int:
         """Return the position of `label` on the last axis.
 
@@ -325,6 +345,7 @@ class Specialization(Plotted, SavedCells):
         if self.too_rare:
             rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)
             lines.append("too rare to test: " + ", ".join(rare))
+        lines.extend(self.limits)
         return "\n".join(lines)
 
     def _findings_table(self, findings: tuple[Finding, ...] | list[Finding]) -> str:
@@ -338,7 +359,7 @@ class Specialization(Plotted, SavedCells):
                 f.label,
                 number(f.lift),
                 *[number(f.lift_given) for _ in given],
-                f"{number(f.low)}–{number(f.high)}",
+                interval(f.low, f.high),
                 number(f.share),
                 f"{f.count:,}",
                 *map(number, (f.q, f.p_family)),

@@ -206,7 +206,37 @@ def route_flow(indices: Routes, n_experts: int) -> Floats:
     for layer in range(len(flow)):
         keys = indices[:, layer, :, None].astype(np.int64) * n_experts + indices[:, layer + 1, None, :]
         flow[layer] = np.bincount(keys.ravel(), minlength=n_experts**2).reshape(n_experts, n_experts)
-    return divide(flow, counts[:-1, :, None])
+    return flow_shares(flow, counts[:-1])
+
+
+def flow_shares(pairs: NDArray[np.integer], expert_tokens: NDArray[np.integer]) -> Floats:
+    """Compute `route_flow` from counts of pairs of experts of two successive layers, such as published ones.
+
+    Args:
+        pairs: tokens that choose expert i in one layer and expert j in the next `[layer − 1, i, j]`.
+        expert_tokens: tokens at expert i in the first of the two layers `[layer − 1, i]`.
+
+    Returns:
+        `[layer − 1, i, j]`; NaN where i was never chosen.
+
+    Raises:
+        CheckError: the shapes do not agree, or the pairs contradict the tokens.
+
+    Example:
+        >>> flow_shares(np.array([[[3, 1], [0, 2]]]), np.array([[4, 2]])).tolist()
+        [[[0.75, 0.25], [0.0, 1.0]]]
+    """
+    pairs, expert_tokens = np.asarray(pairs), np.asarray(expert_tokens)
+    if pairs.ndim != 3 or pairs.shape[:2] != expert_tokens.shape:
+        raise CheckError(
+            f"expected pairs [layer, expert, next expert] and expert_tokens [layer, expert], got shapes "
+            f"{list(pairs.shape)} and {list(expert_tokens.shape)}; leave out the tokens of the last layer"
+        )
+    if (pairs > expert_tokens[:, :, None]).any():
+        raise CheckError(
+            "expected no pair with more tokens than its first expert, got some; give counts of the same text"
+        )
+    return divide(pairs, expert_tokens[:, :, None])
 
 
 def overlap(a: Routes, b: Routes) -> Floats:

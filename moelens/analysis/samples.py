@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,6 +21,7 @@ from moelens.analysis.counting import (
     tabulate,
 )
 from moelens.analysis.counts import Counts
+from moelens.analysis.label_measures import label_combinations
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
 from moelens.japanese import Labels
@@ -28,7 +29,7 @@ from moelens.recording import Recording
 from moelens.version import __version__
 
 Given = str | Sequence[str] | None
-"""One control, several, or None: "token", "position", or a family of labels such as "script"."""
+"""One control, several, or None: "token", "position", a family of labels, or a column of the corpus."""
 
 
 class LabelFamilies(Protocol):
@@ -76,14 +77,25 @@ class Sample:
         kind: kind of each token `[token]`, −1 where it is left out.
         kinds: the kinds: combinations of labels and strata.
         bounds: where each group of documents begins, and where the last one ends `[group + 1]`.
-        documents: number of documents with a token that is counted.
+        sizes: tokens that are counted of each document that has any `[document]`.
+        shortened: number of documents of which only the first tokens are counted, see `Sample.of`.
+        cut: number of their tokens that are not counted.
+        max_share: the largest share of the counted tokens that a document may have.
     """
 
     names: tuple[str, ...]
     kind: NDArray[np.int32]
     kinds: TokenKinds
     bounds: Ints
-    documents: int
+    sizes: Ints
+    shortened: int
+    cut: int
+    max_share: float
+
+    @property
+    def documents(self) -> int:
+        """Number of documents with a token that is counted."""
+        return len(self.sizes)
 
     @classmethod
     def of(
@@ -92,6 +104,7 @@ class Sample:
         names: Sequence[str],
         given: Sequence[Sequence[str]] = (),
         groups: int = MAX_GROUPS,
+        max_share: float = 1.0,
     ) -> Sample:
         """Read all blocks.
 
@@ -100,6 +113,8 @@ class Sample:
             names: names of the labels.
             given: stratifications, each by some of the controls.
             groups: the largest number of groups of documents.
+            max_share: the largest share of the counted tokens that a document may have, or that two documents of
+                average length have, whichever is larger. Of a longer document, only the first tokens are counted.
         """
         controls = {name: _Numbering() for by in given for name in by}
         patterns, combinations = _Numbering(), _Numbering()
@@ -121,12 +136,23 @@ class Sample:
         docs, *sizes = np.concatenate(documents, axis=1)
         document = distinct(docs)[1]
         size, counted = (np.bincount(document, n).astype(np.int64) for n in sizes)
+        of_token = np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)]
+        max_share = max(max_share, 2 / max((counted > 0).sum(), 1))
+        most = _largest_size(counted[counted > 0], max_share)
+        start, long = np.cumsum(size) - size, np.flatnonzero(counted > most)
+        for at, n in zip(start[long], size[long], strict=True):
+            of_token[at + np.flatnonzero(of_token[at : at + n] >= 0)[most:]] = -1
+        cut = int(counted.sum())
+        counted = np.minimum(counted, most)
         return cls(
             names=tuple(names),
-            kind=np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)],
+            kind=of_token,
             kinds=kinds,
             bounds=document_bounds(size, counted, groups),
-            documents=int((counted > 0).sum()),
+            sizes=counted[counted > 0],
+            shortened=len(long),
+            cut=cut - int(counted.sum()),
+            max_share=float(min(max_share, 1)),
         )
 
     def count(self, parts: Iterable[RoutePart], n_experts: int, layers: Sequence[int]) -> RouteTables:
@@ -145,6 +171,11 @@ class Sample:
             top_k=top_k,
         )
 
+    def by_combination(self) -> Sample:
+        """Return the sample with the combinations of labels as labels, of which each token has exactly one."""
+        names, labels = label_combinations(self.kinds.labels, self.names)
+        return replace(self, names=names, kinds=TokenKinds(labels, self.kinds.strata))
+
     def own_rows(self) -> slice:
         """Return the tokens that this process counts: whole groups, with about as many tokens in each process."""
         rank, size = rank_and_size()
@@ -154,6 +185,20 @@ class Sample:
     def label_matrix(self, rows: slice) -> Bools:
         """Return the labels of these tokens `[token, label]`; tokens that are left out have none."""
         return np.asarray(self.kinds.labels[self.kind[rows]] & (self.kind[rows] >= 0)[:, None])
+
+
+def _largest_size(sizes: Ints, max_share: float) -> int:
+    """Return the number of tokens to which documents are shortened so that none has more than `max_share`.
+
+    >>> _largest_size(np.array([900, 50, 50, 50, 50]), 0.5)
+    200
+    """
+    rest = int(sizes.sum())
+    for shortened, size in enumerate(np.sort(sizes)[::-1].tolist()):
+        if shortened * max_share < 1 and size <= (most := max_share * rest / (1 - shortened * max_share) + 1e-9):
+            return int(most)
+        rest -= size
+    return int(sizes.max(initial=0))
 
 
 class _Numbering:
@@ -192,11 +237,13 @@ def token_blocks(
         recording: the recording.
         labels: its labels; None for tokens without labels and controls.
         family: the family of labels.
-        given: the controls: "token", "position" and families of `labels`.
+        given: the controls: "token", "position", families of `labels` and columns of the corpus, see `controls_of`.
         text: leave out tokens without text, which are the tokenizer's special tokens.
     """
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
+    known = () if labels is None else labels.families
+    of_corpus = {name: _document_codes(recording, name) for name in given if name not in (*columns, *known)}
     for rows, arrays in recording.columns(names):
         values = dict(zip(names, arrays, strict=True))
         controls = {}
@@ -205,6 +252,9 @@ def token_blocks(
                 controls[name] = values["token_id"][:, None]
             elif name == "position":
                 controls[name] = _position_bins(values["pos"])[:, None]
+            elif name in of_corpus:
+                docs, codes = of_corpus[name]
+                controls[name] = codes[np.searchsorted(docs, values["doc"])][:, None]
             elif labels is not None:
                 controls[name] = np.packbits(labels.matrix(name, rows)[1], axis=1)
         matrix = np.zeros((len(values["doc"]), 0), bool) if labels is None else labels.matrix(family, rows)[1]
@@ -234,6 +284,27 @@ def label_names(recording: Recording, labels: LabelFamilies, family: str) -> tup
             f"{len(labels.matrix(family)[1])}; label the recording again with moelens.label(recording)"
         )
     return tuple(names)
+
+
+def controls_of(recording: Recording, labels: LabelFamilies, family: str) -> tuple[str, ...]:
+    """Return the controls of a recording: "token", "position", families of labels, and columns of its corpus.
+
+    A column with the name of a family is called "corpus.NAME".
+    """
+    families = ("token", "position", *labels.families)
+    columns = (f"corpus.{name}" if name in families else name for name in getattr(recording, "metadata", ()))
+    return (*(name for name in families if name != family), *columns)
+
+
+def _document_codes(recording: Recording, control: str) -> tuple[Ints, Ints]:
+    """Return the documents of a recording in ascending order, and the code of each in a column of the corpus."""
+    name = control if control in recording.metadata else control.removeprefix("corpus.")
+    table = recording.documents(["doc", name])
+    numbers: dict[str, int] = {}
+    codes = np.array([numbers.setdefault(repr(value), len(numbers)) for value in table[name].to_pylist()], np.int64)
+    docs = table["doc"].to_numpy()
+    order = np.argsort(docs, kind="stable")
+    return docs[order], codes[order]
 
 
 def control_names(given: Given, allowed: Sequence[str]) -> tuple[str, ...]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelens.analysis.arrays import Bools, Routes, check_routes, divide
+from moelens.analysis.arrays import Bools, Ints, Routes, check_routes, divide
 from moelens.analysis.counting import RouteTables, in_parts
 from moelens.analysis.counts import Counts
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
+from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test, effective_number
 from moelens.analysis.result import Specialization
 from moelens.analysis.samples import (
     Given,
@@ -21,6 +21,7 @@ from moelens.analysis.samples import (
     Sample,
     TokenBlock,
     control_names,
+    controls_of,
     label_names,
     labels_for,
     open_recording,
@@ -31,6 +32,7 @@ from moelens.errors import MoeLensError
 from moelens.recording import Recording
 
 _LEAST_PERMUTATIONS = 19
+_LEAST_EFFECTIVE = 1.5  # two documents of which the larger one has four fifths of the tokens have 1.47
 _TOKEN = ("token",)
 
 
@@ -43,6 +45,7 @@ def analyze(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
@@ -56,10 +59,13 @@ def analyze(
         family: family of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
         given: what to compare labels within: "token" (the same token id), "position" (position in the document, in
-            bins that double in size), any other family of labels such as "script", or several of them.
+            bins that double in size), any other family of labels such as "script", a column of the corpus such as
+            "speaker" ("corpus.NAME" if a family has the same name), or several of them.
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
     Returns:
@@ -81,14 +87,16 @@ def analyze(
     known = labels_for(recording, labels, family)
     assert known is not None
     names = label_names(recording, known, family)
-    others = [name for name in known.families if name != family]
-    given = control_names(given, ("token", "position", *others))
+    given = control_names(given, controls_of(recording, known, family))
     controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
-    sample = Sample.of(token_blocks(recording, known, family, controls), names, _stratifications(given))
-    check_testable(sample.documents, permutations)
+    sample = Sample.of(
+        token_blocks(recording, known, family, controls), names, _stratifications(given), max_share=max_share
+    )
+    check_testable(sample.sizes, permutations)
     rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
-    about = provenance_of(recording, known) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
+    special = int((sample.kind < 0).sum()) - sample.cut
+    about = provenance_of(recording, known) | {"special_tokens_left_out": special}
     settings = _TestSettings(
         family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
     )
@@ -110,6 +118,7 @@ def specialization_from_arrays(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Specialization:
@@ -136,6 +145,8 @@ def specialization_from_arrays(
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
         progress: show a progress bar; None shows it in a terminal or notebook.
         provenance: where the arrays are from, as JSON values.
 
@@ -154,8 +165,8 @@ def specialization_from_arrays(
     order = np.argsort(docs, kind="stable")
     controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
     block = TokenBlock(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
-    sample = Sample.of([block], names, _stratifications(given))
-    check_testable(sample.documents, permutations)
+    sample = Sample.of([block], names, _stratifications(given), max_share=max_share)
+    check_testable(sample.sizes, permutations)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
     settings = _TestSettings(
         family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
@@ -189,9 +200,17 @@ def _specialization(
     testable = _testable_labels(counts, excess, settings)
     used = (counts.expert_tokens >= settings.min_tokens) & (counts.expert_tokens < counts.n_tokens)
     tested = used[:, :, None] & testable & (excess.variance > 0)
-    tests = document_test(counts.cells, excess, tested, settings.permutations, settings.seed, settings.progress)
-    beyond = excess.by_group.sum(0, dtype=float)
-    beyond_token = beyond if given == _TOKEN else tables.further_excess[0]
+    effective = effective_number(sample.sizes)
+    tests = document_test(
+        counts.cells,
+        excess,
+        tested,
+        settings.permutations,
+        settings.seed,
+        documents=effective,
+        progress=settings.progress,
+    )
+    beyond, beyond_token = tables.total_excess[0], tables.total_excess[-1]
     expected_given_token = counts.count - beyond_token
     return Specialization(
         counts=counts.regrouped(1),
@@ -208,7 +227,11 @@ def _specialization(
         provenance={
             **provenance,
             "documents": sample.documents,
+            "effective_documents": effective,
             "document_groups": len(counts.tokens),
+            "max_share": sample.max_share,
+            "shortened_documents": sample.shortened,
+            "tokens_cut": sample.cut,
             "given": " × ".join(given) or "nothing",
             "permutations": settings.permutations,
             "seed": settings.seed,
@@ -219,16 +242,22 @@ def _specialization(
     )
 
 
-def check_testable(documents: int, permutations: int) -> None:
-    """Check that a test over documents is possible.
+def check_testable(sizes: Ints, permutations: int) -> None:
+    """Check that a test over documents with so many tokens is possible, `[document]`.
 
     Raises:
-        MoeLensError: there are fewer than 2 documents or 19 permutations.
+        MoeLensError: there are fewer than 2 documents or 19 permutations, or one document outweighs all others.
     """
-    if documents < 2:
+    if len(sizes) < 2:
         raise MoeLensError(
-            f"expected 2 or more documents, since labels are compared between documents, got {documents}; "
+            f"expected 2 or more documents, since labels are compared between documents, got {len(sizes)}; "
             "record the text as several documents"
+        )
+    if (effective := effective_number(sizes)) < _LEAST_EFFECTIVE:
+        raise MoeLensError(
+            f"expected 2 or more documents of similar size, got {len(sizes)}, of which one has "
+            f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
+            "record more documents, or shorten this one"
         )
     if permutations < _LEAST_PERMUTATIONS:
         raise MoeLensError(

@@ -19,6 +19,15 @@ def number(value: float) -> str:
     return f"{float(text):.0f}" if "e+" in text else text
 
 
+def interval(low: float, high: float) -> str:
+    """Format an interval of a ratio; a dash if undefined.
+
+    >>> interval(0.5, 2), interval(float("nan"), float("nan"))
+    ('0.500–2.00', '–')
+    """
+    return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
+
+
 def signed_number(value: float) -> str:
     """Format a difference with its sign and three decimals; a dash if undefined.
 

@@ -176,6 +176,7 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
         family,
         given=args.given and tuple(args.given.split(",")),
         permutations=args.permutations,
+        max_share=args.max_share,
         seed=seed,
         progress=None if Ranks.of(None).first else False,
     )

@@ -36,7 +36,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 _SETTINGS = ("model", "recording", "corpus", "capture", "out", "seed", "probe", "effect")
 _ENTRY_SETTINGS = {
-    "probe": ("name", "family", "features", "layers", "probes", "folds", "seed", "expect"),
+    "probe": ("name", "family", "features", "layers", "probes", "folds", "control_draws", "seed", "expect"),
     "effect": (
         *("name", "pairs", "operation", "layer", "experts", "value", "at", "phase"),
         *("controls", "draws", "half", "seed", "expect"),

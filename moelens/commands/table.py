@@ -208,8 +208,15 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     option(
                         "--given",
                         metavar="CONTROL",
-                        help="control: token, position, a family of labels, or several such as token,script (none)",
+                        help="control: token, position, a family of labels, a column of the corpus, "
+                        "or several such as token,script (none)",
                         completes="given",
+                    ),
+                    option(
+                        "--max-share",
+                        type=float,
+                        default=0.1,
+                        help="largest share of the tokens that a document may have; longer ones are cut (%(default)s)",
                     ),
                     _PERMUTATIONS,
                     _SEED,

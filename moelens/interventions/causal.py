@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moelens.analysis.result import ALPHA
+from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number, plain_table, signed_interval, signed_number
 from moelens.display import Plotted
 from moelens.errors import MoeLensError

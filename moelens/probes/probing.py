@@ -35,7 +35,9 @@ class ProbeRow:
         layer: number of the layer.
         probe: "logistic" or "centroid".
         accuracy, low, high: accuracy and its 95 % bootstrap interval over documents.
-        control: accuracy of the same probe on random labels, one for each token type (Hewitt and Liang 2019).
+        control: accuracy of the same probe on random labels, one for each token type (Hewitt and Liang 2019), averaged
+            over draws of the labels.
+        control_low, control_high: the lowest and the highest accuracy of a draw.
         selectivity: `accuracy` minus `control`.
         bits: online description length of the labels; NaN for centroids.
         compression: N log2 K over `bits`; NaN for centroids.
@@ -48,6 +50,8 @@ class ProbeRow:
     low: float
     high: float
     control: float
+    control_low: float
+    control_high: float
     selectivity: float
     bits: float
     compression: float
@@ -64,13 +68,14 @@ class ProbeResult(Plotted, SavedRows):
         documents: number of documents.
         folds: number of folds of documents.
         seed: seed of folds, control labels, code blocks and intervals.
+        control_draws: draws of the control labels.
         majority: share of the most frequent class.
         per_token: accuracy of predicting the most frequent class of the token's type in the training folds, that is
             from the token alone.
         rows: the probes.
     """
 
-    FORMAT: ClassVar[str] = "moelens.probe/1"
+    FORMAT: ClassVar[str] = "moelens.probe/2"
 
     family: str
     classes: tuple[str, ...]
@@ -78,6 +83,7 @@ class ProbeResult(Plotted, SavedRows):
     documents: int
     folds: int
     seed: int
+    control_draws: int
     majority: float
     per_token: float
     rows: tuple[ProbeRow, ...]
@@ -92,7 +98,7 @@ class ProbeResult(Plotted, SavedRows):
         return [asdict(row) for row in self.rows]
 
     def table(self) -> str:
-        """Return a plain table with a row for each probe."""
+        """Return a plain table with a row for each probe, with the range of control and selectivity over the draws."""
         header = ("layer", "feature", "probe", "accuracy", "95 %", "control", "selectivity", "compression")
         rows = [
             (
@@ -101,8 +107,8 @@ class ProbeResult(Plotted, SavedRows):
                 r.probe,
                 number(r.accuracy),
                 f"[{number(r.low)}, {number(r.high)}]",
-                number(r.control),
-                f"{r.selectivity:+.3f}",
+                f"{number(r.control)} [{number(r.control_low)}, {number(r.control_high)}]",
+                f"{r.selectivity:+.3f} [{r.accuracy - r.control_high:+.3f}, {r.accuracy - r.control_low:+.3f}]",
                 number(r.compression),
             )
             for r in self.rows
@@ -110,7 +116,8 @@ class ProbeResult(Plotted, SavedRows):
         return "\n".join(
             [
                 f"{self.family} · {len(self.classes)} classes · {self.tokens:,} tokens of {self.documents:,} documents"
-                f" · {self.folds} folds of documents · seed {self.seed}",
+                f" · {self.folds} folds of documents · {self.control_draws} draws of the control task"
+                f" · seed {self.seed}",
                 f"without the model: majority {number(self.majority)}, most frequent label of the token "
                 f"{number(self.per_token)}",
                 plain_table(header, rows),
@@ -128,6 +135,7 @@ def probe(
     layers: Sequence[int] | None = None,
     probes: Sequence[ProbeKind] = _PROBES,
     folds: int = 5,
+    control_draws: int = 5,
     seed: int = 0,
     progress: bool | None = None,
 ) -> ProbeResult:
@@ -141,6 +149,7 @@ def probe(
         layers: numbers of the layers; None for all recorded layers.
         probes: "logistic" and "centroid".
         folds: number of folds of documents.
+        control_draws: draws of the labels of the control task, 1 or more; a single one can be off by several percent.
         seed: seed of folds, control labels, code blocks and intervals.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
@@ -181,14 +190,16 @@ def probe(
     y = np.searchsorted(used, y) * (y >= 0)
     tokens = recording.column("token_id").astype(np.int64)
     fold = fold_of(docs, rows, folds, seed)
-    control = control_labels(tokens, y, rows, seed)
+    if control_draws < 1:
+        raise MoeLensError(f"expected 1 or more draws of the control task, got {control_draws}; give more")
+    controls = [control_labels(tokens, y, rows, (seed, draw)) for draw in range(control_draws)]
     wanted = [(name, layer) for name in features for layer in (layers or recording.layers)]
     with FeatureStore(recording) as store:
         task = _ProbeTask(rows=rows, docs=docs, fold=fold, folds=folds, n_classes=len(names), seed=seed)
         probed = tuple(
             row
             for name, layer in progress_bar(wanted, desc="probing", show=progress)
-            for row in task.probe_rows(store.feature(name, layer), y, control, probes)
+            for row in task.probe_rows(store.feature(name, layer), y, controls, probes)
         )
     return ProbeResult(
         family=family if isinstance(family, str) else "labels",
@@ -197,6 +208,7 @@ def probe(
         documents=documents,
         folds=folds,
         seed=seed,
+        control_draws=control_draws,
         majority=float(np.bincount(y[rows]).max() / len(rows)),
         per_token=per_token_accuracy(tokens, y, rows, fold, folds),
         rows=probed,
@@ -214,12 +226,14 @@ class _ProbeTask:
     n_classes: int
     seed: int
 
-    def probe_rows(self, feature: Feature, y: Ints, control: Ints, probes: Sequence[ProbeKind]) -> Iterator[ProbeRow]:
-        """Train each kind of probe on a feature, for the classes `y` and the control labels, both `[token]`."""
+    def probe_rows(
+        self, feature: Feature, y: Ints, controls: Sequence[Ints], probes: Sequence[ProbeKind]
+    ) -> Iterator[ProbeRow]:
+        """Train each kind of probe on a feature, for the classes `y` and each draw of control labels, all `[token]`."""
         for kind in probes:
             correct = self._out_of_fold(kind, feature, y)
             accuracy = float(correct.mean())
-            control_accuracy = float(self._out_of_fold(kind, feature, control).mean())
+            by_chance = [float(self._out_of_fold(kind, feature, control).mean()) for control in controls]
             bits = self._online_bits(feature, y) if kind == "logistic" else float("nan")
             low, high = document_interval(correct, self.docs[self.rows], self.seed)
             yield ProbeRow(
@@ -229,8 +243,10 @@ class _ProbeTask:
                 accuracy=accuracy,
                 low=low,
                 high=high,
-                control=control_accuracy,
-                selectivity=accuracy - control_accuracy,
+                control=float(np.mean(by_chance)),
+                control_low=min(by_chance),
+                control_high=max(by_chance),
+                selectivity=accuracy - float(np.mean(by_chance)),
                 bits=bits,
                 compression=float(len(self.rows) * np.log2(self.n_classes) / bits),
             )
@@ -275,7 +291,7 @@ def fold_of(docs: Any, rows: Ints, folds: int, seed: int) -> Ints:
     return np.array([place.get(d, -1) for d in docs.tolist()])
 
 
-def control_labels(tokens: Ints, y: Ints, rows: Ints, seed: int) -> Ints:
+def control_labels(tokens: Ints, y: Ints, rows: Ints, seed: int | tuple[int, ...]) -> Ints:
     """Draw a random class for each token type from the distribution of the classes; return `[token]`."""
     types, index = np.unique(tokens, return_inverse=True)
     share = np.bincount(y[rows]) / len(rows)

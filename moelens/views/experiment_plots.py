@@ -192,6 +192,8 @@ def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
             ax.plot(layers, accuracy, marker=mark, label=f"{feature}, {kind}", color=colour)
             ax.fill_between(layers, [r.low for r in rows], [r.high for r in rows], color=colour, alpha=0.2)
             ax.plot(layers, [r.control for r in rows], linestyle=":", color=colour)
+            draws = [r.control_low for r in rows], [r.control_high for r in rows]
+            ax.fill_between(layers, *draws, color=colour, alpha=0.1)
         per_token = "most frequent class of the token"
         ax.axhline(result.per_token, color="#777777", linestyle="--", linewidth=1, label=per_token)
         ax.axhline(result.majority, color="#777777", linestyle="-.", linewidth=1, label="most frequent class")

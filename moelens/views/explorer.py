@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import traitlets
 
-from moelens.analysis.result import ALPHA
+from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.interventions.items import item_kinds

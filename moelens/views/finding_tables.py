@@ -23,7 +23,7 @@ _DASH = "–"
 _FINDINGS_PER_LABEL = 2
 _LEGEND = (
     "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do; its "
-    "interval is a bootstrap over documents. Left: the share of the excess over chance that remains when token "
+    "interval is over documents. Left: the share of the excess over chance that remains when token "
     "identity is controlled. q (false discovery rate) and family-wise p are corrected for all layers, experts and "
     "labels; grey: neither is below .05."
 )
@@ -63,7 +63,9 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
         rows = [_row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * 8))]
     about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
     head = " · ".join(map(escape, about))
-    return f'<div>{head}{_table(header, rows)}{_too_rare_html(result)}<div style="{_SOFT}">{_LEGEND}</div></div>'
+    limits = "".join(f'<div style="{_SOFT}">{escape(line)}</div>' for line in result.limits)
+    below = f'{_too_rare_html(result)}{limits}<div style="{_SOFT}">{_LEGEND}</div>'
+    return f"<div>{head}{_table(header, rows)}{below}</div>"
 
 
 def summary_html(result: Specialization) -> str:

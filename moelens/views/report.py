@@ -113,7 +113,7 @@ def report_html(report: Report) -> str:
     first, page = next(iter(report.results.values())), Page()
     body = [
         f"<h1>{text_html(report.title)}</h1>",
-        f'<p class="lead">{escape(first.headline)} · {escape(first.control)}</p>',
+        f'<p class="lead">{escape(" · ".join((first.headline, first.control, *first.limits[:1])))}</p>',
         _overview_section(report),
         *(_family_section(page, family, result, report) for family, result in report.results.items()),
         _examples_section(page, report.examples),
