@@ -1,14 +1,14 @@
-"""Measures of load and of labels, each a pure function of `Counts`. Logarithms are natural unless said otherwise."""
+"""Measures of load and of labels, each a pure function of counts. Logarithms are natural unless said otherwise."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from moelens.analysis.arrays import Bools, Floats, Ints, divide, log
-from moelens.analysis.counts import Counts
+from moelens.analysis.arrays import Bools, Floats, divide, log
+from moelens.analysis.count_tables import CountTables, Numbers
 
 
-def max_violation(counts: Counts) -> Floats:
+def max_violation(counts: CountTables) -> Floats:
     """Compute MaxVio, the largest relative load of each layer minus 1 (Wang et al. 2024, arXiv 2408.15664).
 
     Args:
@@ -18,13 +18,14 @@ def max_violation(counts: Counts) -> Floats:
         `[layer]`; 0 where the layer is evenly loaded.
 
     Example:
+        >>> from moelens.analysis import Counts
         >>> max_violation(Counts.from_table(np.zeros((1, 2, 0)), [[30, 10]], [], (), layers=[0], top_k=1)).tolist()
         [0.5]
     """
     return np.asarray(counts.load().max(1) - 1)
 
 
-def dead_experts(counts: Counts) -> Bools:
+def dead_experts(counts: CountTables) -> Bools:
     """Find the experts that were never chosen.
 
     Args:
@@ -36,7 +37,7 @@ def dead_experts(counts: Counts) -> Bools:
     return np.asarray(counts.expert_tokens == 0)
 
 
-def risk_difference(counts: Counts) -> Floats:
+def risk_difference(counts: CountTables) -> Floats:
     """Compute P(expert | label) − P(expert | not label) = c/m − (n − c)/(N − m).
 
     This is the specialist Δ of SteerMoE, arXiv 2509.09660.
@@ -51,7 +52,7 @@ def risk_difference(counts: Counts) -> Floats:
     return np.asarray(counts.share() - divide(others, counts.n_tokens - counts.label_tokens))
 
 
-def log_odds(counts: Counts) -> Floats:
+def log_odds(counts: CountTables) -> Floats:
     """Compute the log odds ratio of expert and label, with ½ added to each of the four counts.
 
     log[(c + ½)(N − n − m + c + ½) / ((n − c + ½)(m − c + ½))] (Haldane 1956, Anscombe 1956).
@@ -67,7 +68,7 @@ def log_odds(counts: Counts) -> Floats:
     return np.asarray(log(c + 0.5) + log(neither + 0.5) - log(n - c + 0.5) - log(m - c + 0.5))
 
 
-def npmi(counts: Counts) -> Floats:
+def npmi(counts: CountTables) -> Floats:
     """Compute the normalised pointwise mutual information of expert and label: log[p(x,y) / p(x)p(y)] / −log p(x,y).
 
     It is 1 where the two only occur together, 0 where they are independent and −1 where they never occur together
@@ -87,7 +88,7 @@ def npmi(counts: Counts) -> Floats:
     return np.asarray(np.where(np.isnan(counts.lift()), np.nan, values))
 
 
-def expert_information(counts: Counts) -> Floats:
+def expert_information(counts: CountTables) -> Floats:
     """Compute the mutual information of "the expert is chosen" and "the token has the label".
 
     Σ p(r, l) log2[p(r, l) / p(r) p(l)] over the four cells.
@@ -103,7 +104,7 @@ def expert_information(counts: Counts) -> Floats:
     return chosen + _bits(m - c, total - n, m, total) + _bits(total - n - m + c, total - n, total - m, total)
 
 
-def layer_information(counts: Counts) -> Floats:
+def layer_information(counts: CountTables) -> Floats:
     """Compute the mutual information of a layer's choice and the label.
 
     The choice is one of the token's experts, each with the same probability: p(i, l) = c / (k N). The information is at
@@ -115,13 +116,13 @@ def layer_information(counts: Counts) -> Floats:
     Returns:
         Bits, `[layer, label]`.
     """
-    n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.top_k
+    n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.per_token
     rest = counts.n_tokens - m
     labelled = _bits(counts.count, n, k * m, k * counts.n_tokens)
     return np.asarray((labelled + _bits(n - counts.count, n, k * rest, k * counts.n_tokens)).sum(1))
 
 
-def _bits(both: Ints, a: Ints, b: Ints, total: int) -> Floats:
+def _bits(both: Numbers, a: Numbers, b: Numbers, total: int) -> Floats:
     """Return p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
     p = both / max(total, 1)
     ratio = divide(both * float(total), a * b.astype(float))

@@ -19,6 +19,15 @@ def number(value: float) -> str:
     return f"{float(text):.0f}" if "e+" in text else text
 
 
+def percent(share: float) -> str:
+    """Format a share in whole percent; a dash if undefined.
+
+    >>> percent(0.876), percent(float("nan"))
+    ('88 %', '–')
+    """
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "–"
+
+
 def signed_number(value: float) -> str:
     """Format a difference with its sign and three decimals; a dash if undefined.
 
