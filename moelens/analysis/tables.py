@@ -25,7 +25,7 @@ def percent(share: float) -> str:
     >>> percent(0.876), percent(float("nan"))
     ('88 %', '–')
     """
-    return f"{100 * share:.0f} %" if math.isfinite(share) else "–"
+    return f"{round(100 * share)} %" if math.isfinite(share) else "–"
 
 
 def signed_number(value: float) -> str:
