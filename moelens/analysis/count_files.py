@@ -78,7 +78,7 @@ def _unwrap(data: Any, name: str) -> tuple[Any, dict[str, Any]]:
     if len(inside) != 1:
         got = f"an object with {', '.join(map(str, data))[:80]}" if isinstance(data, Mapping) else type(data).__name__
         raise CheckError(
-            f"expected counts nested by layer and expert in {name}, such as {{\"3\": {{\"17\": 42}}}}, got {got}; "
+            f'expected counts nested by layer and expert in {name}, such as {{"3": {{"17": 42}}}}, got {got}; '
             "write one such object for each group"
         )
     ((key, body),) = inside.items()

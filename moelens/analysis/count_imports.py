@@ -18,7 +18,8 @@ from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.version import __version__
 
 _Array = NDArray[Any]
-Sources = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+Sources = str | Path | Sequence[str | Path | tuple[str, str | Path]] | Mapping[str, str | Path]
+"""A file, several files, or files with the name of their group."""
 _READERS: Mapping[str, Callable[[Path, str], FileCounts]] = {
     "json": read_json,
     "table": read_table,
@@ -47,7 +48,8 @@ def import_counts(
     tested; see `Counts.specialization`.
 
     Args:
-        sources: a file, several files, or files by the name of their group. Each is of one of these kinds:
+        sources: a file, several files, or files by the name of their group, as a mapping or pairs; files of the same
+            group are added up. Each is of one of these kinds:
 
             - JSON, nested by layer and expert and possibly by group, with numbers or objects of a count and a sum of
               gate weights;
@@ -85,14 +87,13 @@ def import_counts(
         >>> counts.names, counts.label_tokens.tolist(), counts.lift()[0, :, 0].tolist()
         (('ja', 'en'), [40, 60], [1.875, 0.4166666666666667])
     """
-    tables = [_read(Path(path), name, kind) for name, path in _named(sources)]
-    table = _joined(tables)
-    table = _selected(table, groups, layers)
+    named = _named(sources)
+    table = _selected(_joined(_read(Path(path), name, kind) for name, path in named), groups, layers)
     if model:
         table = replace(table, model=model)
     if n_experts is not None:
         table = _with_experts(table, n_experts)
-    counts = _checked(table, top_k, total, tolerance, [str(path) for _, path in _named(sources)])
+    counts = _checked(table, top_k, total, tolerance, [str(path) for _, path in named])
     if out is not None:
         counts.save(out)
     return counts
@@ -102,7 +103,8 @@ def _named(sources: Sources) -> list[tuple[str, str | Path]]:
     """Return the name of each file's group, empty for that of the file, and the file."""
     if isinstance(sources, Mapping):
         return list(sources.items())
-    return [("", path) for path in ([sources] if isinstance(sources, (str, Path)) else sources)]
+    listed = [sources] if isinstance(sources, (str, Path)) else sources
+    return [source if isinstance(source, tuple) else ("", source) for source in listed]
 
 
 def _read(path: Path, name: str, kind: str) -> FileCounts:
@@ -173,7 +175,7 @@ def _selected(table: FileCounts, groups: Sequence[str] | None, layers: Sequence[
     at_groups = [table.groups.index(g) for g in (groups or table.groups)]
     at_layers = [table.layers.index(x) for x in (layers or table.layers)]
     count = table.count[at_layers][:, :, at_groups]
-    used = count.any((1, 2))
+    used = np.asarray(count.any((1, 2)))
     empty = [table.layers[i] for i, is_used in zip(at_layers, used, strict=True) if not is_used]
     if not used.any():
         raise CheckError("expected counts above 0, got none; give files in which experts were chosen")
@@ -202,9 +204,7 @@ def _with_experts(table: FileCounts, n_experts: int) -> FileCounts:
     )
 
 
-def _checked(
-    table: FileCounts, top_k: int | None, total: str, tolerance: float, sources: Sequence[str]
-) -> Counts:
+def _checked(table: FileCounts, top_k: int | None, total: str, tolerance: float, sources: Sequence[str]) -> Counts:
     """Make `Counts` of a table whose layers agree with each other and with the stated tokens."""
     mass = table.count.dtype.kind == "f"
     sums = table.count.sum(1)  # [layer, group]
@@ -247,7 +247,7 @@ def _checked(
         names=tuple(table.groups[i] for i in labels),
         layers=table.layers,
         top_k=k,
-        gates=None if table.gates is None else table.gates[:, :, labels][None],
+        gates=None if table.gates is None else table.gates[:, :, labels].astype(float)[None],
         mass=mass,
         provenance=about,
     )

@@ -1,4 +1,4 @@
-"""`CountTables`: numbers of tokens, or sums of gate weights, by layer, expert and label, and the ratios made of them."""
+"""`CountTables`: numbers of tokens, or sums of gate weights, by layer, expert and label, and their ratios."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class CountTables(Plotted, Saved):
                 raise MoeLensError(
                     f"expected counts with the same {what}, got {mine} and {theirs}; count both parts in the same way"
                 )
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _TABLES}
+        joined: dict[str, Any] = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _TABLES}
         known = self.gates is not None and other.gates is not None
         both = replace(self, gates=np.concatenate([self.gates, other.gates]) if known else None, **joined)
         return both if len(both.tokens) <= MAX_GROUPS else both.regrouped(MAX_GROUPS)
@@ -112,8 +112,8 @@ class CountTables(Plotted, Saved):
     def regrouped(self, groups: int) -> Self:
         """Return the same totals in at most `groups` groups, made of neighbours and of similar size in tokens."""
         first = np.unique(balanced(self.tokens, groups), return_index=True)[1]
-        gates = None if self.gates is None else np.add.reduceat(self.gates, first)
-        return replace(self, gates=gates, **{name: np.add.reduceat(getattr(self, name), first) for name in _TABLES})
+        tables: dict[str, Any] = {name: np.add.reduceat(getattr(self, name), first) for name in _TABLES}
+        return replace(self, gates=None if self.gates is None else np.add.reduceat(self.gates, first), **tables)
 
     def load(self) -> Floats:
         """Return the relative load `[layer, expert]`: N_i / (k N) · E (arXiv 2408.15664).

@@ -21,7 +21,8 @@ from moelens.analysis.type_labels import TypeLabels
 from moelens.errors import CheckError, MoeLensError
 from moelens.recording import Recording
 
-_COUNTS_ONLY = "not tested: counts have no documents, which tests and intervals over documents need"
+COUNTS_ONLY = "not tested: counts have no documents, which tests and intervals over documents need"
+_EXCLUSIVE = "exclusive: the label gives the expert 90 % or more of what all labels give it, each weighing the same"
 _TYPES_ONLY = (
     "not tested: the counts are of token types and not of documents; what they leave open lies between the bounds, and "
     "token identity cannot be controlled"
@@ -196,8 +197,9 @@ class Counts(CountTables):
         Example:
             >>> text, tokenizer = "先生が来ます。", demo_model.tokenizer
             >>> ids = tokenizer(text)["input_ids"]
-            >>> columns = {"layer": [0] * len(ids), "expert": [i % 2 for i in ids], "token_id": ids, "count": [1] * len(ids)}
-            >>> result = Counts.from_types(columns, text=text, tokenizer=tokenizer, top_k=1)
+            >>> layer, expert, count = [0] * len(ids), [i % 2 for i in ids], [1] * len(ids)
+            >>> types = {"layer": layer, "expert": expert, "token_id": ids, "count": count}
+            >>> result = Counts.from_types(types, text=text, tokenizer=tokenizer, top_k=1)
             >>> result.evidence, result.names[3], result.label_tokens.tolist()[3]
             ('bounds', '丁寧語', 1)
         """
@@ -239,7 +241,7 @@ class Counts(CountTables):
         Args:
             family: a word for the labels, such as "language".
         """
-        return Specialization.of_counts(self, family, _COUNTS_ONLY)
+        return Specialization.of_counts(self, family, COUNTS_ONLY)
 
     def table(self, n: int = 10) -> str:
         """Return a plain table with a row for each label, and the `n` exclusive experts with most tokens."""
@@ -255,19 +257,20 @@ class Counts(CountTables):
             behind = f"{sum(e.tokens for e in mine):,.0f}"
             covers = percent(float(np.nanmean(covered[:, i])))
             rows.append((name, f"{self.label_tokens[i]:,.0f}", ends, covers, f"{len(mine):,}", behind))
-        first, last = f"L{self.layers[0]}", f"L{self.layers[-1]}"
-        header = ("label", unit, f"usage entropy in bits, {first} → {last}", f"top {half} take", "exclusive", "behind them")
-        facts = self.provenance
-        off = f"layer sums off by at most {100 * facts.get('layer_sums_off_by', 0):.2g} %"
-        lines = [f"{self.headline} · {off}" if "layer_sums_off_by" in facts else self.headline, plain_table(header, rows)]
+        entropies = f"usage entropy in bits, L{self.layers[0]} → L{self.layers[-1]}"
+        header = ("label", unit, entropies, f"top {half} take", "exclusive", "behind them")
+        lines = [self.headline, plain_table(header, rows), _EXCLUSIVE]
         if exclusive and n:
             found = [
                 (f"L{e.layer}", f"E{e.expert}", e.label, number(e.share), number(e.other_share), f"{e.tokens:,.0f}")
                 for e in exclusive[:n]
             ]
-            lines += ["", plain_table(("layer", "expert", "exclusive to", "share", "largest other", unit), found)]
-        notes = [*facts.get("notes", ()), _COUNTS_ONLY]
-        return "\n".join([*lines, "", *notes])
+            lines += ["", plain_table(("layer", "expert", "exclusive to", "share", "largest other", unit), found), ""]
+        facts = self.provenance
+        if "layer_sums_off_by" in facts:
+            off, tolerance = (f"{100 * facts[name]:.2g} %" for name in ("layer_sums_off_by", "tolerance"))
+            lines.append(f"sums of layers differ from those of the tokens by at most {off} (tolerance {tolerance})")
+        return "\n".join([*lines, *facts.get("notes", ()), *([COUNTS_ONLY] if len(self.tokens) == 1 else [])])
 
     def __repr__(self) -> str:
         return self.table()

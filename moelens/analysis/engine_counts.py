@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def is_moe_trace(path: Path) -> bool:
         numbers = [int(field) for field in fields]
     except ValueError:
         return False
-    return len(numbers) > 2 and any(b - a != 1 for a, b in zip(numbers, numbers[1:], strict=False))
+    return len(numbers) > 2 and any(b - a != 1 for a, b in pairwise(numbers))
 
 
 def read_moe_trace(path: Path, group: str) -> FileCounts:

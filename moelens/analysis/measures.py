@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis import count_measures, experts, label_measures, routing
+from moelens.analysis import count_measures, experts, label_measures, phases, routing
 from moelens.analysis.count_tables import CountTables
 from moelens.analysis.counts import Counts
 from moelens.analysis.samples import (
@@ -83,14 +83,24 @@ class Measure(Plotted, SavedCells):
         return tuple((*place, float(flat[i])) for place, i in zip(named, order, strict=True))
 
     def table(self, n: int = 10) -> str:
-        """Return the `n` largest values as a plain table."""
+        """Return the `n` largest values as a plain table; of values with a band, those of every layer."""
         size = " × ".join(f"{len(names):,} {axis}s" for axis, names in self.axes.items())
-        rows = [(*map(str, place), number(value)) for *place, value in self.top(n)]
+        header, rows = [*self.axes, self.name], [[*map(str, place), number(value)] for *place, value in self.top(n)]
+        if self.name == "phases":
+            header = ["layer", *(cell for name in self.axes["label"] for cell in (name, "by chance"))]
+            rows = [
+                [f"L{x}", *_with_bands(by_label)] for x, by_label in zip(self.axes["layer"], self.values, strict=True)
+            ]
         model = self.provenance.get("model") or "model"
-        return f"{model} · {self.name} · {size}\n" + plain_table((*self.axes, self.name), rows)
+        return f"{model} · {self.name} · {size}\n" + plain_table(header, rows)
 
     def __repr__(self) -> str:
         return self.table()
+
+
+def _with_bands(by_label: NDArray[Any]) -> list[str]:
+    """Format values `[label, value]`, each followed by its band."""
+    return [text for v, low, high in by_label for text in (number(v), f"{number(low)}–{number(high)}")]
 
 
 def _by_layer(values: Any, recording: Recording) -> Any:
@@ -113,6 +123,11 @@ def _route_shares(indices: NDArray[Any], n_experts: int) -> NDArray[Any]:
     return np.asarray(pairs / np.maximum(pairs.sum((1, 2), keepdims=True), 1))
 
 
+def phase_axes(recording: Recording) -> _Axes:
+    """Return the axes of the comparison of prefill with decoding."""
+    return {"layer": recording.layers, "label": phases.QUANTITIES, "value": phases.VALUES}
+
+
 ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
     "token_score": lambda r: _by_expert(experts.token_score(r.indices(), r.n_experts), r),
     "gate_score": lambda r: _by_expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
@@ -123,6 +138,7 @@ ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
     "route_shares": lambda r: _by_pair(_route_shares(r.indices(), r.n_experts), r),
     "route_flow": lambda r: _by_pair(routing.route_flow(r.indices(), r.n_experts), r),
     "repetition": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[0], r),
+    "phases": lambda r: (phases.phase_values(r), phase_axes(r)),
     "overlap_with_next": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[1], r),
 }
 """The measures of single routes, by name."""
@@ -193,7 +209,7 @@ def measure(
                 f"choose a measure of counts: {', '.join(COUNT_MEASURES)}"
             )
         return _count_measure(name, counts, dict(counts.provenance), top_n)
-    recording = open_recording(recording)
+    recording = open_recording(recording)  # type: ignore[arg-type]
     if name in ROUTE_MEASURES:
         values, axes = ROUTE_MEASURES[name](recording)
         return Measure(name, values, axes, provenance_of(recording, labels) | {"layers": list(recording.layers)})

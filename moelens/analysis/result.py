@@ -237,7 +237,7 @@ class Specialization(Plotted, SavedCells):
     @property
     def too_rare(self) -> tuple[str, ...]:
         """Labels without a test because too few tokens or documents have them; without any test, those of no token."""
-        rare = ~np.isfinite(self.p).any((0, 1)) if self.evidence == "test" else self.label_tokens == 0
+        rare = np.asarray(~np.isfinite(self.p).any((0, 1)) if self.evidence == "test" else self.label_tokens == 0)
         return tuple(name for name, is_rare in zip(self.names, rare, strict=True) if is_rare)
 
     @property
@@ -345,7 +345,7 @@ class Specialization(Plotted, SavedCells):
     def __repr__(self) -> str:
         return self.table()
 
-    def table(self, n: int = 10, *, each: bool = False) -> str:
+    def table(self, n: int = 10, *, each: bool = False, label: str | None = None) -> str:
         """Return the strongest specialists as a plain table; a star marks significant ones.
 
         The column "lift | …" is the lift within the given controls; the interval is that of the lift to its left.
@@ -354,9 +354,13 @@ class Specialization(Plotted, SavedCells):
         Args:
             n: number of findings.
             each: `n` findings of each label that was tested, instead of `n` findings of all labels.
+            label: only findings of this label.
+
+        Raises:
+            UnknownNameError: there is no such label.
         """
         tested = [name for name in self.names if name not in self.too_rare]
-        findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n)
+        findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n, label)
         head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
         lines = [head, self._findings_table(findings)]
         if self.too_rare:

@@ -2,10 +2,10 @@
 
 A published table says how often each token id went to each expert, and not which of its occurrences did. Where the text
 is known, so are the labels of its tokens in context. Of a type x with n occurrences, of which n_L have the label L, C
-went to an expert. Of these C, between max(0, C − (n − n_L)) and min(C, n_L) have the label. Where a type always or never
-has it, the number is exact. Sums over types bound the tokens of the label at the expert, and the bounds are sharp:
-some assignment of occurrences to experts reaches each of them. The estimate C n_L / n takes the occurrences of a type
-to be exchangeable.
+went to an expert. Of these C, between max(0, C − (n − n_L)) and min(C, n_L) have the label. Where a type always or
+never has it, the number is exact. Sums over types bound the tokens of the label at the expert, and the bounds are
+sharp: some assignment of occurrences to experts reaches each of them. The estimate C n_L / n takes the occurrences of a
+type to be exchangeable.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def read_type_rows(
         index = int(np.argmax(differs))
         which = int(np.argmax(sums[index] != sums[0]))
         raise CheckError(
-            f"expected the same number of each token id in every layer of {name}, got {sums[0, which]} of id {which} in "
-            f"layer {layers[0]} and {sums[index, which]} in layer {layers[index]}; give counts of one text"
+            f"expected the same number of each token id in every layer of {name}, got {sums[0, which]} of id {which} "
+            f"in layer {layers[0]} and {sums[index, which]} in layer {layers[index]}; give counts of one text"
         )
     k = int(np.gcd.reduce(sums[0])) if top_k is None else top_k
     if k < 1 or (sums[0] % k).any() or (count > sums[0][token_id] // k).any():

@@ -129,8 +129,9 @@ def _draw_set(
     rng: np.random.Generator,
 ) -> list[LayerExperts]:
     """Draw one counterpart of `groups`; it has fewer experts where a layer has none left."""
-    own = {usage.layers.index(layer): list(experts) for layer, experts in groups}
-    taken = {place: own.get(place, []).copy() for place in range(len(usage.layers))}
+    taken: dict[int, list[int]] = {place: [] for place in range(len(usage.layers))}
+    for layer, experts in groups:
+        taken[usage.layers.index(layer)] += experts
     drawn: list[LayerExperts] = []
     for layer, experts in groups:
         original = usage.layers.index(layer)

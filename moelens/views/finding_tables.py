@@ -52,8 +52,9 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
     header = ("label", "expert", within, *interval, f"share (chance {chance})", "tokens", *further)
     rows = []
     for f in findings:
-        tested = (number(f.q), number(f.p_family), percent(f.excess_left))
-        evidence = {"test": tested, "bounds": (percent(f.exact or 0.0),), "none": ()}[result.evidence]
+        evidence = [number(f.q), number(f.p_family), percent(f.excess_left)]
+        if result.evidence != "test":
+            evidence = [percent(f.exact) for _ in further if f.exact is not None]
         cells = (
             label_html(f.label),
             f"L{f.layer} · E{f.expert}",
@@ -65,10 +66,13 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
         )
         rows.append(_row(cells, "" if f.certain else _GREYED))
     if not findings:
-        rows = [_row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * (len(header) - 1)))]
+        rows = [
+            _row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * (len(header) - 1)))
+        ]
     about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
     head = " · ".join(map(escape, about))
-    return f'<div>{head}{_table(header, rows)}{_too_rare_html(result)}<div style="{_SOFT}">{_LEGENDS[result.evidence]}</div></div>'
+    legend = f'<div style="{_SOFT}">{_LEGENDS[result.evidence]}</div>'
+    return f"<div>{head}{_table(header, rows)}{_too_rare_html(result)}{legend}</div>"
 
 
 def summary_html(result: Specialization) -> str:

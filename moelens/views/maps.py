@@ -42,8 +42,8 @@ def expert_map(
 ) -> Axes:
     """Draw layers × experts for one label; cells that are not significant after correction are grey.
 
-    In a result with bounds, cells whose bounds include 1 are grey; in one without tests and bounds, none is. The colours
-    diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
+    In a result with bounds, cells whose bounds include 1 are grey; in one without tests and bounds, none is. The
+    colours diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
 
     Args:
         result: a result of `analyze`.
@@ -181,7 +181,7 @@ def cell_colours(
 
     Args:
         logs: log2 ratios `[layer, expert]`; NaN where undefined.
-        significant: bool `[layer, expert]`, see `Specialization.certain`. Other cells are pale grey, darker where the colour would be darker.
+        significant: bool `[layer, expert]`. Other cells are pale grey, darker where the colour would be darker.
         scale: the colours of the ratios.
         background: RGB of undefined cells.
 

@@ -242,7 +242,7 @@ def _limits_section(result: Specialization, report: Report) -> str:
     points = _test_limits(result) if result.evidence == "test" else _count_limits(result)
     effects = "The section EFFECT shows such results, for the pairs named there."
     points += [
-        "The router's choice may follow script, position in the sentence or topic, where they correlate with the label.",
+        "The router may follow script, position in the sentence or topic, where they correlate with the label.",
         "A preference of the router does not show that the model needs the expert. To test that, remove the expert and "
         f"compare with matched controls. {effects if report.effects else 'Nothing in this report is causal.'}",
         *report.notes,
