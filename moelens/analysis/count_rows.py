@@ -113,7 +113,9 @@ def checked_ids(values: Sequence[Any] | NDArray[Any], what: Literal["layer", "ex
     """
     most = _MOST_LAYERS if what == "layer" else _MOST_EXPERTS
     array = np.asarray(values)
-    if array.dtype.kind not in "iu" or (array.size and (int(array.min()) < 0 or int(array.max()) >= most)):
+    if not array.size:
+        return np.zeros(array.shape, np.int64)
+    if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= most:
         bad = array if array.dtype.kind not in "iu" else array[(array < 0) | (array >= most)]
         shown = repr(bad.ravel()[:1].tolist())[1:-1]
         raise CheckError(

@@ -281,7 +281,7 @@ def _of_json(data: Any, n_experts: int) -> ExpertList:
 def _kept(value: Any) -> Iterable[Any]:
     """Return the list of experts to keep of one layer."""
     if isinstance(value, Mapping):
-        value = next(value[name] for name in _KEPT if name in value)
+        value = next((value[name] for name in _KEPT if name in value), None)
     if not isinstance(value, list):
         raise TypeError(f"a layer with {value!r}")
     return value

@@ -75,8 +75,14 @@ class Measure(Plotted, SavedCells):
         return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
 
     def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:
-        """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out."""
-        flat = self.values.ravel().astype(float)
+        """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out.
+
+        Of two labels, each pair is named once, and no label with itself.
+        """
+        values = self.values.astype(float)
+        if "label" in self.axes and "other" in self.axes:
+            values = np.where(np.tri(*values.shape[-2:], dtype=bool), np.nan, values)
+        flat = values.ravel()
         order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: min(n, (~np.isnan(flat)).sum())]
         places = zip(*np.unravel_index(order, self.values.shape), strict=True)
         named = (tuple(names[i] for names, i in zip(self.axes.values(), place, strict=True)) for place in places)
