@@ -3,9 +3,10 @@
     python -m benchmarks.real_models FOLDER [--out FILE] [--picture FILE]
 
 `FOLDER` holds the public files that `FILES` lists, with where each is to be had; `--list` prints the list. What each
-file holds is checked by SHA-256 before it is used. Parts whose files are absent are left out, and the result says so. The
-files of Drop-Upcycling are pickles, which moelens does not open: opening a pickle runs code that is in it. Turn them
-into .npz files with the script that `--list` prints, on a machine that holds nothing else.
+file holds is checked by SHA-256 before it is used. Parts whose files are absent are left out, and the result says so.
+The files of Drop-Upcycling are pickles, which moelens does not open: opening a pickle runs code that is in it. Turn
+them into .npz files with the script that `--list` prints, on a machine that holds nothing else. `--page` puts the
+tables into `docs/real-models.md`, between the comments that mark them.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ _DROP = "https://github.com/Taishi-N324/Drop-Upcycling, analysis/routing_output"
 _TOKENIZER = "https://huggingface.co/llm-jp/llm-jp-13b-v2.0 (llm-jp-tokenizer ver2.2), the files of its tokenizer"
 _ESFT = "https://github.com/deepseek-ai/ESFT, results/expert_scores/intent"
 _ROWS = ("layer", "expert", "token_id", "count")
+PAGE = Path(__file__).parents[1] / "docs" / "real-models.md"
+BEGIN, END = "<!-- measured -->", "<!-- end of what was measured -->"
 CONVERT = """\
 import pickle, sys, numpy as np
 table = pickle.load(open(sys.argv[1], "rb"))  # runs code of the file
@@ -324,9 +327,53 @@ def draw(folder: Path, path: Path) -> None:
     for axes, (name, training) in zip(figure.subplots(1, 3, squeeze=False)[0], TRAININGS.items(), strict=True):
         result = bounded(folder / f"{name}_ja_mc4.npz", labels, "honorifics", name)
         expert_map(result, label, ax=axes)
-        axes.set_title(f"{training}\n{label}", loc="left", fontsize=9)
+        axes.set_title(training, loc="left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
+
+
+def tables(found: Mapping[str, Any]) -> str:
+    """Return the tables of the page, in Markdown."""
+    trainings = found["llm_jp"]["trainings"]
+    lines = ["| label (tokens) | training | expert | share | load | lift | bounds | exact | its tokens of the label |"]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    for by_training in zip(*(trainings[name]["specialists"] for name in TRAININGS), strict=True):
+        for name, s in zip(TRAININGS, by_training, strict=True):
+            row = [f"{s['label']} ({s['tokens']:,})", TRAININGS[name], "none with 20 % of its tokens", *[""] * 6]
+            if s["bounds"][0] > 1:
+                row[2:] = [
+                    f"L{s['layer']} E{s['expert']}",
+                    f"{s['share']:.0%}",
+                    f"{s['load']:.1%}",
+                    f"{s['lift']:.2f}",
+                    f"{s['bounds'][0]:.2f}–{s['bounds'][1]:.2f}",
+                    f"{s['exact']:.0%}",
+                    " ".join(e.replace("|", "\\|") for e in s["examples"] if "`" not in e),
+                ]
+            lines.append(f"| {' | '.join(row)} |")
+    header = ["", *TRAININGS.values()]
+    return "\n".join([*lines, "", *_summary(header, trainings), "", *_by_layer(header, trainings)])
+
+
+def _summary(header: Sequence[str], trainings: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of single numbers for each training."""
+    names = ("labels with an expert above chance by its bounds", "median of the largest lift")
+    rows = [[name, *(f"{trainings[t][name]:.3g}" for t in TRAININGS)] for name in names]
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def _by_layer(header: Sequence[str], trainings: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a table of the divergence of Japanese and English by layer."""
+    name = "divergence of Japanese and English in bits"
+    columns = [trainings[t][name] for t in TRAININGS]
+    rows = [[f"L{x}", *(f"{v:.3f}" for v in values)] for x, values in enumerate(zip(*columns, strict=True))]
+    return [f"| {' | '.join(row)} |" for row in ([name, *header[1:]], ["---"] * len(header), *rows)]
+
+
+def put_into_page(found: Mapping[str, Any], page: str) -> str:
+    """Return the page with new tables."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n{tables(found)}\n{END}{rest.split(END)[1]}"
 
 
 MEASURES: Mapping[str, Callable[[Path], dict[str, Any]]] = {
@@ -352,6 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print where each file is to be had")
     parser.add_argument("--part", choices=list(MEASURES), action="append", help="part to measure (all)")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--page", action="store_true", help="write the tables into docs/real-models.md")
     parser.add_argument("--picture", type=Path, help="picture to draw")
     args = parser.parse_args(arguments)
     if args.list or args.folder is None:
@@ -364,6 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if args.out is not None:
         args.out.write_text(text + "\n", encoding="utf-8")
+    if args.page and "trainings" in found.get("llm_jp", {}):
+        PAGE.write_text(put_into_page(found, PAGE.read_text("utf-8")), encoding="utf-8")
     if args.picture is not None and not missing_files(args.folder, "llm_jp"):
         draw(args.folder, args.picture)
 
