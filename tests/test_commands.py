@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import moelens
+from moelens.analysis import found_experts
 from moelens.commands.command_line import build_parser
 from moelens.commands.definitions import INTERFACES
 from moelens.commands.magics import MagicParser
@@ -108,9 +109,12 @@ def test_magics_in_notebooks_are_understood(notebook: Path, magic: dict[str, Any
 def test_the_public_functions_take_what_their_commands_say() -> None:
     """Every option of a command is a parameter of its function, but those that say where names and results are."""
     elsewhere = {"out", "top", "hooks", "set", "model", "pairs", "text", "value", "layer", "experts", "operation"}
+    elsewhere.add("export_experts")
     for name in ("analyze", "compare", "measure", "label", "export", "report", "explore", "plan", "record", "causes"):
         command = COMMANDS[name]
         taken = set(inspect.signature(getattr(moelens, command.function)).parameters)
+        if name == "analyze":  # what --export-experts does
+            taken |= set(inspect.signature(found_experts).parameters)
         given = {a.dest for a in command.arguments} - elsewhere
         placement = {"dtype", "revision", "device_map", "offload_folder", "tensor_parallel", "expert_parallel"}
         corpus = {"text_column", "license"}
