@@ -178,7 +178,7 @@ def measure(
     if name not in COUNT_MEASURES:
         raise unknown("measure", name, (*COUNT_MEASURES, *ROUTE_MEASURES))
     known = labels_for(recording, labels, family if name in _LABEL_MEASURES else None)
-    by = "combination" if name == "family_information" else "label"
+    by: Literal["label", "combination"] = "combination" if name == "family_information" else "label"
     counts = counts_of(recording, family if known is not None else None, labels=known, by=by)
     values = COUNT_MEASURES[name](counts)
     places = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}

@@ -172,7 +172,7 @@ def smallest_p(documents: float, permutations: int) -> float:
     >>> [round(smallest_p(n, 999), 4) for n in (3, 5, 6, 20)]
     [0.25, 0.0625, 0.0312, 0.001]
     """
-    return max(2.0 ** (1 - documents), 1 / (1 + permutations))
+    return float(max(2.0 ** (1 - documents), 1 / (1 + permutations)))
 
 
 def limits_of_test(documents: float, permutations: int) -> str:
@@ -242,7 +242,7 @@ def ratio_interval(
     return np.asarray(np.maximum(linear - root, 0) / scale), np.asarray((linear + root) / scale)
 
 
-def _student_quantile(freedom: int) -> float:
+def _student_quantile(freedom: float) -> float:
     """Compute the 97.5 % quantile of Student's t (Gaver and Kafadar 1984, Am. Stat. 38:308).
 
     The approximation needs 2 or more degrees of freedom.
