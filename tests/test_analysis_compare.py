@@ -114,7 +114,8 @@ def test_the_same_model_twice_shows_no_change() -> None:
     assert not found.significant.any()
     assert (found.overlap == 1).all()
     assert found.top(5) == ()
-    assert found.table().endswith("\nno expert gained or lost a token of any label")
+    assert "\nno expert gained or lost a token of any label\n" in found.table()
+    assert found.table().endswith("\neffective number of documents 40.0: p is at least 0.0100")
 
 
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])

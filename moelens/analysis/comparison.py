@@ -175,7 +175,7 @@ class Comparison(Plotted, SavedCells):
             f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
             f"documents, token identity the same in both\nexperts kept: {kept}\n"
             + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
-            + ("\n" + limits_of_test(documents, permutations) if documents else "")
+            + ("\n" + limits_of_test(documents, permutations) if documents and permutations else "")
         )
 
     def __repr__(self) -> str:
