@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import _grouped_linear
 
 from moelens.models.experts import LISTENERS, ExpertMath, compute_experts, stacked_math
+from moelens.models.wrappers import adapted_parameters, unwrap
 
 _NativeRouting = Callable[[Tensor], tuple[Tensor, Tensor]]
 """A function from logits `[token, expert]` to expert ids and weights, `[token, slot]` each."""
@@ -85,12 +86,14 @@ def _llama4_forward(block: Any, hidden: Tensor, tap: Any) -> tuple[Tensor, Tenso
         return indices, values.float().sigmoid().to(logits.dtype)
 
     indices, weights = _route(tap, logits, native)
-    routed = compute_experts(_llama4_math(block.experts), tap, hidden, indices, weights, mask_outside=False)
+    with adapted_parameters(block.experts):
+        math = _llama4_math(unwrap(block.experts))
+        routed = compute_experts(math, tap, hidden, indices, weights, mask_outside=False)
     return block.shared_expert(hidden) + routed, logits
 
 
 def _dbrx_math(experts: Any) -> ExpertMath:
-    glu, shape = experts.mlp, (experts.num_experts, experts.ffn_hidden_size, experts.hidden_size)
+    glu, shape = unwrap(experts.mlp), (experts.num_experts, experts.ffn_hidden_size, experts.hidden_size)
 
     def up(x: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
         return torch.cat([_grouped_linear(x, weight.view(shape), offsets) for weight in (glu.w1, glu.v1)], -1)
@@ -110,16 +113,18 @@ def _dbrx_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
 
     flat = hidden.reshape(-1, hidden.shape[-1])
     indices, weights = _route(tap, block.router(hidden), native)
-    routed = compute_experts(_dbrx_math(block.experts), tap, flat, indices, weights, mask_outside=False)
+    with adapted_parameters(block.experts):
+        math = _dbrx_math(unwrap(block.experts))
+        routed = compute_experts(math, tap, flat, indices, weights, mask_outside=False)
     return routed.view(hidden.shape)
 
 
 def _jetmoe_math(block: Any) -> ExpertMath:
     return ExpertMath(
         num_experts=block.router.num_experts,
-        up=lambda x, ids, offsets: _grouped_linear(x, block.input_linear.weight, offsets),
+        up=lambda x, ids, offsets: _grouped_linear(x, unwrap(block.input_linear).weight, offsets),
         act=_gated(block.activation),
-        down=lambda x, ids, offsets: _grouped_linear(x, block.output_linear.weight, offsets),
+        down=lambda x, ids, offsets: _grouped_linear(x, unwrap(block.output_linear).weight, offsets),
     )
 
 
@@ -130,7 +135,8 @@ def _jetmoe_forward(block: Any, hidden: Tensor, tap: Any) -> Tensor:
 
     flat = hidden.reshape(-1, hidden.shape[-1])
     indices, weights = _route(tap, block.router.layer(flat).float(), native)
-    routed = compute_experts(_jetmoe_math(block), tap, flat, indices, weights.to(flat.dtype), mask_outside=False)
+    with adapted_parameters(block.input_linear, block.output_linear):
+        routed = compute_experts(_jetmoe_math(block), tap, flat, indices, weights.to(flat.dtype), mask_outside=False)
     with_bias: Tensor = routed.view(hidden.shape) + block.bias
     return with_bias
 

@@ -23,6 +23,32 @@ from moelens.errors import UnsupportedModelError
 IMPLEMENTATION = "moelens"
 """The name of moelens's implementation in transformers' registries."""
 
+
+class Installed(str):
+    """`IMPLEMENTATION` in the configuration of a hooked model, with what it stands in for.
+
+    Args:
+        native: the implementation that the configuration had before.
+
+    Attributes:
+        native: the same.
+        users: number of hooked models that share the configuration; a copy of it has none.
+    """
+
+    native: str | None
+    users: int
+
+    def __new__(cls, native: str | None) -> Installed:
+        name = super().__new__(cls, IMPLEMENTATION)
+        name.native, name.users = native, 0
+        return name
+
+    def __reduce__(self) -> Any:
+        return Installed, (self.native,)
+
+    def __deepcopy__(self, memo: Any) -> Installed:
+        return Installed(self.native)
+
 _Projection = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of rows sorted by expert `[row, ·]`, their expert ids `[row]` and the experts' row ends `[expert]`."""
 
@@ -265,7 +291,8 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     listener = LISTENERS.get(module)
     without_kernels = isinstance(module, fp8.FP8Experts) and hidden_states.device.type == "cpu"
     if listener is None or not (listener.is_active_inside() or without_kernels):
-        name = listener.native_implementation(module) if listener else "grouped_mm"
+        left = getattr(module.config._experts_implementation_internal, "native", "grouped_mm")  # in an unhooked copy
+        name = listener.native_implementation(module) if listener else left
         return _native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
     math = _fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
     parallel = getattr(module, "_is_expert_parallel", True)  # older versions of transformers do not define it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from transformer_lens.hook_points import HookPoint
 
 from moelens.errors import MoeLensError, unknown
 from moelens.models import experts
+from moelens.models.copies import TorchHook
 from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
 from moelens.models.routers import RouterRule
 from moelens.models.running import RunningPass
-from moelens.models.structure import MoEShape, find_moe_layers, input_device, read_shape
+from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, read_shape
+from moelens.models.wrappers import transformers_model
 
 
 class SupportsHooks(Protocol):
@@ -50,14 +53,16 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     again; edited indices get the weights that the router's rule gives them. A point that would not show what the model
     computes is absent, and `refused` holds the reason. Points without hooks cost nothing.
 
+    `copy.deepcopy` copies the transformers model and hooks the copy, with the hooks that `add_hook` added.
+
     Args:
-        hf_model: a Mixture-of-Experts model of transformers.
+        hf_model: a Mixture-of-Experts model of transformers, or PEFT's or `DataParallel`'s wrapper around one.
         tokenizer: its tokenizer, so that the model can be given text.
         name: the model's name in recordings and reports.
         check: whether to compare the model with itself on a short input.
 
     Attributes:
-        hf_model: the transformers model.
+        hf_model: the transformers model, without a wrapper around it; PEFT's adapters are inside it.
         tokenizer: its tokenizer, or None.
         name: the model's name in recordings and reports.
         shape: the model's sizes.
@@ -76,6 +81,8 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> None:
         super().__init__()
+        self._given = (hf_model, check)
+        hf_model = transformers_model(hf_model)
         layers, moe_layers = find_moe_layers(hf_model)
         if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
             raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")
@@ -83,7 +90,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
         self.running = RunningPass()
-        self._handles = [hf_model.register_forward_pre_hook(self._note_pass, with_kwargs=True)]
+        self._handles = [hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True)]
         self._installation = Installation(layers, moe_layers, self.running)
         self.blocks = nn.ModuleList(self._installation.points)
         try:
@@ -104,6 +111,16 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.hook_dict = {n: m for n, m in named if isinstance(m, HookPoint)}
         for name, point in self.hook_dict.items():
             point.name = name
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HookedMoE:
+        given, check = self._given
+        made = type(self)(copy.deepcopy(given, memo), self.tokenizer, name=self.name, check=check)
+        made.checks = self.checks
+        for name, point in self.hook_dict.items():
+            for direction, handles in (("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)):
+                for handle in (h for h in handles if not h.context_level):  # others belong to a running `with` block
+                    made.hook_dict[name].add_hook(handle.user_hook, direction, handle.is_permanent, level=0)
+        return made
 
     # Running
 
@@ -422,6 +439,11 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if (layer := changed_layer(tap.layer for tap in self._installation.taps.values())) is not None:
+            raise MoeLensError(
+                f"the router or experts of layer {layer} were replaced after the model was hooked, as adding an adapter "
+                "does; call .unhook() and hook the model again"
+            )
         if isinstance(ids, Tensor):
             self.running.begin(ids.shape[0], ids.shape[1], ids if ids.ndim == 2 else None)
 
@@ -433,14 +455,14 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         """Restore the transformers model, without hooks and with its own configuration.
 
         Returns:
-            The transformers model.
+            The model that was hooked, with its wrapper if it has one.
         """
         if hasattr(self, "hook_dict"):
             self.reset_hooks(including_permanent=True)
         self._installation.remove()
         while self._handles:
             self._handles.pop().remove()
-        return self.hf_model
+        return self._given[0]
 
     def to_transformer_bridge(self) -> Any:
         """Return TransformerLens's `TransformerBridge` on the same weights, with these hook points in its `hook_dict`.

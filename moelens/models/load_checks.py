@@ -187,6 +187,8 @@ def check_sums(taps: dict[int, Tap], runs: dict[int, LayerRun]) -> Check:
     """
     worst, failed = 0.0, []
     for i, tap in taps.items():
+        if "experts.hook_out" in tap.layer.refusals:  # packed experts
+            continue
         seen, run = tap.observed, runs[i]
         replaced = tap.layer.adapter.block_forward is not None
         target = run.block_output if replaced else run.experts_output

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from moelens.models.copies import TorchHook
 from moelens.models.points import RESIDUAL_POINTS, first_tensor, has_hooks, replace_first_tensor, run_hooks
 from moelens.models.structure import MoELayer
 
@@ -26,13 +27,13 @@ class ResidualTap:
     def __init__(self, points: Any, layer: nn.Module, norm: nn.Module | None, dense: nn.Module | None) -> None:
         self.points = points
         self._handles: list[Any] = [
-            layer.register_forward_pre_hook(self._before_layer, with_kwargs=True),
-            layer.register_forward_hook(self._after_layer),
+            layer.register_forward_pre_hook(TorchHook(self._before_layer), with_kwargs=True),
+            layer.register_forward_hook(TorchHook(self._after_layer)),
         ]
         if norm is not None:
-            self._handles.append(norm.register_forward_pre_hook(self._before_norm))
+            self._handles.append(norm.register_forward_pre_hook(TorchHook(self._before_norm)))
         if dense is not None:
-            self._handles.append(dense.register_forward_hook(self._after_dense))
+            self._handles.append(dense.register_forward_hook(TorchHook(self._after_dense)))
 
     def detach(self) -> None:
         """Remove all torch hooks."""

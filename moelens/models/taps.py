@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from moelens.errors import CheckError, MoeLensError
-from moelens.models import adapters
+from moelens.models import adapters, packed
+from moelens.models.copies import TorchHook
 from moelens.models.experts import LISTENERS
 from moelens.models.points import (
     CHOICE,
@@ -106,15 +107,17 @@ class Tap:
         self.sharding = find_sharding(layer.experts)
         if layer.adapter.block_forward is None:
             LISTENERS[layer.experts] = self
-            self._handles.append(layer.experts.register_forward_pre_hook(self._before_experts, with_kwargs=True))
+            before_experts = TorchHook(self._before_experts)
+            self._handles.append(layer.experts.register_forward_pre_hook(before_experts, with_kwargs=True))
+            self._handles += packed.attach(layer.block, layer.experts, self.is_active)
             if layer.router is not None:
-                self._handles.append(layer.router.register_forward_hook(self._after_router))
+                self._handles.append(layer.router.register_forward_hook(TorchHook(self._after_router)))
         else:
             LISTENERS[layer.block] = self
         if layer.block is not layer.decoder_layer:
-            self._handles.append(layer.block.register_forward_hook(self._after_block))
+            self._handles.append(layer.block.register_forward_hook(TorchHook(self._after_block)))
         if layer.shared is not None:
-            self._handles.append(layer.shared.register_forward_hook(self._after_shared))
+            self._handles.append(layer.shared.register_forward_hook(TorchHook(self._after_shared)))
 
     def detach(self) -> None:
         """Undo `attach`, and the replacement of a class's forward."""
