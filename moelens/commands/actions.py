@@ -63,11 +63,10 @@ def load(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def info(session: Session, args: Namespace, cell: str | None) -> Any:
-    from moelens.models.loading import architectures
-    from moelens.models.summary import info
+    from moelens.models.summary import info, list_supported
 
     if args.architectures:
-        return "\n".join(f"{name:<24} {how}" for name, how in architectures().items())
+        return list_supported()
     if args.model is None and type(session) is Session:
         raise MoeLensError("which model? give a folder, a name, 'demo', or --architectures for what is supported")
     return info(session.find_name(args.model))

@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 from moelens.errors import MoeLensError, unknown
 from moelens.models import experts
 from moelens.models.copies import TorchHook
+from moelens.models.formats import Format, describe_format
 from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
 from moelens.models.routers import RouterRule
@@ -69,6 +70,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         running: how the tokens of the running forward pass are laid out, for hooks that need to know.
         checks: the results of the checks at load.
         refused: the hook points that this model does not offer, by name, with the reason.
+        format: the format of the weights in memory, what is captured in it and what is not.
         hook_dict: the hook points by name.
 
     Example:
@@ -82,6 +84,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> None:
         super().__init__()
         self._given = (hf_model, check)
+        self._restore_modules: list[Callable[[], None]] = []
         hf_model = transformers_model(hf_model)
         layers, moe_layers = find_moe_layers(hf_model)
         if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
@@ -89,6 +92,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
+        self.format: Format = describe_format(hf_model)
         self.running = RunningPass()
         self._handles = [hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True)]
         self._installation = Installation(layers, moe_layers, self.running)
@@ -115,7 +119,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> HookedMoE:
         given, check = self._given
         made = type(self)(copy.deepcopy(given, memo), self.tokenizer, name=self.name, check=check)
-        made.checks = self.checks
+        made.checks, made.format = self.checks, self.format
         for name, point in self.hook_dict.items():
             for direction, handles in (("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)):
                 for handle in (h for h in handles if not h.context_level):  # others belong to a running `with` block
@@ -462,17 +466,24 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self._installation.remove()
         while self._handles:
             self._handles.pop().remove()
+        while self._restore_modules:
+            self._restore_modules.pop()()
         return self._given[0]
 
     def to_transformer_bridge(self) -> Any:
         """Return TransformerLens's `TransformerBridge` on the same weights, with these hook points in its `hook_dict`.
+
+        The bridge puts components of its own into the transformers model; `unhook` takes them out again.
 
         Raises:
             UnsupportedModelError: TransformerLens has no adapter for the architecture.
         """
         from moelens.models.bridge import build_bridge
 
-        return build_bridge(self.hf_model, self.hook_dict, tokenizer=self.tokenizer, name=self.name)
+        self._require_hooked()
+        bridge, restore = build_bridge(self.hf_model, self.hook_dict, tokenizer=self.tokenizer, name=self.name)
+        self._restore_modules.append(restore)
+        return bridge
 
     def __repr__(self) -> str:
         s = self.shape

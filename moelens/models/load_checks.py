@@ -29,12 +29,13 @@ class Check:
 
     Attributes:
         name: what was checked.
-        passed: whether all layers passed. The hook points of a layer that did not are refused.
+        passed: whether what was checked is as it should be, in all layers. Hook points that would not show what the
+            model computes are then refused, and the model's others work.
         detail: what was found, and in which layers points are refused.
 
     Example:
         >>> print(Check("routes", True, "58 layers: ids in range, weights finite"))
-        ok      routes: 58 layers: ids in range, weights finite
+        ok     routes: 58 layers: ids in range, weights finite
     """
 
     name: str
@@ -42,7 +43,7 @@ class Check:
     detail: str
 
     def __str__(self) -> str:
-        return f"{'ok     ' if self.passed else 'refused'} {self.name}: {self.detail}"
+        return f"{'ok    ' if self.passed else 'failed'} {self.name}: {self.detail}"
 
 
 @dataclass(kw_only=True)
@@ -281,4 +282,6 @@ def check_tokenizer(model: Any, tokenizer: Any) -> Check:
             f"expected a tokenizer of at most {rows:,} tokens, which the model embeds, got one of {tokens:,}; "
             f"load the one that comes with {getattr(model.config, '_name_or_path', '') or 'the model'}"
         )
-    return Check("tokenizer", tokens > 0.8 * rows, f"{tokens:,} tokens for {rows:,} embeddings")
+    passed = tokens > 0.8 * rows
+    textless = "" if passed else f"; {rows - tokens:,} ids have no text, so it may be that of another model"
+    return Check("tokenizer", passed, f"{tokens:,} tokens for {rows:,} embeddings{textless}")

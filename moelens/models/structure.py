@@ -15,7 +15,7 @@ from moelens.errors import UnsupportedModelError
 from moelens.models.adapters import ADAPTERS, UNSUPPORTED, Adapter
 from moelens.models.packed import PACKED, why_not_inside
 from moelens.models.points import EXPERT_STAGES
-from moelens.models.wrappers import unwrap, unwrapped_name
+from moelens.models.wrappers import original_of_bridge, unwrap, unwrapped_name
 
 _ROUTER_CLASS = re.compile(r"(Router|Gate|Gating|TopK)\w*$", re.IGNORECASE)
 _STACK = re.compile(r"(.*?layers|.*?blocks|.*?h)\.(\d+)\.")
@@ -159,8 +159,9 @@ def changed_layer(moe_layers: Iterable[MoELayer]) -> int | None:
         The first such layer's index; None if there is none.
     """
     for layer in moe_layers:
-        experts = layer.experts is None or any(unwrap(m) is layer.experts for m in layer.block.children())
-        if not (experts and (layer.router is None or layer.router in layer.block.children())):
+        present = [original_of_bridge(m) for m in layer.block.children()]
+        experts = layer.experts is None or any(unwrap(m) is layer.experts for m in present)
+        if not (experts and (layer.router is None or layer.router in present)):
             return layer.index
     return None
 

@@ -92,6 +92,13 @@ def unwrap(module: Any) -> Any:
     return module
 
 
+def original_of_bridge(module: Any) -> Any:
+    """Return the module that a component of TransformerLens's bridge stands in for; other modules as they are."""
+    while (original := module._modules.get("_original_component")) is not None:
+        module = original
+    return module
+
+
 def unwrapped_name(name: str) -> str:
     """Return the attribute path that a module has where nothing wraps it or the modules above it.
 

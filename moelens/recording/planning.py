@@ -93,7 +93,7 @@ def plan(
     """Say what recording would take; no weights are read, and 671 B parameters take seconds.
 
     Args:
-        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a hub name.
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its default size, or a hub name.
         gpus, gpu_memory: how many devices, and the memory of one, in bytes or as "141GiB".
         dtype: of the weights: bfloat16, float16, float32 or fp8 (blocks of 128 x 128, as DeepSeek-V3's own).
         tokens: of the corpus, as a number or "100M".

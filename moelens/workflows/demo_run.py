@@ -131,7 +131,7 @@ def describe(
         ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
-        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'refused'}" for c in model.checks)),
+        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'failed'}" for c in model.checks)),
     ]
     tiny = "The model is tiny. What is found here shows the method, not how a large model treats Japanese."
     found = reporting.describe(recording, labels, results, notes=[tiny])
