@@ -67,7 +67,27 @@ def _gated(activation: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return act
 
 
+def _each(experts: nn.ModuleList, part: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A projection of experts that are modules of their own, by the name of its linear layer."""
+
+    def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
+        starts = [0, *offsets.tolist()]
+        spans = [(e, slice(start, end)) for e, (start, end) in enumerate(zip(starts, starts[1:], strict=False))]
+        return torch.cat([getattr(experts[e], part)(rows[span]) for e, span in spans if span.stop > span.start])
+
+    return apply
+
+
 def _llama4_math(experts: Any) -> ExpertMath:
+    if isinstance(experts, nn.ModuleList):  # in checkpoints that hold them packed
+        gate, up = _each(experts, "gate_proj"), _each(experts, "up_proj")
+        return ExpertMath(
+            num_experts=len(experts),
+            up=lambda x, ids, offsets: torch.cat([gate(x, ids, offsets), up(x, ids, offsets)], -1),
+            act=_gated(experts[0].activation_fn),
+            down=_each(experts, "down_proj"),
+            weights_on_input=True,
+        )
     return ExpertMath(
         num_experts=experts.num_experts,
         up=lambda x, ids, offsets: _grouped_linear(x, experts.gate_up_proj, offsets, is_transposed=True),
@@ -157,6 +177,7 @@ ADAPTERS: dict[str, Adapter] = {
     "Step3p7Experts": Adapter(),
     "LongcatFlashExperts": Adapter(math=_longcat_math),
     "Llama4TextExperts": Adapter(math=_llama4_math, block_forward=_llama4_forward),
+    "SequentialLlama4TextExperts": Adapter(math=_llama4_math, block_forward=_llama4_forward),
     "DbrxExperts": Adapter(math=_dbrx_math, block_forward=_dbrx_forward),
     "JetMoeMoE": Adapter(math=_jetmoe_math, block_forward=_jetmoe_forward, block_is_experts=True),
 }

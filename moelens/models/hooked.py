@@ -15,7 +15,7 @@ from transformer_lens.hook_points import HookPoint
 
 from moelens.errors import MoeLensError, unknown
 from moelens.models import experts
-from moelens.models.copies import TorchHook
+from moelens.models.copies import TorchHook, drop_copied_hooks
 from moelens.models.formats import Format, describe_format
 from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
@@ -86,6 +86,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self._given = (hf_model, check)
         self._restore_modules: list[Callable[[], None]] = []
         hf_model = transformers_model(hf_model)
+        drop_copied_hooks(hf_model)
         layers, moe_layers = find_moe_layers(hf_model)
         if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
             raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")

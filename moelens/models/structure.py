@@ -133,8 +133,10 @@ def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
         UnsupportedModelError: the model has no experts, or moelens cannot reach them.
     """
     modules = dict(model.named_modules())
+    outermost: dict[str, Any] = {}
     stacks: dict[str, dict[int, str]] = {}
     for name, module in modules.items():
+        outermost.setdefault(unwrapped_name(name), module)
         match = _STACK.match(name + ".")
         if match and _is_experts(module) and "vision" not in name:
             if ".modules_to_save." in name:
@@ -142,14 +144,17 @@ def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
                     f"an adapter holds copies of whole experts ('{name}'), of which only one is active; save the adapted "
                     "model with merge_and_unload() and load that"
                 )
-            stacks.setdefault(match[1], {}).setdefault(int(match[2]), name)
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), unwrapped_name(name))
     config = text_config(model)
     if not stacks:
         raise _no_experts(model, config.model_type)
     prefix = max(stacks, key=lambda p: len(stacks[p]))
     layers = modules[prefix]
     assert isinstance(layers, nn.ModuleList)
-    return layers, [_moe_layer(modules, config, f"{prefix}.{i}", name, i) for i, name in sorted(stacks[prefix].items())]
+    inner = [unwrap(layer) for layer in layers]
+    layers = layers if inner == list(layers) else nn.ModuleList(inner)
+    at = sorted(stacks[prefix].items())
+    return layers, [_moe_layer(outermost, config, f"{prefix}.{i}", name, i) for i, name in at]
 
 
 def changed_layer(moe_layers: Iterable[MoELayer]) -> int | None:
@@ -228,10 +233,10 @@ def _no_experts(model: Any, model_type: str) -> UnsupportedModelError:
 
 def _moe_layer(modules: dict[str, Any], config: Any, layer_name: str, name: str, index: int) -> MoELayer:
     """Collect the modules of layer `layer_name`; `name` is that of its experts, or of its block if that holds them."""
-    adapter = ADAPTERS.get(type(modules[name]).__name__, Adapter())
-    block_name = unwrapped_name(name)
-    block_name = block_name if adapter.block_is_experts else block_name.rsplit(".", 1)[0]
-    block, experts = unwrap(modules[block_name]), None if adapter.block_is_experts else modules[name]
+    holder = unwrap(modules[name])
+    adapter = ADAPTERS.get(type(holder).__name__, Adapter())
+    block_name = name if adapter.block_is_experts else name.rsplit(".", 1)[0]
+    block, experts = unwrap(modules[block_name]), None if adapter.block_is_experts else holder
     router = _find_router(block)
     top_k = next((k for source in (unwrap(router), block, config) if (k := _first_int(source, _TOP_K))), 1)
     return MoELayer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from moelens.errors import CheckError, MoeLensError
 from moelens.models.tokens import TokenSpans, token_spans
+from moelens.models.points import has_hooks
 from moelens.recording.collector import Collector, Taken
+from moelens.recording.generation import Greedy, RouteCheck, generate_greedily
 from moelens.recording.pieces import Chunk, Pass, Rows
 from moelens.recording.windows import Window, batches, windows
 
@@ -46,18 +49,22 @@ class Reading:
 @torch.no_grad()
 def run(
     model: HookedMoE, collector: Collector, chunk: Chunk, reading: Reading, advance: Callable[[int], object]
-) -> tuple[Rows, list[Pass], list[str] | None]:
-    """The rows of a chunk's tokens, what was captured, and the generated texts; `advance` hears of documents begun."""
+) -> tuple[Rows, list[Pass], list[str] | None, RouteCheck]:
+    """The rows of a chunk's tokens, what was captured, the generated texts and the check of their routes.
+
+    `advance` hears of documents begun.
+    """
     rows = Rows.of(chunk)
     lengths = [len(item.ids) for item in chunk.items]
     passes: list[Pass] = []
+    check = RouteCheck(collector.wanted.moe_layers)
     with model.hooks(fwd_hooks=collector.hooks):
         for batch in batches(windows(lengths, reading.context, reading.overlap), reading.batch_tokens):
             passes.append(prefill(model, collector, rows, batch))
             advance(int((rows.pos[passes[-1][0]] == 0).sum()))
     if not reading.generate:
-        return rows, passes, None
-    return generate(model, collector, chunk, rows, passes, reading)
+        return rows, passes, None, check
+    return *generate(model, collector, chunk, rows, passes, reading, check), check
 
 
 def prefill(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[Window]) -> Pass:
@@ -75,12 +82,21 @@ def prefill(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[
 
 
 def generate(
-    model: HookedMoE, collector: Collector, chunk: Chunk, rows: Rows, passes: list[Pass], reading: Reading
+    model: HookedMoE,
+    collector: Collector,
+    chunk: Chunk,
+    rows: Rows,
+    passes: list[Pass],
+    reading: Reading,
+    check: RouteCheck,
 ) -> tuple[Rows, list[Pass], list[str]]:
     """Let the model go on greedily after each document, and record the tokens that it wrote and read again.
 
-    A token is recorded when the model has run over it: the end-of-text token is not.
+    A token is recorded when the model has run over it: the end-of-text token is not. The routes of the first batch are
+    compared with those of a forward pass; where hooks edit the model, which may depend on the phase, nothing is refused.
     """
+    edited = any(map(has_hooks, model.hook_dict.values()))
+    greedy = Greedy.of(model)
     most = None if reading.context is None else reading.context - reading.generate
     prompts, row = [], 0
     for item in chunk.items:
@@ -90,9 +106,14 @@ def generate(
     texts, new = [""] * len(prompts), []
     for batch in batches([p for p in prompts if len(p)], reading.batch_tokens):
         whose = [chunk.first + document[p] for p in batch]
-        ids, steps = decode(
-            model, collector, [rows.ids[p.start : p.stop] for p in batch], reading.generate, whose.__getitem__
-        )
+        given = [rows.ids[p.start : p.stop] for p in batch]
+        first = not check.choices
+        with check.watching(model) if first else nullcontext():
+            ids, steps = decode(model, collector, given, reading.generate, whose.__getitem__, greedy)
+        if first:
+            check.compare(model, given, ids)
+            if not edited:
+                check.require(model.name, model.dtype)
         base = row + np.concatenate([[0], np.cumsum([len(i) for i in ids])])
         for step, taken in enumerate(steps):
             alive = np.flatnonzero([step < len(i) for i in ids])
@@ -107,11 +128,16 @@ def generate(
 
 
 def decode(
-    model: HookedMoE, collector: Collector, prompts: Sequence[Array], n: int, whose: Callable[[int], object]
+    model: HookedMoE,
+    collector: Collector,
+    prompts: Sequence[Array],
+    n: int,
+    whose: Callable[[int], object],
+    greedy: Greedy,
 ) -> tuple[list[Array], list[list[Taken]]]:
     """Up to `n` tokens after each prompt (prompts padded on the left), and the captures of each step, `[sequence]`."""
     width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    ids = torch.full((len(prompts), width), greedy.padding)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
@@ -126,18 +152,13 @@ def decode(
         model.hf_model.register_forward_pre_hook(before, with_kwargs=True),
         model.hf_model.register_forward_hook(lambda *_: steps.append(collector.take(whose))),
     ]
-    ends = model.hf_model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
     try:
         with model.hooks(fwd_hooks=collector.hooks):
-            out = model.generate(
-                ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=n + 1, do_sample=False,
-                pad_token_id=next((e for e in ends if e is not None), 0),
-            )[:, width:].cpu().numpy()  # fmt: skip
+            out = generate_greedily(model, ids, mask, n + 1, greedy)
     finally:
         for handle in handles:
             handle.remove()
-    stops = [next((i for i, token in enumerate(row) if token in ends), n) for row in out]
+    stops = [next((i for i, token in enumerate(row) if token in greedy.ends), n) for row in out]
     return [row[: min(stop, n)].astype(np.int32) for row, stop in zip(out, stops, strict=True)], steps[1:]
 
 

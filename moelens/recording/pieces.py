@@ -18,6 +18,7 @@ from moelens.models.tokens import TokenSpans
 from moelens.recording.captures import SLOT_TABLES, TABLES, TOKEN_COLUMNS
 from moelens.recording.collector import Taken
 from moelens.recording.corpus import Document
+from moelens.recording.generation import RouteCheck
 from moelens.recording.progress import Types, commit, documents_table, part_name
 from moelens.recording.storage import Folder
 from moelens.recording.writer import ShardWriter, as_column, layer_label
@@ -129,8 +130,16 @@ class PieceWriter:
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
+    routes: Counter[str] = field(default_factory=Counter)
 
-    def write(self, chunk: Chunk, rows: Rows, passes: Sequence[Pass], generated: Sequence[str] | None) -> None:
+    def write(
+        self,
+        chunk: Chunk,
+        rows: Rows,
+        passes: Sequence[Pass],
+        generated: Sequence[str] | None,
+        check: RouteCheck | None = None,
+    ) -> None:
         """Append a chunk; the last one of a piece commits it."""
         documents = [item.document for item in chunk.items]
         tables: dict[str, Callable[[], pa.Table]] = {
@@ -146,12 +155,14 @@ class PieceWriter:
             for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
+        if check is not None and check.choices:
+            self.routes.update(choices=check.choices, agreeing=check.agreeing)
         if chunk.last:
             shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
             documents_part = shards.pop(part_name(chunk.piece))
             kept = [s for s in shards.values() if s.rows]
-            commit(self.folder, chunk.piece, kept, documents_part, self.methods)
-            self.writers, self.layers, self.methods = {}, {}, Counter()
+            commit(self.folder, chunk.piece, kept, documents_part, self.methods, self.routes)
+            self.writers, self.layers, self.methods, self.routes = {}, {}, Counter(), Counter()
 
     def _append(self, name: str, table: Callable[[], pa.Table]) -> None:
         if name not in self.writers:

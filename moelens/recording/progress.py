@@ -180,9 +180,17 @@ def part_name(piece: int) -> str:
     return f"{PROGRESS}/documents-{piece:05d}.parquet"
 
 
-def commit(folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard, methods: Counter[str]) -> None:
+def commit(
+    folder: Folder,
+    piece: int,
+    shards: Sequence[Shard],
+    documents: Shard,
+    methods: Counter[str],
+    routes: Counter[str],
+) -> None:
     """Make a piece count."""
     entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
+    entry["decode_routes"] = dict(routes)
     folder.write_json(commit_name(piece), entry)
 
 
@@ -239,8 +247,10 @@ def finish(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()
+    routes: Counter[str] = Counter()
     for entry in entries:
         methods.update(entry["methods"])
+        routes.update(entry.get("decode_routes", {}))
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
@@ -251,4 +261,4 @@ def finish(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
         "tables": tables,
         "documents": documents.to_dict(),
         "tokenizer": same.get("tokenizer", {}) | {"documents_by_spans": dict(methods)},
-    }
+    } | ({"generation": same["generation"] | {"decode_routes": dict(routes)}} if "generation" in same else {})

@@ -25,6 +25,7 @@ from moelens.recording.captures import Wanted, bytes_per_token, index_type
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
 from moelens.recording.corpus import Corpus, Source
+from moelens.recording.generation import Greedy
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import Reading, run
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
@@ -88,8 +89,8 @@ def record(
         layers: of all captures; all that have experts, by default.
         experts: of `neurons` and `expert_outputs`; all that were chosen, by default.
         store_dtype: how numbers are kept: "float16", "bfloat16" or "float32"; one that does not fit is an error.
-        generate: tokens that the model is to write after each document, greedily; they are recorded too, and a column
-            `phase` tells "prefill" from "decode".
+        generate: tokens that the model is to write after each document, greedily, whatever its own generation
+            configuration says; they are recorded too, and a column `phase` tells "prefill" from "decode".
         context: longest window in tokens; the model's own by default. A longer document is read in windows.
         overlap: tokens that a window repeats from the one before it; each token is recorded once.
         batch_tokens: most tokens that run together, padding included (a longer document runs alone).
@@ -170,6 +171,7 @@ def prepare(
     same["corpus_sha256"] = found.sha256
     settings = {
         "same": same,
+        "checks": [asdict(check) for check in getattr(model, "checks", ())],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pieces": [[p.start, p.stop] for p in found.pieces(characters)],
     }
@@ -249,6 +251,7 @@ def conclude(folder: Folder, job: Job) -> None:
             clear(folder)
             raise MoeLensError(f"corpus '{manifest['corpus']}' gives no tokens; give at least one document with text")
         manifest["created"] = job.settings["created"]
+        manifest["model"]["checks"] = job.settings.get("checks", [])
         write_card(folder, manifest)
         folder.write_json(MANIFEST, manifest)
     for name in sorted(folder.names(), key=SETTINGS.__eq__):
@@ -270,6 +273,7 @@ def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading)
             "name": model.name,
             "revision": getattr(model, "revision", None),
             "dtype": str(model.dtype).removeprefix("torch."),
+            "format": getattr(getattr(model, "format", None), "title", None),
         },
         "engine": {
             "name": "transformers",
@@ -278,6 +282,7 @@ def describe(model: HookedMoE, corpus: Corpus, wanted: Wanted, reading: Reading)
             "device": str(model.device.type),
         },
         "shape": shape | {"moe_layers": list(model.shape.moe_layers)},
+        **({"generation": Greedy.of(model).to_dict()} if reading.generate else {}),
         "capture": wanted.to_dict()
         | {
             "batch_tokens": reading.batch_tokens,
