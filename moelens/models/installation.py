@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from moelens.errors import MoeLensError
 from moelens.models import adapters, experts, load_checks
 from moelens.models.load_checks import Check
 from moelens.models.points import ROUTER_STAGES, HookBranch, layer_branch
@@ -77,6 +78,15 @@ class Installation:
             config._experts_implementation_internal = implementation
         self._configs.clear()
 
+    def require_installed(self) -> None:
+        """Raise `MoeLensError` if the experts' implementation was changed, so that hooks inside them would not run."""
+        for tap in self.taps.values():
+            if tap.patched is None and tap.layer.experts.config._experts_implementation != experts.IMPLEMENTATION:
+                raise MoeLensError(
+                    f"the experts implementation was set to {tap.layer.experts.config._experts_implementation!r} after "
+                    "the model was hooked, and hooks inside the experts would not run; unhook it, set it, hook it again"
+                )
+
     def _attach_taps(self) -> None:
         """Attach the taps to the experts that adapters compute, and moelens's implementation to all others."""
         experts.register_implementation()
@@ -107,8 +117,10 @@ class Installation:
             runs = load_checks.run_short_input(hf_model, self.layers, self.taps)
             checks = [
                 load_checks.check_routing(self.taps),
+                load_checks.check_repeat(runs),
                 load_checks.check_sums(self.taps, runs),
                 load_checks.check_replay(self.taps),
+                load_checks.check_configuration(hf_model, self.taps),
             ]
             residual, norms, irregular = load_checks.check_residual(self.taps, runs)
             checks.append(residual)
@@ -138,6 +150,10 @@ class Installation:
             if tap is None:
                 dense = next((m for n in block_names if n and (m := getattr(layer, n, None))), None)
             moe_layer = None if tap is None else tap.layer
+            if tap is not None:
+                points.mlp.hook_expert_indices.no_gradient = "it holds the ids of experts"
+                if tap.rule is None:
+                    points.mlp.hook_router_logits.no_gradient = moe_layer.refusals.get("replay", "no rule")
             for name, reason in missing_points(moe_layer, irregular=i in irregular, norm=norm, dense=dense).items():
                 if points.remove_point(name):
                     self.refused[f"blocks.{i}.{name}"] = reason

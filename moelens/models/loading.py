@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
 from functools import cache
 from importlib.resources import files
@@ -12,15 +10,14 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from moelens.errors import MoeLensError, unknown
 from moelens.models.adapters import ADAPTERS, UNSUPPORTED
 from moelens.models.experts import allow_partial_blocks
 from moelens.models.hooked import HookedMoE
-from moelens.models.routers import RouterRule, identify_rule
-from moelens.models.structure import MoELayer, MoEShape, find_moe_layers, read_shape, unsupported_architecture
-from moelens.models.taps import router_output_parts
+from moelens.models.identification import identify_untrained_router
+from moelens.models.routers import RouterRule
+from moelens.models.structure import MoEShape, find_moe_layers, read_shape, unsupported_architecture
 
 DEMO = Path(str(files("moelens.demo") / "model"))
 """The folder of the bundled model."""
@@ -140,7 +137,7 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
         raise unsupported_architecture(architecture, architecture)
     model = build_on_meta(architecture)
     layers, moe_layers = find_moe_layers(model)
-    rule = next((r for r in map(_try_router, (moe_layers[0], moe_layers[-1])) if r), None)
+    rule = next((r for r in map(identify_untrained_router, (moe_layers[0], moe_layers[-1])) if r), None)
     hooked = HookedMoE(model, name=architecture)
     names = list(hooked.hook_dict)
     hooked.unhook()
@@ -172,32 +169,6 @@ def build_on_meta(architecture: str) -> Any:
         f"the default configuration of {architecture!r} does not describe a whole model; "
         "give a folder or a hub name instead"
     ) from reason
-
-
-def _try_router(layer: MoELayer) -> RouterRule | None:
-    """Find a router's rule by running it, with random weights, on random hidden states."""
-    if layer.router is None:
-        return None
-    block = nn.Module()
-    block.router = copy.deepcopy(layer.router).to_empty(device="cpu").float()
-    width = next((p.shape[-1] for p in block.router.parameters() if p.ndim == 2), 0)
-    generator = torch.Generator().manual_seed(0)
-    arguments = list(inspect.signature(layer.router.forward).parameters)[1:]
-    for name in (a for a in arguments if "bias" in a):  # the block holds it and passes it to the router
-        block.register_buffer(name, torch.empty(layer.n_experts))
-    with torch.no_grad():
-        for tensor in (*block.parameters(), *block.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-        hidden = torch.randn(32, width, generator=generator)
-        try:
-            output = block.router.eval()(hidden, **dict(block.named_buffers(recurse=False)))
-        except (TypeError, RuntimeError, ValueError, AttributeError):
-            return None  # it needs more than hidden states
-    parts = router_output_parts(output, layer.n_experts)
-    if {"logits", "weights", "indices"} - set(parts):
-        return None
-    logits, weights, indices = (output[parts[n]].flatten(0, -2) for n in ("logits", "weights", "indices"))
-    return identify_rule(block, logits, indices, weights, layer.groups)
 
 
 @cache
