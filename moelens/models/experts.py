@@ -53,6 +53,10 @@ LISTENERS: WeakKeyDictionary[nn.Module, Listener] = WeakKeyDictionary()
 """The listeners of all hooked models, by the experts module or, for some adapted architectures, by the block."""
 
 
+NATIVE: dict[int, str] = {}
+"""The implementations that configurations of hooked models had before, by the configuration's `id`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExpertMath:
     """What one experts module computes.
@@ -296,7 +300,8 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     listener = LISTENERS.get(module)
     without_kernels = isinstance(module, fp8.FP8Experts) and hidden_states.device.type == "cpu"
     if listener is None or not (listener.is_active_inside() or without_kernels):
-        name = listener.native_implementation(module) if listener else "grouped_mm"
+        # Experts outside the hooked layers may share their configuration.
+        name = listener.native_implementation(module) if listener else NATIVE.get(id(module.config), "grouped_mm")
         return _native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
     if isinstance(module, fp8.FP8Experts):
         math = _fp8_math(module)

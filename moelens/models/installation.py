@@ -76,6 +76,7 @@ class Installation:
             tap.detach()
         for config, implementation in self._configs:
             config._experts_implementation_internal = implementation
+            experts.NATIVE.pop(id(config), None)
         self._configs.clear()
 
     def require_installed(self) -> None:
@@ -100,8 +101,9 @@ class Installation:
             else:
                 tap.native = self._note_config(layer.experts.config) or "eager"
             tap.attach()
-        for config, _ in self._configs:
+        for config, implementation in self._configs:
             config._experts_implementation_internal = experts.IMPLEMENTATION
+            experts.NATIVE[id(config)] = implementation or "eager"
 
     def _note_config(self, config: Any) -> str | None:
         """Note the experts implementation of a configuration, once, and return it."""

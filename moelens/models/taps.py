@@ -166,7 +166,7 @@ class Tap(RoutingHooks):
         point = self.points.shared.hook_out
         if not has_hooks(point):
             return None
-        return self._run_hooks_on_output(point, output)  # of a copy: Llama 4 adds to the output in place
+        return self._run_hooks_on_output(point, output).clone()  # Llama 4 adds to it in place
 
     def _run_hooks_on_output(self, point: Any, output: Tensor) -> Tensor:
         """Run the hooks of a point on `[batch, pos, d_model]`, also where the block returns flat tokens."""

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from moelens.errors import CheckError, MoeLensError
+from moelens.models.running import evaluating
 from moelens.models.tokens import TokenSpans, token_spans
 from moelens.recording.collector import Collector, Taken
 from moelens.recording.pieces import Chunk, Pass, Rows
@@ -51,7 +52,7 @@ def run(
     rows = Rows.of(chunk)
     lengths = [len(item.ids) for item in chunk.items]
     passes: list[Pass] = []
-    with model.hooks(fwd_hooks=collector.hooks):
+    with evaluating(model), model.hooks(fwd_hooks=collector.hooks):
         for batch in batches(windows(lengths, reading.context, reading.overlap), reading.batch_tokens):
             passes.append(prefill(model, collector, rows, batch))
             advance(int((rows.pos[passes[-1][0]] == 0).sum()))
