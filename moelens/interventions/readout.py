@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.japanese.minimal_pairs import pairs as bundled_pairs
+from moelens.models.running import evaluating
 
 Floats = NDArray[np.float64]
 Half = Literal["all", "discovery", "test"]
@@ -144,7 +145,8 @@ class Batch:
         """`[batch, pos, vocab]`, from `start` on where the model can leave the others out: they cost most of a pass."""
         fewer = self.start and "logits_to_keep" in inspect.signature(model.hf_model.forward).parameters
         options = {"logits_to_keep": self.ids.shape[1] - self.start} if fewer else {}
-        logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
+        with evaluating(model):
+            logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
         return logits
 
 

@@ -52,8 +52,8 @@ def build_bridge(
         restore()
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise UnsupportedModelError(
-            f"TransformerLens cannot build its bridge around {architecture} ({reason}); use the HookedMoE itself, which "
-            "has the same hooks"
+            f"TransformerLens cannot build its bridge around {architecture} ({reason}); use the HookedMoE itself, "
+            "which has the same hooks"
         ) from error
     add_aliases = bridge._add_aliases_to_hooks
 
@@ -67,7 +67,7 @@ def build_bridge(
 
 
 def _own_tokenizer(tokenizer: Any) -> Any:
-    """Copy a tokenizer for the bridge, which sets special tokens, and loads it again unless it says that it adds BOS."""
+    """Copy a tokenizer for the bridge, which sets special tokens and loads it again unless it says that it adds BOS."""
     if tokenizer is None:
         return None
     own = copy.deepcopy(tokenizer)

@@ -125,12 +125,14 @@ def incomplete_weights(model: str, reports: Iterable[str]) -> CheckError | None:
     reason = re.search(r"^(.+)\nError: ", text, re.MULTILINE)
     return CheckError(
         f"expected the checkpoint of {model!r} to hold every expert in a form that transformers can unpack, but "
-        f"{_listed(names)} cannot be put together from its parts ({reason[1] if reason else 'no reason given'}); download "
-        "the checkpoint again, correct the names in it, or use the model in another format"
+        f"{_listed(names)} cannot be put together from its parts ({reason[1] if reason else 'no reason given'}); "
+        "download the checkpoint again, correct the names in it, or use the model in another format"
     )
 
 
-def check_weights(model: str, hf_model: Any, report: dict[str, Any], files: list[Path], *, refuse: bool = True) -> Check:
+def check_weights(
+    model: str, hf_model: Any, report: dict[str, Any], files: list[Path], *, refuse: bool = True
+) -> Check:
     """Check that a model's weights are those of its checkpoint.
 
     Args:
@@ -153,7 +155,9 @@ def check_weights(model: str, hf_model: Any, report: dict[str, Any], files: list
         "of another shape, and drawn at random": sorted(name for name, *_ in report["mismatched_keys"]),
         "not used": sorted(report["unexpected_keys"]),
         "missing from the numbers of its layer": sorted(_gaps(files)),
-        "set by transformers to other numbers than the checkpoint's": sorted(_replaced(hf_model, moe_layers.values(), files)),
+        "set by transformers to other numbers than the checkpoint's": sorted(
+            _replaced(hf_model, moe_layers.values(), files)
+        ),
     }
     inside = {
         what: [n for n in names if _belongs_to_experts(n, prefix, moe_layers, n_layers)]
@@ -161,8 +165,8 @@ def check_weights(model: str, hf_model: Any, report: dict[str, Any], files: list
     }
     if refuse and any(inside.values()):
         raise CheckError(
-            f"expected the checkpoint of {model!r} to hold the weights of all routers and experts, but {_told(inside)}; "
-            "download the checkpoint again, or correct its names or configuration"
+            f"expected the checkpoint of {model!r} to hold the weights of all routers and experts, but {_told(inside)}"
+            "; download the checkpoint again, or correct its names or configuration"
         )
     left_out = [n for n in problems["not used"] if _LEFT_OUT.search(n) and n not in inside["not used"]]
     problems["not used"] = [n for n in problems["not used"] if n not in left_out]

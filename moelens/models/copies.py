@@ -33,7 +33,10 @@ def drop_copied_hooks(model: nn.Module) -> None:
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             hooks = getattr(module, kind)
             copied = [i for i, h in hooks.items() if isinstance(h, TorchHook) and h.function is _do_nothing]
-            for table in (hooks, *(getattr(module, kind + suffix, {}) for suffix in ("_with_kwargs", "_always_called"))):
+            for table in (
+                hooks,
+                *(getattr(module, kind + suffix, {}) for suffix in ("_with_kwargs", "_always_called")),
+            ):
                 for i in copied:
                     table.pop(i, None)
 

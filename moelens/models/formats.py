@@ -41,7 +41,7 @@ FORMATS: dict[str, Format] = {
     ),
     "mxfp4": Format(
         title="MXFP4 (GPT-OSS)",
-        captured="routing and edits of it, residual stream; on a CPU the experts are unpacked at load: every hook point",
+        captured="routing and edits of it, residual stream; every hook point on a CPU, where the experts are unpacked",
         missing="inside the experts while they stay packed; load with quantization_config=Mxfp4Config(dequantize=True)",
     ),
     "gguf": Format(
@@ -119,8 +119,8 @@ def require_format(model: str, quantised: dict[str, Any]) -> None:
     name = format_name(quantised)
     if name == "nvfp4":
         raise UnsupportedModelError(
-            f"{model!r} is packed in NVFP4 or another FP4 format, whose experts transformers cannot unpack; use the model "
-            "in another format (`moelens info --architectures` lists them)"
+            f"{model!r} is packed in NVFP4 or another FP4 format, whose experts transformers cannot unpack; use the "
+            "model in another format (`moelens info --architectures` lists them)"
         )
     absent = [p for p in FORMATS[name].packages if find_spec(p.replace("-", "_")) is None] if name in FORMATS else []
     if absent:
@@ -146,7 +146,9 @@ def describe_format(hf_model: Any, stored: str = "") -> Format:
     for name, (title, how) in PACKED.items():
         if name in classes:
             inside = f"inside the experts, which stay packed; load with {how}"
-            return Format(title=title, captured="routing and edits of it, shared experts, residual stream", missing=inside)
+            return Format(
+                title=title, captured="routing and edits of it, shared experts, residual stream", missing=inside
+            )
     if FP8Experts.__name__ in classes:
         return Format(title=FORMATS["fp8"].title, captured=f"{_ALL}; hooks inside the experts unpack their weights")
     quantiser = getattr(hf_model, "hf_quantizer", None)

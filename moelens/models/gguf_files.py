@@ -1,4 +1,4 @@
-"""GGUF files, the format of llama.cpp: what transformers leaves out when it reads one, and whether it read all of it."""
+"""GGUF files, the format of llama.cpp: what transformers leaves out when it reads one, and whether it read all."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def require_gguf(source: str, name: str, revision: str | None = None) -> Path:
     architecture = fields["general.architecture"]
     if reason := _MISREAD.get(architecture) if f"{architecture}.expert_count" in fields else None:
         raise UnsupportedModelError(
-            f"'{path.name}' holds experts in the GGUF architecture '{architecture}', and transformers {reason}; use the "
-            "model in another format"
+            f"'{path.name}' holds experts in the GGUF architecture '{architecture}', and transformers {reason}; use "
+            "the model in another format"
         )
     return path
 
@@ -113,8 +113,8 @@ def gguf_config(source: str, path: Path) -> Any:
         config.rope_parameters = (config.rope_parameters or {}) | scaled
     elif kind != "none":
         raise UnsupportedModelError(
-            f"'{path.name}' scales its rotary embedding by '{kind}', which is not read from GGUF files; use the model in "
-            "another format"
+            f"'{path.name}' scales its rotary embedding by '{kind}', which is not read from GGUF files; use the model "
+            "in another format"
         )
     return config
 

@@ -10,7 +10,7 @@ from torch import nn
 from moelens.errors import CheckError, MoeLensError
 from moelens.models import adapters, experts, load_checks
 from moelens.models.load_checks import Check
-from moelens.models.packed import PACKED
+from moelens.models.packed import PACKED, why_not_inside
 from moelens.models.points import ROUTER_STAGES, HookBranch, layer_branch
 from moelens.models.residual import ResidualTap, missing_points
 from moelens.models.running import RunningPass
@@ -83,6 +83,17 @@ class Installation:
                 if installed.users <= 0:
                     config._experts_implementation_internal = installed.native
 
+    def require_installed(self) -> None:
+        """Raise `MoeLensError` if the experts' implementation was changed, so that hooks inside them would not run."""
+        for tap in self.taps.values():
+            if tap.patched is not None or why_not_inside(tap.layer.experts):
+                continue
+            if (now := tap.layer.experts.config._experts_implementation) != experts.IMPLEMENTATION:
+                raise MoeLensError(
+                    f"the experts implementation was set to {now!r} after "
+                    "the model was hooked, and hooks inside the experts would not run; unhook it, set it, hook it again"
+                )
+
     def _attach_taps(self) -> None:
         """Attach the taps to the experts that adapters compute, and moelens's implementation to all others."""
         experts.register_implementation()
@@ -115,8 +126,10 @@ class Installation:
             runs = self._run_short_input(hf_model)
             checks = [
                 load_checks.check_routing(self.taps),
+                load_checks.check_repeat(runs),
                 load_checks.check_sums(self.taps, runs),
                 load_checks.check_replay(self.taps),
+                load_checks.check_configuration(hf_model, self.taps),
             ]
             residual, norms, irregular = load_checks.check_residual(self.taps, runs)
             checks.append(residual)
@@ -158,6 +171,11 @@ class Installation:
             if tap is None:
                 dense = next((m for n in block_names if n and (m := getattr(layer, n, None))), None)
             moe_layer = None if tap is None else tap.layer
+            if tap is not None:
+                mlp: Any = points.mlp
+                mlp.hook_expert_indices.no_gradient = "it holds the ids of experts"
+                if tap.rule is None:
+                    mlp.hook_router_logits.no_gradient = tap.layer.refusals.get("replay", "no rule")
             for name, reason in missing_points(moe_layer, irregular=i in irregular, norm=norm, dense=dense).items():
                 if points.remove_point(name):
                     self.refused[f"blocks.{i}.{name}"] = reason

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -26,14 +23,25 @@ from moelens.models.experts import allow_partial_blocks
 from moelens.models.formats import describe_format, format_name, quantisation, require_format
 from moelens.models.gguf_files import as_in_file, gguf_config, require_gguf, unread_tensors
 from moelens.models.hooked import HookedMoE
-from moelens.models.routers import RouterRule, identify_rule
-from moelens.models.structure import MoELayer, MoEShape, find_moe_layers, read_shape, unsupported_architecture
-from moelens.models.taps import router_output_parts
+from moelens.models.identification import identify_untrained_router
+from moelens.models.routers import RouterRule
+from moelens.models.structure import MoEShape, find_moe_layers, read_shape, unsupported_architecture
 from moelens.models.tokenizers import find_tokenizer
 
 _OF_THE_REMOTE_CODE = ("model_type", "auto_map")
 WITHOUT_DEFAULT = frozenset(
-    "dbrx deepseek_ocr2 diffusion_gemma dots1 gemma4 hunyuan_v1_moe inkling lfm2_moe qwen3_omni_moe qwen4_exp".split()
+    [
+        "dbrx",
+        "deepseek_ocr2",
+        "diffusion_gemma",
+        "dots1",
+        "gemma4",
+        "hunyuan_v1_moe",
+        "inkling",
+        "lfm2_moe",
+        "qwen3_omni_moe",
+        "qwen4_exp",
+    ]
 )
 """Architectures whose default configuration in transformers does not describe a whole model with experts."""
 DEMO = Path(str(files("moelens.demo") / "model"))
@@ -67,13 +75,13 @@ def load(
         kwargs: further arguments of transformers' `from_pretrained`, such as `quantization_config`.
 
     Returns:
-        The hooked model. Its `checks` say whether its weights come from the checkpoint; without a tokenizer there it has
-        none, and a check says so.
+        The hooked model. Its `checks` say whether its weights come from the checkpoint. Without a tokenizer there it
+        has none, and a check says so.
 
     Raises:
         UnknownNameError: `model` is neither a folder nor a model on the hub or in its cache.
-        MoeLensError: transformers cannot load the model, a file is damaged, the download was interrupted, or the model's
-            format needs a package that is not installed.
+        MoeLensError: transformers cannot load the model, a file is damaged, the download was interrupted, or the
+            model's format needs a package that is not installed.
         UnsupportedModelError: the model has no experts, or moelens cannot reach them, or it is in a format that
             transformers cannot unpack.
         CheckError: routers or experts are not those of the checkpoint, or the model's numbers contradict each other.
@@ -159,7 +167,9 @@ def read_config(source: str, options: dict[str, Any]) -> Any:
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         known = [t for t, name in classes if name in (content.get("architectures") or []) and t in CONFIG_MAPPING]
         if known:
-            return CONFIG_MAPPING[known[0]].from_dict({k: v for k, v in content.items() if k not in _OF_THE_REMOTE_CODE})
+            return CONFIG_MAPPING[known[0]].from_dict(
+                {k: v for k, v in content.items() if k not in _OF_THE_REMOTE_CODE}
+            )
     return transformers.AutoConfig.from_pretrained(source, **options)
 
 
@@ -219,7 +229,7 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
         layers, moe_layers = find_moe_layers(model)
     except UnsupportedModelError as error:
         raise _no_default(architecture) from error
-    rule = next((r for r in map(_try_router, (moe_layers[0], moe_layers[-1])) if r), None)
+    rule = next((r for r in map(identify_untrained_router, (moe_layers[0], moe_layers[-1])) if r), None)
     hooked = HookedMoE(model, name=architecture)
     names = list(hooked.hook_dict)
     hooked.unhook()
@@ -255,32 +265,6 @@ def _no_default(architecture: str) -> MoeLensError:
         f"the default configuration of {architecture!r} does not describe a whole model with experts; "
         "give a folder or a hub name instead"
     )
-
-
-def _try_router(layer: MoELayer) -> RouterRule | None:
-    """Find a router's rule by running it, with random weights, on random hidden states."""
-    if layer.router is None:
-        return None
-    block = nn.Module()
-    block.router = copy.deepcopy(layer.router).to_empty(device="cpu").float()
-    width = next((p.shape[-1] for p in block.router.parameters() if p.ndim == 2), 0)
-    generator = torch.Generator().manual_seed(0)
-    arguments = list(inspect.signature(layer.router.forward).parameters)[1:]
-    for name in (a for a in arguments if "bias" in a):  # the block holds it and passes it to the router
-        block.register_buffer(name, torch.empty(layer.n_experts))
-    with torch.no_grad():
-        for tensor in (*block.parameters(), *block.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-        hidden = torch.randn(32, width, generator=generator)
-        try:
-            output = block.router.eval()(hidden, **dict(block.named_buffers(recurse=False)))
-        except (TypeError, RuntimeError, ValueError, AttributeError, IndexError):
-            return None  # it needs more than hidden states
-    parts = router_output_parts(output, layer.n_experts)
-    if {"logits", "weights", "indices"} - set(parts):
-        return None
-    logits, weights, indices = (output[parts[n]].flatten(0, -2) for n in ("logits", "weights", "indices"))
-    return identify_rule(block, logits, indices, weights, layer.groups)
 
 
 @cache

@@ -45,13 +45,13 @@ class ResidualTap:
         if not has_hooks(point):
             return None
         if args:
-            return (run_hooks(point, args[0])[0], *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": run_hooks(point, kwargs["hidden_states"])[0]}
+            return (run_hooks(point, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": run_hooks(point, kwargs["hidden_states"])}
 
     def _before_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         point = getattr(self.points, "hook_resid_mid", None)
         if has_hooks(point):
-            args[0].copy_(run_hooks(point, args[0].clone())[0])
+            args[0].copy_(run_hooks(point, args[0]))
 
     def _after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
         return _hooked_output(getattr(self.points, "hook_resid_post", None), output)
@@ -64,7 +64,7 @@ def _hooked_output(point: nn.Module | None, output: Any) -> Any:
     """A module's output with the hooks of a point run on its hidden states; None leaves it as it is."""
     if not has_hooks(point):
         return None
-    return replace_first_tensor(output, run_hooks(point, first_tensor(output))[0])
+    return replace_first_tensor(output, run_hooks(point, first_tensor(output)))
 
 
 def missing_points(

@@ -141,8 +141,8 @@ def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
         if match and _is_experts(module) and "vision" not in name:
             if ".modules_to_save." in name:
                 raise UnsupportedModelError(
-                    f"an adapter holds copies of whole experts ('{name}'), of which only one is active; save the adapted "
-                    "model with merge_and_unload() and load that"
+                    f"an adapter holds copies of whole experts ('{name}'), of which only one is active; save the "
+                    "adapted model with merge_and_unload() and load that"
                 )
             stacks.setdefault(match[1], {}).setdefault(int(match[2]), unwrapped_name(name))
     config = text_config(model)

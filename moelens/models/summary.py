@@ -71,9 +71,7 @@ def list_supported() -> str:
         [['dbrx', 'adapter', '(no', 'whole', 'default', 'configuration:', 'give', 'a', 'folder)']]
     """
     note = " (no whole default configuration: give a folder)"
-    lines = [
-        f"{name:<24} {how}{note if name in WITHOUT_DEFAULT else ''}" for name, how in architectures().items()
-    ]
+    lines = [f"{name:<24} {how}{note if name in WITHOUT_DEFAULT else ''}" for name, how in architectures().items()]
     for format in FORMATS.values():
         needs = f"; needs {' and '.join(format.packages)}" if format.packages else ""
         lines += ["", f"format {format.title}{needs}", f"  captured      {format.captured}"]

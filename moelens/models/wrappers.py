@@ -1,8 +1,8 @@
 """What can be around a transformers model or its modules: adapters, data parallelism, compilation.
 
 Adapters (PEFT) and gradient checkpointing put a module of their own in a module's place and keep the original below it.
-moelens looks through these, so that what it records includes the adapters' effect. Wrappers that take over how the whole
-model runs are looked through where that changes nothing, and refused by name where it does.
+moelens looks through these, so that what it records includes the adapters' effect. Wrappers that take over how the
+whole model runs are looked through where that changes nothing, and refused by name where it does.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def transformers_model(model: Any) -> Any:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         elif hasattr(model, "get_base_model"):  # PEFT
-            if any(config.is_prompt_learning for config in model.peft_config.values()):
+            adapted: Any = model
+            if any(config.is_prompt_learning for config in adapted.peft_config.values()):
                 raise UnsupportedModelError(
                     f"{name} puts virtual tokens before the input, where moelens would count positions wrongly; hook "
                     "the model without this adapter"
                 )
-            model = model.get_base_model()
+            model = adapted.get_base_model()
         else:
             break
     _require_whole(model)

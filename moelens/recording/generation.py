@@ -117,8 +117,8 @@ def generate_greedily(model: HookedMoE, ids: Tensor, mask: Tensor, n: int, greed
     width = ids.shape[1]
     if not isinstance(output, Tensor) or len(output) != len(ids) or not torch.equal(output[:, :width].cpu(), ids):
         raise CheckError(
-            f"expected {type(hf_model).__name__}.generate to write after the prompts token by token, got another output; "
-            "record without generate (--generate)"
+            f"expected {type(hf_model).__name__}.generate to write after the prompts token by token, got another "
+            "output; record without generate (--generate)"
         )
     new: NDArray[Any] = output[:, width:].cpu().numpy()
     return new

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from moelens.errors import CheckError, MoeLensError
-from moelens.models.tokens import TokenSpans, token_spans
 from moelens.models.points import has_hooks
+from moelens.models.running import evaluating
+from moelens.models.tokens import TokenSpans, token_spans
 from moelens.recording.collector import Collector, Taken
 from moelens.recording.generation import Greedy, RouteCheck, generate_greedily
 from moelens.recording.pieces import Chunk, Pass, Rows
@@ -58,7 +59,7 @@ def run(
     lengths = [len(item.ids) for item in chunk.items]
     passes: list[Pass] = []
     check = RouteCheck(collector.wanted.moe_layers)
-    with model.hooks(fwd_hooks=collector.hooks):
+    with evaluating(model), model.hooks(fwd_hooks=collector.hooks):
         for batch in batches(windows(lengths, reading.context, reading.overlap), reading.batch_tokens):
             passes.append(prefill(model, collector, rows, batch))
             advance(int((rows.pos[passes[-1][0]] == 0).sum()))
@@ -92,8 +93,9 @@ def generate(
 ) -> tuple[Rows, list[Pass], list[str]]:
     """Let the model go on greedily after each document, and record the tokens that it wrote and read again.
 
-    A token is recorded when the model has run over it: the end-of-text token is not. The routes of the first batch are
-    compared with those of a forward pass; where hooks edit the model, which may depend on the phase, nothing is refused.
+    A token is recorded when the model has run over it: the end-of-text token is not. The routes of the first batch
+    are compared with those of a forward pass. Where hooks edit the model, which may depend on the phase, nothing is
+    refused.
     """
     edited = any(map(has_hooks, model.hook_dict.values()))
     greedy = Greedy.of(model)

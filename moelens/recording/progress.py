@@ -186,11 +186,11 @@ def commit(
     shards: Sequence[Shard],
     documents: Shard,
     methods: Counter[str],
-    routes: Counter[str],
+    routes: Counter[str] | None = None,
 ) -> None:
     """Make a piece count."""
     entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
-    entry["decode_routes"] = dict(routes)
+    entry["decode_routes"] = dict(routes or {})
     folder.write_json(commit_name(piece), entry)
 
 
@@ -254,11 +254,15 @@ def finish(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str, Any]:
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
-    return same | {
-        "n_documents": documents.rows,
-        "n_tokens": sum(s["rows"] for s in tokens),
-        "shards": tokens,
-        "tables": tables,
-        "documents": documents.to_dict(),
-        "tokenizer": same.get("tokenizer", {}) | {"documents_by_spans": dict(methods)},
-    } | ({"generation": same["generation"] | {"decode_routes": dict(routes)}} if "generation" in same else {})
+    return (
+        same
+        | {
+            "n_documents": documents.rows,
+            "n_tokens": sum(s["rows"] for s in tokens),
+            "shards": tokens,
+            "tables": tables,
+            "documents": documents.to_dict(),
+            "tokenizer": same.get("tokenizer", {}) | {"documents_by_spans": dict(methods)},
+        }
+        | ({"generation": same["generation"] | {"decode_routes": dict(routes)}} if "generation" in same else {})
+    )
