@@ -23,7 +23,7 @@ from moelens.models.copies import TorchHook, drop_copied_hooks
 from moelens.models.formats import Format, describe_format
 from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
-from moelens.models.routers import RouterRule
+from moelens.models.routers import RouterRule, widen
 from moelens.models.running import RunningPass, Turns, evaluating
 from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, read_shape
 from moelens.models.tokens import token_spans
@@ -556,7 +556,7 @@ def _next_token_loss(logits: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     said = ids[:, 1:].to(logits.device)
     if mask is not None and mask.ndim == 2:
         said = said.masked_fill(((mask[:, 1:] == 0) | (mask[:, :-1] == 0)).to(said.device), -100)
-    return nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), said.flatten())
+    return nn.functional.cross_entropy(widen(logits[:, :-1]).flatten(0, 1), said.flatten())
 
 
 def hook(hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> HookedMoE:
