@@ -184,7 +184,7 @@ class RoutingHooks:
         scores = run(rule.scores(logits))
         known = logits
         if rule.on_logits and changes[-1] is not None:
-            known = torch.where(changes[-1].unsqueeze(-1), scores.logit(), logits)
+            known = torch.where(changes[-1].unsqueeze(-1), scores.clamp(0, 1).logit(), logits)
         bias = expert_vector(self.layer.block, rule.bias)
         biased = run(rule.biased(scores, None if bias is None else bias.detach(), known))
         selection = run(rule.selection(biased))

@@ -102,7 +102,7 @@ class RouterRule:
         """
         base = scores
         if self.on_logits:
-            base = scores.logit() if logits is None else widen(logits)
+            base = scores.clamp(0, 1).logit() if logits is None else widen(logits)
         return base if bias is None else base + bias.to(scores)
 
     def selection(self, biased: Tensor) -> Tensor:

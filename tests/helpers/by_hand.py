@@ -18,7 +18,10 @@ SCORES = {
 
 
 def biased(rule: RouterRule, scores: Tensor, bias: Tensor | None) -> Tensor:
-    base = (scores / (1 - scores)).log() if rule.on_logits else scores
+    if rule.on_logits:  # a score that an edit took out of its range is that of an infinite logit
+        inside = scores.clamp(0, 1)
+        scores = (inside / (1 - inside)).log()
+    base = scores
     return base if bias is None else base + bias.double()
 
 
