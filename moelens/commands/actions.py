@@ -78,11 +78,10 @@ def load_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def info_command(session: Session, args: Namespace, cell: str | None) -> Any:
-    from moelens.models.loading import architectures
-    from moelens.models.summary import info
+    from moelens.models.summary import info, list_supported
 
     if args.architectures:
-        return "\n".join(f"{name:<24} {how}" for name, how in architectures().items())
+        return list_supported()
     if args.model is None and type(session) is Session:
         raise MoeLensError(
             "expected a model or --architectures, got neither; give a folder, a hub name, an architecture or 'demo'"

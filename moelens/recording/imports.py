@@ -159,7 +159,7 @@ def _write(
             "text": pa.array([d.text for d in documents], pa.string()),
         }
         texts.write(pa.table(columns))
-        commit_piece(folder, 0, [shard], texts.close(), Counter())
+        commit_piece(folder, 0, [shard], texts.close(), Counter(), Counter())
     except BaseException as error:
         writer.abandon(error)
         raise

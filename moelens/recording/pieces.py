@@ -18,6 +18,7 @@ from moelens.models.tokens import TokenSpans
 from moelens.recording.captures import SLOT_TABLES, TABLES, TOKEN_COLUMNS
 from moelens.recording.collector import LayerCapture
 from moelens.recording.corpus import Document
+from moelens.recording.generation import RouteCheck
 from moelens.recording.progress import ColumnTypes, commit_piece, documents_part_name, documents_table
 from moelens.recording.storage import Folder
 from moelens.recording.writer import ShardWriter, as_column, layer_label
@@ -179,8 +180,16 @@ class PieceWriter:
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
+    routes: Counter[str] = field(default_factory=Counter)
 
-    def write(self, chunk: Chunk, rows: Rows, passes: Sequence[PassResult], generated: Sequence[str] | None) -> None:
+    def write(
+        self,
+        chunk: Chunk,
+        rows: Rows,
+        passes: Sequence[PassResult],
+        generated: Sequence[str] | None,
+        check: RouteCheck,
+    ) -> None:
         """Append a chunk; the last chunk of a piece commits the piece.
 
         Args:
@@ -188,6 +197,7 @@ class PieceWriter:
             rows: Their tokens.
             passes: The results of the forward passes over them.
             generated: The text that the model generated after each document; None without generation.
+            check: The comparison of the routes of generated tokens.
         """
         documents = [item.document for item in chunk.items]
         tables: dict[str, Callable[[], pa.Table]] = {
@@ -203,6 +213,8 @@ class PieceWriter:
             for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
+        if check.choices:
+            self.routes.update(choices=check.choices, agreeing=check.agreeing)
         if chunk.last:
             self._finish_piece(chunk.piece)
 
@@ -214,8 +226,9 @@ class PieceWriter:
     def _finish_piece(self, piece: int) -> None:
         shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
         documents = shards.pop(documents_part_name(piece))
-        commit_piece(self.folder, piece, [s for s in shards.values() if s.rows], documents, self.methods)
-        self.writers, self.layers, self.methods = {}, {}, Counter()
+        written = [s for s in shards.values() if s.rows]
+        commit_piece(self.folder, piece, written, documents, self.methods, self.routes)
+        self.writers, self.layers, self.methods, self.routes = {}, {}, Counter(), Counter()
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished files after an error."""

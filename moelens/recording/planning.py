@@ -116,7 +116,7 @@ def plan(
     """Compute what a recording needs, without reading weights; for 671 billion parameters, this takes seconds.
 
     Args:
-        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a name on the hub.
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its default size, or a name on the hub.
         gpus: Number of GPUs.
         gpu_memory: Memory of one GPU, in bytes or with a unit ("141GiB").
         dtype: Element type of the weights: "bfloat16", "float16", "float32" or "fp8" (in blocks of 128 x 128 as in

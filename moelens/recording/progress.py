@@ -204,7 +204,14 @@ def documents_part_name(piece: int) -> str:
     return f"{PROGRESS}/documents-{piece:05d}.parquet"
 
 
-def commit_piece(folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard, methods: Counter[str]) -> None:
+def commit_piece(
+    folder: Folder,
+    piece: int,
+    shards: Sequence[Shard],
+    documents: Shard,
+    methods: Counter[str],
+    routes: Counter[str],
+) -> None:
     """Commit a piece, which will not be recorded again.
 
     Args:
@@ -213,8 +220,11 @@ def commit_piece(folder: Folder, piece: int, shards: Sequence[Shard], documents:
         shards: Its files of tokens and vectors.
         documents: Its file of documents.
         methods: The number of its documents by the method that located their tokens.
+        routes: Of generated tokens, the number of choices of an expert that were compared with a forward pass, and of
+            those that agreed.
     """
     entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
+    entry["decode_routes"] = dict(routes)
     folder.write_json(commit_name(piece), entry)
 
 
@@ -281,12 +291,15 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()
+    routes: Counter[str] = Counter()
     for entry in entries:
         methods.update(entry["methods"])
+        routes.update(entry["decode_routes"])
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
-    return same | {
+    generation = {"generation": same["generation"] | {"decode_routes": dict(routes)}} if "generation" in same else {}
+    counted = {
         "n_documents": documents.rows,
         "n_tokens": sum(s["rows"] for s in tokens),
         "shards": tokens,
@@ -294,3 +307,4 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
         "documents": documents.to_dict(),
         "tokenizer": same.get("tokenizer", {}) | {"documents_by_spans": dict(methods)},
     }
+    return same | counted | generation

@@ -25,6 +25,7 @@ from moelens.recording.captures import CaptureRequest, bytes_per_token, index_ty
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
 from moelens.recording.corpus import Corpus, CorpusSource
+from moelens.recording.generation import Greedy
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import RunSettings, run_chunk
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
@@ -95,8 +96,8 @@ def record(
         experts: The experts of "neurons" and "expert_outputs"; by default all that were chosen.
         store_dtype: Element type of the captured numbers: "float16", "bfloat16" or "float32". A number that does not
             fit is an error.
-        generate: Number of tokens to generate greedily after each document. They are recorded too, and a column
-            `phase` distinguishes "prefill" and "decode".
+        generate: Number of tokens to generate greedily after each document, whatever the model's own generation
+            configuration says. They are recorded too, and a column `phase` distinguishes "prefill" and "decode".
         context: The longest window in tokens; by default that of the model. Longer documents are read in windows.
         overlap: Number of tokens that a window repeats from the previous one; each token is recorded once.
         batch_tokens: The largest number of tokens that run together, padding included; a longer document runs alone.
@@ -197,6 +198,7 @@ def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
         characters = min(characters, max(sum(survey.lengths) // (4 * run.ranks.teams), 1))
     settings = {
         "same": _describe_run(run) | {"corpus_sha256": survey.sha256},
+        "checks": [asdict(check) for check in run.model.checks],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pieces": [[p.start, p.stop] for p in survey.pieces(characters)],
     }
@@ -277,6 +279,7 @@ def _conclude(folder: Folder, job: _Job) -> None:
                 f"expected tokens from corpus '{manifest['corpus']}', got none; give at least one document with text"
             )
         manifest["created"] = job.settings["created"]
+        manifest["model"]["checks"] = job.settings["checks"]
         write_card(folder, manifest)
         folder.write_json(MANIFEST, manifest)
     for name in folder.names():
@@ -299,6 +302,7 @@ def _describe_run(run: _Run) -> dict[str, Any]:
             "name": model.name,
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "format": model.format.title,
         },
         "engine": {
             "name": "transformers",
@@ -307,6 +311,7 @@ def _describe_run(run: _Run) -> dict[str, Any]:
             "device": str(model.device.type),
         },
         "shape": asdict(model.shape) | {"moe_layers": list(model.shape.moe_layers)},
+        **({"generation": Greedy.of(model).to_dict()} if settings.generate else {}),
         "capture": run.request.to_dict()
         | {
             "batch_tokens": settings.batch_tokens,
