@@ -150,8 +150,11 @@ def described(
 ) -> Iterator[Described]:
     """The tokens of a recording, a shard at a time; with `text`, those without text (special tokens) are left out.
 
-    Controls are "token", "position" and families of `labels`; without labels there are none of either.
+    Controls are "token", "position" and families of `labels`; without labels there are none of either. Raises
+    `RecordingError` if the characters of the tokens, which tell those without text, are not known.
     """
+    if text:
+        recording.require_alignment()
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
     for rows, arrays in recording.columns(names):

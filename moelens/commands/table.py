@@ -399,13 +399,33 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _positional("source", ".npz of arrays, or .jsonl of responses of SGLang or vLLM"),
                     _option("--out", required=True, help="folder or fsspec URL to write"),
                     _option("--from", dest="kind", default="", metavar="KIND", help="npz, sglang or vllm"),
-                    _option("--model", default="unknown", help="name of the model"),
-                    _option("--layers", type=int, nargs="+", help="which layers they are (0, 1, …)"),
-                    _option("--experts", type=int, help="experts in a layer (one more than the largest id)"),
-                    _option("--shape", type=int, nargs=2, metavar=("LAYERS", "K"), help="of SGLang's responses"),
+                    _option(
+                        "--model",
+                        default="unknown",
+                        help="name of the model; its tokenizer and configuration are used where they can be had",
+                        completes="model",
+                    ),
+                    _option(
+                        "--tokenizer", metavar="NAME", help="tokenizer: demo, a folder or a hub name (the model's)"
+                    ),
+                    _option("--texts", metavar="FILE", help="the prompts or requests, in the order of the responses"),
+                    _option("--layers", type=int, nargs="+", help="which layers they are (the model's, or 0, 1, …)"),
+                    _option("--experts", type=int, help="experts in a layer (the model's, or the largest id plus 1)"),
+                    _option(
+                        "--shape",
+                        type=int,
+                        nargs=2,
+                        metavar=("LAYERS", "K"),
+                        help="of SGLang's responses (the model's)",
+                    ),
+                    _option(
+                        "--skip-uncaptured",
+                        action="store_true",
+                        help="keep tokens that were not captured without routes",
+                    ),
                     _FORCE,
                 ),
-                example="import responses.jsonl --from sglang --shape 58 8 --out runs/served",
+                example="import answers.jsonl --from sglang --model demo --texts prompts.txt --out runs/served",
                 timed=True,
             ),
             Command(

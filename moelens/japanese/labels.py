@@ -50,6 +50,7 @@ class _Recording(Protocol):
     def n_tokens(self) -> int: ...
     def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[_Ints]]]: ...
     def texts(self) -> Iterator[str]: ...
+    def require_alignment(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such policy or analyser.
             MoeLensError: If `processes` is less than 1.
+            RecordingError: If the characters of the tokens are not known.
         """
+        recording.require_alignment()
         if policy not in get_args(Policy):
             raise unknown("label policy", policy, get_args(Policy))
         if analyser not in get_args(Analyser):

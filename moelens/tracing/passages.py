@@ -58,6 +58,10 @@ class Excerpt:
         """See `Recording.column`."""
         return self._once(name, lambda: self.recording.column(name))
 
+    def require_alignment(self) -> None:
+        """See `Recording.require_alignment`."""
+        self.recording.require_alignment()
+
     def texts(self) -> list[str]:
         """The texts of the documents."""
         return self._once("texts", lambda: list(self.recording.texts()))
@@ -67,6 +71,8 @@ class Passages:
     """Finds, for an expert and a label, sentences in which the expert takes tokens of the label."""
 
     def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
+        """Read what is needed. Raises `RecordingError` if the characters of the tokens are not known."""
+        recording.require_alignment()
         self.excerpt = excerpt = Excerpt(recording)
         self.recording = excerpt.recording
         n_tokens = self.recording.n_tokens

@@ -101,6 +101,7 @@ def _read_lemmas(labels: Labels, written: int) -> tuple[list[str], Ints]:
 
 
 def _words(recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], Ints] | None = None) -> str:
+    recording.require_alignment()
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
