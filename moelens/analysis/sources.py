@@ -16,6 +16,7 @@ from moelens.analysis.counts import Counts
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
 from moelens.japanese import Labels
+from moelens.japanese.labels import require_alignment
 from moelens.recording import Recording
 from moelens.version import __version__
 
@@ -154,7 +155,7 @@ def described(
     `RecordingError` if the characters of the tokens, which tell those without text, are not known.
     """
     if text:
-        recording.require_alignment()
+        require_alignment(recording)
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
     for rows, arrays in recording.columns(names):

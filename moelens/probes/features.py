@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese.families import require_label
+from moelens.japanese.labels import require_alignment
 
 Ints = NDArray[np.int64]
 ROUTES = ("experts", "weights", "paths")
@@ -164,7 +165,7 @@ def targets(recording: Any, label: str | Sequence[str | None]) -> tuple[tuple[st
         label: a family such as "pos", whose tokens with exactly one label count; a label such as "尊敬語" or
             "honorifics.尊敬語", which tokens have or have not; or a value for each token, None to leave it out.
     """
-    recording.require_alignment()
+    require_alignment(recording)
     text = recording.column("char_end") > recording.column("char_start")
     if not isinstance(label, str):
         if len(label) != len(text):

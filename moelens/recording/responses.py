@@ -71,7 +71,7 @@ def read_answers(line: Any, asked: Any, kind: str, shape: tuple[int, int] | None
             request=request if isinstance(request, Mapping) else {},
             alone=len(choices) == 1,
             one_prompt=len(prompts) == 1 and not isinstance(response, list),
-            at=at,
+            at=at if len(choices) == 1 else f"{at} choice {i}",
         ).answer(prompt, kind, shape)
 
 

@@ -239,7 +239,7 @@ class Aligner:
                 f" {document.at}, got {ids.max()}; give the tokenizer of the model (--tokenizer)"
             )
         prompt_ids = ids[:n_prompt].tolist()
-        text = self._decode_prompt(prompt_ids) if document.text is None else document.text
+        text = self._prompt_text(prompt_ids, document.text)
         try:
             spans = token_spans(self.tokenizer, text, prompt_ids)
         except CheckError as error:
@@ -275,15 +275,22 @@ class Aligner:
         ids: list[int] = self.tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
         return ids
 
-    def _decode_prompt(self, ids: list[int]) -> str:
-        """Return the text of a prompt with its special tokens, but for those that the tokenizer adds at either end."""
+    def _prompt_text(self, ids: list[int], text: str | None) -> str:
+        """Return the text of a prompt without the special tokens that the tokenizer adds to any text.
+
+        Args:
+            ids: Its token ids.
+            text: Its text, in which chat templates write these tokens too; None if it is not known.
+        """
         added = self._tokenise("", True)
-        start = 1 if added and ids[:1] == added[:1] else 0
-        stop = len(ids) - 1 if len(added) > 1 and ids[-1:] == added[-1:] else len(ids)
-        text: str = self.tokenizer.decode(
-            ids[start:stop], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        first = 1 if added and ids[:1] == added[:1] else 0
+        last = len(ids) - 1 if len(added) > 1 and ids[-1:] == added[-1:] else len(ids)
+        if text is not None:
+            return text.removeprefix(self.tokenizer.convert_ids_to_tokens(ids[0])) if first else text
+        decoded: str = self.tokenizer.decode(
+            ids[first:last], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
-        return text
+        return decoded
 
     def _apply_template(self, prompt: Part) -> str | None:
         """Return the text of a chat; None if there is no chat template."""

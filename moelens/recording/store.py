@@ -160,21 +160,6 @@ class Recording(Displayed):
             )
         return self._read(self.manifest["uncaptured"]["path"], None)
 
-    def require_alignment(self) -> None:
-        """Check that the characters of all tokens are known, which labels and texts are found by.
-
-        Raises:
-            RecordingError: If they are not; the message says why.
-        """
-        alignment = self.manifest.get("alignment", {})
-        if alignment.get("unaligned_documents"):
-            raise RecordingError(
-                f"expected tokens that are aligned with texts, got '{self.folder.location}' with"
-                f" {count_noun(alignment['unaligned_documents'], 'document')} of {self.n_documents} without them"
-                f" ({alignment['reason']}); import the routes again with tokenizer= (--tokenizer) and, if the responses"
-                " lack them, texts= (--texts)"
-            )
-
     def documents(self) -> pa.Table:
         """Read the table of documents: `doc`, `text` and the metadata, with one row per document.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.japanese.labels import require_alignment
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
@@ -58,10 +59,6 @@ class Excerpt:
         """See `Recording.column`."""
         return self._once(name, lambda: self.recording.column(name))
 
-    def require_alignment(self) -> None:
-        """See `Recording.require_alignment`."""
-        self.recording.require_alignment()
-
     def texts(self) -> list[str]:
         """The texts of the documents."""
         return self._once("texts", lambda: list(self.recording.texts()))
@@ -72,7 +69,7 @@ class Passages:
 
     def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
         """Read what is needed. Raises `RecordingError` if the characters of the tokens are not known."""
-        recording.require_alignment()
+        require_alignment(recording)
         self.excerpt = excerpt = Excerpt(recording)
         self.recording = excerpt.recording
         n_tokens = self.recording.n_tokens

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.tables import number
 from moelens.errors import UnknownNameError, unknown
+from moelens.japanese.labels import require_alignment
 from moelens.views.style import label_html
 
 Ints = NDArray[Any]
@@ -101,7 +102,7 @@ def _read_lemmas(labels: Labels, written: int) -> tuple[list[str], Ints]:
 
 
 def _words(recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], Ints] | None = None) -> str:
-    recording.require_alignment()
+    require_alignment(recording)
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
