@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers.engine import Engine, serving, vllm_completions
+from helpers.engine import Engine, serving, sglang_generate, vllm_completions
 
 import moelens
 from moelens.commands.command_line import main
@@ -30,6 +30,7 @@ STAND_INS = {
     "--nproc_per_node 8": "--nproc_per_node 2",
     "HOST": "127.0.0.1",
     "/shared/rakuten": "shared-rakuten",
+    '"max_new_tokens": 65': '"max_new_tokens": 9',
 }
 """What the bundled model has in place of the real one, and this machine in place of eight GPUs."""
 ENGINES = {"sglang.launch_server", "vllm"}  # for which the bundled model answers
@@ -38,24 +39,29 @@ pytestmark = pytest.mark.slow
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """The language and the content of each block of code in the text of a page or a notebook."""
+    """The language and the content of each block of code in the text of a page or a notebook, with the stand-ins."""
     text = page.read_text("utf-8")
     if page.suffix == ".ipynb":
         text = "\n".join(c.source for c in nbformat.reads(text, as_version=4).cells if c.cell_type == "markdown")
+    for real, stand_in in STAND_INS.items():
+        text = text.replace(real, stand_in)
     yield from re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     yield from (("", command) for command in re.findall(r"`(moelens [a-z]+ [^`]*)`", text))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the corpus, the prompts, and answers in the form of vLLM."""
+    """A folder with the corpus, the prompts, and answers of both engines."""
     texts = [document.text for document in moelens.Corpus.of("demo")][:60]
     corpus = "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts)
     (tmp_path / "corpus.jsonl").write_text(corpus, "utf-8")
     (tmp_path / "prompts.txt").write_text("\n".join(text[:20] for text in texts[:30]), "utf-8")
     engine = Engine(moelens.load("demo"))
-    answers = [json.dumps(vllm_completions([engine.generate(text[:20], 9)])) for text in texts[:30]]
-    (tmp_path / "vllm-answers.jsonl").write_text("\n".join(answers), "utf-8")
+    generations = [engine.generate(text[:20], 9) for text in texts[:30]]
+    vllm = [vllm_completions([g]) for g in generations]
+    sglang = [{"request": {"text": g.prompt}, "response": sglang_generate(g)} for g in generations]
+    for name, answers in (("vllm-answers", vllm), ("answers", sglang)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, answers)), "utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -85,8 +91,6 @@ def run_processes(words: list[str]) -> None:
 
 def run_line(line: str) -> str:
     """Run one command; returns its first words."""
-    for real, stand_in in STAND_INS.items():
-        line = line.replace(real, stand_in)
     line = re.sub(r"\$\(seq (\d+) (\d+)\)", lambda m: " ".join(map(str, range(int(m[1]), int(m[2]) + 1))), line)
     words = shlex.split(line)
     if "record" in words:  # the page shows several ways to make one recording
@@ -103,11 +107,11 @@ def run_line(line: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_every_command_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if page.suffix == ".md":
+        (folder / "answers.jsonl").unlink()  # its own code writes them; in the notebook, a cell does
     ran = []
     with serving(Engine(moelens.load("demo"))) as address:
         for language, content in blocks(page):
-            if page.suffix == ".ipynb" and not (folder / "answers.jsonl").exists():
-                (folder / "vllm-answers.jsonl").rename(folder / "answers.jsonl")
             if language == "python":
                 exec(content.replace("http://localhost:30000", address), {})
                 continue
@@ -123,4 +127,4 @@ def test_every_command_runs(page: Path, folder: Path, capsys: pytest.CaptureFixt
         assert served.n_documents == 30
         assert "Comparison" in capsys.readouterr().out
     else:
-        assert ran[:3] == ["torchrun", "moelens label", "moelens analyze"]
+        assert ran == ["torchrun", "moelens label", "moelens analyze", "moelens import"]
