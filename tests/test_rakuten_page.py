@@ -26,6 +26,7 @@ STAND_INS = {
     "Rakuten/RakutenAI-3.0": "demo",
     "deepseek-ai/DeepSeek-V3": "demo",
     "--shape 61 8 --layers $(seq 3 60) --experts 256": "--shape 5 4 --layers $(seq 1 4) --experts 32",
+    "--top 5": "--top 1",
     "--layer 30": "--layer 3",
     "--nproc_per_node 8": "--nproc_per_node 2",
     "HOST": "127.0.0.1",
