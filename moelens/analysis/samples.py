@@ -26,6 +26,7 @@ from moelens.analysis.label_measures import label_combinations
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese import Labels
+from moelens.japanese.labels import require_alignment
 from moelens.recording import Recording
 from moelens.version import __version__
 
@@ -258,7 +259,12 @@ def token_blocks(
         family: the family of labels.
         given: the controls: "token", "position", families of `labels` and columns of the corpus, see `controls_of`.
         text: leave out tokens without text, which are the tokenizer's special tokens.
+
+    Raises:
+        RecordingError: the characters of the tokens, which tell those without text, are not known.
     """
+    if text:
+        require_alignment(recording)
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
     known = () if labels is None else labels.families

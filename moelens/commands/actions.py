@@ -346,9 +346,12 @@ def import_command(session: Session, args: Namespace, cell: str | None) -> Any:
         args.out,
         kind=args.kind,
         model=args.model,
+        tokenizer=args.tokenizer,
+        texts=args.texts,
         layers=args.layers,
         n_experts=args.experts,
         shape=None if args.shape is None else tuple(args.shape),
+        skip_uncaptured=args.skip_uncaptured,
         force=args.force,
     )
 

@@ -226,14 +226,85 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
         raise unsupported_architecture(architecture, architecture)
     model = build_on_meta(architecture)
     try:
-        layers, moe_layers = find_moe_layers(model)
+        shape, rule = _describe(model)
     except UnsupportedModelError as error:
         raise _no_default(architecture) from error
-    rule = next((r for r in map(identify_untrained_router, (moe_layers[0], moe_layers[-1])) if r), None)
     hooked = HookedMoE(model, name=architecture)
     names = list(hooked.hook_dict)
     hooked.unhook()
-    return read_shape(model, layers, moe_layers, rule.score if rule else "unknown"), rule, names
+    return shape, rule, names
+
+
+def describe_configuration(model: str) -> tuple[MoEShape, RouterRule | None]:
+    """Describe a model from its configuration alone.
+
+    Args:
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a name on the hub.
+
+    Returns:
+        The sizes, and the rule of the first router that follows a known one, or None.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        UnsupportedModelError: it has no experts, or moelens cannot reach them.
+
+    Example:
+        >>> shape, rule = describe_configuration("demo")
+        >>> shape.moe_layers, rule.normalised
+        ((1, 2, 3, 4), True)
+    """
+    return _describe(model_without_weights(model))
+
+
+def _describe(model: Any) -> tuple[MoEShape, RouterRule | None]:
+    """Find the sizes and the rule of a model on the meta device."""
+    layers, moe_layers = find_moe_layers(model)
+    rule = next((r for r in map(identify_untrained_router, (moe_layers[0], moe_layers[-1])) if r), None)
+    return read_shape(model, layers, moe_layers, rule.score if rule else "unknown"), rule
+
+
+def model_without_weights(model: str) -> Any:
+    """Build a model on the meta device, from its configuration alone.
+
+    Args:
+        model: as in `describe_configuration`.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    if model in architectures() and not Path(model).is_dir():
+        return build_on_meta(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
+    except (OSError, ValueError) as error:
+        if interrupted := interrupted_download(model, error):
+            raise interrupted from error
+        raise unknown("model", model, ["demo"], "give a folder, an architecture or a name on the hub") from error
+    with torch.device("meta"):
+        return auto_class(config)._model_mapping[type(config)](config)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a model without the model.
+
+    Args:
+        name: "demo", a folder, or a name on the hub.
+
+    Raises:
+        UnknownNameError: there is no such tokenizer.
+
+    Example:
+        >>> load_tokenizer("demo")("先生は")["input_ids"]
+        [0, 1050, 271]
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(DEMO) if name == "demo" else name)
+    except Exception as error:  # of transformers, the hub's library, or tokenizers, which raises the class itself
+        if interrupted := interrupted_download(name, error):
+            raise interrupted from error
+        raise unknown(
+            "tokenizer", name, ["demo"], f"give a folder, or the name of a model; {_one_line(error)}"
+        ) from error
 
 
 def build_on_meta(architecture: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class ModelInfo(Displayed):
         lines = [
             self.name if self.checks else f"{self.name}: the architecture as transformers configures it by default",
             f"  architecture  {s.model_type}",
-            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({_ranges(s.moe_layers)})",
+            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({ranges(s.moe_layers)})",
             f"  experts       {s.n_experts} in each of them, top-{s.top_k}{grouped}{shared}",
             f"  score         {s.score}",
             f"  router        {self.router or 'follows no rule that moelens knows'}",
@@ -79,10 +80,10 @@ def list_supported() -> str:
     return "\n".join(lines)
 
 
-def _ranges(numbers: tuple[int, ...]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """Write numbers in ascending order, runs of consecutive ones as ranges.
 
-    >>> _ranges((1, 2, 3, 7))
+    >>> ranges((1, 2, 3, 7))
     '1-3, 7'
     """
     runs: list[list[int]] = []
@@ -100,7 +101,7 @@ def _names_by_layer(names: tuple[str, ...]) -> list[str]:
     for name in names:
         _, layer, point = name.split(".", 2)
         layers.setdefault(point, []).append(int(layer))
-    return [f"blocks.{{l}}.{point:<34} l = {_ranges(tuple(sorted(having)))}" for point, having in layers.items()]
+    return [f"blocks.{{l}}.{point:<34} l = {ranges(tuple(sorted(having)))}" for point, having in layers.items()]
 
 
 def _reasons_by_layer(refused: dict[str, str]) -> list[str]:
@@ -110,7 +111,7 @@ def _reasons_by_layer(refused: dict[str, str]) -> list[str]:
         _, layer, point = name.split(".", 2)
         layers.setdefault((point, reason), []).append(int(layer))
     return [
-        f"{point} in layers {_ranges(tuple(sorted(lacking)))}: {reason}" for (point, reason), lacking in layers.items()
+        f"{point} in layers {ranges(tuple(sorted(lacking)))}: {reason}" for (point, reason), lacking in layers.items()
     ]
 
 

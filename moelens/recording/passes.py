@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelens.errors import CheckError, MoeLensError
+from moelens.errors import MoeLensError
 from moelens.models.points import has_hooks
 from moelens.models.running import evaluating
-from moelens.models.tokens import TokenSpans, token_spans
+from moelens.models.tokens import TokenSpans, decode_spans
 from moelens.recording.collector import Collector, LayerCapture
 from moelens.recording.generation import Greedy, RouteCheck, generate_greedily
 from moelens.recording.pieces import Chunk, PassResult, Rows
@@ -148,7 +148,7 @@ def _generate_after(
                 passes.append((first_row[unfinished] + step, [_select_tokens(c, unfinished) for c in captures]))
         for prompt, new_ids in zip(batch, ids, strict=True):
             i = item_of[prompt]
-            texts[i], spans = _decode_generated(model.tokenizer, new_ids)
+            texts[i], spans = decode_spans(model.tokenizer, new_ids.tolist())
             generated.append(_generated_rows(chunk, i, new_ids, spans))
         row = int(first_row[-1])
     return rows.with_generated(generated), passes, texts
@@ -200,16 +200,6 @@ def _select_tokens(captured: LayerCapture, tokens: _Array) -> LayerCapture:
     selected = np.isin(captured.token, tokens)
     columns = {n: v[selected] for n, v in captured.columns.items()}
     return replace(captured, columns=columns, token=np.searchsorted(tokens, captured.token[selected]))
-
-
-def _decode_generated(tokenizer: Any, ids: _Array) -> tuple[str, TokenSpans]:
-    """Return the text of generated tokens and their places in it, which are empty if it ends within a character."""
-    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    try:
-        return text, token_spans(tokenizer, text, ids.tolist())
-    except CheckError:
-        end = np.full(len(ids), len(text), np.int32)
-        return text, TokenSpans(end, end, np.ones(len(ids), np.bool_), "offsets")
 
 
 def _generated_rows(chunk: Chunk, i: int, ids: _Array, spans: TokenSpans) -> Rows:

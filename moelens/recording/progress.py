@@ -28,6 +28,7 @@ from moelens.recording.writer import Shard, merge_files
 MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SETTINGS = f"{PROGRESS}/settings.json"
+UNCAPTURED = "uncaptured"
 
 ColumnTypes = dict[str, pa.DataType]
 """The Arrow types of the metadata columns, by name."""
@@ -38,6 +39,7 @@ _RECORDING_FILES = (
     "documents.parquet",
     "README.md",
     "labels/",
+    f"{UNCAPTURED}/",
     f"{PROGRESS}/",
     *(f"{table}/" for table in TABLES),
     MANIFEST,

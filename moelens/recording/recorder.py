@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ import torch
 
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
-from moelens.models.tokens import token_spans
+from moelens.models.tokens import describe_tokenizer, token_spans
 from moelens.recording.captures import CaptureRequest, bytes_per_token, index_type
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
@@ -292,7 +290,6 @@ def _conclude(folder: Folder, job: _Job) -> None:
 def _describe_run(run: _Run) -> dict[str, Any]:
     """Return what the manifest states about a run; to continue a run, all of it has to be the same."""
     model, settings = run.model, run.settings
-    vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items()), ensure_ascii=False)
     return {
         "format": FORMAT,
         "moelens": __version__,
@@ -320,10 +317,7 @@ def _describe_run(run: _Run) -> dict[str, Any]:
             "generate": settings.generate,
             "index_dtype": np.dtype(index_type(model.shape.n_experts)).name,
         },
-        "tokenizer": {
-            "class": type(model.tokenizer).__name__,
-            "sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
-        },
+        "tokenizer": describe_tokenizer(model.tokenizer),
         "libraries": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

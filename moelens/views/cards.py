@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.tables import number, percent, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
+from moelens.japanese.labels import require_alignment
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def _words_html(
     recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], NDArray[Any]] | None = None
 ) -> str:
     """The words, lemmas, companions and sentences of an expert; `at` is the position of its layer."""
+    require_alignment(recording)
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
