@@ -52,6 +52,7 @@ _PUBLIC = {
     "run_demo": "workflows.demo_run",
     "run_script": "commands.script",
     "scale": "interventions",
+    "shift": "interventions",
     "steer": "interventions",
     "swap": "interventions",
     "trace": "tracing",
@@ -99,6 +100,7 @@ __all__ = [
     "run_demo",
     "run_script",
     "scale",
+    "shift",
     "steer",
     "swap",
     "trace",
@@ -123,6 +125,7 @@ if TYPE_CHECKING:
         replay,
         reroute,
         scale,
+        shift,
         steer,
         swap,
     )

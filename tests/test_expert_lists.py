@@ -88,7 +88,7 @@ def test_lists_that_cannot_be_true(text: str, tmp_path: Path) -> None:
 def test_what_a_list_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "b.f32").write_bytes(b"\0" * 12)
     unsized = ExpertList(form="bias", biases=((1, 2, 0.5),), layers=(1,))
-    steered = "expected a list of biases for steer, got a list of experts to keep"
+    steered = "expected a list of biases for shift, got a list of experts to keep"
     cases: tuple[tuple[Any, type[MoeLensError], str], ...] = (
         (
             lambda: KEEP.save(tmp_path / "k.f32"),
@@ -104,7 +104,7 @@ def test_what_a_list_cannot_do(tmp_path: Path) -> None:
         (lambda: read_experts(tmp_path / "none.json"), MoeLensError, "expected a file of experts, got '"),
         (lambda: read_experts(tmp_path / "b.f32"), MoeLensError, "expected the number of experts for '"),
         (lambda: read_experts(tmp_path / "b.f32", 4), CheckError, "which are no rows of 4 experts"),
-        (lambda: listed_interventions(KEEP, "steer"), MoeLensError, steered),
+        (lambda: listed_interventions(KEEP, "shift"), MoeLensError, steered),
         (
             lambda: listed_interventions(ExpertList(form="keep", biases=((1, 2, 1.0),), layers=(1,)), "remove"),
             MoeLensError,
@@ -122,9 +122,9 @@ def test_experts_that_are_not_kept_are_acted_on() -> None:
         "reroute E0, E1 in layer 1",
         "reroute E2, E3 in layer 3",
     ]
-    assert [str(i) for i in listed_interventions(BIAS, "steer", 2)] == [
-        "steer by 1 E2 in layer 1",
-        "steer by 0.5 E0 in layer 3",
+    assert [str(i) for i in listed_interventions(BIAS, "shift", 2)] == [
+        "shift by 1 E2 in layer 1",
+        "shift by 0.5 E0 in layer 3",
     ]
 
 
@@ -231,7 +231,7 @@ def test_analyze_exports_and_effect_reads_back(tmp_path: Path, capsys: pytest.Ca
     assert "expected --label LABEL with --export-experts, got none" in capsys.readouterr().err
     row = {"id": "1", "kind": "k", "frame": "f", "context": "明日は学校へ", "good": "行きます。", "bad": "行く。"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
-    for operation, experts in (("steer", out), ("reroute", tmp_path / "keep.json")):
+    for operation, experts in (("shift", out), ("reroute", tmp_path / "keep.json")):
         arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--operation", operation, "--experts", str(experts)]
         assert main(["effect", "demo", *arguments, "--draws", "0"]) == 0
-    assert "steer" in capsys.readouterr().out
+    assert "shift" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from moelens.interventions import (
     replay,
     reroute,
     scale,
-    steer,
+    shift,
     swap,
 )
 from moelens.japanese.families import require_label
@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Intervention, Callable[[list[float]], None], Callable[[di
     "reroute": (reroute(L, [1, 6]), setting(-BIG, 1, 6), lambda r: r),
     "force": (force(L, [3]), setting(BIG, 3), lambda r: r),
     "force both": (force(L, [4, 7]), setting(BIG, 4, 7), lambda r: r),
-    "steer": (steer(L, [2, 5], 0.3), adding(0.3, 2, 5), lambda r: r),
+    "shift": (shift(L, [2, 5], 0.3), adding(0.3, 2, 5), lambda r: r),
 }
 
 
@@ -172,7 +172,7 @@ def test_every_router_family(name: str) -> None:
     torch.testing.assert_close(renormed.sum(-1)[~alone], weights.sum(-1)[~alone])
     assert not (run(reroute(layer, [often]))[1] == often).any()
     assert (run(force(layer, [5]))[1] == 5).any(-1).all()
-    torch.testing.assert_close(run(steer(layer, [often], 0.0))[0], weights)
+    torch.testing.assert_close(run(shift(layer, [often], 0.0))[0], weights)
     unused = ~(indices == often).any(-1)
     torch.testing.assert_close(run(reroute(layer, [often]))[0][unused], weights[unused])
     model.unhook()
@@ -181,7 +181,7 @@ def test_every_router_family(name: str) -> None:
 def test_a_router_that_cannot_be_replayed_is_refused() -> None:
     model = moelens.hook(tiny_model("inkling"))
     inputs, layer = tiny_inputs(model.hf_model), model.shape.moe_layers[-1]
-    for operation in (reroute(layer, [1]), force(layer, [1]), steer(layer, [1], 0.1)):
+    for operation in (reroute(layer, [1]), force(layer, [1]), shift(layer, [1], 0.1)):
         wanted = (
             rf"expected a router that can be replayed for {operation.operation}, got one that cannot in layer {layer}: "
             r"no known rule .*; use remove, remove_renorm, scale, swap or patch_routes"
@@ -268,7 +268,7 @@ RESTORED = moelens.hook(tiny_model("deepseek_v3"))
 OTHER = RESTORED.run_with_cache(torch.arange(31, 19, -1)[None])[1]
 OPERATIONS = st.sampled_from(
     [remove(L, [1]), remove_renorm(1, [0, 5]), reroute(L, [4]), force(3, [2]), scale(L, [6], 0.5), swap(1, 0, 3)]
-    + [steer(L, [7], 0.2), remove(3, "shared"), patch_routes(OTHER), patch_outputs(OTHER)]
+    + [shift(L, [7], 0.2), remove(3, "shared"), patch_routes(OTHER), patch_outputs(OTHER)]
 )
 
 

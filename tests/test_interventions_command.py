@@ -85,7 +85,7 @@ def test_pairs_by_kind_or_file(pairs: Path) -> None:
 
 def test_named_operations_and_holm() -> None:
     assert str(operation_by_name("swap", 3, [1, 2])) == "swap E1, E2 in layer 3"
-    assert str(operation_by_name("steer", 3, [1], 0.5, at="尊敬語")) == "steer by 0.5 E1 in layer 3 at 尊敬語"
+    assert str(operation_by_name("shift", 3, [1], 0.5, at="尊敬語")) == "shift by 0.5 E1 in layer 3 at 尊敬語"
     with pytest.raises(moelens.MoeLensError, match=r"expected two experts for swap, got \[1\]; give ids such as"):
         operation_by_name("swap", 3, [1])
     assert holm_correction([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])

@@ -296,6 +296,39 @@ def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
         return _save_result(result, args)
 
 
+def steer_command(session: Session, args: Namespace, cell: str | None) -> Any:
+    from moelens.analysis.expert_lists import SUFFIXES
+    from moelens.interventions import steer
+    from moelens.interventions.listed_experts import read_listed
+
+    (seed,) = _or_default(session, args, "seed")
+    experts: Any = read_listed(args.experts) if Path(args.experts).suffix in SUFFIXES else _expert_places(args.experts)
+    prompts = None if cell is None else [line for line in cell.splitlines() if line.strip()]
+    model = session.find_model(args.model)
+    with _recipe_hooks(args, model):
+        result = steer(
+            model,
+            prompts,
+            experts,
+            args.strengths,
+            controls=args.controls,
+            new_tokens=args.new_tokens,
+            seed=seed,
+        )
+    return _save_result(result, args)
+
+
+def _expert_places(text: str) -> list[tuple[int, int]]:
+    """Layers and ids of experts such as `3:5,3:9`."""
+    try:
+        return [(int(layer), int(expert)) for layer, expert in (part.split(":") for part in text.split(","))]
+    except ValueError as error:
+        raise MoeLensError(
+            f"expected --experts with LAYER:EXPERT such as 3:5,4:21, or a file of experts, got {text!r}; "
+            "separate them with commas"
+        ) from error
+
+
 def _expert_ids(text: str) -> Any:
     """`shared`, or ids such as `5,9`."""
     try:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 _OPERATIONS = (
     "force",
-    "listed_interventions",
     "patch_outputs",
     "patch_routes",
     "remove",
@@ -20,7 +19,7 @@ _OPERATIONS = (
     "replay",
     "reroute",
     "scale",
-    "steer",
+    "shift",
     "swap",
 )
 _MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
@@ -30,6 +29,7 @@ _MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
     "ExpertLens": "lens",
     "Intervention": "intervention",
     "Preferences": "preference",
+    "Steering": "steering",
     "TextContrast": "items",
     "TextPair": "items",
     "attribute": "attribution",
@@ -39,6 +39,7 @@ _MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
     "listed_interventions": "listed_experts",
     "prefer": "preference",
     "recorded_tensors": "recorded_routes",
+    "steer": "steering",
 }
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ if TYPE_CHECKING:
         replay,
         reroute,
         scale,
-        steer,
+        shift,
         swap,
     )
     from moelens.interventions.preference import Preferences, prefer
     from moelens.interventions.recorded_routes import recorded_tensors
+    from moelens.interventions.steering import Steering, steer
 
 __all__ = [
     "Attribution",
@@ -71,6 +73,7 @@ __all__ = [
     "ExpertLens",
     "Intervention",
     "Preferences",
+    "Steering",
     "TextContrast",
     "TextPair",
     "attribute",
@@ -88,6 +91,7 @@ __all__ = [
     "replay",
     "reroute",
     "scale",
+    "shift",
     "steer",
     "swap",
 ]

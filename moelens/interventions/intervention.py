@@ -20,7 +20,7 @@ _Hooks = list[tuple[str, Callable[..., Any]]]
 
 # Beyond any score, and still finite, so that sums over a group stay numbers; a forced expert outweighs a barred one.
 _FORCED, _BARRED = torch.finfo(torch.float32).max / 4, -torch.finfo(torch.float32).max / 8
-_ON_SELECTION = ("reroute", "force", "steer")
+_ON_SELECTION = ("reroute", "force", "shift")
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -33,7 +33,7 @@ class Intervention:
         experts: their ids, or "shared"; empty for all.
         at: the tokens at which it acts, see `moelens.interventions.token_masks.TokenSelector`; None for all.
         phase: "prefill" (the prompt), "generation" (what `generate` adds), or "all".
-        value: the factor of `scale` or the strength of `steer`.
+        value: the factor of `scale` or the strength of `shift`.
         source: what another run computed, by hook name, for the operations that patch.
     """
 
@@ -104,7 +104,7 @@ class Intervention:
         experts = "shared expert" if self.experts == "shared" else ", ".join(f"E{e}" for e in self.experts)
         parts = [
             self.operation,
-            f"by {self.value:g}" if self.operation in ("scale", "steer") else "",
+            f"by {self.value:g}" if self.operation in ("scale", "shift") else "",
             experts,
             "in all layers" if self.layer is None else f"in layer {self.layer}",
             f"at {self.at}" if isinstance(self.at, str) else "at some tokens" if self.at is not None else "",
@@ -155,12 +155,12 @@ def _edit_weights(i: Intervention, model: HookedMoE, layer: int) -> _Hooks:
 
 
 def _edit_selection(i: Intervention, model: HookedMoE, layer: int) -> _Hooks:
-    """Build `reroute`, `force` and `steer`, on the biased scores `[batch, pos, expert]`, before groups are chosen."""
+    """Build `reroute`, `force` and `shift`, on the biased scores `[batch, pos, expert]`, before groups are chosen."""
     rule, experts = model.rules[layer], [int(e) for e in i.experts]
 
     def edit(biased: Tensor) -> Tensor:
         new = biased.clone()
-        if i.operation == "steer":
+        if i.operation == "shift":
             new[..., experts] += i.value
         else:
             new[..., experts] = _FORCED if i.operation == "force" else _BARRED

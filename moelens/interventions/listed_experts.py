@@ -17,21 +17,21 @@ def read_listed(path: str | Path) -> ExpertList | Path:
 
 def listed_interventions(
     experts: ExpertList | str | Path,
-    operation: str = "steer",
+    operation: str = "shift",
     value: float | None = None,
     *,
     n_experts: int | None = None,
 ) -> tuple[Intervention, ...]:
     """Make interventions on the experts of a list.
 
-    `steer` adds `value` times the bias of each expert to its selection score. The other operations act on the experts
+    `shift` adds `value` times the bias of each expert to its selection score. The other operations act on the experts
     with a bias above 0. Of a list of experts to keep, they act on all the others, which a pruned model lacks; `reroute`
     then chooses as the pruned model does.
 
     Args:
         experts: a list, or its file.
         operation: one of `moelens.interventions.operations.OPERATIONS` but `swap`.
-        value: the strength of `steer`, 1 by default; or the factor of `scale`.
+        value: the strength of `shift`, 1 by default; or the factor of `scale`.
         n_experts: number of experts in each layer, for a file that does not state it.
 
     Returns:
@@ -45,21 +45,21 @@ def listed_interventions(
     Example:
         >>> from moelens.analysis import ExpertList
         >>> listed = ExpertList(form="bias", biases=((3, 5, 0.5), (3, 9, -0.25)), layers=(3,), n_experts=32)
-        >>> listed_interventions(listed, "steer", 2.0)
-        (steer by 1 E5 in layer 3, steer by -0.5 E9 in layer 3)
+        >>> listed_interventions(listed, "shift", 2.0)
+        (shift by 1 E5 in layer 3, shift by -0.5 E9 in layer 3)
         >>> listed_interventions(listed, "remove")
         (remove E5 in layer 3,)
     """
     if not isinstance(experts, ExpertList):
         experts = read_experts(experts, n_experts)
-    if operation == "steer":
+    if operation == "shift":
         if experts.form == "keep":
             raise MoeLensError(
-                "expected a list of biases for steer, got a list of experts to keep; use remove or reroute"
+                "expected a list of biases for shift, got a list of experts to keep; use remove or reroute"
             )
         strength = 1.0 if value is None else value
         return tuple(
-            operation_by_name("steer", layer, [expert], strength * bias) for layer, expert, bias in experts.biases
+            operation_by_name("shift", layer, [expert], strength * bias) for layer, expert, bias in experts.biases
         )
     total = experts.n_experts or n_experts or 0
     if experts.form == "keep" and not total:

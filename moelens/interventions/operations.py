@@ -135,7 +135,7 @@ def swap(layer: int, first: int, second: int, *, at: TokenSelector = None, phase
     return _intervention("swap", layer, (first, second), at, phase)
 
 
-def steer(
+def shift(
     layer: int, experts: Experts, strength: float, *, at: TokenSelector = None, phase: Phase = "all"
 ) -> Intervention:
     """Add `strength` to the selection score of the experts, after the bias; a softer form of `force` and `reroute`.
@@ -150,7 +150,7 @@ def steer(
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
     """
-    return _intervention("steer", layer, experts, at, phase, strength)
+    return _intervention("shift", layer, experts, at, phase, strength)
 
 
 def patch_routes(
@@ -219,7 +219,7 @@ def replay(recording: Recording, docs: Sequence[int] = (0,), *, at: TokenSelecto
 
 
 OPERATIONS: dict[str, Callable[..., Intervention]] = {
-    f.__name__: f for f in (remove, remove_renorm, reroute, force, scale, swap, steer)
+    f.__name__: f for f in (remove, remove_renorm, reroute, force, scale, swap, shift)
 }
 """The operations on experts of one layer, by name."""
 
@@ -233,7 +233,7 @@ def operation_by_name(
         operation: one of `OPERATIONS`.
         layer: number of the layer.
         experts: ids of routed experts, or "shared".
-        value: the factor of `scale` or the strength of `steer`.
+        value: the factor of `scale` or the strength of `shift`.
         **options: `at` and `phase`, see `remove`.
 
     Raises:
@@ -246,9 +246,9 @@ def operation_by_name(
     """
     if operation not in OPERATIONS:
         raise unknown("operation", operation, OPERATIONS)
-    if value is None and operation in ("scale", "steer"):
+    if value is None and operation in ("scale", "shift"):
         raise MoeLensError(f"expected a value for {operation}, got none; give a number such as 0.5")
-    if value is not None and operation not in ("scale", "steer"):
+    if value is not None and operation not in ("scale", "shift"):
         raise MoeLensError(f"expected no value for {operation}, got {value}; leave it out")
     if operation == "swap" and len(experts) != 2:
         raise MoeLensError(f"expected two experts for swap, got {list(experts)}; give ids such as [5, 9]")

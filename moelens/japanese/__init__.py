@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moelens.japanese.bundled_prompts import prompts
 from moelens.japanese.crossed_contrasts import Contrast, contrast_kinds, contrasts
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
@@ -34,6 +35,7 @@ __all__ = [
     "honorifics",
     "pairs",
     "parse_morphemes",
+    "prompts",
     "register",
 ]
 

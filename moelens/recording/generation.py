@@ -90,14 +90,18 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 def generate_greedily(model: HookedMoE, ids: Tensor, mask: Tensor, n: int, greedy: Greedy) -> NDArray[Any]:
-    """Generate after prompts that are padded on the left.
+    """Generate at most `n` tokens greedily; see `generate_tokens`."""
+    return generate_tokens(model, ids, mask, greedy.configuration(n))
+
+
+def generate_tokens(model: HookedMoE, ids: Tensor, mask: Tensor, settings: GenerationConfig) -> NDArray[Any]:
+    """Generate after prompts that are padded on the left, with these settings alone.
 
     Args:
         model: the model.
         ids: `[sequence, pos]`.
         mask: `[sequence, pos]`, 0 for padding.
-        n: the most tokens to generate.
-        greedy: the settings.
+        settings: transformers' settings; nothing is filled in from the model's own.
 
     Returns:
         The new tokens, `[sequence, new]`, with anything after an end.
@@ -107,11 +111,9 @@ def generate_greedily(model: HookedMoE, ids: Tensor, mask: Tensor, n: int, greed
     """
     hf_model = model.hf_model
     own = hf_model.generation_config
-    hf_model.generation_config = greedy.configuration()  # transformers fills what is not set from it
+    hf_model.generation_config = settings  # transformers fills what is not set from it
     try:
-        output = model.generate(
-            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy.configuration(n)
-        )
+        output = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings)
     finally:
         hf_model.generation_config = own
     width = ids.shape[1]

@@ -14,7 +14,7 @@ from moelens.views.maps import new_axes
 from moelens.views.style import PALETTE, japanese_font
 
 if TYPE_CHECKING:
-    from moelens.interventions import Attribution, Causes, Effect, Preferences
+    from moelens.interventions import Attribution, Causes, Effect, Preferences, Steering
     from moelens.probes import ProbeResult
 
 # Okabe and Ito 2008. The intervention is orange and round, what it is compared with is blue and square.
@@ -119,6 +119,38 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
         return ax
 
 
+def steering_plot(steering: Steering, *, ax: Axes | None = None) -> Axes:
+    """Draw the shares of polite and honorific sentences by strength, beside the control sets.
+
+    The perplexity of what was written, for the model without steering, stands below each strength.
+
+    Args:
+        steering: a result of `moelens.steer`.
+        ax: axes to draw on; None makes a new pyplot figure.
+
+    Returns:
+        The axes.
+    """
+    with japanese_font():
+        ax = ax or new_axes((8.0, 3.4))
+        steps = sorted(steering.steps, key=lambda s: s.strength)
+        x = [s.strength for s in steps]
+        for name, colour, mark in (("polite", _RESULT_COLOUR, "o"), ("honorific", PALETTE[2], "^")):
+            shares = [getattr(s, name) for s in steps]
+            middle = np.array([s.share for s in shares])
+            spread = np.abs(np.array([[s.low, s.high] for s in shares]).T - middle)
+            ax.errorbar(x, middle, yerr=spread, color=colour, marker=mark, capsize=3, label=f"{name}, 95 % interval")
+            ax.plot(x, [s.control for s in shares], color=colour, linestyle=":", label=f"{name}, control sets")
+            low, high = [s.control_low for s in shares], [s.control_high for s in shares]
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_xticks(x, [f"{s.strength:+g}\n{number(s.perplexity)}" for s in steps], fontsize=8)
+        ax.set_ylabel("share of sentences", fontsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        head = f"{steering.model} · {len(steering.experts)} experts steered · {steering.prompts} prompts"
+        return _titled(ax, head, "strength, and below it the perplexity of what was written for the unsteered model")
+
+
 def attribution_plot(attribution: Attribution, *, ax: Axes | None = None) -> Axes:
     """Draw the contributions of the strongest experts by attribution, beside what removing each of them costs.
 
@@ -168,7 +200,7 @@ def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes
             _dots(ax, rows, colour, mark, label, 0)
         ax.lines[0].set_xdata([0.5, 0.5])
         ax.set_xlim(-0.02, 1.02)
-        items = f"{len(preferences.items):,} sentences"
+        items = f"{len(preferences.items):,} items"
         head = f"{preferences.model} · {items} · how often the model prefers what the context licenses"
         return _titled(ax, head, "accuracy with its 95 % interval over frames; dashed: chance")
 

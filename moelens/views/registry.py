@@ -8,7 +8,7 @@ from typing import Any
 
 from moelens.analysis import Comparison, Measure, Specialization
 from moelens.display import Displayed, View, register_view
-from moelens.interventions import Attribution, Causes, Effect, Preferences
+from moelens.interventions import Attribution, Causes, Effect, Preferences, Steering
 from moelens.probes import ProbeResult
 from moelens.tracing import Trace
 from moelens.views import experiment_plots, maps, measure_plots
@@ -68,4 +68,5 @@ register_view(Comparison, _view_with_plot(measure_plots.comparison_plot, lambda 
 register_view(Effect, _view_with_plot(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))
 register_view(Preferences, _view_with_plot(experiment_plots.preference_plot, lambda r: _rows_size(len(r.kinds))))
+register_view(Steering, _view_with_plot(experiment_plots.steering_plot, lambda r: (8.0, 3.4)))
 register_view(ProbeResult, _view_with_plot(experiment_plots.probe_plot, lambda r: (8.0, 3.2)))
