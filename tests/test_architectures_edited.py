@@ -119,7 +119,9 @@ def test_edits_at_all_points_are_what_they_are_by_hand(model: HookedMoE) -> None
     real = (ids < experts.gate_up_proj.shape[0] if hasattr(experts, "gate_up_proj") else ids >= 0).unsqueeze(-1)
     real &= (ids < getattr(experts, "num_routed_experts", model.shape.n_experts)).unsqueeze(-1)  # others are identities
     held = ids.masked_fill(~real.squeeze(-1), 0)
-    pre = by_hand.project(experts, "gate_up_proj" if hasattr(experts, "gate_up_proj") else "up_proj", held, done.experts["input"])
+    pre = by_hand.project(
+        experts, "gate_up_proj" if hasattr(experts, "gate_up_proj") else "up_proj", held, done.experts["input"]
+    )
     close(given["experts.hook_pre"] * real, pre * real, where + "pre")
     close(given["experts.hook_post"] * real, by_hand.activate(experts, wide["experts.hook_pre"]) * real, where + "post")
     out = by_hand.project(experts, "down_proj", held, wide["experts.hook_post"])
@@ -139,7 +141,9 @@ def test_edits_in_place_equal_those_that_are_returned(model: HookedMoE) -> None:
         inferred = run(model, layer, inputs, in_place=True)
     graded = [run(model, layer, inputs), run(model, layer, inputs, in_place=True)]
     for other in (in_place, inferred, *graded):
-        torch.testing.assert_close(other.logits, returned.logits, atol=1e-5, rtol=1e-5, msg=lambda m: f"{model.name}: {m}")
+        torch.testing.assert_close(
+            other.logits, returned.logits, atol=1e-5, rtol=1e-5, msg=lambda m: f"{model.name}: {m}"
+        )
         for point in returned.given:
             torch.testing.assert_close(
                 other.given[point], returned.given[point], atol=1e-5, rtol=1e-5, msg=lambda m, p=point: f"{p}: {m}"

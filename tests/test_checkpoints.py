@@ -49,15 +49,47 @@ def failed(model: moelens.HookedMoE) -> list[str]:
 
 
 REFUSED = [
-    ("router", without(r"layers\.1\.mlp\.gate\.weight"), "'model.layers.1.mlp.gate.weight' is missing, and drawn at random"),
-    ("selection bias", without("layers.1.mlp.gate.e_score"), "'model.layers.1.mlp.gate.e_score_correction_bias' is missing"),
+    (
+        "router",
+        without(r"layers\.1\.mlp\.gate\.weight"),
+        "'model.layers.1.mlp.gate.weight' is missing, and drawn at random",
+    ),
+    (
+        "selection bias",
+        without("layers.1.mlp.gate.e_score"),
+        "'model.layers.1.mlp.gate.e_score_correction_bias' is missing",
+    ),
     ("an expert", without(r"layers\.1\.mlp\.experts\.3\."), "'model.layers.1.mlp.experts.3.down_proj'"),
-    ("all experts", without(r"layers\.1\.mlp\.experts"), "'model.layers.1.mlp.experts.gate_up_proj' are missing, and drawn"),
-    ("one matrix", without(r"experts\.3\.gate_proj"), "mlp.experts.gate_up_proj' cannot be put together from its parts"),
-    ("shared experts", without("shared_experts.up"), "'model.layers.1.mlp.shared_experts.up_proj.weight'.* are missing"),
-    ("shape", also(model__layers__1__mlp__gate__weight=torch.zeros(9, 64)), "gate.weight' is of another shape, and drawn"),
-    ("unused", also(model__layers__1__mlp__gate__bias=torch.zeros(8)), "'model.layers.1.mlp.gate.bias' is not used; downl"),
-    ("experts in a dense layer", also(model__layers__0__mlp__gate__weight=torch.zeros(8, 64)), "layers.0.mlp.gate.weight' is"),
+    (
+        "all experts",
+        without(r"layers\.1\.mlp\.experts"),
+        "'model.layers.1.mlp.experts.gate_up_proj' are missing, and drawn",
+    ),
+    (
+        "one matrix",
+        without(r"experts\.3\.gate_proj"),
+        "mlp.experts.gate_up_proj' cannot be put together from its parts",
+    ),
+    (
+        "shared experts",
+        without("shared_experts.up"),
+        "'model.layers.1.mlp.shared_experts.up_proj.weight'.* are missing",
+    ),
+    (
+        "shape",
+        also(model__layers__1__mlp__gate__weight=torch.zeros(9, 64)),
+        "gate.weight' is of another shape, and drawn",
+    ),
+    (
+        "unused",
+        also(model__layers__1__mlp__gate__bias=torch.zeros(8)),
+        "'model.layers.1.mlp.gate.bias' is not used; downl",
+    ),
+    (
+        "experts in a dense layer",
+        also(model__layers__0__mlp__gate__weight=torch.zeros(8, 64)),
+        "layers.0.mlp.gate.weight' is",
+    ),
     ("other names", lambda w: {"x." + n: t for n, t in w.items()}, "and 17 more are missing, and drawn at random; "),
 ]
 
@@ -79,15 +111,25 @@ def test_experts_whose_numbers_have_a_gap(tmp_path: Path) -> None:
     def shifted(weights: Weights) -> Weights:
         return {n.replace(f"{LAYER}experts.7.", f"{LAYER}experts.8."): t for n, t in weights.items()}
 
-    with pytest.raises(CheckError, match=r"'model.layers.1.mlp.experts.7.down_proj', .* are missing from the numbers of its"):
+    with pytest.raises(
+        CheckError, match=r"'model.layers.1.mlp.experts.7.down_proj', .* are missing from the numbers of its"
+    ):
         moelens.load(checkpoint(tmp_path, shifted))
 
 
 OTHERS = [
     ("head", without("lm_head"), "'lm_head.weight' is missing, and drawn at random"),
-    ("attention", without(r"layers\.1\..*q_a_proj"), "'model.layers.1.self_attn.q_a_proj.weight' is missing, and drawn"),
+    (
+        "attention",
+        without(r"layers\.1\..*q_a_proj"),
+        "'model.layers.1.self_attn.q_a_proj.weight' is missing, and drawn",
+    ),
     ("shape", also(lm_head__weight=torch.zeros(9, 64)), "'lm_head.weight' is of another shape, and drawn at random"),
-    ("layers beyond", also(model__layers__7__mlp__gate__weight=torch.zeros(8, 64)), "'model.layers.7.mlp.gate.weight' is not"),
+    (
+        "layers beyond",
+        also(model__layers__7__mlp__gate__weight=torch.zeros(8, 64)),
+        "'model.layers.7.mlp.gate.weight' is not",
+    ),
 ]
 
 
@@ -139,12 +181,15 @@ def test_the_command_line_says_what_transformers_would(tmp_path: Path) -> None:
 
 
 def test_the_report_is_read_however_loud_transformers_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder, logger = checkpoint(tmp_path, without(r"experts\.3\.up_proj")), logging.getLogger("transformers.modeling_utils")
+    folder, logger = (
+        checkpoint(tmp_path, without(r"experts\.3\.up_proj")),
+        logging.getLogger("transformers.modeling_utils"),
+    )
     for loud in (transformers.logging.set_verbosity_error, transformers.logging.set_verbosity_warning):
         loud()
         before = (logger.level, logger.propagate, list(logger.handlers))
         try:
-            with pytest.raises(CheckError, match="cannot be put together from its parts .Sizes of tensors must match"):
+            with pytest.raises(CheckError, match=r"cannot be put together from its parts .Sizes of tensors must match"):
                 moelens.load(folder)
         finally:
             assert (logger.level, logger.propagate, list(logger.handlers)) == before
@@ -155,7 +200,9 @@ def test_the_report_is_read_however_loud_transformers_is(tmp_path: Path, caplog:
 def test_a_router_that_transformers_writes_over(tmp_path: Path) -> None:
     """Loading sets the last of Zaya's biases, whatever the checkpoint says."""
     folder = checkpoint(tmp_path, lambda weights: weights, "zaya")
-    with pytest.raises(CheckError, match="balancing_biases'.* are set by transformers to other numbers than the checkpoint's"):
+    with pytest.raises(
+        CheckError, match=r"balancing_biases'.* are set by transformers to other numbers than the checkpoint's"
+    ):
         moelens.load(folder)
     weights = load_file(tmp_path / "model.safetensors")
     for name in (n for n in weights if n.endswith("balancing_biases")):
@@ -180,7 +227,10 @@ def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
     "length, text",
     [
         (-100, r"expected [\d,]+ bytes in '.*model.safetensors', as its header says, got [\d,]+; download it again"),
-        (100, "model.safetensors' has no readable header, so it is no safetensors file or is damaged; download it again"),
+        (
+            100,
+            "model.safetensors' has no readable header, so it is no safetensors file or is damaged; download it again",
+        ),
         (0, "model.safetensors' has no readable header"),
     ],
 )
@@ -211,7 +261,9 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe", "mixtral"])
 def test_a_folder_without_tokenizer_files(tmp_path: Path, name: str) -> None:
     tiny_model(name).save_pretrained(tmp_path)
-    with pytest.warns(MoeLensWarning, match="it comes without tokenizer files; give token ids, or load with tokenizer="):
+    with pytest.warns(
+        MoeLensWarning, match="it comes without tokenizer files; give token ids, or load with tokenizer="
+    ):
         model = moelens.load(str(tmp_path))
     assert model.tokenizer is None
     assert [line.split(":")[0] for line in failed(model)] == ["failed tokenizer"]
@@ -233,7 +285,9 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
 def test_a_tokenizer_that_cannot_be_loaded(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, lambda weights: weights)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(MoeLensError, match=r"the tokenizer of '.*' cannot be loaded \(.*\); give another one with tokenizer="):
+    with pytest.raises(
+        MoeLensError, match=r"the tokenizer of '.*' cannot be loaded \(.*\); give another one with tokenizer="
+    ):
         moelens.load(folder)
 
 
@@ -243,6 +297,8 @@ def test_a_tokenizer_with_fewer_tokens_than_the_model() -> None:
             return 125
 
     model: Any = moelens.hook(tiny_model("mixtral"), Tokens())
-    expected = "failed tokenizer: 125 tokens for 160 embeddings; 35 ids have no text, so it may be that of another model"
+    expected = (
+        "failed tokenizer: 125 tokens for 160 embeddings; 35 ids have no text, so it may be that of another model"
+    )
     assert failed(model) == [expected]
     assert not model.refused

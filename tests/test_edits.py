@@ -1,4 +1,4 @@
-"""Running a hooked model: edits that cannot be right, what a failed run leaves, threads, arguments, loss, text, cache."""
+"""Running a hooked model: edits that are refused, what a failed run leaves, threads, arguments, loss, text, cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_a_hook_that_returns_another_shape_is_refused_everywhere(deepseek: Hooke
     """The mean over the batch would be broadcast in silence."""
     for name in deepseek.select(lambda n: n.startswith("blocks.2.")):
         hook = (name, lambda t, hook: t[:1])
-        with pytest.raises(MoeLensError, match=rf"expected a hook at '{name}' to return None or a tensor \[2, 12, .*\] of \w+, "):
+        with pytest.raises(
+            MoeLensError, match=rf"expected a hook at '{name}' to return None or a tensor \[2, 12, .*\] of \w+, "
+        ):
             deepseek.run_with_hooks(ids, fwd_hooks=[hook])
 
 
@@ -69,14 +71,18 @@ def test_another_implementation_of_the_experts_is_noticed(ids: Tensor) -> None:
     model = moelens.hook(tiny_model("deepseek_v3"))
     model.hf_model.set_experts_implementation("eager")
     for run in (model, model.run_with_cache, lambda ids: model.generate(ids, max_new_tokens=1)):
-        with pytest.raises(MoeLensError, match="implementation was set to 'eager' after the model was hooked, .*; unhook it"):
+        with pytest.raises(
+            MoeLensError, match=r"implementation was set to 'eager' after the model was hooked, .*; unhook it"
+        ):
             run(ids)
     plain = model.unhook()
     assert plain.config._experts_implementation == "eager"
     assert moelens.hook(plain).experts_implementation == "eager"
 
 
-@pytest.mark.parametrize("name", [*(f"hook_{n}" for n in ROUTING), "hook_expert_weights", "experts.hook_post", "hook_out"])
+@pytest.mark.parametrize(
+    "name", [*(f"hook_{n}" for n in ROUTING), "hook_expert_weights", "experts.hook_post", "hook_out"]
+)
 def test_an_error_in_a_hook_leaves_nothing(deepseek: HookedMoE, ids: Tensor, name: str) -> None:
     def fail(t: Tensor, hook: Any) -> None:
         raise KeyError("mine")
@@ -163,7 +169,9 @@ def test_a_rule_that_training_mode_does_not_follow(ids: Tensor) -> None:
     model = moelens.hook(tiny_model("phimoe"))
     model.hf_model.train()
     edit = [(at("hook_router_logits"), lambda t, hook: t + 1)]
-    with pytest.raises(MoeLensError, match=r"in training mode this router follows no known rule, while model.hf_model.eval\(\)"):
+    with pytest.raises(
+        MoeLensError, match=r"in training mode this router follows no known rule, while model.hf_model.eval\(\)"
+    ):
         model.run_with_hooks(ids, fwd_hooks=edit)
     model.hf_model.eval()
     model.run_with_hooks(ids, fwd_hooks=edit)
@@ -184,7 +192,11 @@ def test_arguments_that_nobody_has(deepseek: HookedMoE, ids: Tensor) -> None:
         deepseek(ids, atention_mask=torch.ones_like(ids))
     with pytest.raises(UnknownNameError, match="unknown return_type 'logit'; did you mean 'logits'"):
         deepseek(ids, return_type="logit")
-    for allowed in ({"use_cache": False}, {"position_ids": torch.arange(12).expand(2, -1)}, {"output_hidden_states": True}):
+    for allowed in (
+        {"use_cache": False},
+        {"position_ids": torch.arange(12).expand(2, -1)},
+        {"output_hidden_states": True},
+    ):
         deepseek(ids, attention_mask=torch.ones_like(ids), **allowed)
 
 
@@ -304,7 +316,9 @@ def test_every_time_of_a_looped_layer_is_kept() -> None:
 # Generation
 
 
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {}], ids=["beams", "lookup", "greedy"])
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {}], ids=["beams", "lookup", "greedy"]
+)
 def test_the_running_sequences_are_those_that_the_cache_holds(deepseek: HookedMoE, options: dict[str, int]) -> None:
     """Each pass of `generate` is compared with a pass over the whole of what `running.ids` says."""
     prompt = torch.tensor([[7, 8, 9, 7, 8, 9, 7, 8]])

@@ -53,7 +53,9 @@ def quantised_folder(folder: Path, quantised: dict[str, Any]) -> str:
 @pytest.mark.parametrize("quantised", [q for q, name in NAMES if name == "nvfp4"])
 def test_fp4_is_refused_by_name(tmp_path: Path, quantised: dict[str, Any]) -> None:
     for call in (moelens.load, moelens.info):
-        with pytest.raises(UnsupportedModelError, match="is packed in NVFP4 or another FP4 format, whose experts transfo"):
+        with pytest.raises(
+            UnsupportedModelError, match="is packed in NVFP4 or another FP4 format, whose experts transfo"
+        ):
             call(quantised_folder(tmp_path, quantised))
 
 
@@ -85,7 +87,9 @@ def test_experts_that_stay_packed_are_refused_inside_by_name() -> None:
     assert hooked.format.title == "MXFP4"
     assert "Mxfp4Config(dequantize=True)" in hooked.format.missing
     inside = "blocks.1.mlp.experts.hook_post"
-    with pytest.raises(MoeLensError, match="does not offer .* stay packed in MXFP4, and their kernel shows no inside; load"):
+    with pytest.raises(
+        MoeLensError, match=r"does not offer .* stay packed in MXFP4, and their kernel shows no inside; load"
+    ):
         hooked.run_with_cache(**inputs, names_filter=inside)
     shift = [("blocks.1.mlp.hook_expert_indices", lambda t, hook: (t + 1) % 8)]
     with torch.no_grad():

@@ -76,15 +76,20 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(MoeLensError, match=r"has no file 'n.gguf'; its GGUF files: 'm.gguf'"):
         moelens.load(str(tmp_path), gguf_file="n.gguf")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(MoeLensError, match="is damaged, incomplete or no GGUF file .*; download it again"):
+    with pytest.raises(MoeLensError, match=r"is damaged, incomplete or no GGUF file .*; download it again"):
         moelens.load(str(path))
     with pytest.raises(MoeLensError, match=r"'m.gguf' is one of 3 parts, .* llama-gguf-split --merge"):
         moelens.load(str(written(tmp_path, split__count=3)))
-    for architecture, what in (("llama", "reads it as a model without experts"), ("gpt-oss", "does not read its experts")):
-        with pytest.raises(UnsupportedModelError, match=f"architecture '{architecture}', and transformers {what}; use the"):
+    for architecture, what in (
+        ("llama", "reads it as a model without experts"),
+        ("gpt-oss", "does not read its experts"),
+    ):
+        with pytest.raises(
+            UnsupportedModelError, match=f"architecture '{architecture}', and transformers {what}; use the"
+        ):
             moelens.load(str(written(tmp_path, architecture)))
     monkeypatch.setattr("moelens.models.formats.find_spec", lambda name: None)
-    with pytest.raises(MoeLensError, match="in the format GGUF, which needs packages .* run `pip install gguf`"):
+    with pytest.raises(MoeLensError, match=r"in the format GGUF, which needs packages .* run `pip install gguf`"):
         moelens.load(str(path))
 
 
@@ -108,5 +113,7 @@ def test_a_rotary_embedding_that_is_not_read(tmp_path: Path) -> None:
     loaded = moelens.load(str(tmp_path / "yarn.gguf"), dtype=torch.float32)
     assert loaded.hf_model.config.rope_parameters["rope_type"] == "yarn"
     assert loaded.hf_model.config.rope_parameters["factor"] == 4.0
-    with pytest.raises(UnsupportedModelError, match="scales its rotary embedding by 'longrope', which is not read from GGUF"):
+    with pytest.raises(
+        UnsupportedModelError, match="scales its rotary embedding by 'longrope', which is not read from GGUF"
+    ):
         moelens.load(str(tmp_path / "longrope.gguf"))

@@ -1,4 +1,4 @@
-"""Routers' rules: told apart by wide evidence, held against the configuration, and changed by no edit that changes nothing."""
+"""Routers' rules: told apart by wide evidence, held against the configuration, and kept by edits that change nothing."""
 
 from __future__ import annotations
 
@@ -85,7 +85,10 @@ def replayed(model: HookedMoE, layer: int) -> float:
 
     ids = torch.randint(5, 150, (TOKENS // 40, 40), generator=torch.Generator().manual_seed(2))
     torch.manual_seed(7)
-    with torch.no_grad(), model.hooks([(at + n, look) for n in ("hook_router_selection", "hook_expert_indices", "hook_topk_weights")]):
+    with (
+        torch.no_grad(),
+        model.hooks([(at + n, look) for n in ("hook_router_selection", "hook_expert_indices", "hook_topk_weights")]),
+    ):
         model(ids, return_type=None)
     rule = model.rules[layer]
     want = rule.indices(seen["hook_router_selection"])
@@ -106,7 +109,9 @@ def test_the_published_routing_of_deepseek_v2(spread: float) -> None:
             for block in (layer.mlp for layer in plain.model.layers if hasattr(layer.mlp, "gate")):
                 block.gate.weight.mul_(spread)
         model = moelens.hook(plain)
-        assert {str(rule) for rule in model.rules.values()} == {"softmax, top-6 in 3 of 8 groups by their maximum, times 2.5"}
+        assert {str(rule) for rule in model.rules.values()} == {
+            "softmax, top-6 in 3 of 8 groups by their maximum, times 2.5"
+        }
         assert check(model, "replay").passed
         for edited, own in zip(routes(model, lambda t: t.clone()), routes(model), strict=True):
             assert torch.equal(edited, own)
@@ -157,8 +162,16 @@ def test_rules_that_cannot_be_told_apart_are_reported(monkeypatch: pytest.Monkey
 
 
 DISAGREEING = [
-    ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob is False, but a router follows softmax, top-2, normalised"),
-    ("deepseek_v3", {"topk_method": "group_limited_greedy"}, "topk_method is 'group_limited_greedy', but a router follows sig"),
+    (
+        "qwen3_moe",
+        {"norm_topk_prob": False},
+        "norm_topk_prob is False, but a router follows softmax, top-2, normalised",
+    ),
+    (
+        "deepseek_v3",
+        {"topk_method": "group_limited_greedy"},
+        "topk_method is 'group_limited_greedy', but a router follows sig",
+    ),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', but a router follows sigmoid"),
 ]
 
@@ -183,7 +196,9 @@ def test_a_model_that_draws_lots_is_reported() -> None:
             return x + torch.rand_like(x)
 
     plain = tiny_model("mixtral")
-    plain.model.layers[1].post_attention_layernorm = nn.Sequential(plain.model.layers[1].post_attention_layernorm, Noise())
+    plain.model.layers[1].post_attention_layernorm = nn.Sequential(
+        plain.model.layers[1].post_attention_layernorm, Noise()
+    )
     repeat = check(moelens.hook(plain), "repeat")
     assert not repeat.passed
     assert repeat.detail.endswith("of tokens when the input is run twice, because the model draws lots")
@@ -192,4 +207,3 @@ def test_a_model_that_draws_lots_is_reported() -> None:
 def test_the_architectures_that_info_describes() -> None:
     assert "the architecture as transformers configures it by default" in repr(moelens.info("deepseek_v2"))
     assert "or none" in moelens.info("zaya").router
-

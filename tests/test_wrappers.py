@@ -225,10 +225,14 @@ def test_adapters_that_cannot_be_hooked() -> None:
     with pytest.raises(UnsupportedModelError, match="puts virtual tokens before the input, where moelens would count"):
         moelens.hook(peft.get_peft_model(tiny_model("mixtral"), prompt))
     whole = adapted("mixtral", target_modules=["q_proj"], modules_to_save=["mlp"])
-    with pytest.raises(UnsupportedModelError, match="an adapter holds copies of whole experts .*; save the adapted model"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"an adapter holds copies of whole experts .*; save the adapted model"
+    ):
         moelens.hook(whole)
     broken = adapted("llama4", target_modules="all-linear")  # PEFT takes Llama 4's router for a linear layer
-    with pytest.raises(CheckError, match="expected the model to run on a short input, got AttributeError: .*; check that"):
+    with pytest.raises(
+        CheckError, match=r"expected the model to run on a short input, got AttributeError: .*; check that"
+    ):
         moelens.hook(broken)
     assert nothing_left(broken)
 
@@ -310,9 +314,13 @@ def test_models_whose_weights_are_divided() -> None:
     assert transformers_model(nn.parallel.DistributedDataParallel(model)) is model
     for layer in model.model.layers:
         fully_shard(layer)
-    with pytest.raises(UnsupportedModelError, match=r"divides its weights among processes \(FSDP\), where moelens cannot"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"divides its weights among processes \(FSDP\), where moelens cannot"
+    ):
         moelens.hook(model)
-    with pytest.raises(UnsupportedModelError, match=r"divides its weights among processes \(FSDP\), where moelens cannot"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"divides its weights among processes \(FSDP\), where moelens cannot"
+    ):
         moelens.hook(FullyShardedDataParallel(tiny_model("mixtral"), device_id=torch.device("cpu")))
     DeepSpeedEngine = type("DeepSpeedEngine", (nn.Module,), {})
     with pytest.raises(UnsupportedModelError, match=r"may divide its weights among processes \(DeepSpeed\)"):
@@ -321,11 +329,13 @@ def test_models_whose_weights_are_divided() -> None:
 
 def test_compiled_models() -> None:
     compiled = torch.compile(tiny_model("mixtral"))
-    with pytest.raises(MoeLensError, match="was compiled by torch.compile, and compiled code does not run hooks; hook"):
+    with pytest.raises(
+        MoeLensError, match=r"was compiled by torch.compile, and compiled code does not run hooks; hook"
+    ):
         moelens.hook(compiled)
     in_place = tiny_model("mixtral")
     in_place.model.layers[1].compile()
-    with pytest.raises(MoeLensError, match="was compiled by torch.compile"):
+    with pytest.raises(MoeLensError, match=r"was compiled by torch.compile"):
         moelens.hook(in_place)
     assert isinstance(moelens.hook(compiled._orig_mod), HookedMoE)
 
@@ -335,7 +345,9 @@ def test_what_is_no_transformers_model() -> None:
     with pytest.raises(MoeLensError, match=r"this model is hooked already; call .unhook\(\)"):
         moelens.hook(hooked)
     pipeline = SimpleNamespace(model=tiny_model("mixtral"))
-    with pytest.raises(MoeLensError, match="expected a transformers model, got SimpleNamespace; pass its attribute `model`"):
+    with pytest.raises(
+        MoeLensError, match="expected a transformers model, got SimpleNamespace; pass its attribute `model`"
+    ):
         moelens.hook(pipeline)
     with pytest.raises(MoeLensError, match="expected a transformers model, got str; load one"):
         moelens.hook("demo")

@@ -10,7 +10,9 @@ from torch import Tensor
 from moelens.models.routers import RouterRule
 
 SCORES = {
-    "softmax": lambda x: (x - x.amax(-1, keepdim=True)).exp() / (x - x.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True),
+    "softmax": lambda x: (
+        (x - x.amax(-1, keepdim=True)).exp() / (x - x.amax(-1, keepdim=True)).exp().sum(-1, keepdim=True)
+    ),
     "sigmoid": lambda x: 1 / (1 + (-x).exp()),
     "sqrtsoftplus": lambda x: (1 + x.exp()).log().sqrt(),
     "identity": lambda x: x,
