@@ -1,4 +1,4 @@
-"""Routers' rules: told apart by wide evidence, held against the configuration, and kept by edits that change nothing."""
+"""Routers' rules: told apart by wide evidence, held against the configuration, kept by edits that change nothing."""
 
 from __future__ import annotations
 
