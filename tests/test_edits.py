@@ -368,6 +368,6 @@ def test_a_bridge_that_transformer_lens_cannot_build(monkeypatch: pytest.MonkeyP
 
     model = moelens.hook(tiny_model("mixtral"))
     monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", fail)
-    text = "TransformerLens cannot build its bridge around MixtralForCausalLM .KeyError: 'its reason'.; use the HookedMoE itself"
+    text = "TransformerLens cannot build its bridge around MixtralForCausalLM .KeyError: 'its reason'.; use the"
     with pytest.raises(UnsupportedModelError, match=text):
         model.to_transformer_bridge()
