@@ -45,7 +45,7 @@ def test_missing_weights_of_routers_and_experts_are_refused(name: str, tmp_path:
     weights = load_file(tmp_path / "model.safetensors")
     if name in SET_BY_TRANSFORMERS:
         with pytest.raises(
-            CheckError, match="'model.layers.0.mlp.gate.balancing_biases'.* set by transformers to other num"
+            CheckError, match=r"'model.layers.0.mlp.gate.balancing_biases'.* set by transformers to other num"
         ):
             load(model, tmp_path)
     else:

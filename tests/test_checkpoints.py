@@ -189,7 +189,7 @@ def test_the_report_is_read_however_loud_transformers_is(tmp_path: Path, caplog:
         loud()
         before = (logger.level, logger.propagate, list(logger.handlers))
         try:
-            with pytest.raises(CheckError, match="cannot be put together from its parts .Sizes of tensors must match"):
+            with pytest.raises(CheckError, match=r"cannot be put together from its parts .Sizes of tensors must match"):
                 moelens.load(folder)
         finally:
             assert (logger.level, logger.propagate, list(logger.handlers)) == before
@@ -201,7 +201,7 @@ def test_a_router_that_transformers_writes_over(tmp_path: Path) -> None:
     """Loading sets the last of Zaya's biases, whatever the checkpoint says."""
     folder = checkpoint(tmp_path, lambda weights: weights, "zaya")
     with pytest.raises(
-        CheckError, match="balancing_biases'.* are set by transformers to other numbers than the checkpoint's"
+        CheckError, match=r"balancing_biases'.* are set by transformers to other numbers than the checkpoint's"
     ):
         moelens.load(folder)
     weights = load_file(tmp_path / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Running a hooked model: edits that cannot be right, what a failed run leaves, threads, arguments, loss, text, cache."""
+"""Running a hooked model: edits that are refused, what a failed run leaves, threads, arguments, loss, text, cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import moelens
 from moelens import HookedMoE, MoeLensError
-from moelens.errors import UnknownNameError
+from moelens.errors import UnknownNameError, UnsupportedModelError
 from moelens.models.arguments import TRANSFORMER_LENS
 from moelens.models.caches import REFUSED
 
@@ -72,7 +72,7 @@ def test_another_implementation_of_the_experts_is_noticed(ids: Tensor) -> None:
     model.hf_model.set_experts_implementation("eager")
     for run in (model, model.run_with_cache, lambda ids: model.generate(ids, max_new_tokens=1)):
         with pytest.raises(
-            MoeLensError, match="implementation was set to 'eager' after the model was hooked, .*; unhook it"
+            MoeLensError, match=r"implementation was set to 'eager' after the model was hooked, .*; unhook it"
         ):
             run(ids)
     plain = model.unhook()
@@ -358,3 +358,16 @@ def test_the_names_of_the_bridge_mean_our_points() -> None:
     assert not any("bridge" in type(m).__module__ for m in left.modules())
     with torch.no_grad():
         torch.testing.assert_close(logits_of(left(**inputs)), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_a_bridge_that_transformer_lens_cannot_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformer_lens.model_bridge.sources import _bridge_builder
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise KeyError("its reason")
+
+    model = moelens.hook(tiny_model("mixtral"))
+    monkeypatch.setattr(_bridge_builder, "build_bridge_from_module", fail)
+    text = "TransformerLens cannot build its bridge around MixtralForCausalLM .KeyError: 'its reason'.; use the"
+    with pytest.raises(UnsupportedModelError, match=text):
+        model.to_transformer_bridge()

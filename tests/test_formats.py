@@ -88,7 +88,7 @@ def test_experts_that_stay_packed_are_refused_inside_by_name() -> None:
     assert "Mxfp4Config(dequantize=True)" in hooked.format.missing
     inside = "blocks.1.mlp.experts.hook_post"
     with pytest.raises(
-        MoeLensError, match="does not offer .* stay packed in MXFP4, and their kernel shows no inside; load"
+        MoeLensError, match=r"does not offer .* stay packed in MXFP4, and their kernel shows no inside; load"
     ):
         hooked.run_with_cache(**inputs, names_filter=inside)
     shift = [("blocks.1.mlp.hook_expert_indices", lambda t, hook: (t + 1) % 8)]

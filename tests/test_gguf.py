@@ -76,7 +76,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(MoeLensError, match=r"has no file 'n.gguf'; its GGUF files: 'm.gguf'"):
         moelens.load(str(tmp_path), gguf_file="n.gguf")
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(MoeLensError, match="is damaged, incomplete or no GGUF file .*; download it again"):
+    with pytest.raises(MoeLensError, match=r"is damaged, incomplete or no GGUF file .*; download it again"):
         moelens.load(str(path))
     with pytest.raises(MoeLensError, match=r"'m.gguf' is one of 3 parts, .* llama-gguf-split --merge"):
         moelens.load(str(written(tmp_path, split__count=3)))
@@ -89,7 +89,7 @@ def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ):
             moelens.load(str(written(tmp_path, architecture)))
     monkeypatch.setattr("moelens.models.formats.find_spec", lambda name: None)
-    with pytest.raises(MoeLensError, match="in the format GGUF, which needs packages .* run `pip install gguf`"):
+    with pytest.raises(MoeLensError, match=r"in the format GGUF, which needs packages .* run `pip install gguf`"):
         moelens.load(str(path))
 
 

@@ -15,15 +15,14 @@ import moelens
 from moelens import HookedMoE, MoeLensError
 
 FAST = ("deepseek_v3", "gpt_oss", "longcat_flash", "llama4", "gemma4")
-STEPS = (1e-3, 1e-4, 1e-5)
+STEPS = (1e-2, 1e-3, 1e-4)  # norms and routers compute in float32, also in a float64 model
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES])
 def test_gradients_equal_finite_differences(name: str) -> None:
     if OLD and name in ("dbrx", "diffusion_gemma"):
         pytest.skip("this version builds no small model of it")
-    plain = tiny_model(name)
-    model = moelens.hook(in_float64(plain), name=name)
+    model = moelens.hook(in_float64(tiny_model(name)), name=name)
     layer, inputs = model.shape.moe_layers[-1], tiny_inputs(model.hf_model)
     points = [n for n, p in model.hook_dict.items() if n.startswith(f"blocks.{layer}.") and not p.no_gradient]
     values: dict[str, Tensor] = {}
@@ -34,6 +33,8 @@ def test_gradients_equal_finite_differences(name: str) -> None:
     for point in points:
         direction = torch.randn(values[point].shape, generator=torch.Generator().manual_seed(3)).to(values[point])
         finite = values[point].isfinite()
+        if point.endswith("hook_expert_weights"):
+            finite &= values[point] != 0  # another expert would be another selection
         direction = torch.where(finite, direction * values[point][finite].std(), 0.0)
         expected = difference(model, inputs, point, direction, ids)
         got = float((torch.where(finite, found[point], 0.0) * direction).sum())
@@ -44,8 +45,10 @@ def test_gradients_equal_finite_differences(name: str) -> None:
 
 
 def in_float64(model: Any) -> Any:
-    """The same model in float64, as far as its own code lets it: routers often compute in float32."""
+    """The same model in float64, where its own code lets it: transformers' grouped product, and some norms, do not."""
     try:
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")
         with torch.no_grad():
             model.double()(**tiny_inputs(model))
     except RuntimeError:
@@ -62,7 +65,11 @@ def objective(
 ) -> tuple[Tensor, list[Tensor]]:
     """A number that depends on all logits, and the experts that all layers chose."""
     chosen: list[Tensor] = []
-    look = [(n, lambda t, hook: chosen.append(t.clone())) for n in model.hook_dict if n.endswith("hook_expert_indices")]
+    look = [
+        (n, lambda t, hook: chosen.append(t.sort().values))
+        for n in model.hook_dict
+        if n.endswith("hook_expert_indices")
+    ]
     torch.manual_seed(7)  # diffusion_gemma starts from noise
     # The backward hooks stay while the gradient is computed.
     for name, hook in bwd_hooks:
@@ -80,7 +87,7 @@ def difference(model: HookedMoE, inputs: dict[str, Tensor], point: str, directio
         ends = []
         with torch.no_grad():
             for sign in (1, -1):
-                ends.append(objective(model, inputs, [(point, lambda t, hook, s=sign: t + s * step * direction)]))
+                ends.append(objective(model, inputs, [(point, lambda t, hook, s=sign * step: t + s * direction)]))
         if all(torch.equal(a, b) for _, chosen in ends for a, b in zip(chosen, ids, strict=True)):
             return float(ends[0][0] - ends[1][0]) / (2 * step)
     raise AssertionError(f"at {point} every step changes the experts")
@@ -115,5 +122,5 @@ def test_points_without_a_gradient_say_so(deepseek: HookedMoE, ids: Tensor) -> N
 
 
 def test_the_loss_of_a_float64_model_is_in_float64(ids: Tensor) -> None:
-    model = moelens.hook(tiny_model("mixtral").double())
-    assert model(ids, return_type="loss").dtype == torch.float64
+    model = moelens.hook(in_float64(tiny_model("mixtral")))
+    assert model.dtype == model(ids, return_type="loss").dtype == torch.float64

@@ -226,12 +226,12 @@ def test_adapters_that_cannot_be_hooked() -> None:
         moelens.hook(peft.get_peft_model(tiny_model("mixtral"), prompt))
     whole = adapted("mixtral", target_modules=["q_proj"], modules_to_save=["mlp"])
     with pytest.raises(
-        UnsupportedModelError, match="an adapter holds copies of whole experts .*; save the adapted model"
+        UnsupportedModelError, match=r"an adapter holds copies of whole experts .*; save the adapted model"
     ):
         moelens.hook(whole)
     broken = adapted("llama4", target_modules="all-linear")  # PEFT takes Llama 4's router for a linear layer
     with pytest.raises(
-        CheckError, match="expected the model to run on a short input, got AttributeError: .*; check that"
+        CheckError, match=r"expected the model to run on a short input, got AttributeError: .*; check that"
     ):
         moelens.hook(broken)
     assert nothing_left(broken)
@@ -329,11 +329,13 @@ def test_models_whose_weights_are_divided() -> None:
 
 def test_compiled_models() -> None:
     compiled = torch.compile(tiny_model("mixtral"))
-    with pytest.raises(MoeLensError, match="was compiled by torch.compile, and compiled code does not run hooks; hook"):
+    with pytest.raises(
+        MoeLensError, match=r"was compiled by torch.compile, and compiled code does not run hooks; hook"
+    ):
         moelens.hook(compiled)
     in_place = tiny_model("mixtral")
     in_place.model.layers[1].compile()
-    with pytest.raises(MoeLensError, match="was compiled by torch.compile"):
+    with pytest.raises(MoeLensError, match=r"was compiled by torch.compile"):
         moelens.hook(in_place)
     assert isinstance(moelens.hook(compiled._orig_mod), HookedMoE)
 

@@ -27,7 +27,7 @@ from moelens.models.routers import RouterRule, widen
 from moelens.models.running import RunningPass, Turns, evaluating
 from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, read_shape
 from moelens.models.tokens import token_spans
-from moelens.models.wrappers import transformers_model
+from moelens.models.wrappers import hooked_already, transformers_model
 
 
 class SupportsHooks(Protocol):
@@ -94,7 +94,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         drop_copied_hooks(hf_model)
         layers, moe_layers = find_moe_layers(hf_model)
         if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
-            raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")
+            raise hooked_already()
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__

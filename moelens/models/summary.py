@@ -132,8 +132,8 @@ def info(model: str | HookedMoE) -> ModelInfo:
         >>> description = info(demo_model)
         >>> description.shape.moe_layers == demo_model.shape.moe_layers
         True
-        >>> [check.passed for check in description.checks]
-        [True, True, True, True, True, True]
+        >>> all(check.passed for check in description.checks)
+        True
     """
     if isinstance(model, str) and model in architectures() and not Path(model).is_dir():
         shape, rule, names = inspect_architecture(model)

@@ -48,7 +48,7 @@ def transformers_model(model: Any) -> Any:
     while True:
         name = type(model).__name__
         if hasattr(model, "hf_model"):
-            raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")
+            raise hooked_already()
         if not isinstance(model, nn.Module):
             hint = "pass its attribute `model`" if isinstance(getattr(model, "model", None), nn.Module) else "load one"
             raise MoeLensError(f"expected a transformers model, got {name}; {hint}")
@@ -124,3 +124,8 @@ def adapted_parameters(*modules: Any) -> Iterator[None]:
             elif not (part.disable_adapters or part.merged):
                 stack.enter_context(part._activate_lora(part.active_adapters))
         yield
+
+
+def hooked_already() -> MoeLensError:
+    """Make the error for a model that is hooked."""
+    return MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")

@@ -115,6 +115,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
                   "indexer_types": ["full"] * N_LAYERS},
     "granitemoehybrid": {"layer_types": LINEAR, "mamba_n_groups": 1},
     "hy_v4_vl": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
+    "inkling2_loop": {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 3},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": {"layer_types": LINEAR},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
