@@ -212,8 +212,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _RECORDING,
                     _option(
                         "--policy",
-                        default="last",
-                        help="which characters of a token decide: last, majority or any (%(default)s)",
+                        default="ends",
+                        help="which labels a token carries: of what ends in it (ends), of its last character (last), of"
+                        " all (any) or most (majority) of its characters (%(default)s)",
                     ),
                     _option("--analyser", default="fugashi", help="fugashi or sudachi (%(default)s)"),
                     _option(

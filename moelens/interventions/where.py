@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError
 from moelens.japanese.families import COLUMNS, character_labels, require_label, text_labels
-from moelens.japanese.labels import token_labels
+from moelens.japanese.token_labels import token_labels
 from moelens.models.tokens import token_spans
 
 Phase = Literal["all", "prefill", "generation"]
@@ -62,10 +62,10 @@ def here(grid: Any, whole: Tensor) -> Tensor:
 
 
 def label_mask(model: Any, ids: Tensor, name: str) -> Tensor:
-    """Bool `[batch, pos]`: the tokens whose last character has this label, in the text that the ids stand for."""
+    """Bool `[batch, pos]`: the tokens that carry this label in the text that the ids stand for; see `token_labels`."""
     column, tokenizer, rows = COLUMNS.index(require_label(name, text_labels())), model.tokenizer, []
     for row in ids.tolist():
         text = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        spans, labels = token_spans(tokenizer, text, row), character_labels(text)
-        rows.append(token_labels(labels.has, spans.start, spans.end, "last", labels.morpheme >= 0)[:, column])
+        spans = token_spans(tokenizer, text, row)
+        rows.append(token_labels(character_labels(text), spans.start, spans.end)[:, column])
     return torch.from_numpy(np.stack(rows))

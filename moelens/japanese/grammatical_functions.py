@@ -99,7 +99,7 @@ def reference_labels(text: str, morphemes: Sequence[Morpheme], spans: Sequence[H
     """
     rest = list(spans)[::-1]
     for sentence in split_sentences(text, morphemes):
-        subject = next((m.start for m in sentence if m.pos[0] == "助詞" and m.surface in ("が", "は")), len(text))
+        subject = next((m.start for m in sentence if m.pos[0] == "助詞" and m.normal in ("が", "は")), len(text))
         found = list(_person_labels(sentence))
         while rest and rest[-1].start < sentence[-1].end:
             span = rest.pop()
@@ -112,10 +112,10 @@ def reference_labels(text: str, morphemes: Sequence[Morpheme], spans: Sequence[H
 
 def _person_labels(sentence: Sequence[Morpheme]) -> _LabelSpans:
     for last, m in pairwise([sentence[0], *sentence]):
-        joined = f"{last.surface}{m.surface}"
+        joined = f"{last.normal}{m.normal}"
         if joined in _PERSON_OF and last.end == m.start:  # 御 + 社
             yield last.start, m.end, _PERSON_OF[joined]
-        elif m.surface in _PERSON_OF and m.pos[0] in ("代名詞", "名詞"):
-            yield m.start, m.end, _PERSON_OF[m.surface]
-        elif m.pos[0] in ("代名詞", "連体詞") and m.surface[:1] in _DEMONSTRATIVES:
-            yield m.start, m.end, _DEMONSTRATIVES[m.surface[:1]]
+        elif m.normal in _PERSON_OF and m.pos[0] in ("代名詞", "名詞"):
+            yield m.start, m.end, _PERSON_OF[m.normal]
+        elif m.pos[0] in ("代名詞", "連体詞") and m.normal[:1] in _DEMONSTRATIVES:
+            yield m.start, m.end, _DEMONSTRATIVES[m.normal[:1]]

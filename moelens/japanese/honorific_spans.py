@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, parse_morphemes
+from moelens.japanese.normalization import LINE_BREAKS
 from moelens.japanese.ruby import AnnotatedText, Ruby, ruby_block, ruby_html
 from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, word_bits
+
+_LINE_BREAK = re.compile(f"[{LINE_BREAKS}]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +93,22 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> Annota
 
 
 def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
-    """Yield the morphemes of each sentence; a full stop or a line break ends a sentence."""
+    """Yield the morphemes of each sentence; a full stop or a line break ends a sentence.
+
+    A point before a digit or a Latin letter (3.5, www.example.com) ends none.
+    """
     sentence: list[Morpheme] = []
-    end = 0
+    end, stopped = 0, False
     for morpheme in morphemes:
-        if sentence and end < morpheme.start and "\n" in text[end : morpheme.start]:
+        word = morpheme.word
+        breaks = word.normal in LINE_BREAKS
+        stopped = stopped and not (sentence[-1].word.normal == "．" and word.script in ("digit", "latin"))
+        broken = end < morpheme.start and _LINE_BREAK.search(text, end, morpheme.start)
+        if sentence and (stopped or broken) and not breaks:
             yield sentence
             sentence = []
         sentence.append(morpheme)
-        end = morpheme.end
-        if morpheme.word.pos[1] == "句点":
-            yield sentence
-            sentence = []
+        end, stopped = morpheme.end, breaks or word.pos[1] == "句点"
     if sentence:
         yield sentence
 
@@ -126,7 +134,7 @@ def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) ->
     if not isinstance(rule.plain, str):
         return rule.plain
     words = words or marked
-    written = "".join(m.surface for m in words)
+    written = "".join(m.normal for m in words)
     if rule.plain == "noun":
         return (written,)
     table = rulebook().plain

@@ -20,7 +20,7 @@ CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
 RAISED = ("subject", "object", "addressee", "referent")
 
 #: The word that stands for the start and the end of a sentence in a pattern.
-SENTENCE_EDGE = Word(surface="", pos=("文境界", "*", "*", "*"))
+SENTENCE_EDGE = Word(surface="", normal="", pos=("文境界", "*", "*", "*"))
 
 # What an honorific implies for the register of its sentence; "noun" marks names and things, which imply an honorific
 # register only together with a polite predicate.
@@ -249,7 +249,7 @@ def _passes(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> b
     if feature == "pos":
         found = any("-".join(word.pos[:depth]) in values for depth in (1, 2, 3, 4))
     else:
-        value = getattr(word, feature)
+        value = word.normal if feature == "surface" else getattr(word, feature)
         found = value in values
         if feature in ("ctype", "cform"):  # 五段 matches 五段-ラ行
             found = found or value.partition("-")[0] in values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
-from moelens.tracing.traces import Span, Trace, pieces
+from moelens.tracing.traces import Trace, pieces, spans_from_labels
 
 if TYPE_CHECKING:
     from moelens.japanese import Labels
@@ -121,16 +121,3 @@ class Passages:
             spans_from_labels(self.spans[near], self.classes),
             margin=None if self.margin is None else self.margin[near],
         )
-
-
-def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
-    """Runs of tokens that have a label, from `labels` `[token, label]`, in reading order.
-
-    >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
-    ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
-    """
-    spans = []
-    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
-        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
-    return tuple(sorted(spans))

@@ -31,7 +31,8 @@ class Trace(Displayed):
         tokens: the piece of the text each token stands for; "·" for a further token of the same character.
         layers: layer numbers, the order of axis `layer`.
         experts, weights: `[token, layer, slot]`.
-        spans: honorifics, as first token, token after the last, class.
+        spans: tokens that carry the label of an honorific, those in which it ends, as first token, token after the
+            last, class; see `moelens.japanese.token_labels`.
         entropy, margin: `[token, layer]`, how undecided the router was: the entropy of its scores in nats, and by how
             much the last expert chosen was ahead of the next. None where that is not known.
 
@@ -113,6 +114,19 @@ def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
     return tuple(shown)
 
 
+def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
+    """Runs of tokens that have a label, from `labels` `[token, label]`, in reading order.
+
+    >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
+    ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
+    """
+    spans = []
+    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
+        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
+    return tuple(sorted(spans))
+
+
 def aligned(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Columns of tokens that belong together, -1 where one text has none; what differs is aligned at its end.
 
@@ -144,7 +158,8 @@ def trace(model: HookedMoE, text: str) -> Trace:
         MoeLensError: a text of more than 512 tokens (record it instead), or a model without a tokenizer.
     """
     from moelens.analysis import router_entropy, selection_margin
-    from moelens.japanese import honorifics
+    from moelens.japanese.families import FAMILIES, character_labels, family_columns
+    from moelens.japanese.token_labels import token_labels
 
     ids = model.to_tokens(text)
     if ids.shape[1] > MOST_TOKENS:
@@ -156,13 +171,7 @@ def trace(model: HookedMoE, text: str) -> Trace:
     scores, selection = (seen.get(stage) for stage in STAGES[2:])
     top_k = model.shape.top_k
     spans = token_spans(model.tokenizer, text, ids[0].tolist())
-    inside = [
-        (tokens[0], tokens[-1] + 1, name)
-        for found in honorifics(text)
-        for tokens in [np.flatnonzero((spans.start < found.end) & (spans.end > found.start)).tolist()]
-        for name in found.classes
-        if tokens
-    ]
+    has = token_labels(character_labels(text), spans.start, spans.end)[:, family_columns("honorifics")]
     return Trace(
         model.name,
         text,
@@ -170,7 +179,7 @@ def trace(model: HookedMoE, text: str) -> Trace:
         model.shape.moe_layers,
         seen["hook_expert_indices"].astype(np.int64),
         seen["hook_topk_weights"].astype(np.float32),
-        tuple(inside),
+        spans_from_labels(has, FAMILIES["honorifics"]),
         entropy=None if scores is None else router_entropy(scores),
         margin=selection_margin(selection, top_k) if selection is not None and top_k < selection.shape[-1] else None,
     )

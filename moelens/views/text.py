@@ -86,6 +86,7 @@ def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64
             tokens_html(trace.tokens, experts, weights, spans=trace.spans, layer=layer, values=shown, what=what)
         )
     head = f"{escape(trace.model)} · {len(trace.tokens)} tokens · {trace.experts.shape[-1]} experts a token"
+    head += " · underlined: tokens in which an honorific ends" if trace.spans else ""
     return f"<div>{head}{''.join(rows)}</div>"
 
 
