@@ -33,7 +33,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "function": FUNCTIONS,
     "honorifics": CLASSES,
     "raises": RAISED,
-    "honorific_form": ("prefix", "suffix", "ambiguous", "double"),
+    "honorific_form": ("prefix", "suffix", "ambiguous", "double", "manual"),
     "reference": REFERENCES,
     "register": REGISTERS,
     "document_register": REGISTERS,
@@ -152,6 +152,8 @@ def _label_spans(
             yield span.start, span.end, "honorific_form.ambiguous"
         if span.double:
             yield span.start, span.end, "honorific_form.double"
+        if span.manual:
+            yield span.start, span.end, "honorific_form.manual"
     yield from ((start, end, f"reference.{name}") for start, end, name in reference_labels(text, morphemes, spans))
     sentences = tuple(sentence_registers(text, morphemes, spans))
     for sentence in sentences:

@@ -31,6 +31,7 @@ class HonorificSpan(Displayed):
         plain: Plain equivalents in dictionary form; several if the honorific replaces several words.
         readings: Possible readings if the form is ambiguous (来られる: 尊敬, 可能, 受身), the most likely first.
         double: Whether it is 二重敬語; the accepted double forms (お召し上がりになる, お伺いする) are not.
+        manual: Whether it is マニュアル敬語, a set form of shops (お釣りになります for お釣りです).
         tells: What it implies for the register of its sentence: "honorific", "noun" (honorific unless the predicate is
             plain), "polite" or "nothing".
     """
@@ -44,6 +45,7 @@ class HonorificSpan(Displayed):
     plain: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     double: bool = False
+    manual: bool = False
     tells: str = "nothing"
 
     @property
@@ -62,6 +64,7 @@ class HonorificSpan(Displayed):
             "plain": ", ".join(self.plain),
             "possible readings": ", ".join(self.readings),
             "double": "二重敬語" if self.double else "",
+            "manual": "マニュアル敬語" if self.manual else "",
         }
         return Ruby("・".join(self.classes) or "？", (*self.classes, "")[0], details)
 
@@ -125,6 +128,7 @@ def _span(text: str, rule: Rule, marked: Sequence[Morpheme], words: Sequence[Mor
         plain=_plain(rule, marked, words),
         readings=rule.readings,
         double=rule.double,
+        manual=rule.manual,
         tells=rule.tells,
     )
 

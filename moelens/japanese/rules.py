@@ -11,7 +11,7 @@ from operator import or_
 from typing import Any
 
 from moelens.errors import MoeLensError
-from moelens.japanese.morphology import Word
+from moelens.japanese.morphology import Word, parse_morphemes
 
 #: The five classes: respectful, humble toward someone, courteous, polite, beautifying.
 CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
@@ -78,6 +78,7 @@ class Rule:
     readings: tuple[str, ...] = ()
     tells: str = "nothing"
     double: bool = False
+    manual: bool = False
     heads: tuple[int, ...] = ()
 
     @property
@@ -159,8 +160,30 @@ def _read_rule(
         readings=tuple(entry.get("readings", ())),
         tells=tells,
         double=bool(entry.get("double", False)),
+        manual=bool(entry.get("manual", False)),
         heads=tuple(_heads(pattern)),
     )
+
+
+def is_verbal(word: Word) -> bool:
+    """Whether a word names an act: a verb, a noun that する makes a verb of, or a noun that is the stem of a verb.
+
+    Example:
+        >>> from moelens.japanese import parse_morphemes
+        >>> [is_verbal(parse_morphemes(noun)[0].word) for noun in ("利用", "返し", "話", "席", "子")]
+        [True, True, True, False, False]
+    """
+    if word.pos[0] == "動詞" or "サ変" in word.pos[2]:
+        return True
+    if word.pos[0] != "名詞":
+        return word.pos[0] == "形状詞"
+    stems = (word.normal,) if word.script != "kanji" else (word.normal, word.normal + "し")  # 話 for 話し
+    return any(_is_stem(stem) for stem in stems)
+
+
+def _is_stem(stem: str) -> bool:
+    *found, last = parse_morphemes(stem + "ます")
+    return last.normal == "ます" and [m.pos[0] for m in found] in (["動詞"], ["動詞", "助動詞"])  # 返し, 知らせ
 
 
 def _default_tells(classes: Sequence[str]) -> str:
@@ -190,6 +213,7 @@ def _read_step(
 
     tests = dict(step)
     options = {key: tests.pop(key) for key in ("most", "optional", "context", "word") if key in tests}
+    verbal = tests.pop("verbal", False)
     conditions = [(feature, True, value) for feature, value in tests.items() if feature != "not"]
     conditions += [(feature, False, value) for feature, value in tests.get("not", {}).items()]
     for feature, _, _ in conditions:
@@ -198,6 +222,7 @@ def _read_step(
                 f"rule {rule!r}: expected a step to test {', '.join(_FEATURES)}, got {feature!r}; correct rules.toml"
             )
     key = tuple((feature, wanted, values(value)) for feature, wanted, value in conditions)
+    key += (("verbal", True, frozenset()),) if verbal else ()
     return Step(bit=1 << bits.setdefault(key, len(bits)), **options)
 
 
@@ -246,7 +271,9 @@ def _tests_by_lemma() -> tuple[dict[str, list[tuple[int, tuple[_Test, ...]]]], l
 
 
 def _passes(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> bool:
-    if feature == "pos":
+    if feature == "verbal":
+        found = is_verbal(word)
+    elif feature == "pos":
         found = any("-".join(word.pos[:depth]) in values for depth in (1, 2, 3, 4))
     else:
         value = word.normal if feature == "surface" else getattr(word, feature)
