@@ -92,7 +92,9 @@ def test_constructions(text, expected):
     assert classes(text) == expected
 
 
-@pytest.mark.parametrize("text", ["お釣りになります。", "お席になります。", "八百円のお返しになります。", "お子様ランチになります。"])
+@pytest.mark.parametrize(
+    "text", ["お釣りになります。", "お席になります。", "八百円のお返しになります。", "お子様ランチになります。"]
+)
 def test_manual_honorifics_are_marked_as_such(text):
     assert [span.surface for span in honorifics(text) if span.manual] == ["になり"]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
 from moelens.japanese.morphology import Morpheme, disagreement, parse_morphemes
+from moelens.japanese.references import Reference, references
 from moelens.japanese.rules import CLASSES
 from moelens.japanese.sentence_register import Sentence, register
 
@@ -25,11 +26,13 @@ __all__ = [
     "Labels",
     "Morpheme",
     "Pair",
+    "Reference",
     "Sentence",
     "disagreement",
     "honorifics",
     "pairs",
     "parse_morphemes",
+    "references",
     "register",
 ]
 

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moelens.errors import MoeLensError, unknown
-from moelens.japanese.grammatical_functions import FUNCTIONS, REFERENCES, function_labels, reference_labels
+from moelens.japanese.grammatical_functions import FUNCTIONS, function_labels
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.normalization import normalize, visible_ends
+from moelens.japanese.references import REFERENCES, reference_spans
 from moelens.japanese.rules import CLASSES, RAISED
 from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, sentence_registers
 
@@ -35,6 +36,7 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "raises": RAISED,
     "honorific_form": ("prefix", "suffix", "ambiguous", "double", "manual"),
     "reference": REFERENCES,
+    "reference_evidence": ("evidence",),
     "register": REGISTERS,
     "document_register": REGISTERS,
     "register_evidence": ("evidence",),
@@ -44,7 +46,7 @@ LABEL_FILES: Mapping[str, tuple[str, ...]] = {
     "morphology": ("pos", "script", "goshu", "conjugation", "position", "ending"),
     "function": ("function",),
     "honorifics": ("honorifics", "raises", "honorific_form"),
-    "reference": ("reference",),
+    "reference": ("reference", "reference_evidence"),
     "register": ("register", "document_register", "register_evidence"),
 }
 
@@ -154,7 +156,9 @@ def _label_spans(
             yield span.start, span.end, "honorific_form.double"
         if span.manual:
             yield span.start, span.end, "honorific_form.manual"
-    yield from ((start, end, f"reference.{name}") for start, end, name in reference_labels(text, morphemes, spans))
+    for reference in reference_spans(text, morphemes, spans):
+        yield reference.start, reference.end, f"reference.{reference.label}"
+        yield from ((*place, "reference_evidence.evidence") for place in reference.evidence)
     sentences = tuple(sentence_registers(text, morphemes, spans))
     for sentence in sentences:
         yield *sentence.predicate, f"ending.{sentence.ending}"

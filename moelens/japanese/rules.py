@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, reduce
 from importlib.resources import files
@@ -35,6 +36,7 @@ _RAISED_BY_CLASS = {
 _FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading", "goshu")
 _PLAIN = ("lemma", "verb", "noun")
 _HEAD = 3  # the first words of a match, by which rules that cannot match are ruled out
+_left_out: frozenset[str] = frozenset()  # see `words_left_out`
 _Test = tuple[str, bool, frozenset[str]]  # a feature, whether it has to have one of the values, the values
 
 
@@ -115,6 +117,38 @@ def rulebook() -> RuleBook:
     return read_rules(files("moelens.japanese").joinpath("rules.toml").read_text("utf-8"))
 
 
+@contextmanager
+def words_left_out(words: Iterable[str]) -> Iterator[None]:
+    """Within the context, no rule names these words as the word that its honorific is made of.
+
+    The lists of verbs and nouns in `rules.toml` then lack them, which tells how the rules do on words that nobody
+    listed. Words that form the construction itself (the なる of お待ちになる) remain.
+
+    Args:
+        words: Lemmas of UniDic.
+
+    Example:
+        >>> from moelens.japanese import honorifics
+        >>> with words_left_out(["茶"]):
+        ...     honorifics("お茶を飲む")[0].classes
+        ('尊敬語',)
+    """
+    global _left_out
+    before = _left_out
+    _left_out = before | frozenset(words)
+    try:
+        _forget_rules()
+        yield
+    finally:
+        _left_out = before
+        _forget_rules()
+
+
+def _forget_rules() -> None:
+    for function in (rulebook, word_bits, _rules_by_position, padding_bits, _tests_by_lemma):
+        function.cache_clear()
+
+
 def read_rules(toml: str) -> RuleBook:
     """Read a rule book from the text of a table such as `rules.toml`.
 
@@ -175,7 +209,7 @@ def is_verbal(word: Word) -> bool:
     """
     if word.pos[0] == "動詞" or "サ変" in word.pos[2]:
         return True
-    if word.pos[0] != "名詞":
+    if word.pos[0] not in ("名詞", "接尾辞"):  # UniDic reads the 建て of お建てになる as a suffix
         return word.pos[0] == "形状詞"
     stems = (word.normal,) if word.script != "kanji" else (word.normal, word.normal + "し")  # 話 for 話し
     return any(_is_stem(stem) for stem in stems)
@@ -209,7 +243,8 @@ def _read_step(
 ) -> Step:
     def values(value: str | Sequence[str]) -> frozenset[str]:
         listed = [value] if isinstance(value, str) else value
-        return frozenset(w for v in listed for w in (words[v[1:]] if v.startswith("$") else [v]))
+        named = frozenset(w for v in listed for w in (words[v[1:]] if v.startswith("$") else [v]))
+        return named - _left_out if step.get("word") else named
 
     tests = dict(step)
     options = {key: tests.pop(key) for key in ("most", "optional", "context", "word") if key in tests}
