@@ -270,7 +270,7 @@ def test_families_of_a_sentence(tmp_path):
         "意志・推量",
     ]
     assert shown(labels, "raises") == ["", "", "", "", "subject+addressee", "", "", "", "", "", ""]
-    assert shown(labels, "reference") == ["", "", "", "", "", "", "", "一人称・くだけた", "", "", ""]
+    assert shown(labels, "reference") == ["", "三人称・呼称", "", "", "", "", "", "一人称・くだけた", "", "", ""]
     assert shown(labels, "document_register")[1] == "honorific"
     assert shown(labels, "register_evidence") == ["", "", "", "", "evidence", "", "", "", "", "", ""]
     assert shown(labels, "register") == ["", *["honorific"] * 5, "", *["plain"] * 4]
@@ -308,7 +308,7 @@ def test_labels_on_disk(tmp_path):
         assert pq.read_metadata(tmp_path / "labels" / f"{file}.parquet").num_rows == 6
     assert labels.table("pos", ["lemma"])["lemma"].to_pylist() == ["", "届ける", "。", "", "雨", "。"]
     assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "", "desu-masu", "", "", ""]
-    assert shown(labels, "reference") == ["", "", "主語なし・話し手側", "", "", ""]
+    assert shown(labels, "reference") == ["", "", "主語なし・話し手", "", "", ""]
     assert shown(labels, "register") == ["", "honorific", "honorific", "", "plain", "plain"]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any
 
 from moelens.japanese.honorific_spans import HonorificSpan
@@ -21,7 +22,21 @@ _GIVING = ("呉れる", "下さる")
 _RECEIVING = ("貰う", "頂く", "頂戴")
 _GIVING_TO_OTHERS = ("上げる", "遣る", "差し上げる")
 _FORMAL_NOUNS = ("積り", "事", "筈", "様")
-_INTERROGATIVES = ("何", "何処", "何れ", "何方", "誰", "此れ", "其れ", "彼れ", "何時")
+_NO_PERSONS = (
+    "何",
+    "何れ",
+    "何時",
+    "誰",
+    "此れ",
+    "其れ",
+    "彼れ",
+    "何処",
+    "此処",
+    "其処",
+    "何方",
+    "此方",
+)  # asked for, or things
+_AFTER_NAMES = ("様", "さん", "殿", "ちゃん", "君", "氏", "達", "共", "方")
 _WELCOME = ("助かる", "有り難い", "嬉しい", "幸い", "幸甚")  # 知らせてくれると助かる
 _THINKING = ("思う", "考える", "存ずる", "積り", "聞く", "伺う")  # and what is heard
 _IDIOMS = {("腹", "減る"), ("喉", "渇く"), ("頭", "痛い"), ("気", "為る")}  # states that only the speaker can state
@@ -111,9 +126,16 @@ def dropped_subjects(sentence: Sequence[Morpheme], spans: Sequence[HonorificSpan
 
 
 def _clause_ends(sentence: Sequence[Morpheme]) -> Iterator[int]:
-    for i, m in enumerate(sentence[:-2]):
-        if m.pos[1] == "接続助詞" and m.normal in _CLAUSE_END:
+    for i in range(len(sentence) - 2):
+        if _ends_clause(sentence, i):
             yield i + 1
+
+
+def _ends_clause(words: Sequence[Morpheme], i: int) -> bool:
+    """Whether a word ends a clause: が, から, …, or the last part of ので and のに."""
+    m = words[i]
+    split = i > 0 and m.normal in ("で", "に") and words[i - 1].normal == "の" and words[i - 1].pos[1] == "準体助詞"
+    return split or (m.pos[1] == "接続助詞" and m.normal in _CLAUSE_END)
 
 
 def _clause(words: Sequence[Morpheme], spans: Sequence[HonorificSpan], *, last: bool) -> _Clause | None:
@@ -121,8 +143,8 @@ def _clause(words: Sequence[Morpheme], spans: Sequence[HonorificSpan], *, last: 
     end = len(words)
     while end and ("-".join(words[end - 1].pos[:2]) in _FINAL or words[end - 1].pos[0] in ("補助記号", "感動詞")):
         end -= 1
-    if end and words[end - 1].pos[1] == "接続助詞" and words[end - 1].normal in _CLAUSE_END:
-        end -= 1
+    if end and _ends_clause(words, end - 1):
+        end -= 1 if words[end - 1].pos[1] == "接続助詞" else 2
     start = _predicate_start(words[:end])
     if start == end:
         return None
@@ -168,20 +190,24 @@ def _predicate_start(words: Sequence[Morpheme]) -> int:
 def _has_subject(sentence: Sequence[Morpheme], clause: _Clause) -> bool:
     felt = bool(clause.having("たい", *person_words()["feelings"])) or _idiom(clause)
     began = clause.before[0].start if clause.before else clause.predicate[0].start
-    for i, m in enumerate(sentence):
+    for before, m in pairwise(sentence):
         if m.start >= clause.predicate[0].start:
             return False
-        before = sentence[i - 1] if i else None
-        person = before is not None and (before.pos[0] in ("名詞", "代名詞", "接尾辞") and before.pos[2] != "副詞可能")
-        if m.normal == "は" and m.pos[1] == "係助詞" and person and not felt and not _is_object(clause):
+        if m.normal in ("は", "も", "が") and _is_person(before):
             return True
-        if m.normal == "も" and before is not None and before.pos[0] in ("代名詞", "接尾辞"):
-            return before.lemma not in _INTERROGATIVES
+        noun = before.pos[0] in ("名詞", "代名詞", "接尾辞") and before.pos[2] != "副詞可能"
+        if m.normal == "は" and m.pos[1] == "係助詞" and noun and not felt and not _is_object(clause):
+            return True
         if m.normal == "が" and m.pos[1] == "格助詞" and m.start >= began and not felt:
             return True
-        if felt and m.normal in ("は", "が") and before is not None and before.pos[0] in ("代名詞", "接尾辞"):
-            return before.lemma not in _INTERROGATIVES
     return False
+
+
+def _is_person(m: Morpheme) -> bool:
+    words = person_words()
+    pronoun = m.pos[0] == "代名詞" and m.lemma not in _NO_PERSONS and m.normal[:1] not in "こそあど"
+    named = m.pos[:2] == ("接尾辞", "名詞的") and m.lemma in _AFTER_NAMES
+    return pronoun or named or m.normal in words["titles"] or m.normal in words["kin"]
 
 
 def _is_object(clause: _Clause) -> bool:
@@ -189,9 +215,8 @@ def _is_object(clause: _Clause) -> bool:
     honoured = any("subject" in s.raises or "object" in s.raises for s in clause.spans if s.tells == "honorific")
     command = any(m.cform == "命令形" or m.cform.startswith("意志推量形") for m in clause.predicate)
     command = command or _direction(clause) is not None
-    persons = any(m.pos[0] == "接尾辞" or m.lemma in ("先生", "父", "母", "私", "彼") for m in clause.before)
     asked = bool(clause.asked) and not _is_nominal(clause)
-    return (honoured or command or asked or bool(clause.having(*_GIVING, *_RECEIVING))) and not persons
+    return honoured or command or asked or bool(clause.having(*_GIVING, *_RECEIVING))
 
 
 def _is_nominal(clause: _Clause) -> bool:

@@ -121,7 +121,7 @@ def _persons(sentence: Sequence[Morpheme]) -> Iterator[_Found]:
 
 def _person_length(sentence: Sequence[Morpheme], at: int) -> int:
     """Return how many morphemes from `at` on are a word for a person."""
-    for length in range(_LONGEST, 0, -1):
+    for length in range(min(_LONGEST, len(sentence) - at), 0, -1):
         words = sentence[at : at + length]
         joined = "".join(m.normal for m in words)
         adjacent = all(a.end == b.start for a, b in pairwise(words))

@@ -63,6 +63,14 @@ class Excerpt:
         return self._once("texts", lambda: list(self.recording.texts()))
 
 
+def _underlined(labels: Labels, family: str) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    """What sentences show beside the routes: references with their evidence, or honorifics."""
+    if family != "reference":
+        return labels.matrix("honorifics")
+    (names, has), (more, evidence) = labels.matrix("reference"), labels.matrix("reference_evidence")
+    return (*names, *more), np.concatenate([has, evidence], axis=1)
+
+
 class Passages:
     """Finds, for an expert and a label, sentences in which the expert takes tokens of the label."""
 
@@ -72,7 +80,7 @@ class Passages:
         n_tokens = self.recording.n_tokens
         self.labels = None if excerpt.part else labels  # those of a part would be misread
         self.texts = excerpt.texts()
-        self.classes, spans = labels.matrix("honorifics")
+        self.classes, spans = _underlined(labels, family)
         known = family in labels.families  # a result may be about labels of its own
         self.names, has = labels.matrix(family) if known else ((), spans)
         self.has, self.spans = has[:n_tokens], spans[:n_tokens]

@@ -13,6 +13,7 @@ import traitlets
 from moelens.analysis.result import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
+from moelens.japanese.families import FAMILIES
 from moelens.japanese.minimal_pairs import kinds
 from moelens.views.cards import card_html
 from moelens.views.frontend import module
@@ -36,6 +37,7 @@ KIND = {
     "謙譲語II": "humble",
     "丁寧語": "polite-ending",
     "美化語": "beautifying",
+    **{name: "pronoun" for name in FAMILIES["reference"] if name.startswith(("一人称", "二人称"))},
 }
 HISTORY = 8
 HEAD = "letter-spacing: .08em; font-size: 80%; opacity: .7"

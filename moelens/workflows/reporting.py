@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from moelens.interventions.preference import Preferences
 
 TITLE = "Which experts handle Japanese honorifics and morphology?"
-FAMILIES = ("honorifics", "honorifics within token", "pos")
+FAMILIES = ("honorifics", "honorifics within token", "reference", "pos")
+SHOWN = ("honorifics", "reference")  # in example sentences
 EXAMPLES = 2  # sentences a class
+LABELS = 5  # of a family with example sentences, the most frequent
 
 
 def report(
@@ -46,8 +48,8 @@ def report(
         recording: or the folder of one.
         out: file to write, replaced if it is there.
         labels: of the recording; None for those in its folder, written if there are none yet.
-        results: results of `analyze` by their names; None for honorifics, honorifics within token identity and
-            parts of speech, computed here.
+        results: results of `analyze` by their names; None for honorifics, honorifics within token identity,
+            references to persons and parts of speech, computed here.
         notes: further limits of what is shown, a sentence each.
         effects: what `effect`, `causes` or `prefer` found of the recorded model: so what?
         permutations: of documents, in each test.
@@ -119,12 +121,11 @@ def describe(
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     ]
-    shown = results.get("honorifics")
     return Report(
         title=title,
         model=about,
         results=results,
-        examples=() if shown is None else tuple(examples(recording, labels, shown)),
+        examples=tuple(e for name in SHOWN if name in results for e in examples(recording, labels, results[name])),
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
@@ -134,7 +135,8 @@ def describe(
 def examples(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
     """For each class, sentences in which its strongest expert takes many of its tokens."""
     found = Passages(recording, labels, result.family)
-    for label in result.names:
+    frequent = sorted(np.argsort(-result.label_tokens, kind="stable")[:LABELS].tolist())
+    for label in (result.names[i] for i in frequent):
         for best in result.top(1, label):
             at = recording.layers.index(best.layer)
             for trace in found.find(best.layer, best.expert, label)[:EXAMPLES]:
