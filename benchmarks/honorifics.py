@@ -10,9 +10,9 @@ honorifics), `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_uni
 "Left out" means that the lists of words in the rules lack the words on which the rules are judged: for J-UniMorph, one
 lemma at a time; for KeiCO, ten fields at a time, and the words that occur in no other field.
 
-The raters of KeiCO and 敬語の指針 differ: 380 sentences rated 3 or 4 contain forms that the guideline calls 尊敬語 or
-謙譲語I (お話, お会いする, お待ちください). "Guideline's forms compatible" counts such sentences as right if they are
-found by one of the rules in GUIDELINE_FORMS.
+The raters of KeiCO and 敬語の指針 differ: of the development sentences rated 3 or 4, 263 have a form that the guideline
+calls 尊敬語 or 謙譲語I all the same (お話, お会いする, お待ちください). "Guideline's forms compatible" counts a sentence as
+right if one of the rules in GUIDELINE_FORMS decides its register; it is an upper bound.
 
 "Beyond polite" means the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
 申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates some similar

@@ -68,7 +68,7 @@ def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
     return layers
 
 
-def _underlined(trace: Trace) -> str:
+def _what_ends(trace: Trace) -> str:
     return "an honorific" if all(name in CLASS_STYLE for _, _, name in trace.spans) else "a label"
 
 
@@ -90,7 +90,7 @@ def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64
             tokens_html(trace.tokens, experts, weights, spans=trace.spans, layer=layer, values=shown, what=what)
         )
     head = f"{escape(trace.model)} · {len(trace.tokens)} tokens · {trace.experts.shape[-1]} experts a token"
-    head += f" · underlined: tokens in which {_underlined(trace)} ends" if trace.spans else ""
+    head += f" · underlined: tokens in which {_what_ends(trace)} ends" if trace.spans else ""
     return f"<div>{head}{''.join(rows)}</div>"
 
 
