@@ -8,11 +8,11 @@ honorifics), `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_uni
 (UD Japanese-GSD: short units of UniDic). A part without a file is skipped.
 
 "Left out" means that the lists of words in the rules lack the words on which the rules are judged: for J-UniMorph, one
-lemma at a time; for KeiCO, ten fields at a time, and the words that occur in no other field.
+lemma at a time; for KeiCO, the words that occur in no other tenth of its fields.
 
 The raters of KeiCO and 敬語の指針 differ: of the development sentences rated 3 or 4, 263 have a form that the guideline
-calls 尊敬語 or 謙譲語I all the same (お話, お会いする, お待ちください). "Guideline's forms compatible" counts a sentence as
-right if one of the rules in GUIDELINE_FORMS decides its register; it is an upper bound.
+calls 尊敬語 or 謙譲語I all the same (お話, お会いする). "Guideline's forms compatible" counts a sentence as right if
+one of the rules in GUIDELINE_FORMS decides its register; it is an upper bound.
 
 "Beyond polite" means the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
 申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates some similar
@@ -93,7 +93,8 @@ def by_field(fields: Sequence[str], predicted: Sequence[bool], gold: Sequence[bo
     f1 = {}
     for field in dict.fromkeys(fields):
         chosen = [i for i, name in enumerate(fields) if name == field]
-        f1[field] = scores(*([values[i] for i in chosen] for values in (fields, predicted, gold)))["f1"]
+        of_field = scores([field] * len(chosen), [predicted[i] for i in chosen], [gold[i] for i in chosen])
+        f1[field] = of_field["f1"]
     ordered = sorted(f1, key=f1.__getitem__)
     return {
         "fields": len(f1),

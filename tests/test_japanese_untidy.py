@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_japanese import CORPUS, FakeRecording
 
 from moelens.errors import MoeLensError
 from moelens.japanese import Labels, honorifics, morphology, parse_morphemes, register
 from moelens.japanese.families import character_labels
 from moelens.japanese.normalization import _CONTINUING, normalize
-from test_japanese import CORPUS, FakeRecording
 
 TEXT = "ご多忙のところ恐れ入りますが、どうぞご覧ください。お客様がロビーでお待ちでいらっしゃいます。"
 SENTENCES = st.lists(st.sampled_from([row["text"] for row in CORPUS]), min_size=1, max_size=3).map("".join)

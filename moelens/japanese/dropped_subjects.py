@@ -231,6 +231,10 @@ def _idiom(clause: _Clause) -> bool:
     return any(noun in lemmas and verb in lemmas for noun, verb in _IDIOMS)
 
 
+def _after_object(clause: _Clause) -> bool:
+    return bool(clause.before) and clause.before[-1].normal == "を"
+
+
 def _places(words: Sequence[Morpheme]) -> tuple[tuple[int, int], ...]:
     return tuple((m.start, m.end) for m in words)
 
@@ -244,7 +248,7 @@ def _request(clause: _Clause) -> _Evidence | None:
     giving = clause.having(*_GIVING, *_RECEIVING)
     linked = any(map(_is_te, clause.predicate)) or any(s.rule.startswith("o-") for s in clause.spans)
     received = any(m.lemma in ("貰う", "頂く") and m.normal[-1:] not in "えけ" for m in giving)  # no 可能動詞
-    linked = linked or (clause.before[-1:] and clause.before[-1].normal == "を")
+    linked = linked or _after_object(clause)
     if giving and clause.asked and linked and not received and not clause.having("た"):
         return "聞き手", "依頼", _places((*giving, *clause.asked))
     wish = clause.having("願う")
@@ -316,8 +320,7 @@ def _humble(clause: _Clause) -> _Evidence | None:
 
 
 def _receiving(clause: _Clause) -> _Evidence | None:
-    has_object = clause.before[-1:] and clause.before[-1].normal == "を"
-    given = clause.having(*_GIVING_TO_OTHERS) if has_object or any(map(_is_te, clause.predicate)) else ()
+    given = clause.having(*_GIVING_TO_OTHERS) if _after_object(clause) or any(map(_is_te, clause.predicate)) else ()
     found = clause.having(*_RECEIVING) or given
     return ("聞き手" if clause.asked else "話し手", "もらう", _places((*found, *clause.asked))) if found else None
 
