@@ -3,8 +3,16 @@
     python -m benchmarks.honorifics FOLDER [--json]
 
 FOLDER contains the files of any split, which are recognised by their names: `keico_*.csv` (KeiCO: levels of
-honorifics), `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms)
-and `*gsd*.conllu` (UD Japanese-GSD: short units of UniDic). A part without a file is skipped.
+honorifics), `cocoa_mt_ja_*/` (CoCoA-MT: formal and informal references), `j_unimorph_*.tsv` (J-UniMorph: verb forms),
+`keigo_transfer_*.csv` (sentences that annotators made more polite, with the classes that they added) and `*gsd*.conllu`
+(UD Japanese-GSD: short units of UniDic). A part without a file is skipped.
+
+"Left out" means that the lists of words in the rules lack the words on which the rules are judged: for J-UniMorph, one
+lemma at a time; for KeiCO, the words that occur in no other tenth of its fields.
+
+The raters of KeiCO and 敬語の指針 differ: of the development sentences rated 3 or 4, 263 have a form that the guideline
+calls 尊敬語 or 謙譲語I all the same (お話, お会いする). "Guideline's forms compatible" counts a sentence as right if
+one of the rules in GUIDELINE_FORMS decides its register; it is an upper bound.
 
 "Beyond polite" means the register "honorific": 尊敬語 or 謙譲語 that raises someone, or words that go with it (恐縮,
 申し訳ありません). Set phrases (ありがとうございます, お元気ですか) and いかが are polite. KeiCO rates some similar
@@ -16,18 +24,23 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import moelens
 from moelens.japanese import HonorificSpan, honorifics, parse_morphemes, register
+from moelens.japanese.rules import words_left_out
 
 REGISTERS = ("plain", "polite", "honorific")  # of a sentence, the highest last
+# The rules of the general constructions of the guideline, which name no words: お名前, お会いする, お待ちください, …
+GUIDELINE_FORMS = ("prefix", "o-suru", "o-kudasaru", "o-ni-naru", "o-itadaku", "o-desu", "o-adjective")
+FOLDS = 10  # of the fields of KeiCO
 SHOWN = 25  # how many disagreements are listed for each measure
 Scores = dict[str, Any]
 
@@ -60,12 +73,77 @@ def keico(folder: Path) -> Iterator[tuple[str, Scores]]:
     texts, gold = [row["本文"] for row in rows], [int(row["Level"]) for row in rows]
     found = [level(text) for text in texts]
     yield "KeiCO: any honorific, Level <= 3", scores(texts, [f >= 1 for f in found], [g <= 3 for g in gold])
-    yield "KeiCO: beyond polite, Level <= 2", scores(texts, [f >= 2 for f in found], [g <= 2 for g in gold])
+    beyond, honoured = [f >= 2 for f in found], [g <= 2 for g in gold]
+    yield "KeiCO: beyond polite, Level <= 2", scores(texts, beyond, honoured)
+    general = [f and uses_general_form(text) for f, text in zip(beyond, texts, strict=True)]
+    lenient = [h or g for h, g in zip(honoured, general, strict=True)]
+    yield "KeiCO: beyond polite, guideline's forms compatible", scores(texts, beyond, lenient)
+    yield "KeiCO: beyond polite, by field", by_field([row["フィールド"] for row in rows], beyond, honoured)
+    without = levels_without_fields(texts, [row["フィールド"] for row in rows])
+    yield "KeiCO: beyond polite, fields left out", scores(texts, [f >= 2 for f in without], honoured)
+
+
+def uses_general_form(text: str) -> bool:
+    """Whether one of the general constructions decides the register of a sentence."""
+    return any(span.rule in GUIDELINE_FORMS for sentence in register(text) for span in sentence.evidence)
+
+
+def by_field(fields: Sequence[str], predicted: Sequence[bool], gold: Sequence[bool]) -> Scores:
+    """Return the distribution of F1 over the fields of KeiCO."""
+    f1 = {}
+    for field in dict.fromkeys(fields):
+        chosen = [i for i, name in enumerate(fields) if name == field]
+        of_field = scores([field] * len(chosen), [predicted[i] for i in chosen], [gold[i] for i in chosen])
+        f1[field] = of_field["f1"]
+    ordered = sorted(f1, key=f1.__getitem__)
+    return {
+        "fields": len(f1),
+        "median F1": f1[ordered[len(ordered) // 2]],
+        "lowest tenth F1": f1[ordered[len(ordered) // 10]],
+        "lowest": [f"{field} {f1[field]}" for field in ordered[:10]],
+    }
+
+
+def levels_without_fields(texts: Sequence[str], fields: Sequence[str]) -> list[int]:
+    """Return the level of each text, found without the words that only its tenth of the fields has."""
+    fold = [hashlib.sha256(field.encode()).digest()[0] % FOLDS for field in fields]
+    lemmas = [{m.lemma for m in parse_morphemes(text)} for text in texts]
+    found = [0] * len(texts)
+    for number in range(FOLDS):
+        inside = [i for i, f in enumerate(fold) if f == number]
+        elsewhere = set().union(*(lemmas[i] for i, f in enumerate(fold) if f != number))
+        with words_left_out(set().union(*(lemmas[i] for i in inside)) - elsewhere):
+            for i in inside:
+                found[i] = level(texts[i])
+    return found
+
+
+def transfer(folder: Path) -> Iterator[tuple[str, Scores]]:
+    """Yield the recall of the classes that annotators of the keigo transfer task added to sentences."""
+    rows = [r for path in folder.glob("keigo_transfer_*.csv") for r in csv.DictReader(path.open(encoding="utf-8-sig"))]
+    for name in ("尊敬語", "謙譲語", "丁寧語"):
+        chosen = [row for row in rows if name in row["labels"]]
+        missed = [r["converted"] for r in chosen if count(r["converted"], name) <= count(r["source"], name)]
+        yield (
+            f"Keigo transfer: {name} added",
+            {
+                "recall": round(1 - len(missed) / max(len(chosen), 1), 4),
+                "n": len(chosen),
+                "gold, not predicted": [len(missed), *missed[:SHOWN]],
+            },
+        )
+
+
+def count(text: str, name: str) -> int:
+    """Return how many honorifics of a class a text has; 謙譲語 stands for both of its kinds."""
+    return sum(any(c.startswith(name) for c in span.classes) for span in honorifics(text))
 
 
 def cocoa(folder: Path) -> Iterator[tuple[str, Scores]]:
     """Yield the scores on CoCoA-MT."""
-    texts, gold, formal = [], [], []
+    texts: list[str] = []
+    gold: list[bool] = []
+    formal: list[tuple[str, str]] = []
     for path in sorted(folder.glob("cocoa_mt_ja_*/*.formal.annotated")):
         references = [p.read_text("utf-8").splitlines() for p in (path, informal_of(path))]
         for is_formal, lines in zip((True, False), references, strict=True):
@@ -120,11 +198,14 @@ def formal_spans(formal: str, informal: str) -> Iterator[tuple[str, str, bool, b
 def unimorph(folder: Path) -> Iterator[tuple[str, Scores]]:
     """Yield the scores on J-UniMorph."""
     tags: dict[str, set[str]] = defaultdict(set)  # a form can be both passive and honorific
+    lemma_of = {}
     for path in folder.glob("j_unimorph_*.tsv"):
         for line in path.read_text("utf-8").splitlines()[1:]:
-            _, form, label, _ = line.split("\t")
+            lemma, form, label, _ = line.split("\t")
+            lemma_of[form] = lemma
             tags[form] |= set(label.split(";"))
     forms, found = list(tags), [honorifics(form) for form in tags]
+    without = found_without_lemmas(forms, lemma_of)
     for tag, has in (("HUMB", humble), ("POL", polite), ("ELEV", elevated)):
         gold = [tag in tags[form] for form in forms]
         strict = [has(spans) for spans in found]
@@ -132,6 +213,16 @@ def unimorph(folder: Path) -> Iterator[tuple[str, Scores]]:
             lenient = [g if ambiguous(f) else s for s, g, f in zip(strict, gold, found, strict=True)]
             yield "J-UniMorph: ELEV, ambiguous (ら)れる compatible", scores(forms, lenient, gold)
         yield f"J-UniMorph: {tag}", scores(forms, strict, gold)
+        yield f"J-UniMorph: {tag}, lemma left out", scores(forms, [has(spans) for spans in without], gold)
+
+
+def found_without_lemmas(forms: Sequence[str], lemma_of: Mapping[str, str]) -> list[Sequence[HonorificSpan]]:
+    """Return the honorifics of each form, found without the lemma that it is a form of."""
+    found: dict[str, Sequence[HonorificSpan]] = {}
+    for lemma in dict.fromkeys(lemma_of.values()):
+        with words_left_out({lemma, *(m.lemma for m in parse_morphemes(lemma))}):
+            found |= {form: honorifics(form) for form in forms if lemma_of[form] == lemma}
+    return [found[form] for form in forms]
 
 
 def humble(spans: Iterable[HonorificSpan]) -> bool:
@@ -240,7 +331,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print all figures and disagreements as JSON")
     parser.add_argument("--no-speed", action="store_true", help="do not measure the speed")
     args = parser.parse_args()
-    parts = {"keico_*.csv": keico, "cocoa_mt_ja_*": cocoa, "j_unimorph_*.tsv": unimorph, "*gsd*.conllu": gsd}
+    parts = {
+        "keico_*.csv": keico,
+        "cocoa_mt_ja_*": cocoa,
+        "j_unimorph_*.tsv": unimorph,
+        "keigo_transfer_*.csv": transfer,
+        "*gsd*.conllu": gsd,
+    }
     measures = {
         name: s for pattern, part in parts.items() if any(args.folder.glob(pattern)) for name, s in part(args.folder)
     }

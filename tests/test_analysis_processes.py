@@ -30,7 +30,7 @@ def test_controls_of_a_recording(recording: moelens.Recording, given: str | tupl
     assert found.provenance["given"] == " × ".join((given,) if isinstance(given, str) else given)
     assert found.provenance["recording"] == str(recording.path)
     assert found.provenance["moelens"] == moelens.__version__
-    assert "last" in found.provenance["labels"]
+    assert "ends in it" in found.provenance["labels"]
     assert not np.isnan(found.low[np.isfinite(found.p)]).any()
 
 

@@ -64,7 +64,7 @@ def test_record_label_analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path
         "どうぞ召し上がってください。",
     ]
     corpus = tmp_path / "corpus.txt"
-    corpus.write_text("\n".join(texts * 6), encoding="utf-8")
+    corpus.write_text("\n".join(texts * 8), encoding="utf-8")
     out = str(tmp_path / "run")
     assert run(capsys, "record", "demo", str(corpus), "--out", out)[0] == 0
     assert run(capsys, "label", out)[0] == 0

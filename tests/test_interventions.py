@@ -216,7 +216,7 @@ def test_masks_and_labels_select_tokens(ids: Tensor) -> None:
     piece = tokens.index(next(t for t in tokens if "ました" in model.tokenizer.convert_tokens_to_string([t])))
     assert both[1].all()
     assert not both[0].all()
-    assert both[0, piece], "ました is 丁寧語 only"
+    assert not both[0, piece], "いらっしゃい ends in いました"
     assert torch.equal(both[0, : len(tokens)], kept(remove(layer, experts, at="honorifics.尊敬語"))[0])
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
 from moelens.japanese import CLASSES, Labels, disagreement, honorifics, parse_morphemes, register
 from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, character_labels
-from moelens.japanese.labels import token_labels
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, script_of
 from moelens.japanese.rules import Rule, read_rules, rulebook
+from moelens.japanese.token_labels import policy_in_words, token_labels
 
 REGISTERS = ("customer service", "contracts and notices", "internal mail", "conversation", "narration")
 CORPUS = [json.loads(line) for line in files("moelens.demo").joinpath("corpus.jsonl").read_text("utf-8").splitlines()]
@@ -224,6 +224,7 @@ def shown(labels: Labels, family: str) -> list[str]:
 
 
 POLICIES = [
+    ("ends", ["", "名詞", "助詞", "", "動詞+助動詞"], ["", "", "", "", "尊敬語+丁寧語"]),
     ("last", ["", "名詞", "動詞", "動詞", "助動詞"], ["", "", "尊敬語", "尊敬語", "丁寧語"]),
     ("any", ["", "名詞", "動詞+助詞", "動詞", "動詞+助動詞"], ["", "", "尊敬語", "尊敬語", "尊敬語+丁寧語"]),
     ("majority", ["", "名詞", "", "動詞", "助動詞"], ["", "", "", "尊敬語", "丁寧語"]),
@@ -258,20 +259,21 @@ def test_families_of_a_sentence(tmp_path):
     assert shown(labels, "function") == [
         "",
         "",
-        "",
+        "格助詞が",
         "",
         "丁寧",
         "終助詞か",
         "",
         "",
         "係助詞は",
-        "意志・推量",
+        "",
         "意志・推量",
     ]
-    assert shown(labels, "raises") == ["", "", "subject", "subject", "addressee", "", "", "", "", "", ""]
-    assert shown(labels, "reference") == ["", "", "", "", "", "", "", "一人称・くだけた", "", "", ""]
+    assert shown(labels, "raises") == ["", "", "", "", "subject+addressee", "", "", "", "", "", ""]
+    assert shown(labels, "reference") == ["", "三人称・呼称", "", "", "", "", "", "一人称・くだけた", "", "", ""]
     assert shown(labels, "document_register")[1] == "honorific"
-    assert shown(labels, "register_evidence") == ["", "", "evidence", "evidence", "", "", "", "", "", "", ""]
+    assert shown(labels, "register_evidence") == ["", "", "", "", "evidence", "", "", "", "", "", ""]
+    assert shown(labels, "register") == ["", *["honorific"] * 5, "", *["plain"] * 4]
 
 
 def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
@@ -293,27 +295,28 @@ def test_labels_on_disk(tmp_path):
     Labels.create(recording)
     labels = Labels.open(recording)
     assert labels.families == tuple(FAMILIES)
-    assert shown(labels, "honorifics") == ["", "謙譲語I+謙譲語II", "", "", "", ""]
-    assert shown(labels, "script") == ["", "mixed", "punctuation", "", "kanji", "punctuation"]
-    assert shown(labels, "ending") == ["", "", "", "", "体言止め", ""]
-    assert labels.metadata["policy"] == "last"
+    assert shown(labels, "honorifics") == ["", "", "謙譲語I+謙譲語II+丁寧語", "", "", ""]
+    assert shown(labels, "script") == ["", "hiragana+mixed", "hiragana+punctuation", "", "kanji", "punctuation"]
+    assert shown(labels, "ending") == ["", "", "敬体", "", "体言止め", ""]
+    assert list(labels.metadata) == ["analyser", "dictionary", "rules", "policy", "alignment", "normalized"]
+    assert labels.metadata["policy"] == policy_in_words("ends")
+    assert labels.metadata["normalized"] == "nothing"
     assert labels.metadata["rules"] == rulebook().version
     assert re.fullmatch(r"fugashi \d[\d.]*", labels.metadata["analyser"])
     assert re.fullmatch(r"unidic-lite \d[\d.]*", labels.metadata["dictionary"])
     for file in LABEL_FILES:
         assert pq.read_metadata(tmp_path / "labels" / f"{file}.parquet").num_rows == 6
     assert labels.table("pos", ["lemma"])["lemma"].to_pylist() == ["", "届ける", "。", "", "雨", "。"]
-    assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "o-itasu", "", "", "", ""]
-    assert labels.table("honorifics", ["plain"])["plain"].to_pylist() == ["", "届ける", "", "", "", ""]
-    assert shown(labels, "reference") == ["", "主語なし・話し手側", "", "", "", ""]
+    assert labels.table("honorifics", ["rule"])["rule"].to_pylist() == ["", "", "desu-masu", "", "", ""]
+    assert shown(labels, "reference") == ["", "", "主語なし・話し手", "", "", ""]
     assert shown(labels, "register") == ["", "honorific", "honorific", "", "plain", "plain"]
 
 
 def test_what_an_ambiguous_form_may_be_stands_beside_it(tmp_path):
     table = Labels.create(FakeRecording(tmp_path, "食べ|られ|ます|。")).table("honorifics")
-    assert table["honorific_form.ambiguous"].to_pylist() == [False, True, True, False, False]
-    assert table["readings"].to_pylist() == ["", "可能・受身・尊敬", "可能・受身・尊敬", "", ""]
-    assert table["plain"].to_pylist() == ["", "食べる", "食べる", "", ""]
+    assert table["honorific_form.ambiguous"].to_pylist() == [False, False, True, False, False]
+    assert table["readings"].to_pylist() == ["", "", "可能・受身・尊敬", "", ""]
+    assert table["plain"].to_pylist() == ["", "", "食べる", "", ""]
 
 
 @pytest.mark.parametrize("found", [parse_morphemes("先生が来る"), honorifics("お届けします"), register("雨です。")])
@@ -341,7 +344,7 @@ def test_errors_of_labels(tmp_path):
     )
     with pytest.raises(UnknownNameError) as policy:
         Labels.create(recording, "first")
-    assert str(policy.value) == "unknown label policy 'first'; allowed: last, any, majority"
+    assert str(policy.value) == "unknown label policy 'first'; allowed: ends, last, any, majority"
     labels = Labels.create(recording)
     with pytest.raises(UnknownNameError) as family:
         labels.matrix("敬語")
@@ -365,13 +368,15 @@ def test_policies_against_a_plain_reference(text, data):
     places = [i for i in range(start, end) if inside[i]]
     rows = [characters[i] for i in places]
     nothing = np.zeros(characters.shape[1], dtype=bool)
+    ending = [labels.ends[i] for i in range(start, end)]
     expected = {
+        "ends": np.any(ending, axis=0) if ending else nothing,
         "last": rows[-1] if rows else nothing,
         "any": np.any(rows, axis=0) if rows else nothing,
         "majority": 2 * np.sum(rows, axis=0) > len(rows) if rows else nothing,
     }
     for policy, row in expected.items():
-        found = token_labels(characters, np.array([start], np.int32), np.array([end], np.int32), policy, inside)
+        found = token_labels(labels, np.array([start], np.int32), np.array([end], np.int32), policy)
         np.testing.assert_array_equal(found, [row])
 
 

@@ -186,8 +186,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _RECORDING,
                     option(
                         "--policy",
-                        default="last",
-                        help="characters that decide the label of a token: last, majority or any (%(default)s)",
+                        default="ends",
+                        help="labels that a token carries: of what ends in it (ends), its last character (last), "
+                        "or of all (any) or most (majority) of its characters (%(default)s)",
                     ),
                     option(
                         "--analyser", default="fugashi", help="morphological analyser: fugashi or sudachi (%(default)s)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moelens.errors import CheckError, MoeLensError
 from moelens.japanese.families import COLUMNS, character_labels, require_label, text_labels
-from moelens.japanese.labels import token_labels
+from moelens.japanese.token_labels import token_labels
 from moelens.models.tokens import token_spans
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def _running_part(model: HookedMoE, mask: Tensor) -> Tensor:
 
 
 def _label_mask(model: HookedMoE, ids: Tensor, name: str) -> Tensor:
-    """Return the tokens whose last character has this label in the decoded text, bool `[batch, pos]`."""
+    """Return the tokens that carry this label in the decoded text, bool `[batch, pos]`; see `token_labels`."""
     column, tokenizer, rows = COLUMNS.index(require_label(name, text_labels())), model.tokenizer, []
     for row in ids.tolist():
         text = tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        spans, labels = token_spans(tokenizer, text, row), character_labels(text)
-        rows.append(token_labels(labels.has, spans.start, spans.end, "last", labels.morpheme >= 0)[:, column])
+        spans = token_spans(tokenizer, text, row)
+        rows.append(token_labels(character_labels(text), spans.start, spans.end)[:, column])
     return torch.from_numpy(np.stack(rows))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from moelens.errors import MoeLensError, unknown
-from moelens.japanese.grammatical_functions import FUNCTIONS, REFERENCES, function_labels, reference_labels
+from moelens.japanese.grammatical_functions import FUNCTIONS, function_labels
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
+from moelens.japanese.normalization import normalize, visible_ends
+from moelens.japanese.references import REFERENCES, reference_spans
 from moelens.japanese.rules import CLASSES, RAISED
 from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, sentence_registers
 
@@ -32,8 +34,9 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     "function": FUNCTIONS,
     "honorifics": CLASSES,
     "raises": RAISED,
-    "honorific_form": ("prefix", "suffix", "ambiguous", "double"),
+    "honorific_form": ("prefix", "suffix", "ambiguous", "double", "manual"),
     "reference": REFERENCES,
+    "reference_evidence": ("evidence",),
     "register": REGISTERS,
     "document_register": REGISTERS,
     "register_evidence": ("evidence",),
@@ -43,13 +46,26 @@ LABEL_FILES: Mapping[str, tuple[str, ...]] = {
     "morphology": ("pos", "script", "goshu", "conjugation", "position", "ending"),
     "function": ("function",),
     "honorifics": ("honorifics", "raises", "honorific_form"),
-    "reference": ("reference",),
+    "reference": ("reference", "reference_evidence"),
     "register": ("register", "document_register", "register_evidence"),
 }
+
+#: The families that describe a whole sentence or document, and so each of its tokens.
+WHOLE = ("register", "document_register")
 
 #: All labels, with their families ("honorifics.尊敬語").
 COLUMNS = tuple(f"{family}.{name}" for family, names in FAMILIES.items() for name in names)
 _INDEX = {column: i for i, column in enumerate(COLUMNS)}
+
+
+def family_columns(family: str) -> list[int]:
+    """Return the places of a family's labels in `COLUMNS`.
+
+    Example:
+        >>> [COLUMNS[i] for i in family_columns("register_evidence")]
+        ['register_evidence.evidence']
+    """
+    return [i for i, column in enumerate(COLUMNS) if column.partition(".")[0] == family]
 
 
 @dataclass(frozen=True)
@@ -58,15 +74,21 @@ class CharacterLabels:
 
     Attributes:
         has: Whether a character has a label, bool `[character, column]`, with the columns of `COLUMNS`.
+        ends: Whether a character is the last one of a morpheme or span with a label, bool `[character, column]`. Every
+            character of a sentence counts as the last one for the labels in `WHOLE`.
         morpheme: Index of the morpheme that a character belongs to, `[character]`; -1 between morphemes.
         morphemes: The morphemes of the text.
         honorific: The honorific that a character belongs to, `[character]`; None for other characters.
+        normalized: How many characters the analyser read in another form, by kind (see `normalize`); for "katakana",
+            how many words it read in hiragana.
     """
 
     has: Bools
+    ends: Bools
     morpheme: _Ints
     morphemes: tuple[Morpheme, ...]
     honorific: list[HonorificSpan | None]
+    normalized: Mapping[str, int]
 
 
 def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabels:
@@ -86,6 +108,8 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
     """
     morphemes = parse_morphemes(text, analyser)
     has: Bools = np.zeros((len(text), len(COLUMNS)), dtype=np.bool_)
+    ends = has.copy()
+    visible = visible_ends(text)
     inside = np.full(len(text), -1, dtype=np.int64)
     honorific: list[HonorificSpan | None] = [None] * len(text)
     for number, m in enumerate(morphemes):
@@ -94,7 +118,17 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
         index = _INDEX.get(column)
         if index is not None:
             has[start:end, index] = True
-    return CharacterLabels(has, inside, morphemes, honorific)
+            if column.partition(".")[0] in WHOLE:
+                ends[start:end, index] = True
+            else:
+                ends[max(visible[end] - 1, start), index] = True
+    return CharacterLabels(has, ends, inside, morphemes, honorific, _normalized(text, morphemes))
+
+
+def _normalized(text: str, morphemes: Sequence[Morpheme]) -> dict[str, int]:
+    """Return `CharacterLabels.normalized`."""
+    katakana = sum(m.surface != m.normal and normalize(m.surface).text != m.normal for m in morphemes)
+    return {**normalize(text).counts, **({"katakana": katakana} if katakana else {})}
 
 
 def _label_spans(
@@ -120,7 +154,11 @@ def _label_spans(
             yield span.start, span.end, "honorific_form.ambiguous"
         if span.double:
             yield span.start, span.end, "honorific_form.double"
-    yield from ((start, end, f"reference.{name}") for start, end, name in reference_labels(text, morphemes, spans))
+        if span.manual:
+            yield span.start, span.end, "honorific_form.manual"
+    for reference in reference_spans(text, morphemes, spans):
+        yield reference.start, reference.end, f"reference.{reference.label}"
+        yield from ((*place, "reference_evidence.evidence") for place in reference.evidence)
     sentences = tuple(sentence_registers(text, morphemes, spans))
     for sentence in sentences:
         yield *sentence.predicate, f"ending.{sentence.ending}"

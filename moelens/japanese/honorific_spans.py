@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, parse_morphemes
+from moelens.japanese.normalization import LINE_BREAKS
 from moelens.japanese.ruby import AnnotatedText, Ruby, ruby_block, ruby_html
 from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, word_bits
+
+_LINE_BREAK = re.compile(f"[{LINE_BREAKS}]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class HonorificSpan(Displayed):
         plain: Plain equivalents in dictionary form; several if the honorific replaces several words.
         readings: Possible readings if the form is ambiguous (来られる: 尊敬, 可能, 受身), the most likely first.
         double: Whether it is 二重敬語; the accepted double forms (お召し上がりになる, お伺いする) are not.
+        manual: Whether it is マニュアル敬語, a set form of shops (お釣りになります for お釣りです).
         tells: What it implies for the register of its sentence: "honorific", "noun" (honorific unless the predicate is
             plain), "polite" or "nothing".
     """
@@ -40,6 +45,7 @@ class HonorificSpan(Displayed):
     plain: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     double: bool = False
+    manual: bool = False
     tells: str = "nothing"
 
     @property
@@ -58,6 +64,7 @@ class HonorificSpan(Displayed):
             "plain": ", ".join(self.plain),
             "possible readings": ", ".join(self.readings),
             "double": "二重敬語" if self.double else "",
+            "manual": "マニュアル敬語" if self.manual else "",
         }
         return Ruby("・".join(self.classes) or "？", (*self.classes, "")[0], details)
 
@@ -89,18 +96,22 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> Annota
 
 
 def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
-    """Yield the morphemes of each sentence; a full stop or a line break ends a sentence."""
+    """Yield the morphemes of each sentence; a full stop or a line break ends a sentence.
+
+    A point before a digit or a Latin letter (3.5, www.example.com) ends none.
+    """
     sentence: list[Morpheme] = []
-    end = 0
+    end, stopped = 0, False
     for morpheme in morphemes:
-        if sentence and end < morpheme.start and "\n" in text[end : morpheme.start]:
+        word = morpheme.word
+        breaks = word.normal in LINE_BREAKS
+        stopped = stopped and not (sentence[-1].word.normal == "．" and word.script in ("digit", "latin"))
+        broken = end < morpheme.start and _LINE_BREAK.search(text, end, morpheme.start)
+        if sentence and (stopped or broken) and not breaks:
             yield sentence
             sentence = []
         sentence.append(morpheme)
-        end = morpheme.end
-        if morpheme.word.pos[1] == "句点":
-            yield sentence
-            sentence = []
+        end, stopped = morpheme.end, breaks or word.pos[1] == "句点"
     if sentence:
         yield sentence
 
@@ -117,6 +128,7 @@ def _span(text: str, rule: Rule, marked: Sequence[Morpheme], words: Sequence[Mor
         plain=_plain(rule, marked, words),
         readings=rule.readings,
         double=rule.double,
+        manual=rule.manual,
         tells=rule.tells,
     )
 
@@ -126,7 +138,7 @@ def _plain(rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) ->
     if not isinstance(rule.plain, str):
         return rule.plain
     words = words or marked
-    written = "".join(m.surface for m in words)
+    written = "".join(m.normal for m in words)
     if rule.plain == "noun":
         return (written,)
     table = rulebook().plain

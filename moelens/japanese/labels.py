@@ -5,14 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +23,22 @@ import pyarrow.parquet as pq
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, character_labels
+from moelens.japanese.families import (
+    COLUMNS,
+    FAMILIES,
+    LABEL_FILES,
+    Bools,
+    CharacterLabels,
+    character_labels,
+    family_columns,
+)
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
+from moelens.japanese.token_labels import Policy, completed, last_of, policy_in_words, token_labels
 
-Policy = Literal["last", "any", "majority"]
 _Ints = npt.NDArray[np.int32]
 
+_METADATA = ("analyser", "dictionary", "rules", "policy", "alignment", "normalized")
 _WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
 _HONORIFIC_COLUMNS = ("rule", "plain", "readings")
 _GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
@@ -37,8 +48,10 @@ _POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it
     (False, True): COLUMNS.index("position.end"),
     (True, True): COLUMNS.index("position.whole"),
 }
+_HONORIFICS = [*family_columns("honorifics"), COLUMNS.index("honorific_form.ambiguous")]
 _Document = tuple[str, _Ints, _Ints]  # its text, and the starts and the ends of its tokens, [token]
 _Job = tuple[list[_Document], Policy, Analyser]
+_Labelled = tuple[pa.Table, Counter[str]]  # and how many characters were normalised, by kind
 
 
 class _Recording(Protocol):
@@ -105,7 +118,7 @@ class Labels(Displayed):
     def create(
         cls,
         recording: _Recording,
-        policy: Policy = "last",
+        policy: Policy = "ends",
         analyser: Analyser = "fugashi",
         processes: int | None = None,
     ) -> Labels:
@@ -117,14 +130,15 @@ class Labels(Displayed):
         The labels are written to `labels/`, one Parquet file for each of morphology, function, honorifics, reference
         and register, with one row per token and one column per label (`pos.名詞`, `honorifics.尊敬語`). Further columns
         describe the last character of the token: the levels of the part of speech, the conjugation, the lemma and its
-        reading, the rule that found the honorific, its plain equivalents and, if it is ambiguous, its possible
-        readings (尊敬・可能・受身, the most likely first).
+        reading; and the honorific that ends in the token (for other policies: that its last character belongs to): the
+        rule that found it, its plain equivalents and, if it is ambiguous, its possible readings (尊敬・可能・受身, the
+        most likely first).
 
         Args:
             recording: The recording to label.
-            policy: When a token has a label. "last": its last character has it (a causal model knows the label only
-                when the morpheme is complete). "any": at least one of its characters has it. "majority": more than
-                half of its characters have it.
+            policy: Which labels a token carries. "ends": those of every morpheme and span that ends in it, which a
+                causal model knows when it has read the token. "last": those of its last character. "any": those of all
+                of its characters. "majority": those of more than half of its characters. See `token_labels`.
             analyser: "fugashi" or "sudachi".
             processes: Number of processes. None uses one per core, or a single one in a script, because each process
                 first imports the script; to use more there, call this under `if __name__ == "__main__":`.
@@ -135,8 +149,7 @@ class Labels(Displayed):
             RecordingError: If the characters of the tokens are not known.
         """
         require_alignment(recording)
-        if policy not in get_args(Policy):
-            raise unknown("label policy", policy, get_args(Policy))
+        in_words = policy_in_words(policy)
         if analyser not in get_args(Analyser):
             raise unknown("analyser", analyser, get_args(Analyser))
         if processes is not None and processes < 1:
@@ -146,10 +159,14 @@ class Labels(Displayed):
         metadata = {
             **provenance(analyser),
             "rules": rulebook().version,
-            "policy": policy,
+            "policy": in_words,
             "alignment": _alignment(recording),
         }
-        return _write(Path(recording.path) / "labels", tables, metadata)
+        labels = _write(Path(recording.path) / "labels", tables, metadata)
+        describe = getattr(recording, "describe_labels", None)  # the card of a recording names its labels
+        if describe is not None:
+            describe(labels.metadata)
+        return labels
 
     @classmethod
     def open_or_create(cls, recording: _Recording) -> Labels:
@@ -166,9 +183,14 @@ class Labels(Displayed):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """The analyser, the dictionary, the version of the rules, the policy, and the alignment of the tokens."""
-        stored = pq.read_schema(self.path / "honorifics.parquet").metadata
-        return {k.decode().removeprefix("moelens."): v.decode() for k, v in stored.items() if k.startswith(b"moelens.")}
+        """How the labels were made.
+
+        The analyser, the dictionary, the version of the rules, the policy in words, the alignment of the tokens, and
+        how many characters were normalised for the analyser, by kind (see `moelens.japanese.normalization`).
+        """
+        stored = pq.read_metadata(self.path / "honorifics.parquet").metadata
+        found = {name: stored.get(f"moelens.{name}".encode()) for name in _METADATA}
+        return {name: value.decode() for name, value in found.items() if value is not None}
 
     def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]:
         """Return which labels of a family the tokens have.
@@ -249,28 +271,44 @@ def _groups(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
         yield group
 
 
-def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[pa.Table]:
-    """Yield the table of each job, in order; a few jobs per process are in memory at a time."""
+def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[_Labelled]:
+    """Yield the table of each job with the counts of what was normalised, in order.
+
+    A few jobs per process are in memory at a time.
+    """
     first = list(islice(jobs, processes))
     jobs, processes = chain(first, jobs), min(processes, len(first))
     if processes < 2:
         yield from map(_label_documents, jobs)
         return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        while batch := list(islice(jobs, 4 * processes)):
-            yield from pool.map(_label_documents, batch)
+    try:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            while batch := list(islice(jobs, 4 * processes)):
+                yield from pool.map(_label_documents, batch)
+    except BrokenProcessPool as error:
+        raise MoeLensError(
+            f"expected {processes} processes to label the documents, but one ended early (often for lack of memory);"
+            " use processes=1, or divide the longest documents"
+        ) from error
 
 
-def _label_documents(job: _Job) -> pa.Table:
+def _label_documents(job: _Job) -> _Labelled:
     documents, policy, analyser = job
-    return pa.concat_tables([_label_document(*document, policy, analyser) for document in documents])
+    normalized: Counter[str] = Counter()
+    tables = []
+    for text, start, end in documents:
+        labels = character_labels(text, analyser)
+        normalized.update(labels.normalized)
+        tables.append(_token_table(labels, start, end, policy))
+    return pa.concat_tables(tables), normalized
 
 
-def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser) -> pa.Table:
-    labels = character_labels(text, analyser)
-    has = token_labels(labels.has, start, end, policy, labels.morpheme >= 0)
-    last = _last_characters(labels.morpheme >= 0, start, end)
+def _token_table(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Policy) -> pa.Table:
+    has = token_labels(labels, start, end, policy)
+    last = last_of(labels.morpheme >= 0, start, end)
     words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
+    if policy == "ends":
+        last = last_of(np.asarray(labels.ends[:, _HONORIFICS].any(axis=1)), start, completed(start, end))
     spans = [labels.honorific[i] if i >= 0 else None for i in last]
     for row, m in enumerate(words):
         if m is not None:
@@ -290,51 +328,7 @@ def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyse
 
 def _schema() -> pa.Schema:
     nothing = np.zeros(0, np.int32)
-    return _label_document("", nothing, nothing, "last", "fugashi").schema
-
-
-def _last_characters(inside: Bools, start: _Ints, end: _Ints) -> npt.NDArray[np.int64]:
-    """Return for each token the index of its last character in a morpheme, `[token]`, or -1."""
-    if not len(inside):
-        return np.full(len(start), -1, dtype=np.int64)
-    last = np.maximum.accumulate(np.where(inside, np.arange(len(inside)), -1))[np.maximum(end - 1, 0)]
-    return np.where((last >= start) & (end > start), last, -1)
-
-
-def token_labels(
-    characters: Bools, start: _Ints, end: _Ints, policy: Policy = "last", inside: Bools | None = None
-) -> Bools:
-    """Derive the labels of tokens from those of characters.
-
-    Args:
-        characters: Labels of the characters of a text, bool `[character, label]`.
-        start: Index of the first character of each token, `[token]`.
-        end: Index after the last character of each token, `[token]`.
-        policy: When a token has a label; see `Labels.create`.
-        inside: Which characters belong to a morpheme, bool `[character]`; by default those with a label.
-
-    Returns:
-        The labels of the tokens, bool `[token, label]`.
-
-    Example:
-        >>> characters = np.array([[True], [False], [False]])
-        >>> token_labels(characters, np.array([0, 1]), np.array([1, 3]), "any").tolist()
-        [[True], [False]]
-    """
-    if not len(characters):
-        return np.zeros((len(start), characters.shape[1]), dtype=np.bool_)
-    inside = np.asarray(characters.any(axis=1)) if inside is None else inside
-    if policy == "last":
-        last = _last_characters(inside, start, end)
-        return np.asarray(characters[last] & (last >= 0)[:, None])
-    summed = np.concatenate(
-        [np.zeros((1, characters.shape[1]), np.int64), np.cumsum(characters & inside[:, None], axis=0)]
-    )
-    counts = summed[end] - summed[start]
-    if policy == "any":
-        return np.asarray(counts > 0)
-    lengths = np.concatenate([[0], np.cumsum(inside)])
-    return np.asarray(2 * counts > (lengths[end] - lengths[start])[:, None])
+    return _token_table(character_labels(""), nothing, nothing, "ends").schema
 
 
 def require_alignment(recording: object) -> None:
@@ -361,30 +355,46 @@ def _alignment(recording: _Recording) -> str:
     return ", ".join(f"{method}: {n}" for method, n in sorted(methods.items())) or "unknown"
 
 
-def _write(folder: Path, tables: Iterator[pa.Table], metadata: dict[str, str]) -> Labels:
+def _write(folder: Path, labelled: Iterator[_Labelled], metadata: dict[str, str]) -> Labels:
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
+    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {f"moelens.{name}": value for name, value in metadata.items()}
+    unfinished = {file: folder / f".{file}.parquet" for file in LABEL_FILES}
+    try:
+        _write_files(unfinished, labelled, {f"moelens.{name}": value for name, value in metadata.items()})
+    except BaseException:
+        for path in unfinished.values():
+            path.unlink(missing_ok=True)
+        if new:
+            folder.rmdir()
+        raise
+    for file, path in unfinished.items():
+        os.replace(path, folder / f"{file}.parquet")
+    return Labels(folder)
+
+
+def _write_files(paths: dict[str, Path], labelled: Iterator[_Labelled], metadata: dict[str, str]) -> None:
     details = {"morphology": _WORD_COLUMNS, "honorifics": _HONORIFIC_COLUMNS}
     columns = {
         file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(details.get(file, ()))
         for file, families in LABEL_FILES.items()
     }
+    schema, normalized = _schema(), Counter[str]()
     with ExitStack() as stack:
-        schema = _schema().with_metadata(metadata)
         writers = {
             file: stack.enter_context(
                 pq.ParquetWriter(
-                    folder / f".{file}.parquet",
+                    paths[file],
                     pa.schema([schema.field(name) for name in names], metadata=metadata),
                     compression="zstd",
                 )
             )
             for file, names in columns.items()
         }
-        for table in tables:
+        for table, counts in labelled:
+            normalized.update(counts)
             for file, names in columns.items():
                 writers[file].write_table(table.select(names).replace_schema_metadata(metadata))
-    for file in LABEL_FILES:
-        os.replace(folder / f".{file}.parquet", folder / f"{file}.parquet")
-    return Labels(folder)
+        counted = ", ".join(f"{kind} {n:,}" for kind, n in sorted(normalized.items())) or "nothing"
+        for writer in writers.values():
+            writer.add_key_value_metadata({"moelens.normalized": counted})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, starmap
 from typing import Any, Literal, get_args
 
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese.katakana import in_hiragana, is_honorific, katakana_runs
+from moelens.japanese.normalization import LINE_BREAKS, Normalized, normalize
 from moelens.japanese.ruby import AnnotatedText, Ruby
 
 Analyser = Literal["fugashi", "sudachi"]
@@ -57,14 +59,10 @@ _SCRIPT_OF = re.compile(
 )
 
 # The output format for MeCab: for each word the white space before it, the word, and its features as in the dictionary.
-# Parsing one string for a text is faster than reading an object for each word. Unicode noncharacters end the fields.
+# Parsing one string for a text is faster than reading an object for each word. Unicode noncharacters end the fields;
+# `normalize` leaves none in a text.
 _FIELD, _WORD = "\ufdd0", "\ufdd1"
 _FORMAT = f"%pS{_FIELD}%m{_FIELD}%H{_WORD}"
-# Characters that UTF-8 cannot encode, or that would end the text (MeCab reads C strings) or a field.
-_UNREADABLE = {
-    "fugashi": re.compile(f"[\x00\ud800-\udfff{_FIELD}{_WORD}]"),
-    "sudachi": re.compile("[\x00\ud800-\udfff]"),
-}
 # The features of UniDic in order, up to the last one in use; an unknown word has only the first six.
 _FEATURES = (
     "pos1",
@@ -86,7 +84,14 @@ _FEATURES = (
     "fForm",
     "kana",
 )
-_SUDACHI_CHARACTERS = 12_000  # per call: Sudachi refuses more than 49,149 bytes, and a character has up to 4
+# The analysers read one sentence or line at a time, so that its words do not depend on the text around it. Both fail on
+# very long input (MeCab crashes, Sudachi refuses more than 49,149 bytes); a longer sentence is read in windows that
+# overlap, and its words pass from one window to the next where both have the same boundary.
+_SENTENCE = re.compile(f"[^。！？{LINE_BREAKS}]*(?:[。！？]+[」』）】〉》〕］｝”’]*|[{LINE_BREAKS}]+|\\Z)")
+_WINDOW, _OVERLAP = 2_000, 200  # characters
+_CONTEXT = 20  # words before and characters after katakana that is read again as hiragana
+# Every sentence is analysed after a full stop: at the beginning of a text UniDic and Sudachi misread おっしゃる.
+_BEFORE = "。"
 _CACHED_WORDS = 1 << 17  # in each cache: making a word takes longer than looking it up
 
 
@@ -96,6 +101,7 @@ class Word:
 
     Attributes:
         surface: The word as written.
+        normal: The word as the analyser read it (see `normalize`), with honorifics in katakana written in hiragana.
         pos: The four levels of the part of speech; "*" for a level that is not used.
         ctype: Conjugation type; "" for words that do not conjugate.
         cform: Conjugation form; "" for words that do not conjugate.
@@ -108,6 +114,7 @@ class Word:
     """
 
     surface: str
+    normal: str
     pos: tuple[str, str, str, str]
     ctype: str = ""
     cform: str = ""
@@ -139,6 +146,7 @@ class Morpheme:
         _put_end(self, end)
 
     surface = property(lambda self: self.word.surface)
+    normal = property(lambda self: self.word.normal)
     pos = property(lambda self: self.word.pos)
     ctype = property(lambda self: self.word.ctype)
     cform = property(lambda self: self.word.cform)
@@ -158,6 +166,10 @@ class Morpheme:
 
 # The generated constructor of a frozen dataclass takes nearly twice as long, and a corpus has millions of morphemes.
 _put_word, _put_start, _put_end = (vars(Morpheme)[name].__set__ for name in ("word", "start", "end"))
+
+
+_Placed = tuple[Word, int, int]  # a word, its start and its end
+_Analyse = Callable[[str], Iterable[_Placed]]  # from a sentence of at most `_WINDOW` characters
 
 
 def script_of(surface: str) -> str:
@@ -227,9 +239,11 @@ def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[
     """
     if analyser not in get_args(Analyser):
         raise unknown("analyser", analyser, get_args(Analyser))
-    readable = _UNREADABLE[analyser].sub("\ufffd", text)
-    found = _by_fugashi(text, readable) if analyser == "fugashi" else _by_sudachi(text, readable)
-    return AnnotatedText(text, tuple(found))
+    copy = normalize(text)
+    words = _words(copy.text, _by_fugashi if analyser == "fugashi" else _by_sudachi)
+    if copy.text == text:
+        return AnnotatedText(text, tuple(starmap(Morpheme, words)))
+    return AnnotatedText(text, tuple(_in_original(text, copy, words)))
 
 
 def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -258,26 +272,104 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
     return passages
 
 
-def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
-    lines = _unidic().parse(readable).split(_WORD)[:-1]
-    if readable != text:
-        lines = _restore_surfaces(text, lines)
-    end = 0
-    for line in lines:
+def _words(copy: str, analyse: _Analyse) -> Iterator[_Placed]:
+    """Yield the words of a normalised text, sentence by sentence."""
+    for sentence in _SENTENCE.finditer(copy):
+        start, end = sentence.span()
+        words = analyse(sentence[0]) if end - start <= _WINDOW else _in_windows(sentence[0], analyse)
+        if any(katakana_runs(sentence[0])):
+            words = _katakana_as_hiragana(sentence[0], list(words), analyse)
+        yield from _moved(words, start)
+
+
+def _moved(words: Iterable[_Placed], by: int) -> Iterator[_Placed]:
+    return ((word, start + by, end + by) for word, start, end in words)
+
+
+def _in_windows(sentence: str, analyse: _Analyse) -> Iterator[_Placed]:
+    """Yield the words of a long sentence, analysed in windows that overlap."""
+    words, end = list(analyse(sentence[:_WINDOW])), _WINDOW
+    while end < len(sentence):
+        begin = next((start for _, start, _ in words if start >= end - _OVERLAP), end)
+        following = list(_moved(analyse(sentence[begin : begin + _WINDOW]), begin))
+        shared = {start for _, start, _ in words} & {start for _, start, _ in following}
+        cut = min((at for at in shared if at >= begin + _OVERLAP // 2), default=begin)
+        yield from (placed for placed in words if placed[1] < cut)
+        words, end = [placed for placed in following if placed[1] >= cut], begin + _WINDOW
+    yield from words
+
+
+def _katakana_as_hiragana(sentence: str, words: Sequence[_Placed], analyse: _Analyse) -> Iterator[_Placed]:
+    """Yield the words of a sentence, those of its katakana honorifics as if they were written in hiragana."""
+    done = 0
+    for begin, end in katakana_runs(sentence):
+        for number, (word, start, _) in enumerate(words):
+            loan = word.goshu == "外" and len(word.normal) > 2  # ロボットデス: not a part of the honorific
+            if begin <= start < end and not loan and (read := _read_again(sentence, words, number, end, analyse)):
+                yield from (placed for placed in words if done <= placed[1] < start)
+                yield from read
+                done = end
+                break
+    yield from (placed for placed in words if done <= placed[1])
+
+
+def _read_again(
+    sentence: str, words: Sequence[_Placed], number: int, end: int, analyse: _Analyse
+) -> list[_Placed] | None:
+    """Return the words from a word to `end` as read in hiragana, if they are an honorific."""
+    start = words[number][1]
+    left = words[max(number - _CONTEXT, 0)][1]
+    read = list(_moved(analyse(in_hiragana(sentence[left : end + _CONTEXT], start - left, end - left)), left))
+    within = [(_respelled(word, sentence[a:b]), a, b) for word, a, b in read if start <= a < end]
+    if not within or (within[0][1], within[-1][2]) != (start, end):
+        return None
+    as_written = [word for word, at, _ in words if start <= at < end]
+    after = next((word for word, at, _ in read if at >= end), None)
+    before = words[number - 1][0] if number else None
+    found = [word for word, _, _ in within]
+    return within if is_honorific(as_written, found, before=before, after=after) else None
+
+
+def _in_original(text: str, copy: Normalized, words: Iterable[_Placed]) -> Iterator[Morpheme]:
+    """Yield the words of a normalised copy in their places in the text.
+
+    A character of the text that stands for several words (㍿ for 株式 and 会社) becomes one morpheme, the last of these
+    words that is no punctuation.
+    """
+    held: tuple[Word, int, int] | None = None
+    for word, first, last in words:
+        start, end = copy.starts[first], copy.ends[last - 1]
+        if held is not None and start < held[2]:
+            word = held[0] if word.pos[0] == "補助記号" else word
+            start = held[1]
+        elif held is not None:
+            yield _as_written(text, *held)
+        held = word, start, end
+    if held is not None:
+        yield _as_written(text, *held)
+
+
+def _as_written(text: str, word: Word, start: int, end: int) -> Morpheme:
+    surface = text[start:end]
+    return Morpheme(word if surface == word.surface else _respelled(word, surface), start, end)
+
+
+@lru_cache(maxsize=_CACHED_WORDS)
+def _respelled(word: Word, surface: str) -> Word:
+    return replace(word, surface=surface)
+
+
+def _by_fugashi(sentence: str, before: str = _BEFORE) -> Iterator[_Placed]:
+    end = -len(before)
+    for line in _unidic().parse(before + sentence).split(_WORD)[:-1]:
         word, white, length = _parse_line(line)
         start = end + white
         end = start + length
-        yield Morpheme(word, start, end)
-
-
-def _restore_surfaces(text: str, lines: list[str]) -> Iterator[str]:
-    """Yield the lines with their words replaced by the characters of the text."""
-    end = 0
-    for line in lines:
-        white, surface, features = line.split(_FIELD)
-        start = end + len(white)
-        end = start + len(surface)
-        yield _FIELD.join((white, text[start:end], features))
+        if start >= 0:
+            yield word, start, end
+        elif end > 0:  # symbols at the beginning of the sentence form one word with the full stop
+            yield from _by_fugashi(sentence, before="")
+            return
 
 
 @lru_cache(maxsize=_CACHED_WORDS)
@@ -299,6 +391,7 @@ def _unidic_word(surface: str, features: str) -> Word:
     lemma = value("lemma") or surface
     return Word(
         surface=surface,
+        normal=surface,
         pos=(values["pos1"], values["pos2"], values["pos3"], values["pos4"]),
         ctype=value("cType"),
         cform=value("cForm"),
@@ -312,16 +405,15 @@ def _unidic_word(surface: str, features: str) -> Word:
     )
 
 
-def _by_sudachi(text: str, readable: str) -> Iterator[Morpheme]:
-    start = 0
-    while start < len(readable):
-        piece = readable[start : start + _SUDACHI_CHARACTERS]
-        for unit in _sudachi().tokenize(piece):
-            begin, end = start + unit.begin(), start + unit.end()
-            if not text[begin:end].isspace() and begin < end:
-                entry = unit.part_of_speech(), unit.normalized_form(), unit.dictionary_form(), unit.reading_form()
-                yield Morpheme(_sudachi_word(text[begin:end], *entry), begin, end)
-        start += len(piece)
+def _by_sudachi(sentence: str, before: str = _BEFORE) -> Iterator[_Placed]:
+    for unit in _sudachi().tokenize(before + sentence):
+        start, end = unit.begin() - len(before), unit.end() - len(before)
+        if start < 0 < end:
+            yield from _by_sudachi(sentence, before="")
+            return
+        if 0 <= start < end and not sentence[start:end].isspace():
+            entry = unit.part_of_speech(), unit.normalized_form(), unit.dictionary_form(), unit.reading_form()
+            yield _sudachi_word(sentence[start:end], *entry), start, end
 
 
 @lru_cache(maxsize=_CACHED_WORDS)
@@ -329,6 +421,7 @@ def _sudachi_word(surface: str, pos: tuple[str, ...], lemma: str, base: str, rea
     ctype, cform = ("" if level == "*" else level for level in pos[4:6])
     return Word(
         surface=surface,
+        normal=surface,
         pos=(pos[0], pos[1], pos[2], pos[3]),
         ctype=ctype,
         cform=cform,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, reduce
 from importlib.resources import files
@@ -11,7 +12,7 @@ from operator import or_
 from typing import Any
 
 from moelens.errors import MoeLensError
-from moelens.japanese.morphology import Word
+from moelens.japanese.morphology import Word, parse_morphemes
 
 #: The five classes: respectful, humble toward someone, courteous, polite, beautifying.
 CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
@@ -20,7 +21,7 @@ CLASSES = ("尊敬語", "謙譲語I", "謙譲語II", "丁寧語", "美化語")
 RAISED = ("subject", "object", "addressee", "referent")
 
 #: The word that stands for the start and the end of a sentence in a pattern.
-SENTENCE_EDGE = Word(surface="", pos=("文境界", "*", "*", "*"))
+SENTENCE_EDGE = Word(surface="", normal="", pos=("文境界", "*", "*", "*"))
 
 # What an honorific implies for the register of its sentence; "noun" marks names and things, which imply an honorific
 # register only together with a polite predicate.
@@ -35,6 +36,7 @@ _RAISED_BY_CLASS = {
 _FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading", "goshu")
 _PLAIN = ("lemma", "verb", "noun")
 _HEAD = 3  # the first words of a match, by which rules that cannot match are ruled out
+_left_out: frozenset[str] = frozenset()  # see `words_left_out`
 _Test = tuple[str, bool, frozenset[str]]  # a feature, whether it has to have one of the values, the values
 
 
@@ -78,6 +80,7 @@ class Rule:
     readings: tuple[str, ...] = ()
     tells: str = "nothing"
     double: bool = False
+    manual: bool = False
     heads: tuple[int, ...] = ()
 
     @property
@@ -112,6 +115,38 @@ def rulebook() -> RuleBook:
         'prefix'
     """
     return read_rules(files("moelens.japanese").joinpath("rules.toml").read_text("utf-8"))
+
+
+@contextmanager
+def words_left_out(words: Iterable[str]) -> Iterator[None]:
+    """Within the context, no rule names these words as the word that its honorific is made of.
+
+    The lists of verbs and nouns in `rules.toml` then lack them, which tells how the rules do on words that nobody
+    listed. Words that form the construction itself (the なる of お待ちになる) remain.
+
+    Args:
+        words: Lemmas of UniDic.
+
+    Example:
+        >>> from moelens.japanese import honorifics
+        >>> with words_left_out(["茶"]):
+        ...     honorifics("お茶を飲む")[0].classes
+        ('尊敬語',)
+    """
+    global _left_out
+    before = _left_out
+    _left_out = before | frozenset(words)
+    try:
+        _forget_rules()
+        yield
+    finally:
+        _left_out = before
+        _forget_rules()
+
+
+def _forget_rules() -> None:
+    for function in (rulebook, word_bits, _rules_by_position, padding_bits, _tests_by_lemma):
+        function.cache_clear()
 
 
 def read_rules(toml: str) -> RuleBook:
@@ -159,8 +194,30 @@ def _read_rule(
         readings=tuple(entry.get("readings", ())),
         tells=tells,
         double=bool(entry.get("double", False)),
+        manual=bool(entry.get("manual", False)),
         heads=tuple(_heads(pattern)),
     )
+
+
+def is_verbal(word: Word) -> bool:
+    """Whether a word names an act: a verb, a noun that する makes a verb of, or a noun that is the stem of a verb.
+
+    Example:
+        >>> from moelens.japanese import parse_morphemes
+        >>> [is_verbal(parse_morphemes(noun)[0].word) for noun in ("利用", "返し", "話", "席", "子")]
+        [True, True, True, False, False]
+    """
+    if word.pos[0] == "動詞" or "サ変" in word.pos[2]:
+        return True
+    if word.pos[0] not in ("名詞", "接尾辞"):  # UniDic reads the 建て of お建てになる as a suffix
+        return word.pos[0] == "形状詞"
+    stems = (word.normal,) if word.script != "kanji" else (word.normal, word.normal + "し")  # 話 for 話し
+    return any(_is_stem(stem) for stem in stems)
+
+
+def _is_stem(stem: str) -> bool:
+    *found, last = parse_morphemes(stem + "ます")
+    return last.normal == "ます" and [m.pos[0] for m in found] in (["動詞"], ["動詞", "助動詞"])  # 返し, 知らせ
 
 
 def _default_tells(classes: Sequence[str]) -> str:
@@ -186,10 +243,12 @@ def _read_step(
 ) -> Step:
     def values(value: str | Sequence[str]) -> frozenset[str]:
         listed = [value] if isinstance(value, str) else value
-        return frozenset(w for v in listed for w in (words[v[1:]] if v.startswith("$") else [v]))
+        named = frozenset(w for v in listed for w in (words[v[1:]] if v.startswith("$") else [v]))
+        return named - _left_out if step.get("word") else named
 
     tests = dict(step)
     options = {key: tests.pop(key) for key in ("most", "optional", "context", "word") if key in tests}
+    verbal = tests.pop("verbal", False)
     conditions = [(feature, True, value) for feature, value in tests.items() if feature != "not"]
     conditions += [(feature, False, value) for feature, value in tests.get("not", {}).items()]
     for feature, _, _ in conditions:
@@ -198,6 +257,7 @@ def _read_step(
                 f"rule {rule!r}: expected a step to test {', '.join(_FEATURES)}, got {feature!r}; correct rules.toml"
             )
     key = tuple((feature, wanted, values(value)) for feature, wanted, value in conditions)
+    key += (("verbal", True, frozenset()),) if verbal else ()
     return Step(bit=1 << bits.setdefault(key, len(bits)), **options)
 
 
@@ -246,10 +306,12 @@ def _tests_by_lemma() -> tuple[dict[str, list[tuple[int, tuple[_Test, ...]]]], l
 
 
 def _passes(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> bool:
-    if feature == "pos":
+    if feature == "verbal":
+        found = is_verbal(word)
+    elif feature == "pos":
         found = any("-".join(word.pos[:depth]) in values for depth in (1, 2, 3, 4))
     else:
-        value = getattr(word, feature)
+        value = word.normal if feature == "surface" else getattr(word, feature)
         found = value in values
         if feature in ("ctype", "cform"):  # 五段 matches 五段-ラ行
             found = found or value.partition("-")[0] in values

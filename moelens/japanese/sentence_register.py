@@ -125,9 +125,9 @@ def _outside_quotations(sentence: Sequence[Morpheme]) -> frozenset[int]:
     """Return the starts of the morphemes outside quotation marks, or of all if those include no predicate."""
     depth, outside, predicate = 0, [], False
     for m in sentence:
-        if m.surface in ("「", "『"):
+        if m.normal in ("「", "『"):
             depth += 1
-        elif m.surface in ("」", "』"):
+        elif m.normal in ("」", "』"):
             depth = max(depth - 1, 0)
         if depth == 0:
             outside.append(m.start)

@@ -84,12 +84,20 @@ def recording_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in facts.items() if v}
 
 
-def write_card(folder: Folder, manifest: Mapping[str, Any]) -> None:
-    """Write the card of a recording to its folder."""
-    folder.write("README.md", _recording_card(manifest).encode())
+def write_card(folder: Folder, manifest: Mapping[str, Any], labels: Mapping[str, str] | None = None) -> None:
+    """Write the card of a recording to its folder.
+
+    Args:
+        folder: The folder of the recording.
+        manifest: Its manifest.
+        labels: How its labels were made, `Labels.metadata`; None if it has none.
+    """
+    folder.write("README.md", _recording_card(manifest, labels).encode())
 
 
-def export_card(manifest: Mapping[str, Any], to: str, table: str, settings_file: str) -> str:
+def export_card(
+    manifest: Mapping[str, Any], to: str, table: str, settings_file: str, labels: Mapping[str, str] | None = None
+) -> str:
     """Return the card of an export.
 
     Args:
@@ -97,6 +105,7 @@ def export_card(manifest: Mapping[str, Any], to: str, table: str, settings_file:
         to: The format of the export.
         table: "tokens", or the name of a table of vectors.
         settings_file: The name of the file with all settings.
+        labels: How the labels in the export were made, `Labels.metadata`; None if there are none.
     """
     text = _about(manifest, settings_file)
     if table != "tokens":
@@ -104,10 +113,10 @@ def export_card(manifest: Mapping[str, Any], to: str, table: str, settings_file:
     else:
         text += _describe_tokens(manifest, f"This {to} export holds", "number of the document in the corpus")
         text += _STACKED_LAYERS if to in ("npz", "safetensors") else ""
-    return text + "\n" + _license_line(manifest)
+    return text + _describe_labels("The label columns hold", labels) + "\n" + _license_line(manifest)
 
 
-def _recording_card(manifest: Mapping[str, Any]) -> str:
+def _recording_card(manifest: Mapping[str, Any], labels: Mapping[str, str] | None) -> str:
     capture = manifest["capture"]
     names = [c.split(":")[0] for c in capture["captures"]]
     folders = ["tokens", *(n for n in names if n in TABLES)]
@@ -120,6 +129,7 @@ def _recording_card(manifest: Mapping[str, Any]) -> str:
     text += _describe_tokens(manifest, "`tokens/*.parquet` holds", "row of the document in `documents.parquet`")
     for name in folders[1:]:
         text += f"\n`{name}/*.parquet`: {_describe_table(manifest, name)}"
+    text += _describe_labels("`labels/*.parquet` holds", labels)
     use = 'moelens.Recording.open(".")'
     if "routes" in names:
         column = f"experts_{layer_label(capture['layers'][0])}"
@@ -165,6 +175,13 @@ def _describe_table(manifest: Mapping[str, Any], name: str) -> str:
     slot = ", `slot`, `expert`" if name in SLOT_TABLES else ""
     number = manifest["capture"]["stored_as"]
     return f"{_TABLE_CONTENTS[name]}. Columns: `doc`, `pos`, `layer`{slot}, `values` ({number}).\n"
+
+
+def _describe_labels(subject: str, labels: Mapping[str, str] | None) -> str:
+    if labels is None:
+        return ""
+    facts = "".join(f"| {name} | {value} |\n" for name, value in labels.items())
+    return f"\n{subject} the labels of the tokens, row by row:\n\n| | |\n|---|---|\n{facts}"
 
 
 def _license_line(manifest: Mapping[str, Any]) -> str:

@@ -114,7 +114,8 @@ def export(
         new.mkdir()
         _FORMATS[to](recording, selection, new)
         manifest = recording.manifest | {"capture": recording.manifest["capture"] | {"layers": [*selection.layers]}}
-        (new / "README.md").write_text(export_card(manifest, to, table, "recording.json"), "utf-8")
+        about = selection.labels.metadata if selection.labels else None
+        (new / "README.md").write_text(export_card(manifest, to, table, "recording.json", about), "utf-8")
         (new / "recording.json").write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
         if out.exists():
             shutil.rmtree(out)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from moelens.japanese import Labels
-from moelens.japanese.labels import Policy
 from moelens.japanese.morphology import Analyser
+from moelens.japanese.token_labels import Policy
 from moelens.recording.store import Recording
 
 
 def label(
     recording: Recording | str | Path,
-    policy: Policy = "last",
+    policy: Policy = "ends",
     analyser: Analyser = "fugashi",
     processes: int | None = None,
 ) -> Labels:
@@ -20,7 +20,8 @@ def label(
 
     Args:
         recording: The recording, or the path of one.
-        policy: Which characters of a token decide its labels: "last", "any" or "majority"; see `Labels.create`.
+        policy: Which labels a token carries: "ends" (those of every morpheme and span that ends in it), "last", "any"
+            or "majority"; see `Labels.create`.
         analyser: "fugashi" or "sudachi".
         processes: Number of processes; None uses one per core, or a single one in a script.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moelens.display import Displayed
 from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
+from moelens.recording.card import write_card
 from moelens.recording.progress import MANIFEST, SETTINGS, UNCAPTURED
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label, read_ahead
@@ -327,6 +328,10 @@ class Recording(Displayed):
     def damage(self) -> list[str]:
         """Return a sentence for each file that is missing, damaged or not part of the recording."""
         return [str(error) for error in self._damage_errors()]
+
+    def describe_labels(self, labels: Mapping[str, str]) -> None:
+        """Write the card again, with how the labels of the tokens were made (`Labels.metadata`)."""
+        write_card(self.folder, self.manifest, labels)
 
     def verify(self) -> None:
         """Compare all files with the manifest.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from moelens.japanese.labels import require_alignment
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
-from moelens.tracing.traces import Span, Trace, token_texts
+from moelens.tracing.traces import Trace, spans_from_labels, token_texts
 
 if TYPE_CHECKING:
     from moelens.japanese import Labels
@@ -69,6 +69,14 @@ class Excerpt:
         return self._cached("texts", lambda: list(self.recording.texts()))
 
 
+def _underlined(labels: Labels, family: str) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    """Return the labels that sentences show beside the routes: references with their evidence, or honorifics."""
+    if family != "reference":
+        return labels.matrix("honorifics")
+    (names, has), (more, evidence) = labels.matrix("reference"), labels.matrix("reference_evidence")
+    return (*names, *more), np.concatenate([has, evidence], axis=1)
+
+
 class Passages:
     """Finds sentences in which an expert is chosen for tokens of a label.
 
@@ -87,7 +95,7 @@ class Passages:
         # The label tables have a row for every token of the whole recording, so a part cannot be read with them.
         self.labels = None if excerpt.extent else labels
         self.texts = excerpt.texts()
-        self.classes, class_mask = labels.matrix("honorifics")
+        self.classes, class_mask = _underlined(labels, family)
         known = family in labels.families  # a result may be about labels that no family has
         self.names, label_mask = labels.matrix(family) if known else ((), class_mask)
         self.label_mask, self.class_mask = label_mask[:n_tokens], class_mask[:n_tokens]
@@ -140,21 +148,3 @@ class Passages:
             spans=spans_from_labels(self.class_mask[near], self.classes),
             margin=None if self.margin is None else self.margin[near],
         )
-
-
-def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
-    """Return the runs of tokens that have a label, in reading order.
-
-    Args:
-        labels: whether a token has a label, `[token, label]`.
-        names: names of the labels.
-
-    Example:
-        >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
-        ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
-    """
-    spans = []
-    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
-        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
-    return tuple(sorted(spans))

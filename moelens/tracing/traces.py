@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from moelens.analysis import router_entropy, selection_margin
 from moelens.display import Displayed, find_view
 from moelens.errors import MoeLensError, unknown
-from moelens.japanese import honorifics
+from moelens.japanese.families import FAMILIES, character_labels, family_columns
+from moelens.japanese.token_labels import token_labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
 
@@ -36,7 +37,8 @@ class Trace(Displayed):
         layers: layer numbers, in the order of the axis `layer`.
         experts: ids of the chosen experts, `[token, layer, slot]`.
         weights: their routing weights, `[token, layer, slot]`.
-        spans: Honorifics, each as first token, token after the last, and class.
+        spans: the tokens that carry the label of an honorific, each as first token, token after the last, and class;
+            see `moelens.japanese.token_labels`.
         entropy: entropy of the router's scores in nats, `[token, layer]`; None where the scores are not known.
         margin: selection score of the last expert chosen minus that of the next, `[token, layer]`; None where the
             selection scores are not known.
@@ -137,6 +139,24 @@ def token_texts(text: str, spans: TokenSpans) -> tuple[str, ...]:
     return tuple(shown)
 
 
+def spans_from_labels(labels: NDArray[np.bool_], names: Sequence[str]) -> tuple[Span, ...]:
+    """Return the runs of tokens that have a label, in reading order.
+
+    Args:
+        labels: whether a token has a label, `[token, label]`.
+        names: names of the labels.
+
+    Example:
+        >>> spans_from_labels(np.array([[1, 0], [1, 0], [0, 1]], bool), ["尊敬語", "丁寧語"])
+        ((0, 2, '尊敬語'), (2, 3, '丁寧語'))
+    """
+    spans = []
+    for name, column in zip(names, np.asarray(labels, bool).T, strict=True):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], column.astype(int), [0]])))
+        spans += [(int(start), int(end), name) for start, end in edges.reshape(-1, 2)]
+    return tuple(sorted(spans))
+
+
 def align_tokens(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
     """Align the tokens of two texts in columns; stretches that differ are aligned at their ends.
 
@@ -206,6 +226,7 @@ def trace(model: HookedMoE, text: str) -> Trace:
     scores, selection = seen.get("hook_router_scores"), seen.get("hook_router_selection")
     top_k = model.shape.top_k
     spans = token_spans(model.tokenizer, text, ids[0].tolist())
+    carried = token_labels(character_labels(text), spans.start, spans.end)[:, family_columns("honorifics")]
     return Trace(
         model=model.name,
         text=text,
@@ -213,17 +234,7 @@ def trace(model: HookedMoE, text: str) -> Trace:
         layers=model.shape.moe_layers,
         experts=seen["hook_expert_indices"].astype(np.int64),
         weights=seen["hook_topk_weights"].astype(np.float32),
-        spans=_honorific_tokens(text, spans),
+        spans=spans_from_labels(carried, FAMILIES["honorifics"]),
         entropy=None if scores is None else router_entropy(scores),
         margin=selection_margin(selection, top_k) if selection is not None and top_k < selection.shape[-1] else None,
     )
-
-
-def _honorific_tokens(text: str, spans: TokenSpans) -> tuple[Span, ...]:
-    """The honorifics of a text as spans of tokens."""
-    found = []
-    for honorific in honorifics(text):
-        tokens = np.flatnonzero((spans.start < honorific.end) & (spans.end > honorific.start)).tolist()
-        if tokens:
-            found += [(tokens[0], tokens[-1] + 1, name) for name in honorific.classes]
-    return tuple(found)

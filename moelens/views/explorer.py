@@ -14,6 +14,7 @@ from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.interventions.items import item_kinds
+from moelens.japanese.families import FAMILIES
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
@@ -36,6 +37,8 @@ _KIND_OF_LABEL = {
     "謙譲語II": "in-out-group",
     "丁寧語": "style-agreement",
     "美化語": "beautification",
+    **{name: "first-person" for name in FAMILIES["reference"] if name.startswith("一人称")},
+    **{name: "second-person" for name in FAMILIES["reference"] if name.startswith("二人称")},
 }
 _DEFAULT_KIND = "subject-honorification"
 _MOST_ROWS = 8

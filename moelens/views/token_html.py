@@ -84,6 +84,10 @@ def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
     return layers
 
 
+def _what_ends(trace: Trace) -> str:
+    return "an honorific" if all(name in CLASS_STYLE for _, _, name in trace.spans) else "a label"
+
+
 def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
     """Return a trace as HTML; see `Trace.html`."""
     measures = {name: getattr(trace, name) for name in ("margin", "entropy")}
@@ -108,6 +112,7 @@ def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64
             )
         )
     head = f"{escape(trace.model)} · {len(trace.tokens)} tokens · {trace.experts.shape[-1]} experts per token"
+    head += f" · underlined: tokens in which {_what_ends(trace)} ends" if trace.spans else ""
     return f"<div>{head}{''.join(rows)}</div>"
 
 

@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
 
-REPORT_FAMILIES = ("honorifics", "honorifics within token", "pos")
+REPORT_FAMILIES = ("honorifics", "honorifics within token", "reference", "pos")
 """Families that a report analyses when it is given no results; the name after "within" is the control."""
 _TITLE = "Which experts handle Japanese honorifics and morphology?"
+_FAMILIES_WITH_EXAMPLES = ("honorifics", "reference")
 _EXAMPLES_PER_CLASS = 2
+_CLASSES_WITH_EXAMPLES = 5
 
 
 def report(
@@ -50,8 +52,8 @@ def report(
         recording: the recording, or its folder; or counts or a result, or the file in which it was saved.
         out: file to write; an existing file is replaced.
         labels: labels of the recording; None opens those in its folder, or labels it if there are none.
-        results: results of `analyze` by name; None analyses honorifics, honorifics within token identity, and parts of
-            speech.
+        results: results of `analyze` by name; None analyses honorifics, honorifics within token identity, references
+            to persons, and parts of speech.
         title: title of the report.
         notes: further limits to state, one sentence each.
         effects: results of `effect`, `causes` or `prefer` for the recorded model.
@@ -165,12 +167,16 @@ def report_content(
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     ]
-    honorifics = results.get("honorifics")
     return Report(
         title=title,
         model=about,
         results=results,
-        examples=() if honorifics is None else tuple(_example_sentences(recording, labels, honorifics)),
+        examples=tuple(
+            example
+            for name in _FAMILIES_WITH_EXAMPLES
+            if name in results
+            for example in _example_sentences(recording, labels, results[name])
+        ),
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
@@ -178,9 +184,10 @@ def report_content(
 
 
 def _example_sentences(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
-    """For each class, sentences in which its strongest expert is chosen for many of its tokens."""
+    """For the most frequent classes, sentences in which the strongest expert is chosen for many of their tokens."""
     passages = Passages(recording, labels, result.family)
-    for label in result.names:
+    frequent = sorted(np.argsort(-result.label_tokens, kind="stable")[:_CLASSES_WITH_EXAMPLES].tolist())
+    for label in (result.names[i] for i in frequent):
         for best in result.top(1, label):
             at = recording.layers.index(best.layer)
             for trace in passages.find(best.layer, best.expert, label)[:_EXAMPLES_PER_CLASS]:
