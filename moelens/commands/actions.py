@@ -114,6 +114,7 @@ def record(session: Session, args: Namespace, cell: str | None) -> Any:
             context=args.context,
             overlap=args.overlap,
             batch_tokens=args.batch_tokens,
+            add_special_tokens=args.add_special_tokens,
             force=args.force,
         )
 

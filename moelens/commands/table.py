@@ -7,7 +7,7 @@ how they find a model or a recording by its name; see `Session`.
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +182,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _option("--context", type=int, help="longest window in tokens (the model's)"),
                     _option("--overlap", type=int, default=0, help="tokens a window repeats (%(default)s)"),
                     _option("--batch-tokens", type=int, default=4096, help="tokens that run together (%(default)s)"),
-                    _option("--text-column", default="text", help="key of the text (%(default)s)"),
+                    _option("--text-column", default="text", help="key of the text or messages (%(default)s)"),
+                    _option(
+                        "--add-special-tokens",
+                        action=BooleanOptionalAction,
+                        default=None,
+                        help="whether the tokenizer adds BOS and the like (unless the text has them)",
+                    ),
                     _option("--license", default="", help="of the texts, for the dataset card"),
                     *_PLACEMENT,
                     _option("--tensor-parallel", action="store_true", help="shard the model over torchrun's processes"),

@@ -24,6 +24,7 @@ from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, character_labels
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
+from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_labels
 
 Policy = Literal["last", "any", "majority"]
 _Ints = npt.NDArray[np.int32]
@@ -147,7 +148,9 @@ class Labels(Displayed):
             "policy": policy,
             "alignment": _alignment(recording),
         }
-        return _write(Path(recording.path) / "labels", tables, metadata)
+        labels = _write(Path(recording.path) / "labels", tables, metadata)
+        write_turn_labels(recording, labels.path, {f"moelens.{name}": value for name, value in metadata.items()})
+        return labels
 
     @classmethod
     def open_or_create(cls, recording: _Recording) -> Labels:
@@ -159,8 +162,8 @@ class Labels(Displayed):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The names of the label families."""
-        return tuple(FAMILIES)
+        """The names of the label families; `role` and `turn` are those of conversations."""
+        return (*FAMILIES, *turn_families(self.path))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -183,9 +186,10 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such family.
         """
-        if family not in FAMILIES:
-            raise unknown("label family", family, FAMILIES)
-        names = FAMILIES[family]
+        families = FAMILIES | turn_families(self.path)
+        if family not in families:
+            raise unknown("label family", family, families)
+        names = families[family]
         table = self.table(family, [f"{family}.{name}" for name in names], rows)
         return names, np.stack([column.to_numpy() for column in table.columns]).T  # many times faster than axis=1
 
@@ -200,8 +204,8 @@ class Labels(Displayed):
         Returns:
             An Arrow table with one row per token.
         """
-        name = next(file for file, families in LABEL_FILES.items() if family in families)
-        path = self.path / f"{name}.parquet"
+        name = next((file for file, families in LABEL_FILES.items() if family in families), "")
+        path = self.path / f"{name}.parquet" if name else turn_file(self.path)
         if rows is None:
             return pq.read_table(path, columns=columns)
         with pq.ParquetFile(path) as file:

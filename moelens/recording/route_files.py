@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError
-from moelens.recording.corpus import read_rows
+from moelens.recording.rows import read_rows
 
 _Array = NDArray[Any]
 _INDICES_NAMES = ("expert_ids", "indices", "experts", "routed_experts")
