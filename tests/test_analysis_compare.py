@@ -38,6 +38,9 @@ class Run:
     def n_tokens(self) -> int:
         return len(self.routes)
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(self.docs)
+
     def column(self, name: str) -> np.ndarray:
         row = np.arange(self.n_tokens)
         values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": (row + self.token_shift) % 97}

@@ -299,6 +299,9 @@ class Silent:
     def weights(self) -> np.ndarray:
         raise RecordingError("'silent' holds experts without weights; its engine returned none")
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(T)
+
     def column(self, name: str) -> np.ndarray:
         return np.arange(T) // 9
 

@@ -57,6 +57,9 @@ class Fake:
             self.columns[f"weights_L{layer:02d}"] = rng.random((N, K)).astype(np.float16)
         self.residuals = rng.normal(size=(N, 6)) + 2 * np.eye(6)[self.classes]
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(DOCS)
+
     def column(self, name: str) -> Any:
         return self.columns[name]
 
@@ -218,7 +221,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "feature": ({"features": ["expert"]}, "unknown feature 'expert'; did you mean 'experts'"),
     "layer": ({"layers": [2]}, "unknown layer '2'; allowed: 1, 3"),
     "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
-    "folds": ({"folds": 50}, "40 documents for 50 folds; record more, or give fewer folds"),
+    "folds": ({"folds": 50}, "40 documents of different texts for 50 folds; record more, or give fewer folds"),
     "not recorded": ({"features": ["logits"]}, r"holds no logits; record again with capture=\['routes', 'logits'\]"),
     "length": ({"family": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
     "one class": ({"family": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),

@@ -185,7 +185,7 @@ def compare(
         part._replace(labels=np.hstack([np.ones((len(part.docs), 1), bool), part.labels]))
         for part in described(owner, known, family or "")
     )
-    sample = Sample.of(every, names)
+    sample = Sample.of(every, names, texts=owner.text_ids())
     check_test(sample.documents, permutations)
     in_a, in_b, shared = tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)

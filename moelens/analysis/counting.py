@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -92,17 +91,26 @@ class Tables:
 
 
 def tabulate(
-    parts: Iterable[Part], kind: NDArray[np.integer], bounds: Ints, kinds: Kinds, n_experts: int, n_layers: int
+    parts: Iterable[Part],
+    kind: NDArray[np.integer],
+    bounds: Ints,
+    kinds: Kinds,
+    n_experts: int,
+    n_layers: int,
+    group: Ints | None = None,
 ) -> Tables:
     """Count `parts`: rows of tokens, and their routes `[token, slot]` for each layer.
 
-    `kind` is `[token]` of all tokens; one of kind −1 is left out. Group g holds the tokens from `bounds[g]` to
-    `bounds[g + 1]`. Label residuals by the first stratification of `kinds` are kept for each group, by the others in
-    all.
+    `kind` is `[token]` of all tokens; one of kind −1 is left out. Stretch s holds the tokens from `bounds[s]` to
+    `bounds[s + 1]`, and belongs to group `group[s]`, by default s. Label residuals by the first stratification of
+    `kinds` are kept for each group, by the others in all.
     """
-    n_groups, (n_kinds, n_labels) = len(bounds) - 1, kinds.labels.shape
-    kind_tokens = np.array([np.bincount(kind[a:b] + 1, minlength=n_kinds + 1)[1:] for a, b in pairwise(bounds)])
-    kind_tokens = kind_tokens.reshape(n_groups, n_kinds)
+    group = np.arange(len(bounds) - 1) if group is None else group
+    n_groups, (n_kinds, n_labels) = int(group.max(initial=-1)) + 1, kinds.labels.shape
+    kind_tokens = np.zeros((n_groups, n_kinds), np.int64)
+    for g, start, stop in zip(group.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        here = kind[start:stop]
+        np.add.at(kind_tokens[g], here[here >= 0], 1)
     residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
     stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
     shape = n_groups, n_layers, n_experts
@@ -116,7 +124,7 @@ def tabulate(
         np.zeros((max(0, len(residuals) - 1), n_layers, n_experts, n_labels)),
     )
     for rows, routes in parts:
-        for g, run in runs(kind, bounds, rows):
+        for g, run in runs(kind, bounds, rows, group):
             present, local = distinct(kind[rows][run])
             # Matrix products in a type that holds every count of this run exactly.
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
@@ -161,19 +169,27 @@ def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
         yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
 
 
-def runs(kind: NDArray[np.integer], bounds: Ints, rows: slice) -> Iterator[tuple[int, slice | Ints]]:
+def runs(
+    kind: NDArray[np.integer], bounds: Ints, rows: slice, group: Ints
+) -> Iterator[tuple[int, slice | Ints]]:
     """Each group that has tokens among `rows`, and where in these they stand, but for those of kind −1.
 
-    >>> [(g, [*range(4)][run]) for g, run in runs(np.zeros(9, int), np.array([0, 4, 9]), slice(2, 6))]
-    [(0, [0, 1]), (1, [2, 3])]
+    >>> found = runs(np.zeros(9, int), np.array([0, 4, 5, 9]), slice(2, 8), np.array([0, 1, 0]))
+    >>> [(g, np.arange(6)[run].tolist()) for g, run in found]
+    [(0, [0, 1, 3, 4, 5]), (1, [2])]
     """
-    for g in range(*np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]):
-        start, stop = max(bounds[g], rows.start), min(bounds[g + 1], rows.stop)
-        kept = np.flatnonzero(kind[start:stop] >= 0)
-        if len(kept) == stop - start:
-            yield g, slice(int(start) - rows.start, int(stop) - rows.start)
-        elif len(kept):
-            yield g, kept + (start - rows.start)
+    first, last = np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]
+    edges = np.clip(bounds[first : last + 1], rows.start, rows.stop) - rows.start
+    for g in dict.fromkeys(group[first:last].tolist()):
+        own = np.flatnonzero(group[first:last] == g)
+        start, stop = edges[own], edges[own + 1]
+        if len(own) == 1 and (kind[rows][start[0] : stop[0]] >= 0).all():
+            yield g, slice(int(start[0]), int(stop[0]))  # which copies no routes
+            continue
+        places = np.concatenate([np.arange(a, b) for a, b in zip(start, stop, strict=True)])
+        kept = places[kind[rows][places] >= 0]
+        if len(kept):
+            yield g, kept
 
 
 def sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
@@ -224,6 +240,23 @@ def document_bounds(sizes: Ints, counted: Ints, groups: int) -> Ints:
     used = np.flatnonzero(counted)
     first = np.unique(balanced(counted[used], groups), return_index=True)[1]
     return np.concatenate([[0], starts[used[first[1:]]], starts[-1:]]).astype(np.int64)
+
+
+def document_groups(sizes: Ints, counted: Ints, groups: int, texts: Ints) -> tuple[Ints, Ints]:
+    """As `document_bounds`, but documents of the same text, by `texts` `[document]`, are in one group.
+
+    Returns where stretches of documents begin, and where the last one ends `[stretch + 1]`; the group of each.
+
+    >>> [x.tolist() for x in document_groups(np.array([3, 1, 4]), np.array([3, 1, 4]), 200, np.array([0, 1, 0]))]
+    [[0, 3, 4, 8], [0, 1, 0]]
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    used = np.flatnonzero(counted)
+    text = distinct(texts[used])[1]
+    of_document = balanced(np.bincount(text, counted[used]).astype(np.int64), groups)[text]
+    changes = np.flatnonzero(np.diff(of_document)) + 1
+    bounds = np.concatenate([[0], starts[used[changes]], starts[-1:]]).astype(np.int64)
+    return bounds, of_document[np.append(0, changes)] if len(used) else np.zeros(1, np.int64)
 
 
 def balanced(sizes: NDArray[np.integer], groups: int) -> Ints:

@@ -98,12 +98,14 @@ OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
     "gate_score": lambda r: _expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
     "pooled_gates": lambda r: _expert(routing.pooled_gates(r.indices(), r.weights(), r.n_experts), r),
     "coactivation": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts), r),
-    "coactivation_adjacent": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts, "adjacent"), r),
+    "coactivation_adjacent": lambda r: _pair(
+        routing.coactivation(r.indices(), r.n_experts, "adjacent", r.weights()), r
+    ),
     "coactivation_lift": lambda r: _pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
     "route_shares": lambda r: _pair(_shares(r.indices(), r.n_experts), r),
     "route_flow": lambda r: _pair(routing.route_flow(r.indices(), r.n_experts), r),
-    "repetition": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[0], r),
-    "overlap_with_next": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[1], r),
+    "repetition": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"), r.weights()), r),
+    "overlap_with_next": lambda r: _layer(routing.consecutive_overlap(r.indices(), r.column("doc")), r),
 }
 OF_COUNTS: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
     "load": Counts.load,
@@ -171,9 +173,9 @@ def counts_of(
     recording = opened(recording)
     known = labels_for(recording, labels, family)
     if family is None or known is None:
-        return _counts(recording, Sample.of(described(recording, None, "", text=False), ()))
+        return _counts(recording, Sample.of(described(recording, None, "", text=False), (), texts=recording.text_ids()))
     names = names_of(recording, known, family)
-    return _counts(recording, Sample.of(described(recording, known, family, text=False), names))
+    return _counts(recording, Sample.of(described(recording, known, family, text=False), names, texts=recording.text_ids()))
 
 
 def _counts(recording: Recording, sample: Sample) -> Counts:
@@ -208,7 +210,7 @@ def layer_curve(
         raise MoeLensError(
             f"{draws} shifts of {recording.n_tokens} tokens are no band; give 2 or more draws, and record more text"
         )
-    sample = Sample.of(described(recording, known, family, text=False), names)
+    sample = Sample.of(described(recording, known, family, text=False), names, texts=recording.text_ids())
     found = label_measures.layer_information(_counts(recording, sample))
     shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
     shifted = (replace(sample, kind=np.roll(sample.kind, n)) for n in shifts)

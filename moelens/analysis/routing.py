@@ -1,6 +1,7 @@
 """Measures of routes and router scores, each a pure function on arrays; `indices` is `[token, layer, slot]`.
 
-Slots are in the order of the router: the largest weight first. Logarithms are natural.
+The order of slots means nothing: many routers do not sort their choice by weight (DeepSeek-V3's top-k is unsorted).
+Measures of rank take the weights. Logarithms are natural.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Floats, Ints, Routes, check_routes, divide, log
-from moelens.errors import CheckError, unknown
+from moelens.errors import CheckError, MoeLensError, unknown
 
 PAIRS = ("all", "adjacent")
 
@@ -46,16 +47,45 @@ def selection_margin(selection: NDArray[np.floating], k: int) -> Floats:
     return np.asarray(ordered[..., -k] - ordered[..., -k - 1])
 
 
-def pair_counts(indices: Routes, n_experts: int, pairs: Literal["all", "adjacent"] = "all") -> Ints:
+def by_weight(indices: Routes, weights: NDArray[np.floating] | None) -> Routes:
+    """Sort the slots of `indices` by `weights` `[token, layer, slot]`, the largest first; ties stay in their order.
+
+    Raises:
+        MoeLensError: there are no weights, and so no ranks.
+        CheckError: the shapes differ.
+
+    >>> by_weight(np.array([[[4, 7, 1]]]), np.array([[[0.2, 0.5, 0.3]]])).tolist()
+    [[[7, 1, 4]]]
+    """
+    if weights is None:
+        raise MoeLensError(
+            "expected weights, by which the experts of a token are ranked, got none; give those of the routes, or use a"
+            " measure without ranks, such as coactivation of all pairs"
+        )
+    if np.shape(weights) != indices.shape:
+        raise CheckError(
+            f"expected weights of shape {list(indices.shape)}, as the routes, got {list(np.shape(weights))}; give one"
+            " weight for each expert"
+        )
+    return np.take_along_axis(indices, np.argsort(-np.asarray(weights, float), axis=-1, kind="stable"), -1)
+
+
+def pair_counts(
+    indices: Routes,
+    n_experts: int,
+    pairs: Literal["all", "adjacent"] = "all",
+    weights: NDArray[np.floating] | None = None,
+) -> Ints:
     """Tokens that two experts share `[layer, expert, expert]`, symmetric, 0 on the diagonal.
 
     "all" counts each unordered pair of a token's experts, 28 for top-8. "adjacent" counts neighbours in rank only, 7
-    for top-8, as the scripts published with OLMoE do.
+    for top-8, as the scripts published with OLMoE do, and needs the `weights`, see `by_weight`.
     """
     check_routes(indices, n_experts)
     if pairs not in PAIRS:
         raise unknown("pairs", pairs, PAIRS)
     slots = range(indices.shape[2])
+    indices = by_weight(indices, weights) if pairs == "adjacent" else indices
     both = np.zeros((indices.shape[1], n_experts * n_experts), np.int64)
     for a, b in combinations(slots, 2) if pairs == "all" else pairwise(slots):
         keys = indices[:, :, a].astype(np.int64) * n_experts + indices[:, :, b]
@@ -65,12 +95,17 @@ def pair_counts(indices: Routes, n_experts: int, pairs: Literal["all", "adjacent
     return np.asarray(counts + counts.swapaxes(1, 2))
 
 
-def coactivation(indices: Routes, n_experts: int, pairs: Literal["all", "adjacent"] = "all") -> Floats:
+def coactivation(
+    indices: Routes,
+    n_experts: int,
+    pairs: Literal["all", "adjacent"] = "all",
+    weights: NDArray[np.floating] | None = None,
+) -> Floats:
     """Of the tokens of expert i, the share that also chose j: N_ij / N_i `[layer, i, j]`.
 
-    Muennighoff et al. 2024, arXiv 2409.02060, eq. 6; see `pair_counts` for `pairs`. NaN where i was never chosen.
+    Muennighoff et al. 2024, arXiv 2409.02060, eq. 6; see `pair_counts` for `pairs` and `weights`. NaN where i was never chosen.
     """
-    return divide(pair_counts(indices, n_experts, pairs), expert_counts(indices, n_experts)[:, :, None])
+    return divide(pair_counts(indices, n_experts, pairs, weights), expert_counts(indices, n_experts)[:, :, None])
 
 
 def coactivation_lift(indices: Routes, n_experts: int) -> Floats:
@@ -109,19 +144,30 @@ def expert_counts(indices: Routes, n_experts: int) -> Ints:
     return np.array(found, np.int64).reshape(indices.shape[1], n_experts)
 
 
-def consecutive_repetition(indices: Routes, docs: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """How often a token and the next one of its document have the same first expert, and any expert in common.
+def consecutive_repetition(
+    indices: Routes, docs: NDArray[np.integer], weights: NDArray[np.floating] | None
+) -> Floats:
+    """How often a token and the next one of its document have the same expert of largest weight `[layer]`.
 
-    P(top1_t = top1_{t+1}) and P(S_t ∩ S_{t+1} ≠ ∅), both `[layer]` (Jiang et al. 2024, arXiv 2401.04088, table 5). By
-    chance: 1/E, and 1 − C(E−k, k)/C(E, k): 0.39 % and 22.7 % for 8 of 256. NaN where no token has a next one.
+    P(top1_t = top1_{t+1}) (Jiang et al. 2024, arXiv 2401.04088, table 5); 1/E by chance, 0.39 % of 256. NaN where no
+    token has a next one. `weights` are those of `by_weight`.
+    """
+    first, follows = by_weight(indices, weights)[:, :, 0], docs[1:] == docs[:-1]
+    same = first[:-1][follows] == first[1:][follows]
+    return divide(same.sum(0), np.array(len(same)))
+
+
+def consecutive_overlap(indices: Routes, docs: NDArray[np.integer]) -> Floats:
+    """How often a token and the next one of its document have any expert in common `[layer]`.
+
+    P(S_t ∩ S_{t+1} ≠ ∅) (Jiang et al. 2024, arXiv 2401.04088, table 5); by chance 1 − C(E−k, k)/C(E, k), 22.7 % for 8
+    of 256. NaN where no token has a next one.
     """
     follows = docs[1:] == docs[:-1]
     now, then = indices[:-1][follows], indices[1:][follows]
-    first = (now[:, :, 0] == then[:, :, 0]).sum(0)
-    common = np.zeros(first.shape, np.int64)
-    for layer in range(indices.shape[1]):
-        common[layer] = (now[:, layer, :, None] == then[:, layer, None, :]).any((1, 2)).sum()
-    return divide(first, np.array(len(now))), divide(common, np.array(len(now)))
+    layers = range(indices.shape[1])
+    common = [(now[:, layer, :, None] == then[:, layer, None, :]).any((1, 2)).sum() for layer in layers]
+    return divide(np.array(common, np.int64), np.array(len(now)))
 
 
 def route_flow(indices: Routes, n_experts: int) -> Floats:

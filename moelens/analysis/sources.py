@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.arrays import Bools, Ints
-from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_bounds, tabulate
+from moelens.analysis.counting import GROUPS, Kinds, Part, Tables, distinct, document_groups, tabulate
 from moelens.analysis.counts import Counts
 from moelens.analysis.processes import rank_and_size
 from moelens.errors import RecordingError, unknown
@@ -63,14 +63,25 @@ class Sample:
     """`[token]`, −1 where left out."""
     kinds: Kinds
     bounds: Ints
-    """Where groups of documents begin, and where the last one ends `[group + 1]`."""
+    """Where stretches of documents begin, and where the last one ends `[stretch + 1]`."""
+    group: Ints
+    """The group of each stretch `[stretch]`; copies of a text are in one group."""
     documents: int
+    """Of different texts."""
 
     @classmethod
     def of(
-        cls, parts: Iterable[Described], names: Sequence[str], given: Sequence[Sequence[str]] = (), groups: int = GROUPS
+        cls,
+        parts: Iterable[Described],
+        names: Sequence[str],
+        given: Sequence[Sequence[str]] = (),
+        groups: int = GROUPS,
+        texts: Ints | None = None,
     ) -> Sample:
-        """Tokens of `parts` with the labels `names`; each of `given` is a stratification by some of the controls."""
+        """Tokens of `parts` with the labels `names`; each of `given` is a stratification by some of the controls.
+
+        `texts` are numbers of the texts of all documents `[document]`; without them all texts are different.
+        """
         controls = {name: Numbering() for by in given for name in by}
         patterns, combinations = Numbering(), Numbering()
         kind, documents = [np.zeros(0, np.int32)], [np.zeros((3, 0), np.int64)]
@@ -90,17 +101,19 @@ class Sample:
         docs, *sizes = np.concatenate(documents, axis=1)
         document = distinct(docs)[1]
         size, kept = (np.bincount(document, n).astype(np.int64) for n in sizes)
+        text = np.unique(docs) if texts is None else texts[np.unique(docs)]
         return cls(
             tuple(names),
             np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)],
             kinds,
-            document_bounds(size, kept, groups),
-            int((kept > 0).sum()),
+            *document_groups(size, kept, groups, text),
+            len(np.unique(text[kept > 0])),
         )
 
     def count(self, parts: Iterable[Part], n_experts: int, layers: Sequence[int]) -> Tables:
         """One pass over `parts`: rows, and their routes `[token, slot]` for each layer."""
-        return tabulate(parts, self.kind, self.bounds, self.kinds, n_experts, len(layers)).over_processes()
+        tables = tabulate(parts, self.kind, self.bounds, self.kinds, n_experts, len(layers), self.group)
+        return tables.over_processes()
 
     def counts(self, tables: Tables, layers: Sequence[int], top_k: int) -> Counts:
         """The part of `tables` that adds up from one corpus to another."""
@@ -108,10 +121,10 @@ class Sample:
         return Counts(tables.cells, tables.experts, labels, tokens, self.names, tuple(map(int, layers)), top_k)
 
     def mine(self) -> slice:
-        """The tokens that this process counts: whole groups, about as many as each other process."""
+        """The tokens that this process counts: whole stretches, about as many as each other process."""
         rank, size = rank_and_size()
-        groups = len(self.bounds) - 1
-        return slice(int(self.bounds[groups * rank // size]), int(self.bounds[groups * (rank + 1) // size]))
+        stretches = len(self.group)
+        return slice(int(self.bounds[stretches * rank // size]), int(self.bounds[stretches * (rank + 1) // size]))
 
     def has(self, rows: slice) -> Bools:
         """The labels of these tokens `[token, label]`, none of those left out."""

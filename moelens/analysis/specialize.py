@@ -47,7 +47,7 @@ def analyze(
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
 
-    Tokens without text (the tokenizer's special tokens) are left out. Where torch.distributed is initialised the
+    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. Where torch.distributed is initialised the
     processes share the counting, and all of them get the result. See `specialization_from_arrays` for the test and
     what it does not rule out.
 
@@ -82,7 +82,8 @@ def analyze(
     others = [name for name in known.families if name != family]
     given = given_names(given, ("token", "position", *others))
     controls = tuple({**dict.fromkeys(TOKEN), **dict.fromkeys(given)})
-    sample = Sample.of(described(recording, known, family, controls), names, stratifications(given))
+    parts, texts = described(recording, known, family, controls), recording.text_ids()
+    sample = Sample.of(parts, names, stratifications(given), texts=texts)
     check_test(sample.documents, permutations)
     rows = sample.mine()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
@@ -199,7 +200,7 @@ def check_test(documents: int, permutations: int) -> None:
     """Raise `MoeLensError` where no test is possible."""
     if documents < 2:
         raise MoeLensError(
-            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more, "
+            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more of different texts, "
             "record the text as several documents"
         )
     if permutations < LEAST_PERMUTATIONS:

@@ -12,6 +12,7 @@ from moelens.commands.session import Session
 from moelens.errors import MoeLensError, RecordingError
 from moelens.recipes import load_hooks as _load_recipe
 from moelens.recipes import parse_options
+from moelens.text_files import split_lines
 
 HOW_TO_READ = """\
 lift: how many times as often tokens of the label go to the expert as tokens do on the whole
@@ -47,8 +48,8 @@ def _saved(result: Any, args: Namespace) -> Any:
 
 
 def _is_first() -> bool:
-    """Whether this process prints and writes for all."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process prints and writes for all; a scheduler may set RANK for a process that works alone."""
+    return os.environ.get("WORLD_SIZE", "1") in ("", "0", "1") or os.environ.get("RANK", "0") == "0"
 
 
 def demo(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -92,7 +93,7 @@ def record(session: Session, args: Namespace, cell: str | None) -> Any:
 
     name, corpus = args.model, args.corpus
     if cell is not None:
-        corpus = [line for line in cell.splitlines() if line.strip()]
+        corpus = [line for line in split_lines(cell) if line.strip()]
     else:
         if corpus is None:  # the one name on the line is the corpus
             name, corpus = None, name
@@ -189,8 +190,8 @@ def trace(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.tracing import trace
 
     words = " ".join(args.text)
-    text, name = (words, args.model) if cell is None else (cell.strip(), args.model or words or None)
-    if not text:
+    text, name = (words, args.model) if cell is None else (cell.strip("\r\n"), args.model or words or None)
+    if not text.strip():
         raise MoeLensError("nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT")
     return trace(session.find_model(name), text)
 

@@ -56,6 +56,7 @@ class Command:
         faces: "command line", "magics" or both.
         cell: what the lines of a cell below `%%moe` are; empty where it takes no cell.
         show: what the command line prints of the result.
+        takes_text: whether its first argument is a text; after `%moe` it is the rest of the line, as typed.
         timed: whether `%moe` prints how long it took.
     """
 
@@ -68,6 +69,7 @@ class Command:
     faces: tuple[str, ...] = BOTH
     cell: str = ""
     show: Callable[[Any, Namespace], str | None] = actions.show_text
+    takes_text: bool = False
     timed: bool = False
 
 
@@ -285,11 +287,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 function="trace",
                 run=actions.trace,
                 arguments=(
-                    _positional("text", "the text; above a cell with the text, the model", "model", nargs="*"),
+                    _positional("text", "the text (after %%moe the rest of the line); above a cell, the model", "model", nargs="*"),
                     _option("--model", help="demo, a folder, a hub name or a variable", completes="model"),
                 ),
                 example="trace 先生がいらっしゃいました。 --model demo",
                 cell="the text; the line of %%moe trace names the model",
+                takes_text=True,
             ),
             Command(
                 name="prefer",

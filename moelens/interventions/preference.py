@@ -14,6 +14,7 @@ from moelens.display import Plotted
 from moelens.errors import MoeLensError
 from moelens.interventions.readout import FIELDS, Floats, Pair, as_pairs, margins
 from moelens.saved import SavedCells
+from moelens.text_files import split_lines
 
 SHOWN = 20
 
@@ -111,8 +112,8 @@ def read_lines(text: str) -> list[dict[str, str]]:
         MoeLensError: a line that is not of this form, by its number, or no line at all.
     """
     found = []
-    for at, line in enumerate(text.splitlines(), 1):
-        parts = [part.strip() for part in line.replace("｜", "|").split("|")]
+    for at, line in enumerate(split_lines(text), 1):
+        parts = [part.strip(" \t\u3000") for part in line.replace("｜", "|").split("|")]
         if not line.strip():
             continue
         if len(parts) != 3 or not parts[1] or not parts[2]:

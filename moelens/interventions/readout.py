@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -17,10 +16,12 @@ from torch import Tensor
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.japanese.minimal_pairs import pairs as bundled_pairs
+from moelens.text_files import read_json_lines
 
 Floats = NDArray[np.float64]
 Half = Literal["all", "discovery", "test"]
-FIELDS = ("id", "kind", "frame", "context", "good", "bad")
+TEXTS = ("context", "good", "bad")
+FIELDS = ("id", "kind", "frame", *TEXTS)
 
 
 class Pair(Protocol):
@@ -72,12 +73,22 @@ def as_pairs(source: str | Iterable[Any]) -> tuple[Pair, ...]:
     """
     if isinstance(source, str):
         return read_pairs(source)
+    return _pairs_of((row, f"pair {i}") for i, row in enumerate(source))
+
+
+def _pairs_of(rows: Iterable[tuple[Any, str]]) -> tuple[Pair, ...]:
+    """Pairs from rows and their places, such as "pairs.jsonl line 3"."""
     pairs: list[Pair] = []
-    for row in source:
-        if isinstance(row, Mapping):
-            missing = [name for name in FIELDS if name not in row]
-            if missing:
-                raise MoeLensError(f"pair {len(pairs)} has no {missing[0]!r}; a pair has {', '.join(FIELDS)}")
+    for row, at in rows:
+        plain = isinstance(row, Mapping)
+        missing = [name for name in FIELDS if not (name in row if plain else hasattr(row, name))]
+        if missing:
+            raise MoeLensError(f"{at} has no {missing[0]!r}; a pair has {', '.join(FIELDS)}")
+        for name in TEXTS:
+            text = row[name] if plain else getattr(row, name)
+            if not isinstance(text, str) or not _is_unicode(text):
+                raise MoeLensError(f"{at}: expected {name!r} to be a string of valid Unicode, got {text!r}; correct it")
+        if plain:
             row = TextPair(**{name: str(row[name]) for name in FIELDS}, split=str(row.get("split") or ""))
         pairs.append(cast(Pair, row))
     if not pairs:
@@ -88,17 +99,27 @@ def as_pairs(source: str | Iterable[Any]) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_pairs(source: str) -> tuple[Pair, ...]:
-    """Pairs from a `.jsonl` file, a pair a line, or the bundled ones of a kind.
+    """Pairs from a `.jsonl` or `.jsonl.gz` file, a pair a line, or the bundled ones of a kind.
 
     Raises:
         UnknownNameError: neither a file nor a kind.
+        MoeLensError: a line of the file is not a pair, or not UTF-8.
     """
     path = Path(source)
-    if path.suffix == ".jsonl":
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         if not path.is_file():
             raise UnknownNameError(f"no pairs at '{source}'; give a .jsonl file with a pair a line, or a kind of pair")
-        return as_pairs([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
+        return _pairs_of(read_json_lines(path))
     return as_pairs(bundled_pairs(kind=source))
 
 

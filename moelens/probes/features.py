@@ -20,8 +20,8 @@ ROUTES = ("experts", "weights", "paths")
 VECTORS = ("logits", "residuals", "neurons")
 FEATURES = (*ROUTES, *VECTORS)
 """`experts`: which experts were chosen; `weights`: with which gate weights; `paths`: the experts chosen in this layer
-and every one before it; `logits`, `residuals`, `neurons`: as the recording captured them, neurons slot by slot. Where
-it kept only the largest (`logits:8`), the others count as 0."""
+and every one before it; `logits`, `residuals`, `neurons`: as the recording captured them, neurons expert by expert in
+the order of the weights. Where it kept only the largest (`logits:8`), the others count as 0."""
 
 
 def need(module: str) -> Any:
@@ -126,7 +126,7 @@ class FeatureStore:
         return self._files[kind]
 
     def _vectors(self, name: str, layer: int, column: str = "values") -> Any:
-        """A captured table, `[token, width]`; neurons `[token, slot * d_expert]`. 0 where a token has no row."""
+        """A captured table, `[token, width]`; neurons `[token, rank * d_expert]`. 0 where a token has no row."""
         key = f"{name}-{layer}-{column}"
         if key in self._files:
             return self._files[key]
@@ -139,6 +139,7 @@ class FeatureStore:
         place = doc * span + pos
         order = np.argsort(place)
         slots = self.recording.top_k if name == "neurons" else 1
+        rank = self._ranks(layer) if name == "neurons" else np.zeros((len(doc), 1), np.int64)
         file = None
         for part in self.recording.vector_parts(name, layer):
             values = as_array(part[column])
@@ -146,8 +147,19 @@ class FeatureStore:
                 file = self._file(key, (len(doc), slots * values.shape[1]), np.float32)
             at = part["doc"].to_numpy().astype(np.int64) * span + part["pos"].to_numpy()
             slot = part["slot"].to_numpy() if name == "neurons" else 0
-            file.reshape(len(doc), slots, -1)[order[np.searchsorted(place, at, sorter=order)], slot] = values
+            row = order[np.searchsorted(place, at, sorter=order)]
+            file.reshape(len(doc), slots, -1)[row, rank[row, slot]] = values
         return file
+
+    def _ranks(self, layer: int) -> Ints:
+        """The rank of each slot by weight, 0 for the largest, `[token, slot]`; routers do not all sort their slots."""
+        if "routes" not in self.recording.captures:
+            raise RecordingError(
+                "expected routes beside neurons, whose weights rank the experts of a token, got a recording without;"
+                " record again with capture=['routes', 'neurons']"
+            )
+        weights = self._columns("weights")[:, self.recording.layers.index(layer)].astype(np.float32)
+        return np.argsort(np.argsort(-weights, axis=1, kind="stable"), axis=1, kind="stable")
 
 
 def sparse(columns: Ints, values: Any, width: int) -> Any:

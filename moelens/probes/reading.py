@@ -118,7 +118,7 @@ def probe(
         features: of "experts", "weights", "paths", "logits", "residuals", "neurons"; the last three where recorded.
         layers: None for all recorded.
         probes: "logistic" and "centroid".
-        folds: of documents.
+        folds: of documents; copies of a text are one document.
         seed: of folds, control labels, code blocks and intervals.
 
     Raises:
@@ -135,12 +135,13 @@ def probe(
     names, y = targets(recording, family)
     rows = np.flatnonzero(y >= 0)
     used = np.unique(y[rows])
-    docs = recording.column("doc")
+    docs = recording.text_ids()[recording.column("doc")]  # copies of a text are in one fold
     if len(used) < 2:
         raise MoeLensError(f"{family!r} has {len(used)} classes in this recording; a probe needs two")
     if len(np.unique(docs[rows])) < folds:
         raise MoeLensError(
-            f"{len(np.unique(docs[rows]))} documents for {folds} folds; record more, or give fewer folds"
+            f"{len(np.unique(docs[rows]))} documents of different texts for {folds} folds; record more, or give fewer"
+            " folds"
         )
     names = tuple(names[i] for i in used)
     y = np.searchsorted(used, y) * (y >= 0)

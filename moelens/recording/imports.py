@@ -21,7 +21,6 @@ from moelens.recording.progress import (
     PROGRESS,
     begin_recording,
     clear_recording,
-    commit_name,
     commit_piece,
     documents_part_name,
     merge_pieces,
@@ -35,6 +34,7 @@ from moelens.version import __version__
 _Array = NDArray[Any]
 _GROUP_ROWS = 1 << 16  # tokens in a row group, at least
 _KINDS = ("npz", "sglang", "vllm")
+_MAX_EXPERTS = 1 << 16  # ids are stored in 16 bits
 
 
 def import_routes(
@@ -97,17 +97,30 @@ def import_routes(
     chosen = list(range(n_layers)) if layers is None else list(layers)
     if len(chosen) < n_layers and max(chosen) < n_layers:
         documents, n_layers = [d.of_layers(chosen) for d in documents], len(chosen)
-    largest = max(int(d.indices.max(initial=0)) for d in documents)
-    n_experts = n_experts or largest + 1
-    if len(chosen) != n_layers or largest >= n_experts:
+    if len(chosen) != n_layers:
         raise MoeLensError(
-            f"expected {len(chosen)} layers and {n_experts} experts in {path.name}, got {n_layers} layers and expert"
-            f" ids up to {largest}; give the layers and the number of experts of the model"
+            f"expected {len(chosen)} layers in {path.name}, got {n_layers}; give the layers of the model"
         )
+    for number, document in enumerate(documents):
+        _check_ids(document.indices, n_experts or _MAX_EXPERTS, chosen, f"document {number} ({path.name})")
+    n_experts = n_experts or 1 + max(int(d.indices.max(initial=0)) for d in documents)
     folder = Folder.at(out)
     settings = _describe_import(path.name, kind, model, chosen, n_experts, top_k, documents)
-    _write(folder, documents, chosen, n_experts, settings, force)
+    with folder.locked():
+        _write(folder, documents, chosen, n_experts, settings, force)
     return Recording.open(out)
+
+
+def _check_ids(indices: _Array, n_experts: int, layers: list[int], place: str) -> None:
+    """Raise `MoeLensError` unless all ids of `indices` `[token, layer, slot]` are those of experts."""
+    wrong = np.argwhere((indices < 0) | (indices >= n_experts))
+    if len(wrong):
+        row, layer, slot = wrong[0]
+        raise MoeLensError(
+            f"{place}, row {row}, layer {layers[layer]}: expected experts from 0 to {n_experts - 1}, got"
+            f" {indices[row, layer, slot]}; give the number of experts of the model (--experts), or correct the shape"
+            " or the integer width of the buffer"
+        )
 
 
 def _describe_import(
@@ -143,8 +156,6 @@ def _write(
 ) -> None:
     """Write a recording with a single shard. An import takes little time; if interrupted, it is done again."""
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    if folder.exists(commit_name(0)) and not folder.exists(MANIFEST):
-        clear_recording(folder)
     begin_recording(folder, {"same": same, "created": created, "pieces": [[0, len(documents)]]}, force)
     weighted = same["capture"]["weights"]
     with_phase = any(d.decode is not None for d in documents)
@@ -162,6 +173,7 @@ def _write(
         commit_piece(folder, 0, [shard], texts.close(), Counter())
     except BaseException as error:
         writer.abandon(error)
+        clear_recording(folder)
         raise
     manifest = merge_pieces(folder, 1, same) | {"created": created}
     write_card(folder, manifest)

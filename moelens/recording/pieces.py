@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
@@ -196,14 +196,16 @@ class PieceWriter:
         types: The types of the metadata columns.
         writers: The writers of the files of the current piece, by name.
         layers: The layers of the files of vectors, by name.
-        counts: The number of documents by how their tokens were located, and by their special tokens.
+        methods: The number of documents by the method that located their tokens.
+        special_tokens: The number of documents by where their special tokens are from.
     """
 
     folder: Folder
     types: ColumnTypes
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    methods: Counter[str] = field(default_factory=Counter)
+    special_tokens: Counter[str] = field(default_factory=Counter)
 
     def write(self, chunk: Chunk, rows: Rows, passes: Sequence[PassResult], generated: Sequence[str] | None) -> None:
         """Append a chunk; the last chunk of a piece commits the piece.
@@ -227,8 +229,8 @@ class PieceWriter:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
-        self.counts["documents_by_spans"].update(item.spans.method for item in chunk.items)
-        self.counts["documents_by_special_tokens"].update(item.special_tokens for item in chunk.items)
+        self.methods.update(item.spans.method for item in chunk.items)
+        self.special_tokens.update(item.special_tokens for item in chunk.items)
         if chunk.last:
             self._finish_piece(chunk.piece)
 
@@ -240,8 +242,9 @@ class PieceWriter:
     def _finish_piece(self, piece: int) -> None:
         shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
         documents = shards.pop(documents_part_name(piece))
-        commit_piece(self.folder, piece, [s for s in shards.values() if s.rows], documents, self.counts)
-        self.writers, self.layers, self.counts = {}, {}, defaultdict(Counter)
+        tables = [s for s in shards.values() if s.rows]
+        commit_piece(self.folder, piece, tables, documents, self.methods, self.special_tokens)
+        self.writers, self.layers, self.methods, self.special_tokens = {}, {}, Counter(), Counter()
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished files after an error."""

@@ -8,7 +8,7 @@ each complete piece, its part of the documents and `NNNNN.json`, which lists its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -114,7 +114,12 @@ def documents_part_name(piece: int) -> str:
 
 
 def commit_piece(
-    folder: Folder, piece: int, shards: Sequence[Shard], documents: Shard, counts: Mapping[str, Counter[str]]
+    folder: Folder,
+    piece: int,
+    shards: Sequence[Shard],
+    documents: Shard,
+    methods: Counter[str],
+    special_tokens: Counter[str] | None = None,
 ) -> None:
     """Commit a piece, which will not be recorded again.
 
@@ -123,9 +128,11 @@ def commit_piece(
         piece: Number of the piece.
         shards: Its files of tokens and vectors.
         documents: Its file of documents.
-        counts: Counts of its documents, for the manifest's entry of the tokenizer.
+        methods: The number of its documents by the method that located their tokens.
+        special_tokens: The number of its documents by where their special tokens are from; None if that is not known.
     """
-    entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "counts": counts}
+    entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict()}
+    entry |= {"methods": dict(methods), "special_tokens": dict(special_tokens or {})}
     folder.write_json(commit_name(piece), entry)
 
 
@@ -191,10 +198,11 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
     documents = merge_files(folder, [documents_part_name(piece) for piece in range(pieces)], "documents.parquet")
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
-    counts: dict[str, Counter[str]] = {}
+    methods: Counter[str] = Counter()
+    special_tokens: Counter[str] = Counter()
     for entry in entries:
-        for name, found in entry["counts"].items():
-            counts.setdefault(name, Counter()).update(found)
+        methods.update(entry["methods"])
+        special_tokens.update(entry["special_tokens"])
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
@@ -204,5 +212,6 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
         "shards": tokens,
         "tables": tables,
         "documents": documents.to_dict(),
-        "tokenizer": same.get("tokenizer", {}) | counts,
+        "tokenizer": same.get("tokenizer", {})
+        | {"documents_by_spans": dict(methods), "documents_by_special_tokens": dict(special_tokens)},
     }

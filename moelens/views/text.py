@@ -36,7 +36,7 @@ def tokens_html(
 
     With `values` `[token]`, the number that is called `what` instead: the larger, the deeper the colour.
 
-    `experts` `[token, slot]`, `weights` `[token, slot]`; without weights the first slot counts as the largest.
+    `experts` `[token, slot]`, `weights` `[token, slot]`; without weights, or with NaN, one of the experts is shown.
     Hovering lists all ids and weights. `spans` underlines tokens in the colour of their honorific class, with its
     mark. Only inline styles, so that notebooks keep it as it is. Raises `CheckError` where lengths differ.
 
@@ -54,9 +54,11 @@ def tokens_html(
         raise CheckError(f"{shapes} do not fit; allowed: experts and weights both [token, slot]")
     if not len(tokens):
         return "<div>no tokens to show</div>"
+    weighed = gates is not None and bool(np.isfinite(gates).any())
+    expert = "expert with the largest weight" if weighed else "one of the experts, whose weights are not known"
     where = "" if layer is None else f"layer {layer} · "
     cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float))
-    return _line(f"{where}colour and number: {what or 'expert with the largest weight'}", spans, cells)
+    return _line(f"{where}colour and number: {what or expert}", spans, cells)
 
 
 def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
