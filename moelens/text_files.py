@@ -13,6 +13,8 @@ from moelens.errors import MoeLensError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_UTF_16_LINE_ENDS = (b"\n\0", b"\0\n")
+_HEAD = 4096  # bytes at the beginning of a file, by which UTF-16 is known
 _ISO_2022_JP = (b"\x1b$@", b"\x1b$B")  # switches to kanji; the bytes after it are ASCII, and so valid UTF-8
 _OTHER_ENCODINGS = {"EUC-JP": "euc_jp", "CP932": "cp932"}  # few texts in CP932 are valid EUC-JP
 
@@ -85,6 +87,8 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
+            if any(mark in file.peek(_HEAD)[:_HEAD] for mark in _UTF_16_LINE_ENDS):
+                raise _encoding_error("UTF-16", f"{path.name} line 1")
             for number, line in enumerate(file, 1):
                 yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -102,10 +106,7 @@ def _decode(line: bytes, at: str) -> str:
         text, reason = line.decode("utf-8", "replace"), f"the byte 0x{line[error.start]:02x} at byte {error.start + 1}"
     encoding = _other_encoding(line, text)
     if encoding:
-        raise MoeLensError(
-            f"expected UTF-8 in {at}, got what looks like {encoding};"
-            f" convert the file, as with iconv -f {encoding} -t UTF-8"
-        )
+        raise _encoding_error(encoding, at)
     if reason:
         raise MoeLensError(f"expected UTF-8 in {at}, got {reason} of the line; correct or remove it")
     return text.removesuffix("\n").removesuffix("\r")
@@ -126,6 +127,13 @@ def _other_encoding(line: bytes, text: str) -> str:
     if not wrong or sum(not c.isascii() for c in text) > 2 * wrong:
         return ""
     return next((name for name, codec in _OTHER_ENCODINGS.items() if _decodes(line, codec)), "")
+
+
+def _encoding_error(encoding: str, at: str) -> MoeLensError:
+    return MoeLensError(
+        f"expected UTF-8 in {at}, got what looks like {encoding};"
+        f" convert the file, as with iconv -f {encoding} -t UTF-8"
+    )
 
 
 def _decodes(line: bytes, codec: str) -> bool:

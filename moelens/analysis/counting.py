@@ -169,9 +169,7 @@ def in_parts(indices: Routes, rows: Ints) -> Iterator[Part]:
         yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
 
 
-def runs(
-    kind: NDArray[np.integer], bounds: Ints, rows: slice, group: Ints
-) -> Iterator[tuple[int, slice | Ints]]:
+def runs(kind: NDArray[np.integer], bounds: Ints, rows: slice, group: Ints) -> Iterator[tuple[int, slice | Ints]]:
     """Each group that has tokens among `rows`, and where in these they stand, but for those of kind −1.
 
     >>> found = runs(np.zeros(9, int), np.array([0, 4, 5, 9]), slice(2, 8), np.array([0, 1, 0]))

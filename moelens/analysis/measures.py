@@ -173,9 +173,11 @@ def counts_of(
     recording = opened(recording)
     known = labels_for(recording, labels, family)
     if family is None or known is None:
-        return _counts(recording, Sample.of(described(recording, None, "", text=False), (), texts=recording.text_ids()))
+        parts = described(recording, None, "", text=False)
+        return _counts(recording, Sample.of(parts, (), texts=recording.text_ids()))
     names = names_of(recording, known, family)
-    return _counts(recording, Sample.of(described(recording, known, family, text=False), names, texts=recording.text_ids()))
+    parts = described(recording, known, family, text=False)
+    return _counts(recording, Sample.of(parts, names, texts=recording.text_ids()))
 
 
 def _counts(recording: Recording, sample: Sample) -> Counts:

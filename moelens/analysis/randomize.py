@@ -30,8 +30,11 @@ class Excess:
     """Of their sum, if labels were exchanged within strata and between documents `[layer, expert, label]`."""
 
     @classmethod
-    def of(cls, tables: Tables, kinds: Kinds) -> Excess:
+    def of(cls, tables: Tables, kinds: Kinds, copies: float = 1.0) -> Excess:
         """Turns `tables.excess`, label residuals at each expert, into the above; it is overwritten.
+
+        Copies of a document do not vary alone: with c `copies` of each on average, the first sum below is c times as
+        large.
 
         The variance is that of labels permuted within strata, plus that of whole documents exchanged (Hoeffding 1951):
         Σ N²/(N−1) r(1−r) l(1−l) over strata + Σ A²/n · Σ B²/n / documents, with A and B the sums of R − r and L − l
@@ -56,7 +59,7 @@ class Excess:
             labels += surplus.sum(0, dtype=float) ** 2 / tokens.sum()
         spread = (size**2 / np.maximum(size - 1, 1))[:, None] * (routing * (1 - routing))
         within = (spread.T @ (rate * (1 - rate))).reshape(n_layers, n_experts, n_labels)
-        return cls(tables.excess, within + routes[:, :, None] * labels / n_groups)
+        return cls(tables.excess, copies * within + routes[:, :, None] * labels / n_groups)
 
 
 @dataclass(frozen=True, eq=False)

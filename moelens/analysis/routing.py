@@ -103,7 +103,8 @@ def coactivation(
 ) -> Floats:
     """Of the tokens of expert i, the share that also chose j: N_ij / N_i `[layer, i, j]`.
 
-    Muennighoff et al. 2024, arXiv 2409.02060, eq. 6; see `pair_counts` for `pairs` and `weights`. NaN where i was never chosen.
+    Muennighoff et al. 2024, arXiv 2409.02060, eq. 6; see `pair_counts` for `pairs` and `weights`. NaN where i was
+    never chosen.
     """
     return divide(pair_counts(indices, n_experts, pairs, weights), expert_counts(indices, n_experts)[:, :, None])
 
@@ -144,9 +145,7 @@ def expert_counts(indices: Routes, n_experts: int) -> Ints:
     return np.array(found, np.int64).reshape(indices.shape[1], n_experts)
 
 
-def consecutive_repetition(
-    indices: Routes, docs: NDArray[np.integer], weights: NDArray[np.floating] | None
-) -> Floats:
+def consecutive_repetition(indices: Routes, docs: NDArray[np.integer], weights: NDArray[np.floating] | None) -> Floats:
     """How often a token and the next one of its document have the same expert of largest weight `[layer]`.
 
     P(top1_t = top1_{t+1}) (Jiang et al. 2024, arXiv 2401.04088, table 5); 1/E by chance, 0.39 % of 256. NaN where no

@@ -68,6 +68,8 @@ class Sample:
     """The group of each stretch `[stretch]`; copies of a text are in one group."""
     documents: int
     """Of different texts."""
+    copies: float
+    """How many documents have the text of a token, on average over tokens; 1 without copies."""
 
     @classmethod
     def of(
@@ -102,12 +104,14 @@ class Sample:
         document = distinct(docs)[1]
         size, kept = (np.bincount(document, n).astype(np.int64) for n in sizes)
         text = np.unique(docs) if texts is None else texts[np.unique(docs)]
+        copies = np.bincount(text[kept > 0], minlength=int(text.max(initial=0)) + 1)[text]
         return cls(
             tuple(names),
             np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)],
             kinds,
             *document_groups(size, kept, groups, text),
             len(np.unique(text[kept > 0])),
+            float((kept * copies).sum() / max(kept.sum(), 1)) if len(kept) else 1.0,
         )
 
     def count(self, parts: Iterable[Part], n_experts: int, layers: Sequence[int]) -> Tables:

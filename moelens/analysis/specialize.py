@@ -47,9 +47,9 @@ def analyze(
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
 
-    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. Where torch.distributed is initialised the
-    processes share the counting, and all of them get the result. See `specialization_from_arrays` for the test and
-    what it does not rule out.
+    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. Where
+    torch.distributed is initialised the processes share the counting, and all of them get the result. See
+    `specialization_from_arrays` for the test and what it does not rule out.
 
     Args:
         recording: or its folder.
@@ -158,7 +158,7 @@ def conclude(
     counts: Counts, sample: Sample, tables: Tables, given: tuple[str, ...], provenance: Mapping[str, Any], test: Test
 ) -> Specialization:
     """From counted tables to the result; the tokens are not needed any more."""
-    excess = Excess.of(tables, sample.kinds)
+    excess = Excess.of(tables, sample.kinds, sample.copies)
     frequent = frequent_labels(counts, excess, test.min_tokens, test.family, given)
     used = (counts.expert_tokens >= test.min_tokens) & (counts.expert_tokens < counts.n_tokens)
     tested = used[:, :, None] & frequent & (excess.variance > 0)
@@ -200,8 +200,8 @@ def check_test(documents: int, permutations: int) -> None:
     """Raise `MoeLensError` where no test is possible."""
     if documents < 2:
         raise MoeLensError(
-            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more of different texts, "
-            "record the text as several documents"
+            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more of different "
+            "texts, record the text as several documents"
         )
     if permutations < LEAST_PERMUTATIONS:
         raise MoeLensError(f"{permutations} permutations cannot reach p = .05; allowed: {LEAST_PERMUTATIONS} or more")

@@ -287,7 +287,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 function="trace",
                 run=actions.trace,
                 arguments=(
-                    _positional("text", "the text (after %%moe the rest of the line); above a cell, the model", "model", nargs="*"),
+                    _positional("text", "the text as typed; above a cell with the text, the model", "model", nargs="*"),
                     _option("--model", help="demo, a folder, a hub name or a variable", completes="model"),
                 ),
                 example="trace 先生がいらっしゃいました。 --model demo",

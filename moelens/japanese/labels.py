@@ -186,7 +186,7 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such family.
         """
-        families = FAMILIES | turn_families(self.path)
+        families = dict(FAMILIES) | turn_families(self.path)
         if family not in families:
             raise unknown("label family", family, families)
         names = families[family]

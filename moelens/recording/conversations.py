@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -106,6 +105,11 @@ def _difference(text: str, marked: str, mark: str) -> tuple[int, int] | None:
     before, _, after = marked.partition(mark)
     if not (text.startswith(before) and text.endswith(after) and len(before) + len(after) <= len(text)):
         # The template writes something else beside this content, as for the reasoning of an answer.
-        before = commonprefix([text, marked])
-        after = commonprefix([text[len(before) :][::-1], marked[len(before) :][::-1]])[::-1]
+        before = text[: _common_length(text, marked)]
+        after = text[len(text) - _common_length(text[len(before) :][::-1], marked[len(before) :][::-1]) :]
     return len(before), len(text) - len(after)
+
+
+def _common_length(a: str, b: str) -> int:
+    """Return how many characters two texts have in common at the beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

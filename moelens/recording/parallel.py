@@ -140,7 +140,9 @@ def join_processes() -> bool:
         dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise MoeLensError(f"expected {awaited}, which did not all come ({reason}); start them all, or {_ALONE}") from error
+        raise MoeLensError(
+            f"expected {awaited}, which did not all come ({reason}); start them all, or {_ALONE}"
+        ) from error
     finally:
         notice.cancel()
     return True

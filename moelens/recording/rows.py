@@ -104,7 +104,7 @@ def _as_table(frame: Any) -> pa.Table:
             f"expected a table whose columns each hold values of one type, got {type(frame).__name__} that Arrow cannot"
             f" read ({reason}); convert it to a list of dicts"
         ) from error
-    return table.select([name for name in table.schema.names if not name.startswith(_UNNAMED_INDEX)])
+    return table.select([i for i, name in enumerate(table.schema.names) if not name.startswith(_UNNAMED_INDEX)])
 
 
 def _table_rows(table: pa.Table) -> PlacedRows:
@@ -136,7 +136,7 @@ def _batch_rows(batches: Iterable[pa.RecordBatch], where: str) -> PlacedRows:
         for i, name in enumerate(names):
             if name in names[:i]:
                 raise MoeLensError(f"{where} {number}: two columns have the name {name!r}; rename one of them")
-        columns = [_python_values(column, name, where, number) for name, column in zip(names, batch.columns, strict=True)]
+        columns = [_python_values(batch.column(i), name, where, number) for i, name in enumerate(names)]
         for row in zip(*columns, strict=True):
             yield dict(zip(names, row, strict=True)), f"{where} {number}"
             number += 1
