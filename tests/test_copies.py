@@ -109,7 +109,7 @@ def test_a_single_text_is_not_a_sample() -> None:
             moelens.analyze(fake, labels=fake, permutations=19, progress=False)
 
 
-@pytest.mark.tried("Inputs", "the same, for probes", "copies are in one fold, so that none is learned by heart")
+@pytest.mark.tried("Inputs", "such a corpus, for probes", "copies are in one fold, so that none is learned by heart")
 def test_copies_are_in_one_fold() -> None:
     """The features tell the text, and the classes are drawn by text: what can be known is learned by heart."""
     texts = [*range(30), *range(30)]

@@ -471,7 +471,7 @@ LAUNCH = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PO
         pytest.param(
             {"RANK": "", "MASTER_ADDR": "", "MASTER_PORT": ""},
             "expected RANK, MASTER_ADDR and MASTER_PORT of 2 processes, as torchrun and accelerate launch set them"
-            " beside WORLD_SIZE, got no RANK, no MASTER_ADDR, no MASTER_PORT; start the processes with one of these, or",
+            " beside WORLD_SIZE, got no RANK, no MASTER_ADDR, no MASTER_PORT; start the processes with one of these",
             marks=pytest.mark.tried(
                 "Launches", "a scheduler that sets WORLD_SIZE alone", "refused; says what is missing"
             ),
