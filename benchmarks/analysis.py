@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine
-from moelens.analysis.counting import GROUPS, Tables, balanced
+from moelens.analysis.counting import MAX_GROUPS, RouteTables, balanced
 from moelens.analysis.randomize import Excess, document_test
-from moelens.analysis.sources import Described, Sample
+from moelens.analysis.samples import Sample, TokenBlock
 from moelens.recording import as_array
 from moelens.recording.writer import read_ahead
 
@@ -91,10 +91,10 @@ def only_read(folder: Path, names: list[str], limit: int) -> None:
         pass
 
 
-def count_with_moelens(folder: Path, names: list[str], limit: int) -> Tables:
+def count_with_moelens(folder: Path, names: list[str], limit: int) -> RouteTables:
     """Count all that `moelens.analyze` needs, in groups of documents."""
 
-    def described() -> Iterator[Described]:
+    def described() -> Iterator[TokenBlock]:
         for table in read_ahead(shards(folder, ["doc", *names], limit)):
             labels = np.stack([as_array(table[name]) for name in names]).T
             yield within_all(as_array(table["doc"]), labels)
@@ -196,9 +196,9 @@ def sample_of(labels: np.ndarray, docs: np.ndarray) -> Sample:
     return Sample.of([within_all(docs, labels)], SIXTY, [("all",)])
 
 
-def within_all(docs: np.ndarray, labels: np.ndarray) -> Described:
+def within_all(docs: np.ndarray, labels: np.ndarray) -> TokenBlock:
     """Describe tokens that are compared with all other tokens."""
-    return Described(docs, np.ones(len(docs), bool), labels, {"all": np.zeros((len(docs), 1), np.int64)})
+    return TokenBlock(docs, np.ones(len(docs), bool), labels, {"all": np.zeros((len(docs), 1), np.int64)})
 
 
 def permutations(folder: Path, tokens: int) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def memory() -> dict[str, Any]:
     """Measure the peak memory of counting and testing 58 layers × 256 experts × 60 labels in 200 document groups."""
     rng, tokens, layers, experts, slots = np.random.default_rng(0), 40_000, 58, 256, 8
     labels = (rng.random((400, LABELS)) < 0.05)[rng.integers(0, 400, tokens)]
-    group = balanced(np.full(400, tokens // 400), GROUPS).repeat(tokens // 400)
+    group = balanced(np.full(400, tokens // 400), MAX_GROUPS).repeat(tokens // 400)
     sample = sample_of(labels, group)
     chosen = ((rng.integers(0, 32, (layers, tokens, 1)) + 32 * np.arange(slots)) % experts).astype(np.uint8)
     tables = sample.count([(slice(0, tokens), chosen)], experts, range(layers))

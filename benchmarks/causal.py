@@ -20,10 +20,9 @@ from tqdm.auto import tqdm
 
 import moelens
 from benchmarks.machine import machine
-from moelens.analysis.tables import number
+from moelens.analysis.tables import number, signed_interval, signed_number
 from moelens.interventions import Attribution, Effect
-from moelens.interventions.causal import holm
-from moelens.interventions.effects import interval, signed
+from moelens.interventions.causal import holm_correction
 from moelens.japanese import pairs
 
 KINDS = list(dict.fromkeys(pair.kind for pair in pairs()))
@@ -55,14 +54,14 @@ def attribute_and_remove(
 
 def table(found: dict[str, tuple[Attribution, Effect]]) -> list[tuple[str, ...]]:
     """Return a row for each kind of pair, in the columns of `HEADER`."""
-    corrected = holm([e.kinds[0].p for _, e in found.values()])
+    corrected = holm_correction([e.kinds[0].p for _, e in found.values()])
     rows = []
     for (kind, (attribution, e)), p in zip(found.items(), corrected, strict=True):
         k, top = e.kinds[0], [c.name for c in attribution.top if c.expert is not None]
-        numbers = (signed(k.change), interval(k.low, k.high), number(k.flip), signed(k.control))
-        tests = (interval(k.control_low, k.control_high), number(k.p), number(p))
+        numbers = (signed_number(k.change), signed_interval(k.low, k.high), number(k.flip), signed_number(k.control))
+        tests = (signed_interval(k.control_low, k.control_high), number(k.p), number(p))
         rank = number(attribution.rank_correlation_test)
-        rows.append((kind, str(k.pairs), signed(k.before), ", ".join(top), *numbers, *tests, rank))
+        rows.append((kind, str(k.pairs), signed_number(k.before), ", ".join(top), *numbers, *tests, rank))
     return rows
 
 

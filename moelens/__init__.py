@@ -1,4 +1,4 @@
-"""moelens: which experts of a Mixture-of-Experts language model handle which Japanese, and whether they cause it."""
+"""moelens: find the experts of Mixture-of-Experts language models that handle Japanese morphology and honorifics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moelens import display
 from moelens.version import __version__ as __version__
 
 display.set_loader(lambda: import_module("moelens.views.registry"))
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # of the libraries that would look names up
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # the libraries that download models would send usage data
 
 _PUBLIC = {
     "Corpus": "recording",
@@ -137,13 +137,12 @@ if TYPE_CHECKING:
     from moelens.workflows.exploration import explore
     from moelens.workflows.reporting import report
 
-
-_ROOMS = ("analysis", "interventions", "japanese", "models", "probes", "recording", "views")
+_SUBPACKAGES = ("analysis", "interventions", "japanese", "models", "probes", "recording", "views")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names, and the rooms, when they are first used: `import moelens` alone loads no torch."""
-    if name in _ROOMS:
+    """Import a public name or a subpackage when it is first used; `import moelens` alone does not load torch."""
+    if name in _SUBPACKAGES:
         return import_module(f"moelens.{name}")
     if name in _PUBLIC:
         return getattr(import_module(f"moelens.{_PUBLIC[name]}"), name)
@@ -155,7 +154,7 @@ def __dir__() -> list[str]:
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """`%load_ext moelens`."""
+    """Register the magics `%moe` and `%%moe`. IPython calls this for `%load_ext moelens`."""
     from moelens.commands.magics import MoeMagics
 
     magics = MoeMagics(ipython)

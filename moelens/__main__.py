@@ -1,4 +1,4 @@
-"""`python -m moelens`."""
+"""The command line as `python -m moelens`."""
 
 import sys
 

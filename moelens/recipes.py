@@ -1,4 +1,4 @@
-"""Ready-made hooks in files of their own, loaded by path: see `hooks/README.md`."""
+"""Load recipes: hooks in Python files of their own, see `hooks/README.md`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,38 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 
-Hooks = list[tuple[str, Callable[..., Any]]]
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
+
+_Hooks = list[tuple[str, Callable[..., Any]]]
 
 
-def load_hooks(path: str | Path, **options: Any) -> Callable[[Any], Hooks]:
+def load_hooks(path: str | Path, **options: Any) -> Callable[[HookedMoE], _Hooks]:
     """Load a recipe: a Python file with a function `hooks(model, **options)`. The file is executed.
 
     Args:
-        path: the file. Only a path given here is ever executed.
-        options: passed to the recipe.
+        path: the file. Only a file given here is executed.
+        options: options of the recipe, passed to its function.
 
     Returns:
         A function from a hooked model to `[(hook_name, function), …]`, as `model.hooks` takes them.
 
     Raises:
-        UnknownNameError: no such file, or an option the recipe does not have.
-        MoeLensError: the file defines no `hooks`.
+        UnknownNameError: there is no such file, or the recipe does not have an option.
+        MoeLensError: the file defines no function `hooks`.
 
     Example:
-        >>> recipe = moelens.load_hooks("hooks/remove_experts.py", layer=3, experts=[5])  # doctest: +SKIP
-        >>> with model.hooks(fwd_hooks=recipe(model)):                                  # doctest: +SKIP
-        ...     logits = model("先生がいらっしゃいました。")
+        >>> recipe = moelens.load_hooks("hooks/remove_experts.py", layer=3, experts=[5])
+        >>> with demo_model.hooks(fwd_hooks=recipe(demo_model)):
+        ...     logits = demo_model("先生がいらっしゃいました。")
     """
     path = Path(path)
     if not path.is_file():
-        raise UnknownNameError(f"no recipe at '{path}'; give the path of a Python file")
+        raise UnknownNameError(f"expected the path of a recipe, got '{path}', which does not exist; give a Python file")
     spec = importlib.util.spec_from_file_location(f"moelens_recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -43,30 +46,36 @@ def load_hooks(path: str | Path, **options: Any) -> Callable[[Any], Hooks]:
     spec.loader.exec_module(module)
     hooks = getattr(module, "hooks", None)
     if not callable(hooks):
-        raise MoeLensError(f"'{path}' defines no function hooks(model, **options); see hooks/README.md")
+        raise MoeLensError(
+            f"expected a recipe with a function hooks(model, **options), got '{path}' without one; see hooks/README.md"
+        )
     allowed = list(inspect.signature(hooks).parameters)[1:]
     for name in options:
         if name not in allowed:
             raise unknown("option", name, allowed, f"of recipe {path.name}")
 
-    def build(model: Any) -> Hooks:
-        made: Hooks = hooks(model, **options)
-        return made
+    def build(model: HookedMoE) -> _Hooks:
+        built: _Hooks = hooks(model, **options)
+        return built
 
     return build
 
 
 def parse_options(options: Sequence[str]) -> dict[str, Any]:
-    """Values as Python writes them, or plain text.
+    """Parse options of a recipe, each NAME=VALUE; a value is a Python literal or plain text.
 
-    >>> parse_options(["strength=2.0", "experts=[5, 9]", "text=先生が来た。"])
-    {'strength': 2.0, 'experts': [5, 9], 'text': '先生が来た。'}
+    Raises:
+        MoeLensError: an option is not of this form.
+
+    Example:
+        >>> parse_options(["strength=2.0", "experts=[5, 9]", "text=先生が来た。"])
+        {'strength': 2.0, 'experts': [5, 9], 'text': '先生が来た。'}
     """
     parsed = {}
     for option in options:
         name, equals, value = option.partition("=")
         if not equals or not name.isidentifier():
-            raise MoeLensError(f"option {option!r} is not NAME=VALUE, such as strength=2.0")
+            raise MoeLensError(f"expected an option NAME=VALUE, got {option!r}; write it such as strength=2.0")
         try:
             parsed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

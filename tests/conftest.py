@@ -17,7 +17,7 @@ from helpers.browser import CHROMIUM, FLAGS
 from helpers.jupyter_server import Lab, serving
 from helpers.tiny import tiny_model
 
-from moelens import HookedMoE, hook
+from moelens import Corpus, HookedMoE, Recording, hook, label, load, record
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,15 @@ def deepseek() -> Iterator[HookedMoE]:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(5, 150, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def demo_recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Every seventh text of the demo's corpus with its columns, recorded with the demo's model and labelled."""
+    rows = [{"text": document.text, **document.metadata} for document in list(Corpus.of("demo"))[::7]]
+    recording = record(load("demo"), rows, tmp_path_factory.mktemp("demo") / "run", progress=False)
+    label(recording, processes=1)
+    return recording
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Counts against plain loops, the permutation test under its null, and the result object."""
+"""Tests of counts against plain loops, of the permutation test under its null, and of the result object."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_benjamini_hochberg_against_its_definition() -> None:
 
 
 def dependent_documents(seed: int) -> Specialization:
-    """Documents that differ in how polite they are and in which experts they use, one independent of the other."""
+    """Analyse documents that differ in politeness and in the experts they use, independently of each other."""
     rng = np.random.default_rng(seed)
     docs = np.repeat(np.arange(40), rng.integers(15, 30, 40))
     labels = rng.random((len(docs), 2)) < rng.beta(0.6, 1.4, (40, 2))[docs]
@@ -96,7 +96,7 @@ def test_family_wise_error_holds_when_documents_differ() -> None:
 
 
 def planted(permutations: int = 99, **options: Any) -> Specialization:
-    """Expert 5 of layer 7 takes most of 尊敬語; 丁寧語 is anywhere."""
+    """Analyse routes in which expert 5 of layer 7 takes most of 尊敬語, and 丁寧語 is independent of the routes."""
     rng = np.random.default_rng(4)
     docs = np.repeat(np.arange(50), 24)
     labels = rng.random((1200, 2)) < (0.1, 0.2)
@@ -144,7 +144,7 @@ def test_token_identity_explains_a_lift() -> None:
     assert result.lift_given_token[0, 0, 0] == pytest.approx(1)
 
 
-def test_lift_given_token_finds_what_the_token_does_not_tell() -> None:
+def test_lift_given_token_finds_an_effect_that_the_token_does_not_explain() -> None:
     # The same token, half of the time with the label; expert 0 takes exactly those: observed / expected = 2.
     labels = np.tile([True, False], 200)[:, None]
     indices = np.where(labels[:, :, None], 0, 1)
@@ -196,7 +196,7 @@ def test_to_pandas_has_a_row_for_each_cell() -> None:
 
 @dataclass
 class FakeRecording:
-    """The public face of a recording: 4 documents whose first token is special, without text."""
+    """A recording with 4 documents whose first token is special, without text."""
 
     n_experts: int = 6
     layers: tuple[int, ...] = (0, 1)
@@ -264,16 +264,37 @@ def arrays(**change: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "change, error, text",
     [
-        ({"docs": np.zeros(100)}, MoeLensError, "1 document: labels cannot be compared between documents; allowed: 2"),
+        (
+            {"docs": np.zeros(100)},
+            MoeLensError,
+            "expected 2 or more documents of different texts, since labels are compared between documents, got 1",
+        ),
         (
             {"min_tokens": 90},
             MoeLensError,
-            "no label of family 'labels' can be tested (尊敬語 is on 35 tokens of 10 documents, 丁寧語 is on ",
+            "expected a label of family 'labels' on 90 or more tokens of 2 or more documents and not on all tokens, "
+            "got none: 尊敬語 is on 35 tokens of 10 documents, 丁寧語 is on ",
         ),
-        ({"permutations": 10}, MoeLensError, "10 permutations cannot reach p = .05; allowed: 19 or more"),
-        ({"n_experts": 4}, CheckError, "expert ids run from 0 to 5; allowed: 0 to 3"),
-        ({"names": ("尊敬語",)}, CheckError, "labels have shape [100, 2]; allowed: [100 tokens, 1 labels]"),
-        ({"layers": (0,)}, CheckError, "indices have shape [100, 2, 2]; allowed: [token, layer, slot], 1 layers"),
+        (
+            {"permutations": 10},
+            MoeLensError,
+            "expected 19 or more permutations, since fewer cannot reach p = .05, got 10; give more",
+        ),
+        (
+            {"n_experts": 4},
+            CheckError,
+            "expected expert ids from 0 to 3, got 0 to 5; pass the n_experts of the recording",
+        ),
+        (
+            {"names": ("尊敬語",)},
+            CheckError,
+            "expected labels of shape [100 tokens, 1 labels], got shape [100, 2]; label the recording again",
+        ),
+        (
+            {"layers": (0,)},
+            CheckError,
+            "expected indices of shape [token, layer, slot] with 1 layers, got shape [100, 2, 2]; give one layer",
+        ),
     ],
 )
 def test_errors_of_arrays(change: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -287,7 +308,7 @@ def test_errors_of_a_recording_and_of_a_result(tmp_path: Path) -> None:
         (UnknownNameError, "unknown label family 'honorific'; did you mean 'honorifics'?", "honorific", FakeLabels()),
         (
             RecordingError,
-            "labels of 70 tokens for a recording of 80; label this recording again",
+            "expected labels of 80 tokens, as in the recording, got labels of 70; label the recording again",
             "pos",
             FakeLabels(70),
         ),
@@ -298,7 +319,9 @@ def test_errors_of_a_recording_and_of_a_result(tmp_path: Path) -> None:
         assert text in str(caught.value)
     with pytest.raises(UnknownNameError, match="unknown label '尊敬'; did you mean '尊敬語'"):
         planted().top(1, "尊敬")
-    with pytest.raises(MoeLensError, match=r"counts with names .* do not add up; count both parts alike"):
+    with pytest.raises(
+        MoeLensError, match=r"expected counts with the same names, got .*; count both parts in the same way"
+    ):
         count(*random_corpus(0)) + count(*random_corpus(0), names=("a", "b"))
     with pytest.raises(RecordingError, match=r"expected a saved Specialization, .* write one with Specialization.save"):
         Specialization.open(tmp_path / "none.json")

@@ -1,4 +1,4 @@
-"""Two models over the same text: what stays, what moves, and for which label."""
+"""Tests of the comparison of two models over the same text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T, L, E, K = 2000, 2, 8, 2
 
 @dataclass
 class Run:
-    """What is asked of a recording: `[token, layer, slot]` in shards of `step` tokens."""
+    """A recording of routes `[token, layer, slot]` in shards of `step` tokens."""
 
     routes: np.ndarray
     name: str = "model"
@@ -69,7 +69,7 @@ class Labels:
 
 
 def models(seed: int = 0) -> tuple[Run, Run, Labels]:
-    """Tuning moves a tenth of all routes at random, and 尊敬語 in layer 2 to expert 5."""
+    """Make two models: tuning changes a tenth of all routes at random, and routes 尊敬語 in layer 2 to expert 5."""
     rng = np.random.default_rng(seed)
     before = np.argsort(rng.random((T, L, E)), axis=2)[:, :, :K].astype(np.uint8)
     after = before.copy()
@@ -81,7 +81,7 @@ def models(seed: int = 0) -> tuple[Run, Run, Labels]:
     return Run(before, "base"), Run(after, "tuned", step=450), labels
 
 
-def test_counts_shares_and_overlap_are_those_of_loops() -> None:
+def test_counts_shares_and_overlap_equal_those_of_loops() -> None:
     a, b, labels = models()
     found = compare(a, b, labels=labels, permutations=19)
     assert found.names == ("all tokens", "尊敬語", "丁寧語")
@@ -90,11 +90,11 @@ def test_counts_shares_and_overlap_are_those_of_loops() -> None:
         for run, count in ((a, found.count_a), (b, found.count_b)):
             assert count[layer, expert, label] == ((run.routes[:, layer] == expert).any(1) & every[:, label]).sum()
     shared = overlap(a.routes, b.routes)
-    assert found.kept == pytest.approx(np.stack([shared[has].mean(0) for has in every.T], axis=1))
+    assert found.overlap == pytest.approx(np.stack([shared[has].mean(0) for has in every.T], axis=1))
     assert found.change == pytest.approx((found.count_b - found.count_a) / every.sum(0))
 
 
-def test_what_tuning_moved_is_found_and_nothing_else() -> None:
+def test_only_the_change_made_by_tuning_is_found() -> None:
     a, b, labels = models()
     found = compare(a, b, labels=labels)
     layer, expert, label, change = found.top(1, "尊敬語")[0]
@@ -105,7 +105,7 @@ def test_what_tuning_moved_is_found_and_nothing_else() -> None:
     assert found.low[at] < found.ratio[at] < found.high[at]
     assert not found.significant[0].any()
     assert not found.significant[:, :, 2].any()
-    assert found.kept[1, 1] < found.kept[1, 2]
+    assert found.overlap[1, 1] < found.overlap[1, 2]
     assert repr(found).startswith(
         "base → tuned · 2,000 tokens · control: 1000 exchanges over documents, token identity"
     )
@@ -115,9 +115,9 @@ def test_the_same_model_twice_shows_no_change() -> None:
     a, _, labels = models()
     found = compare(a, a, labels=Labels(labels.has, Path("/runs/base/labels")), permutations=99)
     assert not found.significant.any()
-    assert (found.kept == 1).all()
+    assert (found.overlap == 1).all()
     assert found.top(5) == ()
-    assert found.table().endswith("\nno expert won or lost a token of any label")
+    assert found.table().endswith("\nno expert gained or lost a token of any label")
 
 
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])
@@ -133,17 +133,31 @@ def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "change, error, text",
     [
-        ({"n_experts": 16}, RecordingError, "recordings with n_experts 8 and 16; allowed: the same in both"),
-        ({"layers": (3, 4)}, RecordingError, "recordings with layers (1, 2) and (3, 4); allowed: the same in both"),
+        (
+            {"n_experts": 16},
+            RecordingError,
+            "expected two recordings with the same n_experts, got 8 and 16; compare a model with one that was tuned",
+        ),
+        (
+            {"layers": (3, 4)},
+            RecordingError,
+            "expected two recordings with the same layers, got (1, 2) and (3, 4); compare a model with one",
+        ),
         (
             {"token_shift": 1},
             RecordingError,
-            "recordings of different tokens (2,000 and 2,000); allowed: the same text",
+            "expected two recordings of the same tokens, got 2,000 and 2,000 tokens that differ; record both models",
         ),
-        ({"routes": np.zeros((9, L, K), np.uint8)}, RecordingError, "recordings of different tokens (2,000 and 9)"),
+        (
+            {"routes": np.zeros((9, L, K), np.uint8)},
+            RecordingError,
+            "expected two recordings of the same tokens, got 2,000 and 9 tokens that differ",
+        ),
     ],
 )
-def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exception], text: str) -> None:
+def test_recordings_that_cannot_be_compared_are_refused(
+    change: dict[str, Any], error: type[Exception], text: str
+) -> None:
     a, b, labels = models()
     with pytest.raises(error) as caught:
         compare(a, Run(**({"routes": b.routes, "name": "tuned"} | change)), labels=labels)
@@ -153,10 +167,13 @@ def test_what_cannot_be_compared_is_said(change: dict[str, Any], error: type[Exc
 def test_other_errors() -> None:
     a, b, labels = models()
     with pytest.raises(
-        RecordingError, match="labels of recording '/runs/else' for recording '/runs/tuned'; label this"
+        RecordingError,
+        match="expected labels of recording '/runs/tuned', got labels of '/runs/else'; label this recording with",
     ):
         compare(a, b, labels=Labels(labels.has, Path("/runs/else/labels")))
     with pytest.raises(UnknownNameError, match="unknown label '敬語'"):
         compare(a, b, labels=labels, permutations=19).top(1, "敬語")
-    with pytest.raises(MoeLensError, match="1 document: labels cannot be compared between documents; allowed: 2 or"):
+    with pytest.raises(
+        MoeLensError, match="expected 2 or more documents of different texts, since labels are compared between documents"
+    ):
         compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)), None)

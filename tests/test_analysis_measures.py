@@ -1,4 +1,4 @@
-"""Each measure against a plain loop in float64, and on routing that was published with its scores."""
+"""Tests of each measure against a plain loop in float64, and on routing that was published with its scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from moelens.analysis import (
     consecutive_repetition,
     dead_experts,
     expert_information,
+    family_information,
+    flow_shares,
     gate_score,
+    label_combinations,
     layer_information,
     log_odds,
     max_violation,
@@ -46,15 +49,16 @@ from moelens.analysis import (
     token_score,
     vocabulary_specialization,
 )
-from moelens.analysis.measures import OF_ROUTES
+from moelens.analysis.measures import ROUTE_MEASURES
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
+from moelens.japanese import Labels
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "routing"
 T, L, E, K = 80, 3, 6, 3
 
 
 def sample(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Routes `[token, layer, slot]` and weights of the same shape."""
+    """Return routes `[token, layer, slot]` and weights of the same shape."""
     rng = np.random.default_rng(seed)
     indices = np.argsort(rng.random((T, L, E)), axis=2)[:, :, :K].astype(np.uint8)
     return indices, -np.sort(-rng.random((T, L, K)), axis=2)
@@ -67,7 +71,7 @@ def shuffled(indices: np.ndarray, weights: np.ndarray, seed: int = 2) -> tuple[n
 
 
 def by_cell(value: Callable[[int, int, int, int], float], seed: int = 1) -> tuple[Counts, np.ndarray]:
-    """Counts of random routes and labels, and `value(both, expert, label, all)` of each cell, by loops."""
+    """Return counts of random routes and labels, and `value(both, expert, label, all)` of each cell, by loops."""
     indices, _ = sample(seed)
     labels = np.random.default_rng(seed).random((T, 2)) < 0.3
     expected = np.zeros((L, E, 2))
@@ -81,7 +85,7 @@ def by_cell(value: Callable[[int, int, int, int], float], seed: int = 1) -> tupl
 
 
 def plain_information(table: np.ndarray) -> float:
-    """Mutual information in bits of a table of counts, by its definition."""
+    """Return the mutual information of a table of counts in bits, by its definition."""
     p = table / table.sum()
     rows, columns = p.sum(1), p.sum(0)
     return sum(p[i, j] * math.log2(p[i, j] / rows[i] / columns[j]) for i, j in np.ndindex(p.shape) if p[i, j])
@@ -102,13 +106,13 @@ OF_CELLS = {
 
 
 @pytest.mark.parametrize("name", OF_CELLS)
-def test_measures_of_labels_are_what_their_formula_says(name: str) -> None:
+def test_measures_of_labels_equal_their_formulas(name: str) -> None:
     function, formula = OF_CELLS[name]
     counts, expected = by_cell(formula)
     assert function(counts) == pytest.approx(expected)
 
 
-def test_information_of_a_layer_is_that_of_the_table_of_choices() -> None:
+def test_information_of_a_layer_equals_that_of_the_table_of_choices() -> None:
     counts, _ = by_cell(lambda *_: 0)
     for layer, label in np.ndindex(L, 2):
         chosen = counts.count[layer, :, label]
@@ -116,7 +120,70 @@ def test_information_of_a_layer_is_that_of_the_table_of_choices() -> None:
         assert layer_information(counts)[layer, label] == pytest.approx(plain_information(table))
 
 
-def test_information_is_all_of_the_label_where_an_expert_is_the_label() -> None:
+def test_information_of_a_family_equals_a_plain_loop() -> None:
+    (indices, _), rng = sample(), np.random.default_rng(1)
+    labels = rng.random((T, 2)) < 0.4
+    names, each = label_combinations(labels, ("a", "b"))
+    assert set(names) == {"none", "a", "b", "a + b"}
+    assert (each.sum(1) == 1).all()
+    found = family_information(Counts.from_arrays(indices, each, names, E, range(L)))
+    kind = labels @ [1, 2]
+    for layer in range(L):
+        table = np.zeros((E, 4))
+        for token, slot in np.ndindex(T, K):
+            table[indices[token, layer, slot], kind[token]] += 1
+        assert found[layer] == pytest.approx(plain_information(table))
+    alone = Counts.from_arrays(indices, labels[:, :1], ("a",), E, range(L))  # tokens without the label are a class
+    assert family_information(alone) == pytest.approx(layer_information(alone)[:, 0])
+    with pytest.raises(CheckError, match="expected counts of labels of which each token has one or none, got tokens"):
+        family_information(Counts.from_arrays(indices, np.ones((T, 2), bool), ("a", "b"), E, range(L)))
+
+
+@pytest.mark.parametrize("name", ["family_information", "choice_share"])
+def test_measures_of_a_family_of_a_recording(name: str, demo_recording: Any) -> None:
+    found = measure(demo_recording, name, "honorifics")
+    labels = Labels.open_or_create(demo_recording).matrix("honorifics")
+    if name == "choice_share":
+        assert found.values.sum(1)[:, found.values[0].any(0)] == pytest.approx(1)
+        return
+    names, each = label_combinations(labels[1], labels[0])
+    shape = demo_recording.n_experts, demo_recording.layers
+    counts = Counts.from_arrays(demo_recording.indices(), each, names, *shape)
+    assert tuple(found.axes) == ("layer",)
+    assert found.values == pytest.approx(family_information(counts))
+
+
+def test_shares_of_tokens_choices_and_pairs() -> None:
+    indices, _ = sample()
+    counts = Counts.from_arrays(indices, np.ones((T, 1), bool), ("a",), E, range(L))
+    assert counts.share().sum(1) == pytest.approx(K)
+    assert counts.share("choices").sum(1) == pytest.approx(1)
+    with pytest.raises(UnknownNameError, match="unknown share 'words'; allowed: tokens, choices"):
+        counts.share("words")  # type: ignore[arg-type]
+    pairs = np.zeros((L - 1, E, E), int)
+    for token, layer, i, j in np.ndindex(T, L - 1, K, K):
+        pairs[layer, indices[token, layer, i], indices[token, layer + 1, j]] += 1
+    assert flow_shares(pairs, counts.expert_tokens[:-1]) == pytest.approx(route_flow(indices, E), nan_ok=True)
+    with pytest.raises(CheckError, match=r"expected pairs \[layer, expert, next expert\] and expert_tokens"):
+        flow_shares(pairs, counts.expert_tokens)
+    with pytest.raises(CheckError, match="expected no pair with more tokens than its first expert, got some"):
+        flow_shares(pairs, counts.expert_tokens[:-1] // 4)
+
+
+def test_counts_by_token_type_give_vocabulary_specialization() -> None:
+    indices, ids = sample()[0], np.arange(T) % 4
+    of_type = ids[:, None] == np.arange(4)
+    table = [
+        [[(of_type[:, t] & (indices[:, layer] == e).any(1)).sum() for t in range(4)] for e in range(E)]
+        for layer in range(L)
+    ]
+    tokens = [[(indices[:, layer] == e).sum() for e in range(E)] for layer in range(L)]
+    counts = Counts.from_table(table, tokens, of_type.sum(0), list("wxyz"), range(L), K)
+    _, shares = vocabulary_specialization(indices, ids, E)
+    assert np.moveaxis(counts.share(), 2, 0) == pytest.approx(shares)
+
+
+def test_information_equals_the_entropy_of_a_label_that_decides_the_expert() -> None:
     labels = np.tile([True, False], 20)[:, None]
     counts = Counts.from_arrays(np.where(labels, 0, 1)[:, None], labels, ("a",), 3, [0])
     assert layer_information(counts).item() == pytest.approx(1)
@@ -158,7 +225,7 @@ def test_coactivation_counts_pairs(pairs: Any) -> None:
         assert coactivation(indices, E).sum(2) == pytest.approx(K - 1)
 
 
-def test_clusters_stand_together() -> None:
+def test_similar_experts_are_next_to_each_other() -> None:
     group = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], 4))
     similarity = np.where(group[:, None] == group, 1.0, 0.1) + np.random.default_rng(1).random((12, 12)) / 100
     order = group[cluster_order(similarity)]
@@ -166,7 +233,7 @@ def test_clusters_stand_together() -> None:
     assert (np.diff(order) != 0).sum() == 2
 
 
-def test_repetition_follows_documents() -> None:
+def test_repetition_is_counted_within_documents() -> None:
     indices, weights = shuffled(*sample())
     best, docs = np.take_along_axis(indices, weights.argmax(2)[:, :, None], 2)[:, :, 0], np.arange(T) // 9
     first, common = np.zeros(L), np.zeros(L)
@@ -201,7 +268,7 @@ class Weighted:
     "routes whose slots are in any order, as those of DeepSeek-V3",
     "no measure changes; ranks are by weight",
 )
-@pytest.mark.parametrize("name", OF_ROUTES)
+@pytest.mark.parametrize("name", ROUTE_MEASURES)
 def test_the_order_of_slots_means_nothing(name: str) -> None:
     indices, weights = sample()
     found = measure(Weighted(indices, weights), name).values
@@ -389,12 +456,32 @@ def test_measures_of_a_recording_have_named_axes(name: str) -> None:
     [
         (lambda: measure(Silent(), "gate_score"), RecordingError, "'silent' holds experts without weights"),
         (lambda: measure(Silent(), "lod"), UnknownNameError, "unknown measure 'lod'; did you mean 'load'"),
-        (lambda: gate_score(sample()[0], None, E), MoeLensError, "gate scores of routes without weights; use"),
-        (lambda: gate_score(sample()[0], np.ones((2, 2)), E), CheckError, "weights have shape [2, 2]; allowed"),
-        (lambda: overlap(sample()[0], sample()[0][1:]), CheckError, "routes have shapes [80, 3, 3] and [79,"),
-        (lambda: selected_experts(np.ones((1, 2)), 0), CheckError, "p is 0; allowed: above 0, up to 1"),
-        (lambda: router_entropy(np.array([-1.0, 2])), CheckError, "scores go down to -1; allowed: 0 or more"),
-        (lambda: selection_margin(np.ones(3), 3), CheckError, "k is 3 of 3 experts; allowed: 1 to 2"),
+        (
+            lambda: gate_score(sample()[0], None, E),
+            MoeLensError,
+            "expected routes with weights, got none; use token_score",
+        ),
+        (
+            lambda: gate_score(sample()[0], np.ones((2, 2)), E),
+            CheckError,
+            "expected weights of the shape of indices, [80, 3, 3], got [2, 2]; give both",
+        ),
+        (
+            lambda: overlap(sample()[0], sample()[0][1:]),
+            CheckError,
+            "expected two routes of one shape [token, layer, slot], got [80, 3, 3] and [79,",
+        ),
+        (lambda: selected_experts(np.ones((1, 2)), 0), CheckError, "expected p above 0 and up to 1, got 0; give"),
+        (
+            lambda: router_entropy(np.array([-1.0, 2])),
+            CheckError,
+            "expected scores of 0 or more, got -1; give scores instead of logits",
+        ),
+        (
+            lambda: selection_margin(np.ones(3), 3),
+            CheckError,
+            "expected k from 1 to 2, got 3 of 3 experts; give the number of experts",
+        ),
         (lambda: coactivation(sample()[0], E, "near"), UnknownNameError, "unknown pairs 'near'; allowed: all,"),
         (
             lambda: coactivation(sample()[0], E, "adjacent"),
@@ -409,25 +496,27 @@ def test_measures_of_a_recording_have_named_axes(name: str) -> None:
         (
             lambda: Counts.from_arrays(np.array([[[0], [-1]]]), np.ones((1, 1)), ("a",), 2, (4, 7)),
             CheckError,
-            "layer 7 has no routes; leave it out of indices and layers",
+            "expected routes in every layer, got none in layer 7; leave this layer out of indices and layers",
         ),
         (
             lambda: Counts.from_table([[[1]], [[0]]], [[4], [0]], [1], ("a",), (2, 3), 1),
             CheckError,
-            "layer 3 has no routes; leave it out of the counts",
+            "expected expert_tokens in every layer, got none in layer 3; leave this layer out of the tables",
         ),
         (
             lambda: Counts.from_table([[[5]]], [[4]], [5], ("a",), (2,), 1),
             CheckError,
-            "expert_tokens sum to 4 a layer; allowed: 1 times the tokens in every layer, and no count above",
+            "expected expert_tokens that sum to 1 times the tokens in every layer, and no count above its "
+            "expert_tokens, got sums of 4; pass tables of the same text",
         ),
         (
             lambda: Counts.from_table([[5]], [[4]], [5], ("a",), (2,), 1),
             CheckError,
-            "count, expert_tokens and label_tokens have shapes [1, 1], [1, 1] and [1]; allowed: [layer, expert, label]",
+            "expected count [layer, expert, label], expert_tokens [layer, expert] and label_tokens [label] with "
+            "1 layers and 1 labels, got shapes [1, 1], [1, 1] and [1]; give tables of the same layers and labels",
         ),
     ],
-)  # fmt: skip
+)
 def test_errors(call: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         call()

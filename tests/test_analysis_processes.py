@@ -1,4 +1,4 @@
-"""Analyses of a recording on disk: by controls, beside itself, measured, and counted by two processes."""
+"""Tests of analyses of a recording on disk: controls, comparison with itself, measures, and two processes."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def test_controls_of_a_recording(recording: moelens.Recording, given: str | tupl
     assert not np.isnan(found.low[np.isfinite(found.p)]).any()
 
 
-def test_a_recording_beside_itself(recording: moelens.Recording) -> None:
+def test_a_recording_compared_with_itself(recording: moelens.Recording) -> None:
     found = moelens.compare(recording, recording, permutations=19)
-    assert (found.kept[:, found.label_tokens > 0] == 1).all()
+    assert (found.overlap[:, found.label_tokens > 0] == 1).all()
     assert not found.significant.any()
 
 
@@ -49,7 +49,7 @@ def test_measures_of_a_recording(recording: moelens.Recording) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_count_what_one_counts(recording: moelens.Recording, tmp_path: Path) -> None:
+def test_two_processes_count_the_same_as_one(recording: moelens.Recording, tmp_path: Path) -> None:
     alone = moelens.analyze(recording, labels=moelens.Labels.open(recording), given="position", permutations=99)
     out = tmp_path / "two.json"
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]

@@ -70,13 +70,13 @@ def test_record_label_analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path
     status, printed, _ = run(capsys, "analyze", out, "--permutations", "50", "--out", str(file), "--top", "3")
     assert status == 0
     assert "specialists of honorifics" in printed
-    assert printed.endswith("*: one of them is below .05\n")
+    assert printed.endswith("*: one is below .05\n")
     assert moelens.Specialization.open(file).names == moelens.japanese.CLASSES
 
 
 MISTAKES = [
     (("inf",), "moelens: argument COMMAND: invalid choice: 'inf'"),
-    (("info",), "moelens: which model? give a folder, a name, 'demo', or --architectures"),
+    (("info",), "moelens: expected a model or --architectures, got neither; give a folder, a hub name"),
     (("info", "nllb_moe"), "moelens: nllb_moe cannot be hooked: it is an encoder-decoder translation model"),
     (("record", "demo", "none.txt", "--out", "x"), "moelens: no such file: 'none.txt'"),
     (("label", "nowhere"), "moelens: 'nowhere' is not a recording"),
@@ -84,7 +84,7 @@ MISTAKES = [
         ("record", "demo", "demo", "--tensor-parallel", "--expert-parallel"),
         "moelens: expected --tensor-parallel or --expert-parallel, got both; give one of them",
     ),
-    (("record", "demo"), "moelens: expected a MODEL; give demo, a folder or a hub name"),
+    (("record", "demo"), "moelens: expected a MODEL, got none; give demo, a folder or a hub name"),
     (("effect", "demo", "--layer", "3"), "moelens effect: the following arguments are required: --experts"),
 ]
 

@@ -13,9 +13,10 @@ import pytest
 
 import moelens
 from moelens.commands.command_line import build_parser
-from moelens.commands.magics import Parser
-from moelens.commands.parsing import build
-from moelens.commands.table import BOTH, COMMANDS
+from moelens.commands.definitions import INTERFACES
+from moelens.commands.magics import MagicParser
+from moelens.commands.parsing import add_commands
+from moelens.commands.table import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "hooks").glob("*.md")]
@@ -24,12 +25,12 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def line() -> dict[str, argparse.ArgumentParser]:
-    return build(argparse.ArgumentParser(), argparse.ArgumentParser, "command line", prog="moelens")
+    return add_commands(argparse.ArgumentParser(), argparse.ArgumentParser, "command line", prog="moelens")
 
 
 @pytest.fixture(scope="module")
 def magic() -> dict[str, Any]:
-    return build(Parser(prog="%moe"), Parser, "magics", prog="%moe")
+    return add_commands(MagicParser(prog="%moe"), MagicParser, "magics", prog="%moe")
 
 
 def options(parser: argparse.ArgumentParser) -> list[tuple[Any, ...]]:
@@ -37,8 +38,8 @@ def options(parser: argparse.ArgumentParser) -> list[tuple[Any, ...]]:
     return [(tuple(a.option_strings) or a.dest, a.default, a.nargs, a.help) for a in parser._actions]
 
 
-@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.faces == BOTH])
-def test_both_faces_take_the_same(name: str, line: dict[str, Any], magic: dict[str, Any]) -> None:
+@pytest.mark.parametrize("name", [n for n, c in COMMANDS.items() if c.interfaces == INTERFACES])
+def test_both_interfaces_take_the_same(name: str, line: dict[str, Any], magic: dict[str, Any]) -> None:
     assert options(line[name]) == options(magic[name])
     assert [a.help for a in COMMANDS[name].arguments] == [a.help for a in line[name]._actions if a.dest != "help"]
 
@@ -50,7 +51,7 @@ def test_a_command_is_one_public_function(name: str) -> None:
     assert callable(getattr(moelens, command.function))
     assert (
         f"moelens.{command.function}"
-        in build(Parser(prog="%moe"), Parser, command.faces[-1], prog="")[name].format_help()
+        in add_commands(MagicParser(prog="%moe"), MagicParser, command.interfaces[-1], prog="")[name].format_help()
     )
     assert len(command.help) < 100
     assert command.help[0].islower()
@@ -59,7 +60,9 @@ def test_a_command_is_one_public_function(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_example_is_understood(name: str) -> None:
     command = COMMANDS[name]
-    parser = build(argparse.ArgumentParser(), argparse.ArgumentParser, command.faces[0], prog="moelens")[name]
+    parser = add_commands(argparse.ArgumentParser(), argparse.ArgumentParser, command.interfaces[0], prog="moelens")[
+        name
+    ]
     words = shlex.split(command.example)
     assert words[0] == name
     parser.parse_args(words[1:])

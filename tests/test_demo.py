@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from tokenizers import Tokenizer
 
 import moelens
-from moelens.demo.texts import Rows, build_tokenizer, encode, read_documents, row_starts
-from moelens.demo.train import Recipe, Step, build_model, main, train
+from moelens.demo.texts import TrainingRows, build_tokenizer, encode, read_documents, row_starts
+from moelens.demo.train import Recipe, TrainingStep, build_model, main, run_training
 from moelens.demo.trigram import trigram_nats
 from moelens.errors import RecordingError
 from moelens.models.loading import DEMO
@@ -85,11 +86,15 @@ def test_main_job(tmp_path: Path) -> None:
     assert best.significant
     assert best.lift > 3
 
-    with pytest.raises(RecordingError, match=r"is already there; give another folder with --out, or --force"):
+    with pytest.raises(
+        RecordingError, match=r"expected a new or empty folder, got .*; give another folder with --out, or --force"
+    ):
         run_demo(out, progress=False)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("do not delete")
-    with pytest.raises(RecordingError, match="holds something else than a demo run"):
+    with pytest.raises(
+        RecordingError, match=r"expected the folder of an earlier demo run, got .* which has other files"
+    ):
         run_demo(tmp_path / "other", force=True, progress=False)
     (out / "note.txt").write_text("mine")
     run_demo(out, force=True, progress=False)
@@ -165,34 +170,44 @@ def test_a_dialogue_becomes_lines_that_name_the_speaker(corpora: Path, tmp_path:
         read_documents(tmp_path, "test")
 
 
-def small_run(corpora: Path, steps: int) -> tuple[Step, Rows, Recipe]:
+def small_run(corpora: Path, steps: int) -> tuple[TrainingStep, TrainingRows, Recipe]:
     recipe = Recipe(steps=steps, rows=2, context=32, vocab_size=300)
     texts = [read_documents(corpora / name, "train")[:20] for name in ("works", "dialogues")]
     tokenizer = build_tokenizer(texts[0] + texts[1], recipe.vocab_size)
     streams = [encode(tokenizer, own) for own in texts]
     starts = [row_starts(stream, tokenizer, 31) for stream in streams]
-    rows = Rows(streams, starts, (0.5, 0.5), recipe.steps * recipe.rows, 31, recipe.seed)
-    return Step(build_model(recipe), recipe, bf16=False, compiled=False), rows, recipe
+    rows = TrainingRows(streams, starts, (0.5, 0.5), recipe.steps * recipe.rows, 31, recipe.seed)
+    return TrainingStep(build_model(recipe), recipe, bf16=False, compiled=False), rows, recipe
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """The same sums in the same order: with several threads, the order in which they add is left to chance."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_run_that_was_stopped_ends_where_the_whole_one_does(
     corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, rows, _ = small_run(corpora, 4)
-    train(whole, rows, tmp_path / "whole")
+    run_training(whole, rows, tmp_path / "whole")
     stopped, _, _ = small_run(corpora, 4)
 
     def batch(number: int, n: int) -> Any:
         if number == 2:
             raise KeyboardInterrupt
-        return Rows.batch(rows, number, n)
+        return TrainingRows.batch(rows, number, n)
 
     monkeypatch.setattr(rows, "batch", batch)
     with pytest.raises(KeyboardInterrupt):
-        train(stopped, rows, tmp_path / "part", save_every=1)
+        run_training(stopped, rows, tmp_path / "part", save_every=1)
     monkeypatch.undo()
     again, _, _ = small_run(corpora, 4)
-    train(again, rows, tmp_path / "part", save_every=1)
+    run_training(again, rows, tmp_path / "part", save_every=1)
     for (name, a), b in zip(whole.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -202,7 +217,7 @@ def test_padded_experts_equal_those_of_transformers(corpora: Path) -> None:
     recipe = Recipe(vocab_size=300, capacity=32.0)
     model, ids = build_model(recipe), torch.arange(64).reshape(2, 32)
     expected = model(ids).logits
-    step = Step(model, recipe, bf16=False, compiled=False)
+    step = TrainingStep(model, recipe, bf16=False, compiled=False)
     torch.testing.assert_close(step.model(ids).logits, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -212,7 +227,7 @@ def test_rows_read_a_source_whole_before_they_repeat_it(demo: moelens.HookedMoE)
     starts = row_starts(stream, demo.tokenizer, 15)
     assert (np.diff(starts) <= 15).all(), "no token is left out"
     total = 2 * len(starts)
-    rows = Rows(
+    rows = TrainingRows(
         [stream, stream[:400]], [starts, row_starts(stream[:400], demo.tokenizer, 15)], (0.5, 0.5), total, 15, 7
     )
     first = np.concatenate([rows.batch(step, 4) for step in range(total // 4)])

@@ -17,7 +17,7 @@ from helpers.results import payload, result_of
 import moelens
 from moelens.analysis import Specialization
 from moelens.recording import Recording
-from moelens.tracing import aligned
+from moelens.tracing import align_tokens
 from moelens.tracing.passages import Excerpt, Passages
 from moelens.views.explorer import Explorer, verdict
 from moelens.views.trace_view import TraceView
@@ -60,18 +60,17 @@ def test_the_views_follow_the_chosen_expert(explorer: Explorer, recording: Recor
     explorer.trace.layer = recording.layers[0]
     assert explorer.trace.highlight == -1, "an expert has no identity across layers"
     explorer.map.label = "尊敬語"
-    assert explorer.effect.kind == "respectful"
+    assert explorer.effect.kind == "subject-honorification"
 
 
 def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedMoE) -> None:
     from moelens.interventions import remove
-    from moelens.japanese import pairs
 
     states: list[str] = []
     explorer.effect.observe(lambda change: states.append(change["new"]), "status")
     explorer.map.selected, explorer.effect.kind = [3, 7], "control-noun"
-    explorer.effect.asked += 1
-    expected = moelens.effect(model, pairs("control-noun"), remove(4, [7]), controls=None, texts=()).kinds[0]
+    explorer.effect.clicks += 1
+    expected = moelens.effect(model, "control-noun", remove(4, [7]), controls=None, texts=()).kinds[0]
     (row,) = explorer.effect.rows
     assert states == ["running", "idle"]
     assert (row["target"], row["pairs"]) == ("L4 · E7", 24)
@@ -88,10 +87,11 @@ def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedM
 def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -> None:
     manifest = {**recording.manifest, "model": {"name": "elsewhere/large"}}
     found = moelens.explore(Recording(recording.folder, manifest), permutations=50)
-    found.effect.asked += 1
+    found.effect.clicks += 1
     assert found.effect.status == "failed"
     assert found.effect.message == (
-        "no model to remove an expert from; give the one recorded: explore(…, model='elsewhere/large')"
+        "expected a model to remove an expert from, got None; "
+        "give the recorded one: moelens.explore(recording, model='elsewhere/large')"
     )
     with pytest.raises(moelens.MoeLensError, match="unknown label '尊敬'; did you mean '尊敬語'"):
         moelens.explore(recording, label="尊敬", permutations=50)
@@ -103,13 +103,15 @@ def test_whatever_goes_wrong_the_button_comes_back(explorer: Explorer) -> None:
 
     explorer.remove = broken
     with pytest.raises(KeyboardInterrupt):
-        explorer.effect.asked += 1
+        explorer.effect.clicks += 1
     assert explorer.effect.status == "failed"
     assert explorer.effect.rows == []
 
 
 def test_a_result_of_other_layers(explorer: Explorer, recording: Recording) -> None:
-    with pytest.raises(moelens.MoeLensError, match=r"a result of layers \(3, 4\), a recording of \(1, 2, 3, 4\)"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"the layers of the result, \(3, 4\), got one with \(1, 2, 3, 4\); give the"
+    ):
         moelens.explore(recording, result=result_of(2, 32))
 
 
@@ -119,14 +121,15 @@ def test_an_expert_that_nobody_chose(explorer: Explorer, recording: Recording) -
     explorer.map.selected = unused[0].tolist()
     assert explorer.trace.lines == []
     assert explorer.trace.heading.startswith("no such sentence · 0 tokens")
-    assert "no token in this recording" in explorer.card.value
+    assert "chosen for no token of this recording" in explorer.card.value
 
 
 def test_verdicts_are_careful() -> None:
     row = {"target": "L1 · E2", "change": 0.2, "low": -0.1, "high": 0.4, "p": 0.31}
-    said = "without L1 · E2 the preference rises by 0.200 nats, but the interval holds 0"
-    assert verdict(row) == said + "; no more than matched controls change it (p 0.310)"
-    assert verdict(row | {"p": 0.01}) == said + "; more than matched controls change it (p 0.0100)"
+    start = "Without L1 · E2, the preference rises by 0.200 nats; the 95 % interval includes 0."
+    same, larger = "It cannot be distinguished from the changes", "The change is larger than"
+    assert verdict(row) == f"{start} {same} under matched controls (p 0.310)."
+    assert verdict(row | {"p": 0.01}) == f"{start} {larger} under matched controls (p 0.0100)."
 
 
 def test_a_pair_is_aligned_and_its_routes_compared(model: moelens.HookedMoE) -> None:
@@ -175,16 +178,16 @@ def test_how_undecided_the_router_was(model: moelens.HookedMoE) -> None:
     ],
 )
 def test_alignment(first: str, second: str, columns: list[tuple[int, int]]) -> None:
-    assert list(aligned(first, second)) == columns
+    assert list(align_tokens(first, second)) == columns
 
 
 def test_traces_that_cannot_be_shown(model: moelens.HookedMoE) -> None:
     one = moelens.trace(model, "雨だ。")
-    with pytest.raises(moelens.MoeLensError, match="0 traces to show; allowed: 1 or more"):
+    with pytest.raises(moelens.MoeLensError, match=r"expected 1 or more traces, got 0; make them with moelens\.trace"):
         TraceView([])
-    with pytest.raises(moelens.MoeLensError, match="1 traces to show; allowed: 2, as a pair"):
+    with pytest.raises(moelens.MoeLensError, match="expected 2 traces for a pair, got 1"):
         TraceView([one], pair=True)
-    with pytest.raises(moelens.MoeLensError, match=r"traces of layers \(1, 2, 3, 4\) and \(1, 2\); select the same"):
+    with pytest.raises(moelens.MoeLensError, match=r"traces of the same layers, got \(1, 2, 3, 4\) and \(1, 2\)"):
         one.explore(one.select([1, 2]))
     with pytest.raises(moelens.MoeLensError, match="unknown layer '9'"):
         TraceView([one], layer=9)
@@ -196,27 +199,25 @@ def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recordin
     held = Excerpt(large, entry["rows"] + 1)
     assert held.recording.n_tokens == len(held.indices()) == 2 * entry["rows"]
     assert held.indices() is held.indices()
-    assert held.part == f"the first {2 * entry['rows']:,} of {3 * entry['rows']:,} tokens"
-    assert not Excerpt(recording).part
+    assert held.extent == f"the first {2 * entry['rows']:,} of {3 * entry['rows']:,} tokens"
+    assert not Excerpt(recording).extent
 
 
 def test_what_shows_a_part_says_so(
     explorer: Explorer, recording: Recording, model: moelens.HookedMoE, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "of the first" not in told(explorer)
+    assert "the first" not in words_of(explorer)
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
-    monkeypatch.setattr("moelens.tracing.passages.MOST_TOKENS", 1)
-    of = f"of the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
-    assert (
-        told(moelens.explore(large, model, result=explorer.result, labels=moelens.Labels.open(recording))).count(of)
-        == 2
-    )
+    monkeypatch.setattr("moelens.tracing.passages._EXCERPT_TOKENS", 1)
+    extent = f"the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
+    found = moelens.explore(large, model, result=explorer.result, labels=moelens.Labels.open(recording))
+    assert words_of(found).count(extent) == 2
 
 
-def told(explorer: Explorer) -> str:
-    """What stands above the views, and the card."""
-    return " ".join([explorer.card.value, *(text for _, text, _ in explorer.parts)])
+def words_of(explorer: Explorer) -> str:
+    """The card and the headings above the views."""
+    return " ".join([explorer.card.value, *(text for _, text, _ in explorer.sections)])
 
 
 NOT_RECORDINGS = [

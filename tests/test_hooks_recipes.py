@@ -1,4 +1,4 @@
-"""The recipes in hooks/ work, and a recipe that does not is named."""
+"""Tests of the recipes in hooks/, and of the errors of wrong recipes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def model(request: pytest.FixtureRequest) -> Iterator[moelens.HookedMoE]:
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single Japanese characters."""
+    """Return a tokenizer of single Japanese characters."""
     found = sorted({c for c in "".join(texts) if c > "\u3000"})[:150]
     vocabulary = {c: i + 5 for i, c in enumerate(found)} | {"[pad]": 0, "[unk]": 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
@@ -78,7 +78,7 @@ def test_steer_politeness(model: moelens.HookedMoE) -> None:
         torch.testing.assert_close(none[name], cached(model, "")[name], atol=1e-5, rtol=1e-4)
 
     def share(text: str, strength: float) -> float:
-        """Of the tokens that use the expert which polite text prefers most, in the first layer."""
+        """Return the share of tokens that use the expert polite text prefers most, in the first layer."""
         layer = model.shape.moe_layers[0]
         name = f"blocks.{layer}.mlp.hook_expert_indices"
         recipe = moelens.load_hooks(HOOKS / "steer_politeness.py", strength=1.0)(model)
@@ -136,20 +136,29 @@ def test_recipes_are_short_and_documented() -> None:
 
 def test_options_of_a_recipe(tmp_path: Path) -> None:
     assert parse_options(["layer=1", "experts=[6]", "text=先生"]) == {"layer": 1, "experts": [6], "text": "先生"}
-    with pytest.raises(moelens.MoeLensError, match=r"option 'strength' is not NAME=VALUE, such as strength=2\.0"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected an option NAME=VALUE, got 'strength'; write it such as strength=2\.0"
+    ):
         parse_options(["strength"])
-    with pytest.raises(moelens.MoeLensError, match="--set a=1 is an option of a recipe; give its file with --hooks"):
+    with pytest.raises(
+        moelens.MoeLensError, match="expected --hooks FILE with --set, got --set a=1 alone; give the recipe"
+    ):
         command_line(["--debug", "prefer", "demo", "--set", "a=1"])
 
 
 def test_errors(tmp_path: Path) -> None:
-    with pytest.raises(moelens.MoeLensError, match=r"no recipe at 'nowhere\.py'; give the path of a Python file"):
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected the path of a recipe, got 'nowhere\.py', which does not exist"
+    ):
         moelens.load_hooks("nowhere.py")
     with pytest.raises(moelens.MoeLensError, match="unknown option 'expert'; did you mean 'experts'"):
         moelens.load_hooks(HOOKS / "remove_experts.py", layer=1, expert=[0])
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
-    with pytest.raises(moelens.MoeLensError, match=r"defines no function hooks\(model, \*\*options\)"):
+    with pytest.raises(
+        moelens.MoeLensError,
+        match=r"expected a recipe with a function hooks\(model, \*\*options\), got '.*' without one",
+    ):
         moelens.load_hooks(empty)
     recipe = moelens.load_hooks(HOOKS / "remove_experts.py", layer=1, experts=[99])
     with pytest.raises(moelens.MoeLensError, match="expert 99 does not exist; allowed: 0 to 7"):

@@ -21,8 +21,7 @@ from tokenizers import processors
 
 import moelens
 from moelens.errors import MoeLensError
-from moelens.interventions.preference import read_lines as read_pair_lines
-from moelens.interventions.readout import as_pairs
+from moelens.interventions.items import as_items, read_pair_lines
 from moelens.recording import Corpus, Recording, record
 from moelens.recording.conversations import with_chat_template
 from moelens.text_files import read_json_lines, read_lines, read_text, split_lines
@@ -182,7 +181,7 @@ def readers(path: Path) -> dict[str, Callable[[], object]]:
     return {
         ".txt": lambda: documents(path),
         ".jsonl": lambda: documents(path),
-        ".pairs.jsonl": lambda: as_pairs(str(path)),
+        ".pairs.jsonl": lambda: as_items(str(path)),
         ".toml": lambda: Script.open(path),
     }
 
@@ -230,13 +229,14 @@ def test_json_that_is_not_what_it_seems(tmp_path: Path, line: str, message: str)
 
 
 PAIR = {"id": 1, "kind": "k", "frame": "f", "context": "明日は\u2028", "good": "行きます。", "bad": "行く。"}
+CONTRAST = {"id": 1, "kind": "k", "frame": "f", "context_a": "a", "context_b": "b", "x": "行きます。", "y": "行く。"}
 
 
 @pytest.mark.parametrize("name", ["p.jsonl", "p.jsonl.gz"])
 def test_pairs_of_a_file(tmp_path: Path, name: str) -> None:
     lines = "\n\n".join(json.dumps(PAIR | {"id": i}, ensure_ascii=False) for i in range(2)).encode("utf-8-sig")
     (tmp_path / name).write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
-    pairs = as_pairs(str(tmp_path / name))
+    pairs = as_items(str(tmp_path / name))
     assert [(p.id, p.context, p.good) for p in pairs] == [(i, "明日は\u2028", "行きます。") for i in "01"]
 
 
@@ -245,29 +245,43 @@ def test_pairs_of_a_file(tmp_path: Path, name: str) -> None:
     [
         pytest.param(
             PAIR | {"good": None},
-            "p.jsonl line 2: expected 'good' to be a string of valid Unicode, got None; correct it",
+            "expected 'good' in p.jsonl line 2 to be a string of valid Unicode, got None; correct it",
             marks=pytest.mark.tried(
                 "Inputs", "a pair whose text is null or a number", 'refused; it is not read as "None"'
             ),
         ),
         (
             PAIR | {"context": 3},
-            "p.jsonl line 2: expected 'context' to be a string of valid Unicode, got 3; correct it",
+            "expected 'context' in p.jsonl line 2 to be a string of valid Unicode, got 3; correct it",
         ),
         (
             PAIR | {"bad": "\ud83d"},
-            "p.jsonl line 2: expected 'bad' to be a string of valid Unicode, got '\\ud83d'; correct",
+            "expected 'bad' in p.jsonl line 2 to be a string of valid Unicode, got '\\ud83d'; correct",
         ),
-        ({"id": 1}, "p.jsonl line 2 has no 'kind'; a pair has id, kind, frame, context, good, bad"),
-        ([1], "p.jsonl line 2 has no 'id'; a pair has id, kind, frame, context, good, bad"),
+        (
+            CONTRAST | {"x": 3},
+            "expected 'x' in p.jsonl line 2 to be a string of valid Unicode, got 3; correct it",
+        ),
+        (
+            {"id": 1},
+            "expected rows with id, kind, frame, context, good, bad, got p.jsonl line 2 without 'kind'; add this field",
+        ),
+        (
+            {"id": 1, "kind": "k", "frame": "f", "context_a": "a"},
+            "expected rows with id, kind, frame, context_a, context_b, x, y, got p.jsonl line 2 without 'context_b'",
+        ),
+        (
+            [1],
+            "expected rows with id, kind, frame, context, good, bad, got p.jsonl line 2 without 'id'; add this field",
+        ),
     ],
 )
 def test_pairs_that_are_none(tmp_path: Path, row: Any, message: str) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text(f"{json.dumps(PAIR)}\n{json.dumps(row)}\n", "utf-8")
-    assert refusal(lambda: as_pairs(str(path))).startswith(message)
+    assert refusal(lambda: as_items(str(path))).startswith(message)
     if isinstance(row, dict):
-        assert refusal(lambda: as_pairs([PAIR, row])).startswith(message.replace("p.jsonl line 2", "pair 1"))
+        assert refusal(lambda: as_items([PAIR, row])).startswith(message.replace("p.jsonl line 2", "row 1"))
 
 
 def test_lines_of_pairs_in_a_cell() -> None:

@@ -1,4 +1,4 @@
-"""Interventions: DeepSeek-V3's routing recomputed by hand in float64, other routers, places, order, restoration."""
+"""Tests of interventions: against DeepSeek-V3's routing in float64, other routers, masks, order, restoration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moelens.interventions import (
     force,
     patch_outputs,
     patch_routes,
-    recorded,
+    recorded_tensors,
     remove,
     remove_renorm,
     replay,
@@ -50,7 +50,7 @@ def dense(weights: list[dict[int, float]]) -> Tensor:
 def route(
     scores: list[float], bias: list[float], scale: float, change: Callable[[list[float]], None]
 ) -> dict[int, float]:
-    """DeepSeek-V3's choice for one token, 2 of 8 experts from 1 of 2 groups, in plain Python (arXiv 2412.19437)."""
+    """Route one token as DeepSeek-V3 does, to 2 of 8 experts from 1 of 2 groups, in plain Python (arXiv 2412.19437)."""
     biased = [s + b for s, b in zip(scores, bias, strict=True)]
     change(biased)
     groups = [sum(sorted(biased[g : g + 4])[-2:]) for g in (0, 4)]
@@ -86,7 +86,7 @@ def renormalised(row: dict[int, float], *experts: int) -> dict[int, float]:
 
 
 def block_by_hand(block: Any, x: Tensor, weights: Tensor, shared: float = 1.0) -> Tensor:
-    """The MoE block, expert by expert, in float64."""
+    """Compute the MoE block, expert by expert, in float64."""
     x, out = x.double().reshape(-1, x.shape[-1]), torch.zeros(len(weights), x.shape[-1], dtype=torch.float64)
     for e in range(8):
         gate, up = (x @ block.experts.gate_up_proj[e].double().T).chunk(2, -1)
@@ -114,7 +114,7 @@ CASES: dict[str, tuple[Intervention, Callable[[list[float]], None], Callable[[di
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_operation_is_what_it_says(deepseek: HookedMoE, ids: Tensor, case: str) -> None:
+def test_each_operation_equals_a_plain_recomputation(deepseek: HookedMoE, ids: Tensor, case: str) -> None:
     intervention, change, after = CASES[case]
     block = deepseek.hf_model.model.layers[L].mlp
     gate, seen = block.gate, {}
@@ -135,11 +135,11 @@ def test_each_operation_is_what_it_says(deepseek: HookedMoE, ids: Tensor, case: 
     expected = block_by_hand(block, x, weights)
     torch.testing.assert_close(cache[at("hook_out")].flatten(0, 1).double(), expected, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(logits, clean)
-    assert torch.equal(deepseek(ids), clean), "something was left behind"
+    assert torch.equal(deepseek(ids), clean), "the model was not restored"
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.5])
-def test_the_shared_expert_is_a_target_of_its_own(deepseek: HookedMoE, ids: Tensor, factor: float) -> None:
+def test_interventions_on_the_shared_expert(deepseek: HookedMoE, ids: Tensor, factor: float) -> None:
     block = deepseek.hf_model.model.layers[L].mlp
     names = [at("hook_expert_weights"), at("hook_out"), f"blocks.{L}.hook_resid_mid"]
     _, clean = deepseek.run_with_cache(ids, names_filter=names)
@@ -147,13 +147,13 @@ def test_the_shared_expert_is_a_target_of_its_own(deepseek: HookedMoE, ids: Tens
         _, cache = deepseek.run_with_cache(ids, names_filter=names)
     x = deepseek.hf_model.model.layers[L].post_attention_layernorm(clean[names[2]])
     expected = block_by_hand(block, x.detach(), clean[names[0]].flatten(0, 1).double(), factor)
-    assert torch.equal(cache[names[0]], clean[names[0]]), "never renormalised"
+    assert torch.equal(cache[names[0]], clean[names[0]]), "the weights are not renormalised"
     torch.testing.assert_close(cache[names[1]].flatten(0, 1).double(), expected, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_every_router_family(name: str) -> None:
-    """Each operation, in models whose routers choose by different rules: who is chosen, and who is not."""
+    """Each operation has the documented effect on the choice of experts in models with different routers."""
     model = moelens.hook(tiny_model(name, **({"num_experts_per_tok": 2} if name == "llama4" else {})))
     inputs, layer = tiny_inputs(model.hf_model), model.shape.moe_layers[-1]
     points = [at("hook_expert_weights", layer), at("hook_expert_indices", layer)]
@@ -178,11 +178,14 @@ def test_every_router_family(name: str) -> None:
     model.unhook()
 
 
-def test_a_router_that_cannot_be_replayed_refuses_by_name() -> None:
+def test_a_router_that_cannot_be_replayed_is_refused() -> None:
     model = moelens.hook(tiny_model("inkling"))
     inputs, layer = tiny_inputs(model.hf_model), model.shape.moe_layers[-1]
     for operation in (reroute(layer, [1]), force(layer, [1]), steer(layer, [1], 0.1)):
-        wanted = rf"{operation.operation} needs the router of layer {layer} replayed, and no known rule .* work without"
+        wanted = (
+            rf"expected a router that can be replayed for {operation.operation}, got one that cannot in layer {layer}: "
+            r"no known rule .*; use remove, remove_renorm, scale, swap or patch_routes"
+        )
         with pytest.raises(MoeLensError, match=wanted):
             operation.hooks(model)
     clean = model(**inputs)
@@ -190,7 +193,7 @@ def test_a_router_that_cannot_be_replayed_refuses_by_name() -> None:
         assert not torch.allclose(model(**inputs), clean)
 
 
-def test_mask_label_and_phase_say_where(ids: Tensor) -> None:
+def test_masks_and_labels_select_tokens(ids: Tensor) -> None:
     model = moelens.load("demo")
     layer, text = 3, "先生がいらっしゃいました。"
     experts = list(range(model.shape.n_experts))
@@ -244,7 +247,7 @@ def test_phases_and_positions_through_generate() -> None:
 
 
 def test_order(deepseek: HookedMoE, ids: Tensor) -> None:
-    """At one point, as given, outer first; over points, as the computation goes."""
+    """At one hook point, operations apply in the given order, outer contexts first; otherwise, in that of the model."""
 
     def weights(*interventions: Intervention) -> Tensor:
         with deepseek.intervene(*interventions):
@@ -256,7 +259,7 @@ def test_order(deepseek: HookedMoE, ids: Tensor) -> None:
         nested = weights(second)
     assert torch.equal(nested, weights(first, second))
     assert torch.equal(weights(remove(L, [3]), force(L, [3])), weights(force(L, [3]), remove(L, [3])))
-    assert (weights(reroute(L, [3]), force(L, [3]))[..., 3] > 0).all(), "the later one wins"
+    assert (weights(reroute(L, [3]), force(L, [3]))[..., 3] > 0).all(), "the later operation applies"
     assert (weights(force(L, [3]), reroute(L, [3]))[..., 3] == 0).all()
     assert torch.equal(weights(force(L, [3]), remove(L, [3]))[..., 3], torch.zeros(2, 12))
 
@@ -271,7 +274,7 @@ OPERATIONS = st.sampled_from(
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(OPERATIONS, min_size=1, max_size=4), st.booleans())
-def test_leaving_restores_bit_for_bit(interventions: list[Intervention], fails: bool) -> None:
+def test_leaving_the_context_restores_the_model_exactly(interventions: list[Intervention], fails: bool) -> None:
     model, ids = RESTORED, torch.arange(20, 32)[None]
     clean, hooks = model(ids), {n: list(p.fwd_hooks) for n, p in model.hook_dict.items()}
     try:
@@ -286,10 +289,10 @@ def test_leaving_restores_bit_for_bit(interventions: list[Intervention], fails: 
     assert model.context_level == 0
 
 
-def test_an_exception_inside_the_model_restores_too(deepseek: HookedMoE, ids: Tensor) -> None:
+def test_an_exception_inside_the_model_restores_it_too(deepseek: HookedMoE, ids: Tensor) -> None:
     clean = deepseek(ids)
     with (
-        pytest.raises(MoeLensError, match="fewer than 2 other experts are left"),
+        pytest.raises(MoeLensError, match="expected 2 or more other experts for each token, got fewer after 'reroute"),
         deepseek.intervene(reroute(L, list(range(7)))),
     ):
         deepseek(ids)
@@ -297,7 +300,7 @@ def test_an_exception_inside_the_model_restores_too(deepseek: HookedMoE, ids: Te
 
 
 def test_patching_everything_gives_the_other_run(deepseek: HookedMoE, ids: Tensor) -> None:
-    """Routes and outputs of another run, on this run's tokens: every MoE output is the other run's routed part."""
+    """With routes and outputs of another run, every MoE output equals that of the other run."""
     other = ids.flip(1)
     _, source = deepseek.run_with_cache(other)
     with deepseek.intervene(patch_routes(source, L), patch_outputs(source, L), patch_outputs(source, L, "shared")):
@@ -329,7 +332,7 @@ def test_patched_outputs_are_those_of_the_same_expert(deepseek: HookedMoE, ids: 
 
 
 class Recorded:
-    """What `replay` asks of a recording, kept from a run: two documents of 12 and of 5 tokens."""
+    """A recording made from the cache of a run: two documents of 12 and 5 tokens."""
 
     n_documents = 2
 
@@ -371,12 +374,12 @@ def test_replay_of_a_recording(deepseek: HookedMoE, ids: Tensor) -> None:
 
 @pytest.mark.slow
 def test_outputs_and_routes_of_a_real_recording(tmp_path: Any) -> None:
-    """Another text's experts, taken from disk, give another text's logits where everything else is the same."""
+    """Patches from a recording give the MoE outputs of the recorded text, and a replay gives its logits."""
     model = moelens.load("demo")
     texts = ["先生がいらっしゃいました。", "犬がいました。"]
-    options = {"capture": ["routes", "expert_outputs"], "dtype": "float32", "progress": False}
+    options = {"capture": ["routes", "expert_outputs"], "store_dtype": "float32", "progress": False}
     recording = moelens.record(model, texts, tmp_path / "r", **options)
-    source, layer = recorded(recording, [1], outputs=True), recording.layers[-1]
+    source, layer = recorded_tensors(recording, [1], outputs=True), recording.layers[-1]
     _, other = model.run_with_cache(texts[1])
     n = other[at("hook_expert_indices", layer)].shape[1]
     with model.intervene(patch_routes(source, layer), patch_outputs(source, layer)):
@@ -391,32 +394,42 @@ def test_outputs_and_routes_of_a_real_recording(tmp_path: Any) -> None:
 
 ERRORS: dict[str, tuple[Callable[[], Intervention], str]] = {
     "layer": (lambda: remove(0, [1]), r"unknown layer '0'; allowed: 1, 2, 3 \(layers of 'tiny' with experts\)"),
-    "expert": (lambda: remove(L, [8]), "unknown expert 8; allowed: 0 to 7"),
-    "none": (lambda: remove(L, []), r"experts are \[\]; give at least one id, each once, such as \[5, 9\]"),
-    "twice": (lambda: swap(L, 1, 1), r"experts are \[1, 1\]; give at least one id, each once"),
+    "expert": (lambda: remove(L, [8]), "expected experts from 0 to 7, got 8; give an expert of 'tiny'"),
+    "none": (
+        lambda: remove(L, []),
+        r"expected different expert ids, one or more, got \[\]; give some such as \[5, 9\]",
+    ),
+    "twice": (lambda: swap(L, 1, 1), r"expected different expert ids, one or more, got \[1, 1\]; give"),
     "word": (
         lambda: remove(L, "routed"),
-        r"experts are 'routed'; allowed: a list of ids, such as \[5, 9\], or 'shared'",
+        r"expected a list of expert ids or 'shared', got 'routed'; give ids such as \[5, 9\]",
     ),  # type: ignore[arg-type]
     "phase": (lambda: remove(L, [1], phase="decode"), "unknown phase 'decode'; allowed: all, prefill, generation"),  # type: ignore[arg-type]
     "shared": (
         lambda: remove_renorm(L, "shared"),
-        "remove_renorm cannot act on the shared expert, which .*; use remove, scale",
+        "expected ids of routed experts for remove_renorm, got 'shared': every token uses the shared expert, and the "
+        "router gives it no weight; use remove, scale or patch_outputs",
     ),
     "label": (lambda: remove(L, [1], at="尊敬"), "unknown label '尊敬'; did you mean '尊敬語'"),
-    "too many": (lambda: force(L, [0, 1, 2]), "not room for all of these; force fewer"),
-    "two groups": (lambda: force(L, [0, 4]), "a token has 2 experts from 1 groups, and not room for all of these"),
+    "too many": (
+        lambda: force(L, [0, 1, 2]),
+        "fit into the 2 experts from 1 groups of a token, got 'force .*'; force fewer",
+    ),
+    "two groups": (
+        lambda: force(L, [0, 4]),
+        "expected experts that fit into the 2 experts from 1 groups of a token, got",
+    ),
     "mask": (
         lambda: remove(L, [1], at=torch.ones(3, 12).bool()),
-        r"a mask of \[3, 12\] bool for 2 sequences; allowed: bool",
+        r"expected a mask bool \[pos\] or \[2, pos\], got bool \[3, 12\]; give one row for each of the 2 sequences",
     ),
     "source": (
         lambda: patch_routes({}, L),
-        "patch_routes needs 'blocks.2.mlp.hook_expert_indices', which its source does",
+        "expected a source with 'blocks.2.mlp.hook_expert_indices' for patch_routes, got one without; cache this",
     ),
     "sequences": (
         lambda: patch_routes({at("hook_expert_indices"): torch.zeros(3, 12, 2)}, L),
-        "patch_routes: a source of 3 sequences for 2; run as many",
+        "expected a source of 1 or 2 sequences for patch_routes, got 3; run the source on as many",
     ),
 }
 
@@ -430,7 +443,9 @@ def test_errors(deepseek: HookedMoE, ids: Tensor, case: str) -> None:
 
 def test_a_model_without_a_shared_expert() -> None:
     model = moelens.hook(tiny_model("mixtral"), name="tiny")
-    with pytest.raises(MoeLensError, match="'tiny' has no shared expert; give ids of routed experts"):
+    with pytest.raises(
+        MoeLensError, match="expected a model with a shared expert, got 'tiny', which has none; give ids of routed"
+    ):
         remove(L, "shared").hooks(model)
 
 
@@ -441,12 +456,14 @@ def test_a_label_of_several_families() -> None:
 
 def test_a_label_needs_tokens(deepseek: HookedMoE, ids: Tensor) -> None:
     embedded = deepseek.hf_model.get_input_embeddings()(ids).detach()
-    message = "a label or function of the tokens needs token ids; run the model on ids or text"
+    message = (
+        "expected a run on token ids or text, which a label or a function of the tokens needs, got embeddings; run"
+    )
     with deepseek.intervene(remove(L, [1], at="尊敬語")), pytest.raises(MoeLensError, match=message):
         deepseek(None, inputs_embeds=embedded)
 
 
-def test_words() -> None:
+def test_an_intervention_prints_as_words() -> None:
     assert str(remove(3, [5, 9], at="尊敬語", phase="prefill")) == "remove E5, E9 in layer 3 at 尊敬語 in prefill"
     assert str(scale(3, "shared", 0.5)) == "scale by 0.5 shared expert in layer 3"
     assert str(patch_routes({})) == "patch_routes in all layers"

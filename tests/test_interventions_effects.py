@@ -1,9 +1,10 @@
-"""Effects, controls and attribution: against plain recomputation, and on a planted case."""
+"""Tests of effects, controls and attribution against plain recomputation, and on a planted case."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from math import erf
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 import moelens
 from moelens import HookedMoE, MoeLensError
-from moelens.interventions import TextPair, attribute, effect, expert_lens, remove, scale, swap
+from moelens.interventions import TextContrast, TextPair, attribute, effect, expert_lens, remove, scale, swap
 from moelens.interventions.attribution import contributions
-from moelens.interventions.controls import Usage, control_sets, usage
-from moelens.interventions.readout import as_pairs, batches, bootstrap, half_of, margins, texts_of
+from moelens.interventions.controls import ExpertUsage, balance_lines, control_sets, expert_usage, is_balanced
+from moelens.interventions.items import as_items, half_of, pairs_within
+from moelens.interventions.scoring import margins, mean_interval, pair_texts, share_interval, text_batches
+from moelens.japanese import contrasts
 
 L = 3
 CONTEXTS = [
@@ -34,13 +37,22 @@ CONTEXTS = [
     "今から店へ行",
     "兄は大阪へ行",
 ]
-POLITE = [TextPair(f"p{i}", "plain-polite", c, c, "きます。", "く。") for i, c in enumerate(CONTEXTS)]
-TENSE = [TextPair(f"t{i}", "tense", c, c, "った。", "く。") for i, c in enumerate(CONTEXTS)]
+
+
+def pairs_of(prefix: str, kind: str, good: str) -> list[TextPair]:
+    return [
+        TextPair(id=f"{prefix}{i}", kind=kind, frame=c, context=c, good=good, bad="く。")
+        for i, c in enumerate(CONTEXTS)
+    ]
+
+
+POLITE = pairs_of("p", "plain-polite", "きます。")
+TENSE = pairs_of("t", "tense", "った。")
 PLAIN = ["雨が降る。", "山は高い。"]
 
 
 def characters(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters; ids from 5 on."""
+    """Return a tokenizer of single characters, with ids from 5."""
     vocabulary = {c: i + 5 for i, c in enumerate(sorted(set("".join(texts))))} | {"[pad]": 0, "[unk]": 1}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -49,7 +61,7 @@ def characters(texts: list[str]) -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def model() -> Iterator[HookedMoE]:
-    hooked = moelens.hook(tiny_model("deepseek_v3"), characters([*texts_of([*POLITE, *TENSE]), *PLAIN]), name="tiny")
+    hooked = moelens.hook(tiny_model("deepseek_v3"), characters([*pair_texts([*POLITE, *TENSE]), *PLAIN]), name="tiny")
     yield hooked
     hooked.unhook()
 
@@ -69,14 +81,14 @@ def test_margins_and_batches(model: HookedMoE) -> None:
     by_hand = [margin_by_hand(model, p) for p in pairs]
     for batch_tokens in (1, 30, 4096):
         np.testing.assert_allclose(margins(model, pairs, batch_tokens), by_hand, atol=1e-4)
-    rows = [r for b in batches(model, texts_of(pairs), 30, together=2) for r in b.rows]
+    rows = [r for b in text_batches(model, pair_texts(pairs), 30, group_size=2) for r in b.rows]
     assert sorted(rows) == list(range(32))
-    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in batches(model, texts_of(pairs), 30, together=2))
+    assert all(len(b.ids) == 2 or b.ids.numel() <= 30 for b in text_batches(model, pair_texts(pairs), 30, group_size=2))
 
 
 def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
     removal = remove(L, [2])
-    result = effect(model, [*POLITE, *TENSE], removal, draws=20, texts=PLAIN)
+    result = effect(model, [*POLITE, *TENSE], removal, draws=20, texts=PLAIN, off_target=False)
     assert [k.kind for k in result.kinds] == ["plain-polite", "tense"]
     polite = result.kinds[0]
     before = np.array([margin_by_hand(model, p) for p in POLITE])
@@ -95,24 +107,23 @@ def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
     with model.intervene(removal):
         q = model(ids)[0].log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1)[:-1].mean().item()
-    alone = effect(model, POLITE, removal, controls=None, texts=PLAIN[:1])
+    alone = effect(model, POLITE, removal, controls=None, texts=PLAIN[:1], off_target=False)
     assert alone.text is not None
     assert alone.text.kl == pytest.approx(kl, rel=1e-3)
     assert alone.text.perplexity_after == pytest.approx(
         torch.exp(-q[:-1].gather(1, ids[0, 1:, None]).mean()).item(), rel=1e-3
     )
     assert np.isnan(alone.kinds[0].p)
-    assert (
-        effect(model, POLITE, removal, texts=PLAIN).to_dict() == effect(model, POLITE, removal, texts=PLAIN).to_dict()
-    )
-    assert "remove E2 in layer 3 · all pairs · 20 matched controls · seed 0" in repr(result)
+    first, again = (effect(model, POLITE, removal, texts=PLAIN, off_target=False) for _ in range(2))
+    assert first.to_dict() == again.to_dict()
+    assert "remove E2 in layer 3 · all items · 20 matched controls · seed 0" in repr(result)
     assert "unrelated text (2 texts, 8 tokens): KL" in repr(result)
 
 
 @pytest.mark.parametrize("name", ["deepseek_v3", "mixtral", "gpt_oss"])
 def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -> None:
-    """d margin / d a at a = 1, when all outputs of a layer are multiplied by a."""
-    model = moelens.hook(tiny_model(name), characters(texts_of(POLITE)))
+    """The derivative is that of the margin by a factor of all outputs of a layer, at 1."""
+    model = moelens.hook(tiny_model(name), characters(pair_texts(POLITE)))
     found = contributions(model, POLITE[:3])
     for i, layer in enumerate(model.shape.moe_layers):
         factor = torch.ones((), requires_grad=True)
@@ -120,7 +131,7 @@ def test_contributions_of_a_layer_sum_to_the_directional_derivative(name: str) -
         hooks = [(n, lambda t, hook, a=factor: t * a) for n in names if n in model.hook_dict]
         total = torch.zeros(())
         with model.hooks(hooks):
-            for text, sign in zip(texts_of(POLITE[:3]), [1, -1] * 3, strict=True):
+            for text, sign in zip(pair_texts(POLITE[:3]), [1, -1] * 3, strict=True):
                 ids = model.to_tokens(text)
                 total = total + sign * model(ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum()
         (derivative,) = torch.autograd.grad(total, factor)
@@ -155,7 +166,7 @@ def test_a_contribution_is_weight_times_gradient_times_output(model: HookedMoE) 
 
 
 def plant(model: HookedMoE, expert: int = 5) -> int:
-    """Have the last layer's router send 行 to one expert, and that expert's output raise き over く there."""
+    """Make the last layer route 行 to one expert whose output raises き over く."""
     block, head = model.hf_model.model.layers[L].mlp, model.hf_model.lm_head.weight
     inputs: list[Tensor] = []
     handle = block.register_forward_pre_hook(lambda m, args: inputs.append(args[0][0, -1].detach()))
@@ -173,7 +184,7 @@ def plant(model: HookedMoE, expert: int = 5) -> int:
     return expert
 
 
-def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None:
+def test_only_the_planted_expert_is_found_and_confirmed(model: HookedMoE) -> None:
     expert = plant(model)
     found = attribute(model, POLITE, top=6)
     assert (found.top[0].layer, found.top[0].expert) == (L, expert)
@@ -182,7 +193,7 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert found.top[0].change == min(c.change for c in found.top)
     assert found.pairs == (4, 4)
     split = [replace(p, split="test" if i < 2 else "discovery") for i, p in enumerate(POLITE)]
-    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs that say their half keep to it"
+    assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs with a split stay in their half"
 
     result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
     (planted,) = result.kinds
@@ -193,12 +204,12 @@ def test_a_planted_expert_is_found_confirmed_and_alone(model: HookedMoE) -> None
     assert f"L3 E{expert}" in repr(found)
 
 
-def test_the_lens_adds_up(model: HookedMoE) -> None:
+def test_the_lens_equals_a_plain_recomputation(model: HookedMoE) -> None:
     expert = plant(model)
     lens = expert_lens(model, CONTEXTS[0], L, contrast=("き", "く"), top=3)
-    assert (lens.voices[0].name, lens.voices[-1].name) == ("all", "shared")
-    by_name = {v.name: v for v in lens.voices}
-    assert by_name[f"E{expert}"].contrast == max(v.contrast for v in lens.voices if v.name.startswith("E"))
+    assert (lens.parts[0].name, lens.parts[-1].name) == ("all", "shared")
+    by_name = {p.name: p for p in lens.parts}
+    assert by_name[f"E{expert}"].contrast == max(p.contrast for p in lens.parts if p.name.startswith("E"))
     assert by_name["all"].agreement == pytest.approx(1)
     logits = model(CONTEXTS[0])[0, -1]
     head, norm = model.hf_model.lm_head, model.hf_model.model.norm
@@ -208,70 +219,168 @@ def test_the_lens_adds_up(model: HookedMoE) -> None:
     change = logits - before
     assert by_name["all"].contrast == pytest.approx((change[き] - change[く]).item(), abs=1e-4)
     assert f"after '行', layer {L}" in repr(lens)
-    with pytest.raises(MoeLensError, match="'行き' is 2 tokens of this model; a contrast needs single tokens"):
+    with pytest.raises(
+        MoeLensError, match="expected two single tokens as contrast, got '行き', which is 2 tokens of this model"
+    ):
         expert_lens(model, CONTEXTS[0], L, contrast=("行き", "く"))
 
 
-def test_no_lens_where_outputs_are_scaled_afterwards(model: HookedMoE) -> None:
+def test_a_block_that_scales_its_output_has_no_lens(model: HookedMoE) -> None:
     model.add_hook(f"blocks.{L}.mlp.hook_out", lambda tensor, hook: tensor * 2)
-    message = "the block's output is not the sum of its experts' .it scales or norms them afterwards"
+    message = r"to be the sum of its experts' outputs, got something else \(the block scales or normalises them"
     with pytest.raises(MoeLensError, match=message):
         expert_lens(model, CONTEXTS[0], L)
     model.reset_hooks()
 
 
-def test_no_lens_where_the_head_is_not_all(model: HookedMoE) -> None:
+def test_a_model_that_changes_its_logits_has_no_lens(model: HookedMoE) -> None:
     def soften(module: Any, args: Any, output: Any) -> Any:
         output.logits = output.logits.tanh()
         return output
 
     handle = model.hf_model.register_forward_hook(soften)
-    with pytest.raises(MoeLensError, match="are not its last norm and output embedding of the residual stream, so"):
+    with pytest.raises(
+        MoeLensError, match="to be its last norm and output embedding of the residual stream, got others"
+    ):
         expert_lens(model, CONTEXTS[0], L)
     handle.remove()
 
 
-def test_usage(model: HookedMoE) -> None:
+def test_expert_usage_equals_a_plain_recomputation(model: HookedMoE) -> None:
     texts = [p.context for p in POLITE[:3]]
-    found = usage(model, texts)
-    load, weight, norm = np.zeros(8), np.zeros(8), np.zeros(8)
+    found = expert_usage(model, texts)
+    load, weight, added = np.zeros(8), np.zeros(8), np.zeros(8)
     for text in texts:
         _, cache = model.run_with_cache(text)
         at = f"blocks.{L}.mlp."
         rows: list[Tensor] = [cache[at + n] for n in ("hook_expert_indices", "hook_topk_weights", "experts.hook_out")]
         for e, w, o in zip(rows[0].flatten().tolist(), rows[1].flatten().tolist(), rows[2].flatten(0, 2), strict=True):
-            load[e], weight[e], norm[e] = load[e] + 1, weight[e] + w, norm[e] + o.norm().item()
+            load[e], weight[e], added[e] = load[e] + 1, weight[e] + w, added[e] + w * o.norm().item()
     tokens, i = sum(model.to_tokens(t).shape[1] for t in texts), found.layers.index(L)
     np.testing.assert_allclose(found.load[i], load / tokens)
-    np.testing.assert_allclose(found.weight[i], weight / np.maximum(load, 1), rtol=1e-4)
-    np.testing.assert_allclose(found.norm[i], norm / np.maximum(load, 1), rtol=1e-4)
+    np.testing.assert_allclose(found.weight[i], weight / tokens, rtol=1e-4)
+    np.testing.assert_allclose(found.norm[i], added / tokens, rtol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+def random_usage(seed: int, layers: int = 2, experts: int = 32) -> ExpertUsage:
+    rng = np.random.default_rng(seed)
+    return ExpertUsage(tuple(range(1, 1 + 3 * layers, 3)), *np.exp(rng.normal(0, 1, (3, layers, experts))))
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 1000), st.sets(st.integers(0, 31), min_size=1, max_size=3), st.booleans())
 def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, experts: set[int], matched: bool) -> None:
-    rng = np.random.default_rng(seed)
-    found = Usage((1, 4), rng.random((2, 32)), rng.random((2, 32)), rng.random((2, 32)))
+    found = random_usage(seed)
     groups = [(4, tuple(sorted(experts))), (1, (5,))]
+    changed = {(layer, e) for layer, of in groups for e in of}
     for wanted in (groups, groups[:1]):
-        sets = control_sets(found, wanted, 20, seed, matched)
-        assert len(set(sets)) == 20
+        sets, balance = control_sets(found, wanted, 20, seed, matched)
+        assert len({frozenset((layer, e) for layer, of in drawn for e in of) for drawn in sets}) == 20
         for drawn in sets:
-            assert [(layer, len(chosen)) for layer, chosen in drawn] == [(layer, len(e)) for layer, e in wanted]
-            assert all(set(chosen).isdisjoint(e) for (_, chosen), (_, e) in zip(drawn, wanted, strict=True))
-        assert sets == control_sets(found, wanted, 20, seed, matched)
+            members = [(layer, e) for layer, of in drawn for e in of]
+            assert [len(of) for _, of in drawn] == [len(of) for _, of in wanted]
+            assert len(set(members)) == len(members)
+            assert not set(members) & {(layer, e) for layer, of in wanted for e in of}
+        assert (sets, balance) == control_sets(found, wanted, 20, seed, matched)
+    assert changed
 
 
-def test_matched_controls_are_nearer_than_random_ones() -> None:
-    rng = np.random.default_rng(0)
-    found = Usage((1,), rng.random((1, 256)), rng.random((1, 256)), rng.random((1, 256)))
-    features = found.features()[0]
+@pytest.mark.parametrize("groups", [[(1, (7,))], [(1, (7, 9)), (4, (0, 1, 2))]])
+def test_matched_controls_are_balanced_and_random_ones_are_not(groups: list[tuple[int, tuple[int, ...]]]) -> None:
+    found = random_usage(1, experts=128)
+    extreme = np.argsort(found.weight[0])[[-45, -46]]  # in the upper third
+    wanted = [(layer, tuple(extreme[: len(of)].tolist()) if layer == 1 else of) for layer, of in groups]
+    _, matched = control_sets(found, wanted, 20, 0)
+    _, drawn = control_sets(found, wanted, 20, 0, matched=False)
+    assert is_balanced(matched)
+    assert not is_balanced(drawn)
+    assert all(b.control_low <= b.control <= b.control_high for b in (*matched, *drawn))
+    by_hand = sum(found.weight[found.layers.index(layer), list(of)].sum() for layer, of in wanted)
+    assert matched[0].changed == pytest.approx(by_hand)
 
-    def distance(matched: bool) -> float:
-        sets = control_sets(found, [(1, (7,))], 20, 0, matched)
-        return float(np.mean([np.linalg.norm(features[e] - features[7]) for ((_, (e,)),) in sets]))
 
-    assert distance(True) < 0.6 * distance(False)
+def test_where_no_like_expert_exists_it_is_said() -> None:
+    found = random_usage(2)
+    found.weight[0, 3] = 1e4
+    _, balance = control_sets(found, [(1, (3,))], 20, 0)
+    assert balance[0].difference > 2
+    assert balance_lines(balance)[0].startswith("no balanced controls exist; the nearest: routed weight 10000 ")
+
+
+@pytest.mark.parametrize("frames", [4, 6, 7, 12])
+def test_intervals_over_frames_cover_what_they_say(frames: int) -> None:
+    """Items of a frame vary together; the truth is 0, or the share of a normal variable above -1."""
+    rng, runs = np.random.default_rng(frames), 600
+    mean, share = 0, 0
+    truth = 0.5 * (1 + erf(1 / 2))
+    for _ in range(runs):
+        frame = np.repeat(np.arange(frames), rng.integers(5, 9, frames))
+        values = rng.normal(0, 1, frames)[frame] + rng.normal(0, 1, len(frame))
+        low, high = mean_interval(values, frame)
+        mean += low <= 0 <= high
+        low, high = share_interval((values > -1).astype(float), frame)
+        share += low <= truth <= high
+    assert 0.925 <= mean / runs <= 0.975
+    assert share / runs >= 0.93
+
+
+def test_no_interval_over_fewer_than_four_frames() -> None:
+    values, frame = np.array([1.0, 2.0, 3.0, 4.0]), ["a", "a", "b", "c"]
+    assert np.isnan([*mean_interval(values, frame), *share_interval(values / 4, frame)]).all()
+    low, high = share_interval(np.ones(12), np.repeat(np.arange(6), 2))
+    assert 0.4 < low < high == 1, "all of six frames are not all there are"
+
+
+CROSSED = [
+    TextContrast(
+        id=f"c{i}", kind="style", frame=c, context_a=c + "き、", context_b=c + "って、", x="きます。", y="く。"
+    )
+    for i, c in enumerate(CONTEXTS)
+]
+
+
+def test_a_contrast_is_the_interaction_of_four_texts(model: HookedMoE) -> None:
+    def log_p(text: str, context: str) -> float:
+        ids, start = model.to_tokens(context + text), model.to_tokens(context).shape[1]
+        with torch.no_grad():
+            logp = model(ids)[0].double().log_softmax(-1)
+        return sum(logp[i - 1, ids[0, i]].item() for i in range(start, ids.shape[1]))
+
+    by_hand = [
+        log_p(c.x, c.context_a) - log_p(c.y, c.context_a) - log_p(c.x, c.context_b) + log_p(c.y, c.context_b)
+        for c in CROSSED
+    ]
+    np.testing.assert_allclose(margins(model, CROSSED), by_hand, atol=1e-4)
+    mixed = margins(model, [POLITE[0], CROSSED[2], POLITE[1]])
+    np.testing.assert_allclose(
+        mixed, [margin_by_hand(model, POLITE[0]), by_hand[2], margin_by_hand(model, POLITE[1])], atol=1e-4
+    )
+    summed = contributions(model, CROSSED).sum(-1)
+    parts = [contributions(model, [pair]).sum(-1)[0] for pair in pairs_within(CROSSED[0])]
+    np.testing.assert_allclose(summed[0], parts[0] + parts[1], atol=1e-5)
+    found = moelens.prefer(model, CROSSED)
+    assert found.kinds[0].accuracy == (np.array(by_hand) > 0).mean()
+    assert type(found).from_dict(found.to_dict()).to_dict() == found.to_dict()
+    result = effect(model, CROSSED, remove(L, [2]), controls=None, texts=(), off_target=False)
+    assert (result.kinds[0].items, result.kinds[0].frames) == (8, 8)
+
+
+def test_what_changes_off_target_is_measured(model: HookedMoE) -> None:
+    result = effect(model, CROSSED, remove(L, [2]), controls=None, texts=())
+    assert result.off_target is not None
+    chosen = list(contrasts("control-tense"))
+    before = margins(model, chosen)
+    with model.intervene(remove(L, [2])):
+        change = margins(model, chosen) - before
+    assert result.off_target.changes[result.off_target.kinds.index("control-tense")] == pytest.approx(
+        change.mean(), abs=1e-5
+    )
+    expected = np.mean(np.abs(result.off_target.changes)) / abs(result.kinds[0].change)
+    assert result.off_target.ratio == pytest.approx(expected)
+    assert result.off_target.selective == (expected <= 1 / 3)
+    own = effect(model, contrasts("control-tense")[:24], remove(L, [2]), controls=None, texts=())
+    assert own.off_target is not None
+    assert "control-tense" not in own.off_target.kinds
 
 
 def test_halves_share_no_frame() -> None:
@@ -285,34 +394,30 @@ def test_halves_share_no_frame() -> None:
     assert half_of(pairs, "discovery", 3) != half_of(pairs, "discovery", 4)
 
 
-def test_the_bootstrap_covers_the_mean_and_widens_with_dependence() -> None:
-    rng = np.random.default_rng(0)
-    hits = 0
-    for seed in range(200):
-        values = rng.normal(size=40)
-        low, high = bootstrap(values, range(40), seed, draws=400)
-        hits += low <= 0 <= high
-    assert 0.88 <= hits / 200 <= 0.99
-    twice = np.repeat(rng.normal(size=20), 2)
-    apart, together = bootstrap(twice, range(40), 0), bootstrap(twice, np.repeat(np.arange(20), 2).tolist(), 0)
-    assert together[1] - together[0] > 1.2 * (apart[1] - apart[0])
-
-
 ERRORS: dict[str, tuple[Any, str]] = {
-    "no pairs": (lambda m: effect(m, [], remove(L, [1])), "no pairs; give at least one with id, kind, frame, context"),
-    "field": (lambda m: as_pairs([{"id": "1", "kind": "k"}]), "pair 0 has no 'frame'; a pair has id, kind, frame"),
-    "same": (lambda m: as_pairs([TextPair("a", "k", "f", "c", "x", "x")]), "pair 'a' has the same text twice, 'x'"),
+    "no pairs": (
+        lambda m: effect(m, [], remove(L, [1])),
+        "expected one or more pairs or contrasts, got none; give pairs with id, kind, frame, context",
+    ),
+    "field": (
+        lambda m: as_items([{"id": "1", "kind": "k"}]),
+        "expected rows with id, kind, frame, context, good, bad, got row 0 without 'frame'; add this",
+    ),
+    "same": (
+        lambda m: as_items([TextPair(id="a", kind="k", frame="f", context="c", good="x", bad="x")]),
+        "expected two different texts in 'a', got 'x' twice; change",
+    ),
     "half": (
         lambda m: effect(m, POLITE, remove(L, [1]), half="first"),
         "unknown half 'first'; allowed: all, discovery, test",
     ),
     "one frame": (
         lambda m: attribute(m, POLITE[:1]),
-        "kind 'plain-polite' has one frame, '明日は学校へ行', and cannot be halved",
+        "expected two or more frames of kind 'plain-polite' to split into halves, got one, '明日は学校へ行'; add",
     ),
     "draws": (
         lambda m: effect(m, POLITE, remove(L, [1]), draws=5),
-        "5 control draws cannot reach p = .05; give 20 or more",
+        "expected 20 or more control draws, since fewer cannot reach p = .05, got 5; give more",
     ),
     "controls": (
         lambda m: effect(m, POLITE, remove(L, [1]), controls="match"),
@@ -320,14 +425,14 @@ ERRORS: dict[str, tuple[Any, str]] = {
     ),
     "shared": (
         lambda m: effect(m, POLITE, remove(L, "shared")),
-        "has no other experts to be controlled by; use controls=None",
+        "expected an intervention on routed experts of one layer for the controls, got 'remove shared",
     ),
     "too many": (
         lambda m: effect(m, POLITE, remove(L, [1]), draws=40),
-        r"the model has 23 sets of 1 other experts for 40 controls",
+        "expected 40 or more sets of 1 other experts for the controls, got 23; give fewer draws",
     ),
     "no such layer": (lambda m: effect(m, POLITE, remove(9, [1])), "unknown layer '9'; allowed: 1, 2, 3"),
-    "no such expert": (lambda m: effect(m, POLITE, remove(L, [99])), "unknown expert 99; allowed: 0 to"),
+    "no such expert": (lambda m: effect(m, POLITE, remove(L, [99])), "expected experts from 0 to 7, got 99; give"),
     "layer": (lambda m: expert_lens(m, "行", 0), "unknown layer '0'; allowed: 1, 2, 3"),
 }
 

@@ -9,6 +9,7 @@ from importlib.resources import files
 import pytest
 
 from moelens.errors import UnknownNameError
+from moelens.japanese.crossed_contrasts import contrast_kinds
 from moelens.japanese.minimal_pairs import Pair, as_dataset, kinds, pairs
 
 TABLE = tomllib.loads(files("moelens.japanese").joinpath("pairs.toml").read_text("utf-8"))
@@ -17,11 +18,11 @@ CONTRAST = {kind["name"]: kind["classes"] for kind in TABLE["kind"]}
 
 def test_there_are_enough_pairs_and_each_is_unique():
     every = pairs()
-    assert len(every) >= 600
+    assert len(every) >= 90
     assert len({p.id for p in every}) == len({(p.context, p.good, p.bad) for p in every}) == len(every)
     assert Counter(p.kind for p in every).keys() == set(kinds())
     assert min(Counter(p.kind for p in every).values()) >= 24
-    assert {p.kind for p in every if p.control} == {"control-tense", "control-polarity", "control-noun"}
+    assert not set(kinds()) & set(contrast_kinds()), "what can be crossed is a contrast"
 
 
 @pytest.mark.parametrize("kind", kinds())
@@ -47,10 +48,14 @@ def test_the_halves_share_no_frame(kind: str):
 @pytest.mark.parametrize(
     "id, context, good, bad, classes",
     [
-        ("respectful/teacher/行く", "先生は明日、京都へ", "いらっしゃいます。", "行きます。", ("尊敬語", "丁寧語")),
-        ("humble/guest/送る", "あとで、係の私がお客様を駅まで", "お送りします。", "送ります。", ("謙譲語I", "丁寧語")),
         ("humble-direction/to-place/海", "部長、私は明日、海へ", "参ります。", "伺います。", ("謙譲語II", "丁寧語")),
-        ("control-polarity/never/する", "父は決してその仕事を", "しません。", "します。", ("丁寧語",)),
+        (
+            "title/reservation/佐藤",
+            "いらっしゃいませ。三名でご予約の佐藤",
+            "様ですね。",
+            "ですね。",
+            ("尊敬語", "丁寧語"),
+        ),
     ],
 )
 def test_pairs_by_id(id, context, good, bad, classes):
@@ -72,7 +77,7 @@ def test_as_dataset():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("respect",), "unknown kind of pairs 'respect'; did you mean 'respectful' or 'respectful-humble'?"),
+        (("titles",), "unknown kind of pairs 'titles'; did you mean 'title'?"),
         (("title", "dev"), "unknown split 'dev'; allowed: discovery, test"),
     ],
 )

@@ -95,7 +95,7 @@ def test_the_explorer(lab: Lab) -> None:
     expect(changes).to_have_count(2, timeout=60_000)
     after, before = changes.all_inner_texts()
     assert after != before, "another removal, another number"
-    expect(output.get_by_text("without L1 · E5 the preference")).to_be_visible()
+    expect(output.get_by_text("Without L1 · E5, the preference")).to_be_visible()
     page.close()
 
 

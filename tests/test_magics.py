@@ -72,7 +72,7 @@ def test_record_a_cell(shell: Any, here: Path) -> None:
 
 
 def test_compare(shell: Any, run: str) -> None:
-    assert shell.run_line_magic("moe", f"compare rec {run}").kept[0, 0] == 1
+    assert shell.run_line_magic("moe", f"compare rec {run}").overlap[0, 0] == 1
 
 
 def test_pairs_of_a_cell(shell: Any) -> None:
@@ -81,7 +81,7 @@ def test_pairs_of_a_cell(shell: Any) -> None:
     )
     assert [p.context for p in found.pairs] == ["明日は学校へ", ""]
     assert found.kinds[0].preferred == 1
-    assert len(shell.run_line_magic("moe", "prefer --pairs polite-ending").pairs) > 20
+    assert len(shell.run_line_magic("moe", "prefer --pairs style-agreement").pairs) > 20
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_effect_and_remove(shell: Any) -> None:
     removed = shell.run_line_magic("moe", "effect --layer 3 --experts 5,9 --draws 0 -o removed")
     assert removed.interventions == ("remove E5, E9 in layer 3",)
     assert shell.user_ns["removed"] is removed
-    found = shell.run_line_magic("moe", "causes --pairs polite-ending --top 1")
+    found = shell.run_line_magic("moe", "causes --pairs style-agreement --top 1")
     assert len(found.attribution.top) == 1
 
 
@@ -101,8 +101,14 @@ def test_probe(shell: Any, run: str, here: Path) -> None:
     assert len(shell.run_line_magic("moe", "probe probes.toml")) == 1
     recipe = f"--hooks {HOOKS / 'remove_experts.py'} --set layer=3 --set experts=[5]"
     for given, message in (
-        ("probes.toml", "has probes of a recording, which '.*' cannot change; give model and corpus in its place"),
-        ("rec 尊敬語", "recipe '.*' cannot change what is recorded; give it to record"),
+        (
+            "probes.toml",
+            "has probes of a finished recording, which the recipe '.*' cannot change; give model and corpus",
+        ),
+        (
+            "rec 尊敬語",
+            "expected a recording without --hooks, got --hooks '.*', which cannot change a finished recording",
+        ),
     ):
         with pytest.raises(UsageError, match=message):
             shell.run_line_magic("moe", f"probe {given} {recipe}")
@@ -123,15 +129,15 @@ def test_hooks_of_a_recipe(shell: Any) -> None:
 
 
 def test_defaults(shell: Any) -> None:
-    shell.run_line_magic("config", "MoeMagics.pairs = 'humble'")
-    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble"}
+    shell.run_line_magic("config", "MoeMagics.pairs = 'humble-object'")
+    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble-object"}
     shell.run_line_magic("config", "MoeMagics.pairs = 'respectful-humble'")
 
 
 def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.run_line_magic("moe", "--help") is None
     overview = capsys.readouterr().out
-    for command in (name for name, c in COMMANDS.items() if "magics" in c.faces):
+    for command in (name for name, c in COMMANDS.items() if "magics" in c.interfaces):
         assert f"moe {command}" in overview
         assert shell.run_line_magic("moe", f"{command} --help") is None
         assert f"%moe {command}" in capsys.readouterr().out
@@ -169,13 +175,13 @@ def test_completion(shell: Any, run: str, here: Path, line: str, expected: list[
 MISTAKES = [
     ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
     ("--version", None, "unknown %moe command '--version'"),
-    ("trace", " ", "nothing to trace; write the text below %%moe trace in the same cell, or %moe trace TEXT"),
+    ("trace", " ", "expected a text to trace, got none; write it below %%moe trace in the same cell, or as %moe trace"),
     ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
-    ("record", "\n", "nothing to record; give a corpus, or write one document a line in the cell of %%moe record"),
-    ("prefer", "行く | 行きます", "line 1 is '行く | 行きます'; write context | better | worse"),
+    ("record", "\n", "expected a corpus to record, got none; give one, or write one document per line in the cell"),
+    ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
-    ("effect --layer 3 --experts five", None, "--experts 'five' are not ids; give some such as 5,9, or shared"),
+    ("effect --layer 3 --experts five", None, "expected --experts with ids such as 5,9 or the word shared, got 'five'"),
     ("effect --layer three", None, "%moe effect: argument --layer: invalid int value: 'three'; see %moe effect --help"),
     ("trace modle", "雨が降る。", "unknown model 'modle'"),
     ("record modle", "雨が降る。", "unknown model 'modle'"),
@@ -269,5 +275,5 @@ def test_trace_equals_the_cache() -> None:
     assert trace.select([3]).experts.shape[1] == 1
     with pytest.raises(moelens.MoeLensError, match="unknown layer '0'; allowed: 1, 2, 3, 4"):
         trace.select([0])
-    with pytest.raises(moelens.MoeLensError, match="tokens to trace; at most 512"):
+    with pytest.raises(moelens.MoeLensError, match="expected a text of at most 512 tokens, got"):
         moelens.trace(model, "雨が降る。" * 400)

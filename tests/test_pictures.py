@@ -12,7 +12,7 @@ from helpers.jupyter_server import Lab
 from PIL import Image
 
 import moelens
-from moelens.views.widgets import ExpertMap
+from moelens.views.map_view import ExpertMap
 from moelens.workflows.demo_run import DemoRun
 
 OUT = os.environ.get("MOELENS_PICTURES", "")
@@ -57,13 +57,13 @@ def test_explorer(demo: DemoRun, lab: Lab) -> None:
     button = output.get_by_role("button", name="Remove")
     button.wait_for(timeout=120_000)
     page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
-    output.get_by_title("beside matched controls").check()
+    output.get_by_title("run matched controls too").check()
     for expert in ("L3 E27", "L4 E21"):
         search = output.get_by_title("go to an expert")
         search.fill(expert)
         search.press("Enter")
         output.get_by_role("button", name=f"Remove {expert.replace(' ', ' · ')}").click(timeout=60_000)
-        output.get_by_text(f"without {expert.replace(' ', ' · ')} the preference").wait_for(timeout=240_000)
+        output.get_by_text(f"Without {expert.replace(' ', ' · ')}, the preference").wait_for(timeout=240_000)
     saved("explorer.png", page, output.last)
     page.close()
 

@@ -1,4 +1,4 @@
-"""Probes: planted signals and none, baselines by hand, codes, scripts that resume and fail."""
+"""Tests of probes: planted signals, baselines, code lengths, and scripts that resume and fail."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from sklearn.neighbors import NearestCentroid
 import moelens
 from moelens import MoeLensError
 from moelens.commands.command_line import main
-from moelens.commands.script import run_script, unmet
+from moelens.commands.script import run_script, unmet_expectations
 from moelens.probes import classifiers, probe
-from moelens.probes.classifiers import Scaler, fit
+from moelens.probes.classifiers import Scaler, fit_probe
 from moelens.probes.features import Feature, FeatureStore
-from moelens.probes.reading import control_labels, document_interval, fold_of, per_token_accuracy
+from moelens.probes.probing import control_labels, document_interval, fold_of, per_token_accuracy
 
 E, K, LAYERS, DOCS, LENGTH = 16, 2, (1, 3), 40, 30
 N = DOCS * LENGTH
 
 
 class Fake:
-    """What probes ask of a recording: routes that follow the class of a token in layer 3, and nothing in layer 1."""
+    """A recording whose routes depend on the class of a token in layer 3, and not in layer 1."""
 
     layers, n_experts, captures = LAYERS, E, ("routes", "residuals")
 
@@ -79,7 +79,7 @@ def fake() -> Fake:
     return Fake()
 
 
-def test_a_signal_is_found_where_it_is(fake: Fake) -> None:
+def test_a_planted_signal_is_found_in_its_layer(fake: Fake) -> None:
     result = probe(fake, fake.labels, ["experts", "residuals"], progress=False)
     rows = {(r.feature, r.layer, r.probe): r for r in result.rows}
     there, nowhere = rows["experts", 3, "logistic"], rows["experts", 1, "logistic"]
@@ -87,7 +87,7 @@ def test_a_signal_is_found_where_it_is(fake: Fake) -> None:
     assert there.selectivity > 0.3 > 0.1 > abs(nowhere.selectivity)
     assert there.compression > 1.5 > 1.1 > nowhere.compression
     assert rows["experts", 3, "centroid"].accuracy > 0.7
-    assert rows["residuals", 1, "logistic"].accuracy > 0.7, "rows of captured vectors are put to their tokens"
+    assert rows["residuals", 1, "logistic"].accuracy > 0.7, "rows of captured vectors belong to their tokens"
     assert there.low < there.accuracy < there.high
     assert result.best.layer == 3
     assert (result.tokens, result.documents, result.classes) == (N, DOCS, ("助詞", "動詞", "名詞"))
@@ -97,6 +97,20 @@ def test_a_signal_is_found_where_it_is(fake: Fake) -> None:
     again = probe(fake, fake.labels, ["experts"], layers=[3], progress=False)
     assert repr(again.rows) == repr(tuple(r for r in result.rows if (r.feature, r.layer) == ("experts", 3)))
     assert "3 classes · 1,200 tokens of 40 documents · 5 folds of documents" in repr(result)
+
+
+def test_control_tasks_are_drawn_several_times(fake: Fake) -> None:
+    given = {"layers": [3], "probes": ["centroid"], "progress": False}
+    one, many = (probe(fake, fake.labels, **given, control_draws=n) for n in (1, 4))
+    row = many.rows[0]
+    assert one.rows[0].control == one.rows[0].control_low == one.rows[0].control_high
+    assert row.control_low < row.control < row.control_high
+    assert row.control_low <= one.rows[0].control <= row.control_high, "the first draw is among the four"
+    assert row.selectivity == pytest.approx(row.accuracy - row.control)
+    assert "4 draws of the control task" in repr(many)
+    assert f"{row.selectivity:+.3f} [{row.accuracy - row.control_high:+.3f}, " in repr(many)
+    with pytest.raises(MoeLensError, match="expected 1 or more draws of the control task, got 0; give more"):
+        probe(fake, fake.labels, control_draws=0)
 
 
 def test_features(fake: Fake) -> None:
@@ -114,7 +128,7 @@ def test_features(fake: Fake) -> None:
     np.testing.assert_allclose(residuals, fake.residuals[rows], rtol=1e-6)
 
 
-def test_of_the_largest_numbers_the_others_are_zero(tmp_path: Path) -> None:
+def test_numbers_that_were_not_recorded_are_zero(tmp_path: Path) -> None:
     model, texts = moelens.load("demo"), ["先生がいらっしゃいます。", "犬がいる。", "雨が降りました。"]
     options: dict[str, Any] = {"layers": [3], "progress": False}
     some = moelens.record(model, texts, tmp_path / "some", capture=["routes", "logits:5", "neurons:4"], **options)
@@ -143,29 +157,31 @@ def test_probes_equal_plain_scikit_learn(fake: Fake, name: str) -> None:
         if name == "residuals":
             x = (x - x[rows].mean(0)) / x[rows].std(0)
         for kind, plain in (("logistic", LogisticRegression(max_iter=200, tol=1e-3)), ("centroid", NearestCentroid())):
-            ours = fit(kind, feature, rows, y, 3)(held).argmax(1)  # type: ignore[arg-type]
+            ours = fit_probe(kind, feature, rows, y, 3)(held).argmax(1)  # type: ignore[arg-type]
             assert (ours == plain.fit(x[rows], y[rows]).predict(x[held])).mean() > 0.99, kind
 
 
 @pytest.mark.parametrize("name", ["experts", "paths", "residuals"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_blocks_train_what_scikit_learn_does(
+def test_training_on_blocks_equals_scikit_learn(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, name: str, classes: int
 ) -> None:
     rows, held, y = np.arange(800), np.arange(800, N), fake.classes % classes
     monkeypatch.setattr(classifiers, "TOLERANCE", 1e-7)
     with FeatureStore(fake) as store:
         feature = store.feature(name, 3)
-        whole = fit("logistic", feature, rows, y, classes)(held)
+        whole = fit_probe("logistic", feature, rows, y, classes)(held)
         monkeypatch.setattr(classifiers, "CELLS", 700)  # some hundred rows a block
-        monkeypatch.setattr(classifiers, "need", {"scipy.optimize": optimize, "scipy.special": special}.__getitem__)
-        by_blocks = fit("logistic", feature, rows, y, classes)(held)
+        monkeypatch.setattr(
+            classifiers, "sklearn_module", {"scipy.optimize": optimize, "scipy.special": special}.__getitem__
+        )
+        by_blocks = fit_probe("logistic", feature, rows, y, classes)(held)
     np.testing.assert_allclose(np.exp(by_blocks), np.exp(whole), atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["logistic", "centroid"])
 def test_memory_grows_neither_with_the_rows_nor_with_their_width(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
-    """The table is 10 MB in float32, 40 where it is longer or wider, and blocks of it 0.3 MB."""
+    """The table takes 10 MB in float32, the longer and the wider ones 40 MB, and blocks of it 0.3 MB."""
     monkeypatch.setattr(classifiers, "CELLS", 1 << 16)
     peaks = []
     for n, width in ((20_000, 128), (80_000, 128), (20_000, 512)):
@@ -177,19 +193,19 @@ def test_memory_grows_neither_with_the_rows_nor_with_their_width(monkeypatch: py
             made[:, 0] += rows % 3
             return made
 
-        feature = Feature("residuals", 0, width, width, True, block)
+        feature = Feature(name="residuals", layer=0, width=width, cells=width, scaled=True, block=block)
         tracemalloc.start()
-        predict = fit(kind, feature, np.arange(n), y, 3)
+        predict = fit_probe(kind, feature, np.arange(n), y, 3)
         peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
         tracemalloc.stop()
         assert (predict(np.arange(300)).argmax(1) == y[:300]).mean() > 0.9
     assert max(peaks) < 8, peaks
 
 
-def test_a_class_never_seen_costs_a_finite_code(fake: Fake) -> None:
+def test_a_class_without_training_rows_has_a_finite_code_length(fake: Fake) -> None:
     with FeatureStore(fake) as store:
         rows = np.flatnonzero(fake.classes == 0)[:50]
-        log_p = fit("logistic", store.feature("experts", 3), rows, fake.classes, 3)(np.arange(10))
+        log_p = fit_probe("logistic", store.feature("experts", 3), rows, fake.classes, 3)(np.arange(10))
     np.testing.assert_allclose(np.exp(log_p).sum(1), 1)
     np.testing.assert_allclose(log_p[:, 1], np.log(1 / 53))
 
@@ -221,10 +237,19 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "feature": ({"features": ["expert"]}, "unknown feature 'expert'; did you mean 'experts'"),
     "layer": ({"layers": [2]}, "unknown layer '2'; allowed: 1, 3"),
     "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
-    "folds": ({"folds": 50}, "40 documents of different texts for 50 folds; record more, or give fewer folds"),
-    "not recorded": ({"features": ["logits"]}, r"holds no logits; record again with capture=\['routes', 'logits'\]"),
-    "length": ({"family": ["a"]}, "1 labels for 1200 tokens; give one for each token"),
-    "one class": ({"family": ["a"] * N}, "has 1 classes in this recording; a probe needs two"),
+    "folds": (
+        {"folds": 50},
+        "expected at least as many documents of different texts as folds, got 40 for 50 folds; record more",
+    ),
+    "not recorded": (
+        {"features": ["logits"]},
+        r"expected a recording with logits, got one without; record again with capture=\['routes', 'logits'\]",
+    ),
+    "length": ({"family": ["a"]}, "expected a label for each of the 1200 tokens of the recording, got 1; give one"),
+    "one class": (
+        {"family": ["a"] * N},
+        "expected two or more classes of the given labels in this recording, got 1; record",
+    ),
 }
 
 
@@ -238,7 +263,7 @@ def test_errors(fake: Fake, case: str) -> None:
 def test_without_scikit_learn(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "sklearn.linear_model", None)
     with pytest.raises(
-        MoeLensError, match=r"probes need scikit-learn, which is not installed; pip install 'moelens\[probes\]'"
+        MoeLensError, match=r"expected scikit-learn for probes, got none installed; run pip install 'moelens\[probes\]'"
     ):
         probe(fake, fake.labels)
 
@@ -267,7 +292,7 @@ expect = "pairs >= 2"
 """
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PAIRS = [
-    {"id": c, "kind": "polite-ending", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
+    {"id": c, "kind": "style-agreement", "frame": c, "context": c, "good": "行きます。", "bad": "行く。"}
     for c in ("明日は学校へ", "母と町へ")
 ]
 
@@ -289,14 +314,14 @@ def write_script(folder: Path, text: str = SCRIPT) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:Glyph")
-def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_script_runs_resumes_and_checks_expectations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = write_script(tmp_path)
     first = run_script(script, progress=False)
     assert [(o.name, o.resumed, bool(o.failed)) for o in first] == [
         ("politeness", False, True),
         ("remove", False, False),
     ]
-    assert first[0].failed[0].startswith("selectivity > 5 was expected, and it is ")
+    assert first[0].failed[0].startswith("expected selectivity > 5, got ")
     for name, ending in product(("politeness", "remove"), ("json", "parquet", "png")):
         assert (tmp_path / "run" / f"{name}.{ending}").exists()
     assert pq.read_table(tmp_path / "run" / "politeness.parquet").num_rows == 2
@@ -304,7 +329,7 @@ def test_a_script_runs_resumes_and_fails_as_it_says(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit, match="1"):
         main(["probe", str(script)])
     out = capsys.readouterr().out
-    assert "FAILED  politeness: selectivity > 5 was expected, and it is" in out
+    assert "FAILED  politeness: expected selectivity > 5, got" in out
     assert "ok      remove: as expected, from an earlier run" in out
     write_script(
         tmp_path, SCRIPT.replace("selectivity > 5", "selectivity > -2").replace("experts = [5]", "experts = [6]")
@@ -318,7 +343,7 @@ NOTHING = SCRIPT.replace('"accuracy > 0.5", "selectivity > 5"', "").replace("exp
 
 
 @pytest.mark.slow
-def test_results_with_a_recipe_or_other_files_are_other_results(tmp_path: Path) -> None:
+def test_another_recipe_or_file_runs_entries_again(tmp_path: Path) -> None:
     script, hooks = write_script(tmp_path, NOTHING), Path(__file__).parents[1] / "hooks" / "remove_experts.py"
 
     def resumed(**options: Any) -> list[bool]:
@@ -331,25 +356,25 @@ def test_results_with_a_recipe_or_other_files_are_other_results(tmp_path: Path) 
     assert change() != 0
     recipe = {"hooks": hooks, "options": {"layer": 3, "experts": MANY}}
     assert resumed(**recipe) == [False, False]
-    assert change() == 0, "the recipe has removed the experts before"
+    assert change() == 0, "the recipe has already removed the experts"
     assert resumed(**recipe) == [True, True]
     assert len([*(tmp_path / "run").glob("recording-*")]) == 2
     (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIRS[0]), encoding="utf-8")
     assert resumed(**recipe) == [True, False]
-    assert main(["probe", str(script), "-o", "layer=3"]) == 2
+    assert main(["probe", str(script), "--set", "layer=3"]) == 2
     script.write_text(NOTHING.replace('corpus = "texts.txt"', 'recording = "run"'), encoding="utf-8")
-    with pytest.raises(MoeLensError, match=r"has probes of a recording, which '.*py' cannot change; give model"):
+    with pytest.raises(MoeLensError, match=r"has probes of a finished recording, which the recipe '.*py' cannot"):
         run_script(script, **recipe)
 
 
 @pytest.mark.slow
-def test_a_script_under_accelerate_is_dealt_out_and_waits(tmp_path: Path) -> None:
-    """The first process has the probe, which fails its expectation, the second the effect."""
+def test_processes_of_accelerate_share_a_script(tmp_path: Path) -> None:
+    """The first process runs the probe, which fails its expectation, and the second runs the effect."""
     script = write_script(tmp_path)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "-m", "moelens"]
     done = subprocess.run([*command, "probe", str(script)], capture_output=True, text=True, env=ONE_THREAD)
     assert done.returncode == 1, done.stderr
-    assert done.stdout.count("FAILED  politeness: selectivity > 5 was expected") == 1
+    assert done.stdout.count("FAILED  politeness: expected selectivity > 5, got") == 1
     assert done.stdout.count("ok      remove: as expected (") == 1
     assert [(o.name, o.resumed) for o in run_script(script, progress=False)] == [("politeness", True), ("remove", True)]
 
@@ -359,24 +384,24 @@ BAD_SCRIPTS = {
     "out='x'": 'needs out = "FOLDER" and at least one',
     "out='x'\nmodle='demo'\n[[effect]]\nname='a'": "unknown setting 'modle'; did you mean 'model'",
     "out='x'\n[[effect]]\nname='a'\nlayers=[1]": "unknown setting 'layers'; did you mean 'layer'",
-    "out='x'\n[[effect]]\nname='a/b'": r"every \[\[effect\]\] needs a name of its own, of letters",
-    "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a name of its own",
-    "out='x'\n[[probe]]\nname='a'": 'needs recording = "FOLDER", or model and corpus to make one',
-    "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": "expectation 'p is small' is not NAME > NUMBER",
-    "out=": "' is not TOML: Invalid value",
+    "out='x'\n[[effect]]\nname='a/b'": r"every \[\[effect\]\] needs a unique name of letters, digits",
+    "out='x'\n[[effect]]\nname='a'\n[[effect]]\nname='a'": r"every \[\[effect\]\] needs a unique name",
+    "out='x'\n[[probe]]\nname='a'": 'need recording = "FOLDER", or model and corpus to make one',
+    "out='x'\n[[effect]]\nname='a'\nexpect='p is small'": r"in expect, got 'p is small'; write for example selectivity",
+    "out=": "' is not valid TOML: Invalid value",
 }
 
 
 @pytest.mark.parametrize("text", BAD_SCRIPTS)
-def test_a_wrong_script_says_so_before_anything_runs(tmp_path: Path, text: str) -> None:
+def test_a_wrong_script_is_refused_before_anything_runs(tmp_path: Path, text: str) -> None:
     with pytest.raises(MoeLensError, match=BAD_SCRIPTS[text]):
         run_script(write_script(tmp_path, text))
     assert not (tmp_path / "x").exists()
 
 
-def test_an_expectation_of_what_is_no_number() -> None:
+def test_an_expectation_of_an_unknown_value_is_refused() -> None:
     with pytest.raises(MoeLensError, match="unknown expected value 'shfit'; did you mean 'shift'"):
-        unmet(["shfit > 0"], {"shift": 1.0, "name": "a"})
+        unmet_expectations(["shfit > 0"], {"shift": 1.0, "name": "a"})
 
 
 def test_an_effect_needs_a_model(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import moelens
 from moelens.commands.command_line import main
-from moelens.views.live import Live
+from moelens.views.live import LiveView
 
 TEXTS = ["社長がいらっしゃいました。<script>alert(1)</script>", "資料をお送りいたします。", "雨が降っていた。"] * 12
 
@@ -37,7 +37,7 @@ def test_a_report_leaves_no_widgets_behind(recording: moelens.Recording, tmp_pat
 
     before = set(_instances)
     moelens.report(recording, tmp_path / "report.html", permutations=50)
-    assert [_instances[name] for name in set(_instances) - before if isinstance(_instances[name], Live)] == []
+    assert [_instances[name] for name in set(_instances) - before if isinstance(_instances[name], LiveView)] == []
 
 
 def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_path: Path) -> None:
@@ -49,19 +49,18 @@ def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_p
     assert "Honorifics" not in page
 
 
-def test_effects_say_so_what(recording: moelens.Recording, tmp_path: Path) -> None:
+def test_effects_have_a_section(recording: moelens.Recording, tmp_path: Path) -> None:
     from moelens.interventions import remove
-    from moelens.japanese import pairs
 
-    found = moelens.effect(moelens.load("demo"), pairs("control-noun"), remove(4, [7]), controls=None, texts=())
+    found = moelens.effect(moelens.load("demo"), "control-noun", remove(4, [7]), controls=None, texts=())
     without = moelens.report(recording, tmp_path / "r.html", permutations=50).read_text(encoding="utf-8")
     page = moelens.report(recording, tmp_path / "r.html", effects=[found], permutations=50).read_text(encoding="utf-8")
-    assert "SO WHAT" not in without
-    assert "Nothing here is causal" in without
-    section = page.partition("SO WHAT")[2].partition("</section>")[0]
+    assert "<b>EFFECT</b>" not in without
+    assert "Nothing in this report is causal" in without
+    section = page.partition("<b>EFFECT</b>")[2].partition("</section>")[0]
     assert "remove E7 in layer 4" in section
     assert "control-noun" in section
-    assert "Nothing here is causal" not in page
+    assert "Nothing in this report is causal" not in page
 
 
 def test_the_command_is_the_function(
@@ -70,16 +69,18 @@ def test_the_command_is_the_function(
     out = tmp_path / "report.html"
     assert main(["report", str(recording.path), "--out", str(out), "--permutations", "50"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert "HOW SURE" in out.read_text(encoding="utf-8")
+    assert "<b>LIMITS</b>" in out.read_text(encoding="utf-8")
     assert main(["report", str(recording.path), "--out", str(tmp_path)]) == 2  # a folder
-    assert f"out='{tmp_path}' is a folder; give a file such as" in capsys.readouterr().err
+    assert f"expected a file to write, got the folder '{tmp_path}'; give one such as" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--out", str(out)]) == 2
     assert "is not a recording" in capsys.readouterr().err
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
     single = moelens.record(moelens.load("demo"), ["雨が降っていた。"], tmp_path / "one", progress=False)
-    with pytest.raises(moelens.MoeLensError, match="nothing to report: Left out, honorifics: "):
+    with pytest.raises(
+        moelens.MoeLensError, match="in which some label can be tested, got none: Left out, honorifics: "
+    ):
         moelens.report(single, tmp_path / "report.html")
 
 
@@ -104,7 +105,7 @@ def test_the_report_is_alive_without_a_kernel(recording: moelens.Recording, tmp_
     assert before[1] != figure.locator(".card:visible").inner_text()
     figure.get_by_title("metric").select_option("share")
     assert "share" in figure.locator("output").inner_text()
-    assert "share over chance" in figure.locator(".moelens-heading").inner_text()
+    assert "share relative to chance" in figure.locator(".moelens-heading").inner_text()
     page.emulate_media(media="print")
     assert figure.locator(".static").is_visible()
     assert not canvas.is_visible()

@@ -14,36 +14,107 @@ import pytest
 import moelens
 from moelens.interventions import Attribution, Causes, Effect, ExpertLens
 from moelens.interventions.attribution import Contribution
-from moelens.interventions.effects import KindEffect, TextEffect
-from moelens.interventions.lens import Voice
-from moelens.probes.reading import ProbeResult, ProbeRow
+from moelens.interventions.causal import Dose
+from moelens.interventions.controls import Balance
+from moelens.interventions.effects import KindEffect, OffTarget, TextEffect
+from moelens.interventions.lens import OutputPart
+from moelens.probes.probing import ProbeResult, ProbeRow
 
 NAN = float("nan")
-KIND = KindEffect("敬語", 8, 4, 1.0, 0.5, -0.5, -0.7, -0.2, 0.25, 0.0, 0.5, 0.01, -0.1, 0.1, 1 / 21)
+KIND = KindEffect(
+    kind="敬語",
+    items=8,
+    frames=4,
+    before=1.0,
+    after=0.5,
+    accuracy=0.75,
+    accuracy_after=0.5,
+    change=-0.5,
+    low=-0.7,
+    high=-0.2,
+    flip=0.25,
+    flip_low=0.0,
+    flip_high=0.5,
+    control=0.01,
+    control_low=-0.1,
+    control_high=0.1,
+    p=1 / 21,
+)
 ALONE = replace(KIND, control=NAN, control_low=NAN, control_high=NAN, p=NAN)
-TEXT = TextEffect(2, 8, 0.1, 0.05, 0.2, 10.0, 11.0)
-EFFECT = Effect("tiny", ("remove E5 in layer 3",), "test", (KIND,), TEXT, "matched", ("remove E1 in layer 3",), 7)
+TEXT = TextEffect(texts=2, tokens=8, kl=0.1, kl_low=0.05, kl_high=0.2, perplexity_before=10.0, perplexity_after=11.0)
+EFFECT = Effect(
+    model="tiny",
+    interventions=("remove E5 in layer 3",),
+    half="test",
+    kinds=(KIND,),
+    text=TEXT,
+    off_target=OffTarget(kinds=("control-tense",), changes=(0.1,), ratio=0.2),
+    control="matched",
+    controls=("remove E1 in layer 3",),
+    balance=(Balance(quantity="load", changed=0.2, control=0.2, control_low=0.1, control_high=0.3, difference=0.0),),
+    seed=7,
+)
 ATTRIBUTION = Attribution(
-    "tiny",
-    ("敬語",),
-    (1, 3),
-    np.arange(6.0).reshape(2, 3),
-    np.array([0.5, NAN]),
-    (Contribution(3, 1, 4.0, 3.0, -2.0, -3.0, -1.0), Contribution(1, None, 0.5, 0.4, 0.1, -0.1, 0.2)),
-    NAN,
-    1.0,
-    (4, 4),
-    7,
+    model="tiny",
+    kinds=("敬語",),
+    layers=(1, 3),
+    routed=np.arange(6.0).reshape(2, 3),
+    shared=np.array([0.5, NAN]),
+    top=(
+        Contribution(layer=3, expert=1, attributed=4.0, repeated=3.0, change=-2.0, low=-3.0, high=-1.0),
+        Contribution(layer=1, expert=None, attributed=0.5, repeated=0.4, change=0.1, low=-0.1, high=0.2),
+    ),
+    rank_correlation=NAN,
+    rank_correlation_test=1.0,
+    pairs=(4, 4),
+    seed=7,
+)
+DOSE = Dose(
+    experts=2,
+    names=("L3 E1", "L1 E0"),
+    change=-0.5,
+    low=NAN,
+    high=NAN,
+    random=0.0,
+    random_low=-0.1,
+    random_high=0.1,
+    p=1 / 21,
+)
+WHOLE = OutputPart(name="all", weight=NAN, promoted=(("き", 1.5), ("く", 1.0)), agreement=1.0, contrast=NAN)
+PROBED = ProbeRow(
+    feature="experts",
+    layer=1,
+    probe="centroid",
+    accuracy=0.5,
+    low=0.5,
+    high=0.5,
+    control=0.5,
+    control_low=0.4,
+    control_high=0.6,
+    selectivity=0.5,
+    bits=NAN,
+    compression=NAN,
 )
 RESULTS: dict[str, Any] = {
     "effect": EFFECT,
-    "effect alone": replace(EFFECT, kinds=(ALONE, KIND), text=None, control="", controls=()),
+    "effect alone": replace(
+        EFFECT, kinds=(ALONE, KIND), text=None, off_target=None, control="", controls=(), balance=()
+    ),
     "attribution": ATTRIBUTION,
-    "causes": Causes(ATTRIBUTION, (EFFECT, EFFECT), EFFECT),
-    "one cause": Causes(ATTRIBUTION, (EFFECT,), None),
-    "lens": ExpertLens("行", 3, (Voice("all", NAN, (("き", 1.5), ("く", 1.0)), 1.0, NAN),)),
+    "causes": Causes(attribution=ATTRIBUTION, effects=(EFFECT, EFFECT), joint=EFFECT, doses=(DOSE,)),
+    "one cause": Causes(attribution=ATTRIBUTION, effects=(EFFECT,), joint=None, doses=(DOSE,)),
+    "lens": ExpertLens("行", 3, (WHOLE,)),
     "probe": ProbeResult(
-        "pos", ("名詞", "動詞"), 90, 9, 5, 7, 0.5, 0.8, (ProbeRow("experts", 1, "centroid", *[0.5] * 5, NAN, NAN),)
+        family="pos",
+        classes=("名詞", "動詞"),
+        tokens=90,
+        documents=9,
+        folds=5,
+        seed=7,
+        control_draws=3,
+        majority=0.5,
+        per_token=0.8,
+        rows=(PROBED,),
     ),
 }
 
@@ -74,8 +145,8 @@ def test_what_is_undefined_and_what_is_an_array_stay_so(tmp_path: Path) -> None:
     assert np.isnan(opened.rank_correlation)
     assert Effect.open(EFFECT.save(tmp_path / "e.json")) == EFFECT
     rows = RESULTS["causes"].to_pandas()
-    assert list(rows["holm"][:2]) == pytest.approx([2 / 21, 2 / 21])
-    assert np.isnan(rows["holm"][2])
+    assert list(rows["p_holm"][:2]) == pytest.approx([2 / 21, 2 / 21])
+    assert np.isnan(rows["p_holm"][2])
 
 
 def test_errors(tmp_path: Path) -> None:
@@ -86,7 +157,7 @@ def test_errors(tmp_path: Path) -> None:
             act("e.csv")
     path = EFFECT.save(tmp_path / "effect.json")
     other = (
-        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/1'; "
+        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/2'; "
         "open it with the class that saved it"
     )
     with pytest.raises(moelens.MoeLensError, match=f"^{other}$"):
@@ -100,16 +171,20 @@ def test_errors(tmp_path: Path) -> None:
 
 
 def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
-    effects = (EFFECT, replace(EFFECT, kinds=(replace(KIND, p=0.9),)))
-    assert Causes(ATTRIBUTION, effects, None).verdict() == [
-        "0 of 2 change the margin more than others like them do (p Holm < 0.05); "
-        "none could, at 2 times 0.500: give draws=40 (--draws 40)"
+    few = replace(EFFECT, controls=("a",))
+    effects = (few, replace(few, kinds=(replace(KIND, p=0.9),)))
+    assert Causes(attribution=ATTRIBUTION, effects=effects, joint=None, doses=()).verdict() == [
+        "0 of 2 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 1 "
+        "controls allow is 1.00); none can: give draws=40 (--draws 40)"
     ]
     sure = replace(EFFECT, controls=("remove E1 in layer 3",) * 99, kinds=(replace(KIND, p=0.01),))
     unsettled = replace(sure, kinds=(replace(KIND, p=0.01, high=0.1),))
-    assert Causes(ATTRIBUTION, (sure,), unsettled).verdict() == [
-        "1 of 1 change the margin more than others like them do (p Holm < 0.05)",
-        "remove E5 in layer 3: the good text is less preferred without it (-0.500 nats, 95 % [-0.700, -0.200])",
-        "all of these, p 0.0100: it differs between sentences and the direction is not settled "
-        "(-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
+    assert Causes(attribution=ATTRIBUTION, effects=(sure,), joint=unsettled, doses=()).verdict() == [
+        "1 of 1 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 99 "
+        "controls allow is 0.0100)",
+        "remove E5 in layer 3: the model prefers what the context licenses less without it "
+        "(-0.500 nats, 95 % [-0.700, -0.200])",
+        "all of these together: p 0.0100 (the smallest possible is 0.0100): the change differs between sentences and "
+        "its direction is uncertain (-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
+        "the effect is selective: off target, the change is 0.200 of that on target",
     ]

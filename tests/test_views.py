@@ -19,8 +19,8 @@ from moelens.analysis import Specialization, specialization_from_arrays
 from moelens.errors import CheckError, MoeLensError, UnknownNameError
 from moelens.tracing.passages import spans_from_labels
 from moelens.views import CLASS_STYLE, Example, Report, expert_map, load_plot, report_html, style, tokens_html
+from moelens.views.finding_tables import findings_html
 from moelens.views.style import japanese_font, label_html, text_html
-from moelens.views.tables import findings_html
 
 mpl.use("agg")
 
@@ -50,9 +50,17 @@ def result(
     docs, ids = np.arange(tokens) // 25, rng.integers(0, 40, tokens)
     facts = {"model": "demo"} | provenance
     return specialization_from_arrays(
-        indices, labels, names, docs, ids, experts, range(layers), family="honorifics", permutations=permutations,
+        indices,
+        labels,
+        names,
+        docs,
+        ids,
+        experts,
+        range(layers),
+        family="honorifics",
+        permutations=permutations,
         provenance=facts,
-    )  # fmt: skip
+    )
 
 
 class Checker(HTMLParser):
@@ -91,7 +99,14 @@ def checked(html: str) -> Checker:
 
 def example(**change: Any) -> Example:
     rng = np.random.default_rng(0)
-    plain = Example("尊敬語", SENTENCE, rng.integers(0, 32, (9, 4)), rng.random((9, 4)), SPANS, layer=2)
+    plain = Example(
+        label="尊敬語",
+        tokens=SENTENCE,
+        experts=rng.integers(0, 32, (9, 4)),
+        weights=rng.random((9, 4)),
+        spans=SPANS,
+        layer=2,
+    )
     return replace(plain, **change)
 
 
@@ -135,7 +150,7 @@ def test_plot_comes_from_the_result_and_leaves_settings_alone() -> None:
     found = result()
     axes = found.plot("丁寧語")
     load_plot(found, ax=Figure().subplots())
-    report_html(Report("t", {"honorifics": found}, examples=[example()]))
+    report_html(Report(title="t", results={"honorifics": found}, examples=[example()]))
     assert mpl.rcParams == before
     assert axes.get_title(loc="left").splitlines()[1].startswith("● 丁寧語 (polite)")
     assert len(pyplot.get_fignums()) == 1, "a report makes no pyplot figures"
@@ -188,8 +203,8 @@ def test_report_is_whole_in_itself() -> None:
     hostile.subplots().plot([1, 2])
     page = report_html(
         Report(
-            HOSTILE,
-            {"honorifics": found, "pos": result(names=("名詞", "助詞", "動詞", HOSTILE))},
+            title=HOSTILE,
+            results={"honorifics": found, "pos": result(names=("名詞", "助詞", "動詞", HOSTILE))},
             model=[("model", HOSTILE), ("text", "敬語 and plain style")],
             examples=[example(), example(tokens=(HOSTILE, *SENTENCE[1:]), note=HOSTILE), example(label="美化語")],
             figures=[("something else", hostile)],
@@ -202,7 +217,8 @@ def test_report_is_whole_in_itself() -> None:
     assert not re.findall(r"""(?:https?:)?//[a-z]|@import|url\((?!data:)""", re.sub(r'"data:[^"]*"', "", page))
     assert all(src.startswith("data:image/png;base64,") for src in re.findall(r'(?:src|srcset)="([^"]*)"', page))
     assert len(page) < 3_000_000
-    for text in ("prefers-color-scheme: dark", found.headline, "Nothing here is causal", "lift given token", "seed 0"):
+    nothing_causal = "Nothing in this report is causal"
+    for text in ("prefers-color-scheme: dark", found.headline, nothing_causal, "lift given token", "seed 0"):
         assert text in page
 
 
@@ -213,10 +229,10 @@ def test_findings_table_in_a_notebook() -> None:
     assert set(checked(html).tags) <= {"div", "table", "thead", "tbody", "tr", "th", "td", "span"}
     assert "L3 · E3" in html
     assert "opacity: 0.45" in html
-    assert "no expert takes any of these labels" in findings_html(found, [])
+    assert "no expert is chosen for any of these labels" in findings_html(found, [])
     assert ">lift</th>" in html
     assert "grey: neither is below .05" in html
-    assert "-0 %" not in findings_html(found, [replace(found.top(1)[0], left=-0.001)])
+    assert "-0 %" not in findings_html(found, [replace(found.top(1)[0], excess_left=-0.001)])
 
 
 def test_japanese_is_marked() -> None:
@@ -232,16 +248,16 @@ def test_errors() -> None:
         expert_map(result(), "尊敬")
     with pytest.raises(UnknownNameError, match="unknown value 'lifts'; did you mean 'lift'"):
         expert_map(result(), "尊敬語", value="lifts")
-    with pytest.raises(CheckError, match=r"2 tokens, experts \[3, 1\], weights None do not fit; allowed: experts and"):
+    with pytest.raises(CheckError, match=r"expected experts and weights of shape \[2 tokens, slots\], got .*\[3, 1\]"):
         tokens_html(["は", "が"], np.zeros((3, 1), int))
-    with pytest.raises(MoeLensError, match="a report of 0 results; allowed: 1 or more"):
-        report_html(Report("t", {}))
+    with pytest.raises(MoeLensError, match="expected a report with 1 or more results, got 0"):
+        report_html(Report(title="t", results={}))
 
 
 def test_without_the_font(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "find_spec", lambda name: None)
     style._register_font.cache_clear()
-    message = r"package 'matplotlib-fontja' \(font IPAexGothic\) is missing; pip install matplotlib-fontja"
+    message = r"expected the package 'matplotlib-fontja' \(font IPAexGothic\), .* run pip install matplotlib-fontja"
     with pytest.raises(MoeLensError, match=message), japanese_font():
         pass
 

@@ -29,7 +29,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     recording = moelens.record(model, "demo", tmp_path_factory.mktemp("views") / "run", progress=False)
     labels = moelens.label(recording)
     found = moelens.japanese.honorifics("<b>先生</b>がいらっしゃいました。")
-    pairs = [p for p in moelens.japanese.pairs() if p.kind in ("polite-ending", "control-tense")]
+    kinds = [moelens.japanese.contrasts(kind) for kind in ("style-agreement", "control-tense")]
+    items = [item for kind in kinds for item in {item.frame: item for item in kind}.values()]  # one of each frame
     return {
         "recording": recording,
         "labels": labels,
@@ -39,33 +40,55 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "curve": layer_curve(recording, labels=labels, draws=3),
         "flow": measure(recording, "route_shares"),
         **{name: measure(recording, name) for name in ("load", "coactivation_lift", "coactivation", "repetition")},
-        "preferences": moelens.prefer(model, pairs),
-        "effect": moelens.effect(model, pairs, remove(3, [5]), controls=None),
-        "attribution": moelens.attribute(model, pairs, top=2),
-        "causes": causes(model, [p for p in pairs if p.kind == "polite-ending"], top=1),
+        "preferences": moelens.prefer(model, items),
+        "effect": moelens.effect(model, items, remove(3, [5]), controls=None),
+        "attribution": moelens.attribute(model, items, top=2),
+        "causes": causes(model, [i for i in items if i.kind == "style-agreement"], top=1),
         "comparison": moelens.compare(recording, recording, labels=labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
-        "pair": pairs[0],
+        "pair": moelens.japanese.pairs("title")[0],
+        "contrast": items[0],
         "honorifics": found,
         "span": found[0],
         "trace": moelens.trace(model, "先生がいらっしゃいました。"),
     }
 
 
-NAMES = ("recording", "labels", "plan", "info", "verification", "curve", "flow", "load", "coactivation_lift",
-         "coactivation", "repetition", "preferences", "effect", "attribution", "causes", "comparison", "probe",
-         "pair", "honorifics", "span", "trace")  # fmt: skip
+NAMES = (
+    "recording",
+    "labels",
+    "plan",
+    "info",
+    "verification",
+    "curve",
+    "flow",
+    "load",
+    "coactivation_lift",
+    "coactivation",
+    "repetition",
+    "preferences",
+    "effect",
+    "attribution",
+    "causes",
+    "comparison",
+    "probe",
+    "pair",
+    "contrast",
+    "honorifics",
+    "span",
+    "trace",
+)
 DRAWN = {
-    "curve": "demo · 4 layers × 5 labels · 5,108 tokens · layer curve\ncontrol: the bands",
+    "curve": "demo · 4 layers × 5 labels · 5,108 tokens · layer curve\nbands: middle 95 %",
     "flow": "demo · 3 layers × 32 experts · 5,108 tokens · route shares",
     "load": "demo · 4 layers × 32 experts · 5,108 tokens · load",
     "coactivation_lift": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation lift\nlayer 1, experts clustered",
     "coactivation": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation\n",
     "repetition": "demo · 4 layers · 5,108 tokens · repetition",
-    "preferences": "demo · 120 pairs",
+    "preferences": "demo · 28 items",
     "effect": "demo · remove E5 in layer 3",
-    "attribution": "demo · contributions to polite-ending, control-tense",
-    "causes": "demo · polite-ending",
+    "attribution": "demo · contributions to style-agreement, control-tense",
+    "causes": "demo · style-agreement",
     "comparison": "demo → demo · all tokens · ",
     "probe": "honorifics · ",
 }
@@ -121,7 +144,7 @@ def test_an_effect_is_drawn_with_its_interval(results: dict[str, Any]) -> None:
     effect = results["effect"]
     ax = effect.plot(ax=Figure().subplots())
     np.testing.assert_allclose(ax.lines[-1].get_xdata(), [k.change for k in effect.kinds])
-    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k.kind} ({k.pairs})" for k in effect.kinds]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k.kind} ({k.items})" for k in effect.kinds]
 
 
 MISTAKES = [
@@ -137,31 +160,48 @@ def test_mistakes(results: dict[str, Any], name: str, what: Any, error: Any, mes
 
 
 def test_measures_that_are_not_drawn(results: dict[str, Any]) -> None:
-    with pytest.raises(MoeLensError, match="npmi has layers, experts and labels; draw specialization"):
+    with pytest.raises(
+        MoeLensError, match="expected a measure of layers and experts, got 'npmi', which is by label too"
+    ):
         measure(results["recording"], "npmi", labels=results["labels"]).plot()
     face = measure(results["recording"], "npmi", labels=results["labels"])._repr_html_()
     assert "<img" not in face
     assert "npmi" in face
-    with pytest.raises(MoeLensError, match="x has the axes token; only measures of layers are drawn"):
+    with pytest.raises(MoeLensError, match="first axis, got 'x' with the axes token; print it"):
         Measure("x", np.zeros(2), {"token": (0, 1)}).plot()
-    with pytest.raises(MoeLensError, match=r"layers \[1, 3\] are not 1 to 4 that follow each other"):
+    with pytest.raises(
+        MoeLensError, match=r"expected 1 to 4 successive layers, got \[1, 3\]; the measure has \[1, 2, 3\]"
+    ):
         flow_plot(results["flow"], [1, 3])
     with pytest.raises(UnknownNameError, match="unknown layer '4'"):
         flow_plot(results["flow"], [4])
-    with pytest.raises(MoeLensError, match=r"1 shifts of \d+ tokens are no band; give 2 or more draws"):
+    with pytest.raises(MoeLensError, match=r"expected 2 or more draws and tokens, got 1 draws of \d+ tokens; give"):
         layer_curve(results["recording"], labels=results["labels"], draws=1)
 
 
 def test_a_pair_stands_column_by_column() -> None:
     experts = np.array([[[0, 1]], [[2, 3]]])
-    first = Trace("demo", "a<b>", ("a", "<b>"), (4,), experts, np.full((2, 1, 2), 0.5, np.float32), ((1, 2, "尊敬語"),))
-    second = replace(first, tokens=("a", "c", "<b>"), experts=np.array([[[0, 1]], [[5, 6]], [[2, 7]]]),
-                     weights=np.full((3, 1, 2), 0.5, np.float32), spans=())  # fmt: skip
+    first = Trace(
+        model="demo",
+        text="a<b>",
+        tokens=("a", "<b>"),
+        layers=(4,),
+        experts=experts,
+        weights=np.full((2, 1, 2), 0.5, np.float32),
+        spans=((1, 2, "尊敬語"),),
+    )
+    second = replace(
+        first,
+        tokens=("a", "c", "<b>"),
+        experts=np.array([[[0, 1]], [[5, 6]], [[2, 7]]]),
+        weights=np.full((3, 1, 2), 0.5, np.float32),
+        spans=(),
+    )
     html = pair_trace_html(first, second)
     assert "layer 4 · routes differ at 1 of 2 aligned tokens" in html
     assert re.findall(r"bold\">(.*?)</div>", html) == ["&nbsp;", "·", "≠ 1"]
     assert "<b>" not in html
-    with pytest.raises(MoeLensError, match=r"traces of layers \(4,\) and \(5,\); select the same of both"):
+    with pytest.raises(MoeLensError, match=r"expected traces of the same layers, got \(4,\) and \(5,\); choose"):
         pair_trace_html(first, replace(second, layers=(5,)))
 
 
@@ -188,9 +228,9 @@ def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any])
     lemmas = labels.table("pos", ["lemma"])["lemma"].to_numpy()
     taken = (recording.indices()[:, found.layers.index(best.layer)] == best.expert).any(-1)
     held = [lemma for lemma in lemmas[taken] if lemma]
-    assert f'morphemes: <span lang="ja"><span title="{max(map(held.count, set(held)))} times' in html
+    assert f'lemmas: <span lang="ja"><span title="{max(map(held.count, set(held)))} times' in html
     kind = effect.kinds[0]
-    assert f"{kind.kind} ({kind.pairs})</td>" in html
+    assert f"{kind.kind} ({kind.items})</td>" in html
     assert f"{kind.change:+.3f} [" in html
     assert "without controls" in html
 

@@ -19,11 +19,11 @@ from moelens.tracing import Trace
 from moelens.views.cards import card_html
 from moelens.views.explorer import EffectView
 from moelens.views.frontend import STATIC
-from moelens.views.live import Live
+from moelens.views.live import LiveView
+from moelens.views.map_view import ExpertMap
 from moelens.views.trace_view import TraceView
-from moelens.views.widgets import ExpertMap
 
-# The face of an anywidget model, and nothing behind it.
+# The interface of an anywidget model, without a kernel.
 FAKE = """async ([esm, state, buffers]) => {
   const listeners = {}, values = {...state};
   for (const [name, data] of Object.entries(buffers))
@@ -118,7 +118,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     parser.feed(html)
     assert not parser.open
     assert "補助記号" in html
-    assert "together with E" in html
+    assert "chosen together with E" in html
     assert "<mark>" in html
     assert "<script>" not in html
     box = moelens.explore(recording, result=result)
@@ -129,7 +129,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
 def test_cards_of_nobody(small: Specialization) -> None:
     with pytest.raises(moelens.MoeLensError, match="unknown layer '99'; allowed: 3, 4, 5, 6"):
         card_html(small, 99, 0)
-    with pytest.raises(moelens.MoeLensError, match="no expert 32 in layer 3; allowed: 0 to 31"):
+    with pytest.raises(moelens.MoeLensError, match="unknown expert 32 in layer 3; allowed: 0 to 31"):
         card_html(small, 3, 32)
 
 
@@ -143,7 +143,7 @@ def page(browser: Any) -> Iterator[Any]:
     assert not errors
 
 
-def mount(page: Any, widget: Live, focus: str = "application") -> Any:
+def mount(page: Any, widget: LiveView, focus: str = "application") -> Any:
     state = widget.state()
     buffers = {k: base64.b64encode(v).decode() for k, v in state.items() if isinstance(v, bytes | memoryview)}
     plain = {k: v for k, v in state.items() if k not in buffers}
@@ -252,7 +252,13 @@ def trace_of(tokens: tuple[str, ...], seed: int, layers: int = 3, experts: int =
     weights = rng.dirichlet([1] * k, (len(tokens), layers)).astype(np.float32)
     at = tokens.index("いらっしゃい") if "いらっしゃい" in tokens else 0
     return Trace(
-        "tiny", "".join(tokens), tokens, tuple(range(2, 2 + layers)), routes, weights, ((at, at + 1, "尊敬語"),)
+        model="tiny",
+        text="".join(tokens),
+        tokens=tokens,
+        layers=tuple(range(2, 2 + layers)),
+        experts=routes,
+        weights=weights,
+        spans=((at, at + 1, "尊敬語"),),
     )
 
 
@@ -330,16 +336,16 @@ def test_512_tokens_of_58_layers_are_fast(page: Any) -> None:
 
 @pytest.mark.e2e
 def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
-    mount(page, EffectView(kind="respectful", target="L3 · E9"), focus="button")
+    mount(page, EffectView(kind="subject-honorification", target="L3 · E9"), focus="button")
     button = page.get_by_role("button")
     assert button.inner_text() == "Remove L3 · E9"
     button.press("Enter")
-    assert value(page, "asked") == 1
+    assert value(page, "clicks") == 1
     page.evaluate("window.model.set('status', 'running')")
     assert button.is_disabled()
-    assert button.inner_text() == "running…"
+    assert button.inner_text() == "Running…"
     effect = {
-        "kind": "respectful",
+        "kind": "subject-honorification",
         "pairs": 80,
         "frames": 8,
         "before": 1.5,
@@ -357,5 +363,5 @@ def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
     page.evaluate("window.model.set('message', 'no model')")
     page.evaluate("window.model.set('status', 'failed')")
     assert "moelens-failed" in page.locator("output").get_attribute("class")
-    page.get_by_title("kind of sentence pairs").select_option("humble")
-    assert value(page, "kind") == "humble"
+    page.get_by_title("kind of sentence pairs").select_option("humble-object")
+    assert value(page, "kind") == "humble-object"

@@ -1,4 +1,4 @@
-"""From routes and labels to findings: pure functions on arrays."""
+"""Analyses of routes and labels: `analyze`, `compare`, `measure`, and the pure functions of arrays behind them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from moelens.analysis.experts import (
 from moelens.analysis.label_measures import (
     dead_experts,
     expert_information,
+    family_information,
+    label_combinations,
     layer_information,
     log_odds,
     max_violation,
@@ -29,6 +31,7 @@ from moelens.analysis.routing import (
     coactivation_lift,
     consecutive_overlap,
     consecutive_repetition,
+    flow_shares,
     next_tokens,
     normalised_jsd,
     overlap,
@@ -57,7 +60,10 @@ __all__ = [
     "counts_of",
     "dead_experts",
     "expert_information",
+    "family_information",
+    "flow_shares",
     "gate_score",
+    "label_combinations",
     "layer_curve",
     "layer_information",
     "log_odds",

@@ -1,4 +1,4 @@
-"""What changed between two models that read the same text, expert by expert and label by label."""
+"""`compare`: what changed between two models that read the same text, expert by expert and label by label."""
 
 from __future__ import annotations
 
@@ -11,45 +11,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
-from moelens.analysis.counting import Part, Tables
-from moelens.analysis.processes import add_up
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
-from moelens.analysis.result import ALPHA
+from moelens.analysis.counting import RoutePart, RouteTables
+from moelens.analysis.processes import sum_over_processes
+from moelens.analysis.randomize import (
+    ALPHA,
+    Excess,
+    benjamini_hochberg,
+    document_test,
+    effective_number,
+    limits_of_test,
+)
 from moelens.analysis.routing import overlap
-from moelens.analysis.sources import LabelFamilies, Sample, described, labels_for, names_of, opened, provenance
-from moelens.analysis.specialize import check_test
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.samples import (
+    LabelFamilies,
+    Sample,
+    label_names,
+    labels_for,
+    open_recording,
+    provenance_of,
+    token_blocks,
+)
+from moelens.analysis.specialize import check_testable
+from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted
 from moelens.errors import RecordingError, unknown
 from moelens.recording import Recording
 from moelens.saved import SavedCells, json_values, number_array
 
-ALL = "all tokens"
-TESTS = ("p", "p_family", "q", "low", "high")
+_ALL_TOKENS = "all tokens"
+_TESTS = ("p", "p_family", "q", "low", "high")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Comparison(Plotted, SavedCells):
-    """Models a and b over the same tokens. All arrays are `[layer, expert, label]` unless said otherwise.
+    """Models a and b over the same tokens.
 
-    The first label, "all tokens", shows how the load of experts moved; NaN where not tested.
+    All arrays are `[layer, expert, label]` unless said otherwise; NaN means not tested. The first label, "all tokens",
+    shows how the load of the experts changed.
+
+    Attributes:
+        count_a, count_b: tokens of the label that the model routes to the expert.
+        label_tokens: tokens of the label `[label]`.
+        overlap: share of a token's experts that are the same in both models, averaged over the tokens of the label
+            `[layer, label]`.
+        p: p of the cell alone.
+        p_family: family-wise p of the cell among all tested cells.
+        q: false discovery rate over all tested cells.
+        low, high: 95 % interval of `ratio` over documents; NaN where there is none.
+        names: names of the labels.
+        layers: numbers of the layers in the model.
+        top_k: experts chosen for each token.
+        provenance: models, recordings, labels and settings.
     """
 
-    FORMAT: ClassVar[str] = "moelens.comparison/1"
+    FORMAT: ClassVar[str] = "moelens.comparison/2"
 
     count_a: Ints
-    """Tokens of the label that a sends to the expert."""
     count_b: Ints
     label_tokens: Ints
-    """`[label]`."""
-    kept: Floats
-    """Share of a token's experts that are the same in both, averaged over the label's tokens `[layer, label]`."""
+    overlap: Floats
     p: Floats
     p_family: Floats
     q: Floats
     low: Floats
     high: Floats
-    """95 % bootstrap interval of `ratio`, over documents."""
     names: tuple[str, ...]
     layers: tuple[int, ...]
     top_k: int
@@ -57,7 +82,7 @@ class Comparison(Plotted, SavedCells):
 
     @property
     def change(self) -> Floats:
-        """Share of the label's tokens that the expert takes in b, less that in a."""
+        """Share of the label's tokens that the expert takes in b minus that in a."""
         return divide(self.count_b - self.count_a, self.label_tokens)
 
     @property
@@ -72,29 +97,33 @@ class Comparison(Plotted, SavedCells):
 
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
+        """The axes in order, with the name of each place on them."""
         return {"layer": self.layers, "expert": tuple(range(self.count_a.shape[1])), "label": self.names}
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
-        return {name: getattr(self, name) for name in ("count_a", "count_b", *TESTS)}
+        """Counts and tests, by name."""
+        return {name: getattr(self, name) for name in ("count_a", "count_b", *_TESTS)}
 
     @property
     def facts(self) -> Mapping[str, Any]:
+        """Totals, overlap and provenance, as JSON values."""
         return {
             "label_tokens": self.label_tokens.tolist(),
-            "kept": json_values(self.kept),
+            "overlap": json_values(self.overlap),
             "top_k": self.top_k,
             "provenance": dict(self.provenance),
         }
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Comparison:
+        """Make the comparison that has these axes, cells and facts."""
         return cls(
             count_a=np.asarray(cells["count_a"], np.int64),
             count_b=np.asarray(cells["count_b"], np.int64),
-            **{name: np.asarray(cells[name], float) for name in TESTS},
+            **{name: np.asarray(cells[name], float) for name in _TESTS},
             label_tokens=np.array(facts["label_tokens"], np.int64),
-            kept=number_array(facts["kept"]),
+            overlap=number_array(facts["overlap"]),
             names=axes["label"],
             layers=axes["layer"],
             top_k=facts["top_k"],
@@ -102,13 +131,19 @@ class Comparison(Plotted, SavedCells):
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
+        """Return one value for each layer, expert and label: counts, changes and tests."""
         derived = {name: getattr(self, name).ravel() for name in ("change", "ratio", "significant")}
         return super().columns() | derived
 
     def top(self, n: int = 10, label: str | None = None) -> tuple[tuple[int, int, str, float], ...]:
-        """Layer, expert, label and change of the `n` greatest changes either way: significant ones first.
+        """Return layer, expert, label and change of the largest changes in either direction, significant ones first.
 
-        Raises `UnknownNameError` for a label that the comparison does not have.
+        Args:
+            n: number of changes.
+            label: only changes of this label; None for all labels.
+
+        Raises:
+            UnknownNameError: there is no such label.
         """
         if label is not None and label not in self.names:
             raise unknown("label", label, self.names)
@@ -117,26 +152,28 @@ class Comparison(Plotted, SavedCells):
             wanted &= np.arange(len(self.names)) == self.names.index(label)
         cells = np.argwhere(wanted)
         order = np.lexsort((-np.abs(self.change[wanted]), ~self.significant[wanted]))
-        found = (tuple(cells[i].tolist()) for i in order[:n])
-        return tuple((self.layers[x], y, self.names[z], float(self.change[x, y, z])) for x, y, z in found)
+        first = (tuple(cells[i].tolist()) for i in order[:n])
+        return tuple((self.layers[x], y, self.names[z], float(self.change[x, y, z])) for x, y, z in first)
 
     def table(self, n: int = 10) -> str:
-        """The `n` greatest changes as a plain table; a star marks what survives."""
+        """Return the `n` largest changes as a plain table; a star marks significant ones."""
         a, b = self.provenance.get("a") or "a", self.provenance.get("b") or "b"
-        kept = ", ".join(f"{name} {number(100 * k)} %" for name, k in zip(self.names, self.kept.mean(0), strict=True))
+        by_label = zip(self.names, self.overlap.mean(0), strict=True)
+        kept = ", ".join(f"{name} {number(100 * share)} %" for name, share in by_label)
         rows = []
         for layer, expert, name, change in self.top(n):
             at = self.layers.index(layer), expert, self.names.index(name)
             shares = (number(float(c[at] / self.label_tokens[at[2]])) for c in (self.count_a, self.count_b))
-            band = f"{number(float(self.low[at]))}–{number(float(self.high[at]))}"
+            band = interval(float(self.low[at]), float(self.high[at]))
             sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
             rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
         header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
-        permutations = self.provenance.get("permutations", "no")
+        permutations, documents = (self.provenance.get(key) for key in ("permutations", "effective_documents"))
         return (
-            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations} exchanges over documents, "
-            f"token identity the same in both\nexperts kept: {kept}\n"
-            + (plain_table(header, rows) if rows else "no expert won or lost a token of any label")
+            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
+            f"documents, token identity the same in both\nexperts kept: {kept}\n"
+            + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
+            + ("\n" + limits_of_test(documents, permutations) if documents else "")
         )
 
     def __repr__(self) -> str:
@@ -155,62 +192,72 @@ def compare(
 ) -> Comparison:
     """Test what changed in routing from model `a` to model `b`, both recorded over the same text.
 
-    Such as a model before and after Japanese tuning: how many of a token's experts stay (saturation, arXiv 2409.02060,
-    eq. 5), and which experts gain or lose tokens of which label. If nothing changed, the two models can be exchanged
-    document by document: that is the permutation test, and it is exact. Token identity is the same in both models and
-    explains no difference.
+    An example is a model before and after Japanese tuning: the comparison shows how many of a token's experts stay the
+    same (saturation, arXiv 2409.02060, eq. 5), and which experts gain or lose tokens of which label. Under the null,
+    the two models can be exchanged document by document, so the permutation test is exact. Token identity is the same
+    in both models and explains no difference.
 
     Args:
         a: the recording of one model, or its folder.
-        b: the recording of the other.
-        family: of labels; None for all tokens together.
-        labels: of `a` or `b`; None for those in the folder of `b`, created first where there are none.
-        permutations: exchanges over documents, 19 or more.
-        seed: of the exchanges.
+        b: the recording of the other model, or its folder.
+        family: family of labels; None compares all tokens together.
+        labels: labels of `a` or `b`; None uses those in the folder of `b`, which are created if there are none.
+        permutations: number of exchanges over documents, 19 or more.
+        seed: seed of the exchanges.
         min_tokens: cells with fewer tokens in both models together are not tested.
 
+    Returns:
+        Counts, changes and tests, `[layer, expert, label]`.
+
     Raises:
-        RecordingError: the recordings are of different tokens, layers or experts.
-        MoeLensError: they have a single document.
+        RecordingError: the recordings have different tokens, layers or numbers of experts.
+        MoeLensError: the recordings have a single document.
 
     Example:
-        >>> moelens.compare("runs/deepseek", "runs/rakuten").top(10, "尊敬語")  # doctest: +SKIP
+        >>> comparison = moelens.compare(demo_recording, demo_recording, permutations=19)
+        >>> comparison.names[0], comparison.top(5)
+        ('all tokens', ())
     """
-    a, b = opened(a), opened(b)
-    check_alike(a, b)
+    a, b = open_recording(a), open_recording(b)
+    _check_comparable(a, b)
     known = labels_for(b, labels, family)
-    owner = a if known is not None and labels_belong_to(known, a) else b
-    names = (ALL,) if known is None or family is None else (ALL, *names_of(owner, known, family))
-    every = (
-        part._replace(labels=np.hstack([np.ones((len(part.docs), 1), bool), part.labels]))
-        for part in described(owner, known, family or "")
+    owner = a if known is not None and _labels_belong_to(known, a) else b
+    names = (_ALL_TOKENS,) if known is None or family is None else (_ALL_TOKENS, *label_names(owner, known, family))
+    blocks = (
+        block._replace(labels=np.hstack([np.ones((len(block.docs), 1), bool), block.labels]))
+        for block in token_blocks(owner, known, family or "")
     )
-    sample = Sample.of(every, names, texts=owner.text_ids())
-    check_test(sample.documents, permutations)
-    in_a, in_b, shared = tabulate_both(a, b, sample)
+    sample = Sample.of(blocks, names, texts=owner.text_ids())
+    check_testable(sample.sizes, permutations)
+    in_a, in_b, shared = _tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)
-    difference = Excess((in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:]))
+    parts, none = (in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:])
+    difference = Excess(by_group=parts, total=parts.sum(0, dtype=float), within=none, variance=none)
     count_a, count_b = in_a.cells.sum(0, dtype=np.int64), in_b.cells.sum(0, dtype=np.int64)
-    verdict = document_test(in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed)
-    about = provenance(a, known)
+    effective = effective_number(sample.sizes)
+    tests = document_test(
+        in_b.cells, difference, count_a + count_b >= min_tokens, permutations, seed, documents=effective
+    )
+    about_a, about_b = provenance_of(a, known), provenance_of(b)
     return Comparison(
-        count_a,
-        count_b,
-        label_tokens,
-        divide(shared, label_tokens),
-        verdict.p,
-        verdict.p_family,
-        benjamini_hochberg(verdict.p),
-        verdict.low,
-        verdict.high,
-        names,
-        a.layers,
-        a.top_k,
-        {
-            "a": about["model"],
-            "b": provenance(b)["model"],
-            "recordings": [about["recording"], provenance(b)["recording"]],
-            **{key: about[key] for key in ("labels", "moelens")},
+        count_a=count_a,
+        count_b=count_b,
+        label_tokens=label_tokens,
+        overlap=divide(shared, label_tokens),
+        p=tests.p,
+        p_family=tests.p_family,
+        q=benjamini_hochberg(tests.p),
+        low=tests.low,
+        high=tests.high,
+        names=names,
+        layers=a.layers,
+        top_k=a.top_k,
+        provenance={
+            "a": about_a["model"],
+            "b": about_b["model"],
+            "recordings": [about_a["recording"], about_b["recording"]],
+            **{key: about_a[key] for key in ("labels", "moelens")},
+            "effective_documents": effective,
             "permutations": permutations,
             "seed": seed,
             "min_tokens": min_tokens,
@@ -218,44 +265,45 @@ def compare(
     )
 
 
-def tabulate_both(a: Recording, b: Recording, sample: Sample) -> tuple[Tables, Tables, Floats]:
-    """One pass over both: their tables, and the summed overlap of the tokens of each label `[layer, label]`."""
+def _tabulate_both(a: Recording, b: Recording, sample: Sample) -> tuple[RouteTables, RouteTables, Floats]:
+    """Count both recordings in one pass; return their tables and the summed overlap of routes `[layer, label]`."""
     shared = np.zeros((len(a.layers), len(sample.names)))
-    rows = sample.mine()
-    tables: list[Tables] = []
+    rows = sample.own_rows()
+    tables: list[RouteTables] = []
 
-    def both(first: Recording, second: Recording | None) -> Iterator[Part]:
-        for here, routes in first.parts(rows.start, rows.stop):
+    def parts(first: Recording, second: Recording | None) -> Iterator[RoutePart]:
+        for part_rows, routes in first.parts(rows.start, rows.stop):
             if second is not None:
-                other = np.concatenate([np.stack(list(r), axis=1) for _, r in second.parts(here.start, here.stop)])
-                kept = overlap(np.stack(list(routes), axis=1), other)
-                shared[:] += kept.T @ sample.has(here)
-            yield here, routes
+                parts_of_second = second.parts(part_rows.start, part_rows.stop)
+                other = np.concatenate([np.stack(list(r), axis=1) for _, r in parts_of_second])
+                same = overlap(np.stack(list(routes), axis=1), other)
+                shared[:] += same.T @ sample.label_matrix(part_rows)
+            yield part_rows, routes
 
     for first, second in ((a, b), (b, None)):
-        tables.append(sample.count(both(first, second), a.n_experts, a.layers))
-    (shared,) = add_up([shared])
+        tables.append(sample.count(parts(first, second), a.n_experts, a.layers))
+    (shared,) = sum_over_processes([shared])
     return tables[0], tables[1], shared
 
 
-def check_alike(a: Recording, b: Recording) -> None:
-    """Raise `RecordingError` unless both recordings hold the same tokens, layers and numbers of experts."""
+def _check_comparable(a: Recording, b: Recording) -> None:
+    """Raise `RecordingError` unless both recordings have the same tokens, layers and numbers of experts."""
     for what in ("n_experts", "top_k", "layers"):
         mine, theirs = getattr(a, what), getattr(b, what)
         if mine != theirs:
             raise RecordingError(
-                f"recordings with {what} {mine} and {theirs}; allowed: the same in both, compare a model with one "
-                "that was tuned from it"
+                f"expected two recordings with the same {what}, got {mine} and {theirs}; "
+                "compare a model with one that was tuned from it"
             )
-    if a.n_tokens != b.n_tokens or not same_tokens(a, b):
+    if a.n_tokens != b.n_tokens or not _same_tokens(a, b):
         raise RecordingError(
-            f"recordings of different tokens ({a.n_tokens:,} and {b.n_tokens:,}); allowed: the same text and "
-            "tokenizer, record both models over one corpus"
+            f"expected two recordings of the same tokens, got {a.n_tokens:,} and {b.n_tokens:,} tokens that differ; "
+            "record both models over one corpus with one tokenizer"
         )
 
 
-def same_tokens(a: Recording, b: Recording) -> bool:
-    """Whether two recordings of as many tokens hold the same."""
+def _same_tokens(a: Recording, b: Recording) -> bool:
+    """Return whether two recordings with the same number of tokens have the same tokens."""
     names = ("doc", "token_id")
     for rows, mine in a.columns(names):
         theirs = [np.concatenate(c) for c in zip(*(c for _, c in b.columns(names, rows.start, rows.stop)), strict=True)]
@@ -264,6 +312,6 @@ def same_tokens(a: Recording, b: Recording) -> bool:
     return True
 
 
-def labels_belong_to(labels: LabelFamilies, recording: Recording) -> bool:
-    """Whether these labels were written for this recording."""
+def _labels_belong_to(labels: LabelFamilies, recording: Recording) -> bool:
+    """Return whether the labels were written for this recording."""
     return Path(str(getattr(labels, "path", ""))).parent.resolve() == Path(str(recording.folder.location)).resolve()

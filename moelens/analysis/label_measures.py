@@ -1,40 +1,70 @@
-"""Measures of load and of labels, each a pure function on `Counts`; logarithms are natural unless said otherwise."""
+"""Measures of load and of labels, each a pure function of `Counts`. Logarithms are natural unless said otherwise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide, log
+from moelens.analysis.counting import TokenKinds
 from moelens.analysis.counts import Counts
+from moelens.errors import CheckError
 
 
 def max_violation(counts: Counts) -> Floats:
-    """MaxVio `[layer]`: the largest relative load less 1, 0 where evenly loaded (Wang et al. 2024, arXiv 2408.15664).
+    """Compute MaxVio, the largest relative load of each layer minus 1 (Wang et al. 2024, arXiv 2408.15664).
 
-    >>> max_violation(Counts.from_table(np.zeros((1, 2, 0)), [[30, 10]], [], (), layers=[0], top_k=1)).tolist()
-    [0.5]
+    Args:
+        counts: the counts.
+
+    Returns:
+        `[layer]`; 0 where the layer is evenly loaded.
+
+    Example:
+        >>> max_violation(Counts.from_table(np.zeros((1, 2, 0)), [[30, 10]], [], (), layers=[0], top_k=1)).tolist()
+        [0.5]
     """
     return np.asarray(counts.load().max(1) - 1)
 
 
 def dead_experts(counts: Counts) -> Bools:
-    """Experts that were never chosen `[layer, expert]`."""
+    """Find the experts that were never chosen.
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        Bool `[layer, expert]`.
+    """
     return np.asarray(counts.expert_tokens == 0)
 
 
 def risk_difference(counts: Counts) -> Floats:
-    """P(expert | label) − P(expert | not label) `[layer, expert, label]`: c/m − (n − c)/(N − m).
+    """Compute P(expert | label) − P(expert | not label) = c/m − (n − c)/(N − m).
 
-    The specialist Δ of SteerMoE, arXiv 2509.09660. NaN for a label that is everywhere or nowhere.
+    This is the specialist Δ of SteerMoE, arXiv 2509.09660.
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        `[layer, expert, label]`; NaN for a label that all tokens or no tokens have.
     """
     others = counts.expert_tokens[:, :, None] - counts.count
     return np.asarray(counts.share() - divide(others, counts.n_tokens - counts.label_tokens))
 
 
 def log_odds(counts: Counts) -> Floats:
-    """Log odds ratio of expert and label `[layer, expert, label]`, ½ added to each of the four counts.
+    """Compute the log odds ratio of expert and label, with ½ added to each of the four counts.
 
-    log[(c + ½)(N − n − m + c + ½) / ((n − c + ½)(m − c + ½))] (Haldane 1956, Anscombe 1956): finite for every cell.
+    log[(c + ½)(N − n − m + c + ½) / ((n − c + ½)(m − c + ½))] (Haldane 1956, Anscombe 1956).
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        `[layer, expert, label]`, finite everywhere.
     """
     c, n, m = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens
     neither = counts.n_tokens - n - m + c
@@ -42,10 +72,16 @@ def log_odds(counts: Counts) -> Floats:
 
 
 def npmi(counts: Counts) -> Floats:
-    """Normalised pointwise mutual information `[layer, expert, label]`: log[p(x,y) / p(x)p(y)] / −log p(x,y).
+    """Compute the normalised pointwise mutual information of expert and label: log[p(x,y) / p(x)p(y)] / −log p(x,y).
 
-    1 where expert and label only occur together, 0 where they are independent, −1 where they never meet (Bouma 2009;
-    RICE, arXiv 2505.14681). NaN where either never occurs; 1 where both are everywhere.
+    It is 1 where the two only occur together, 0 where they are independent and −1 where they never occur together
+    (Bouma 2009; RICE, arXiv 2505.14681).
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        `[layer, expert, label]`; NaN where expert or label never occurs, 1 where both occur at every token.
     """
     both = counts.count / max(counts.n_tokens, 1)
     pointwise = log(counts.lift())
@@ -56,9 +92,15 @@ def npmi(counts: Counts) -> Floats:
 
 
 def expert_information(counts: Counts) -> Floats:
-    """Mutual information of "the expert is chosen" and "the token has the label" in bits, `[layer, expert, label]`.
+    """Compute the mutual information of "the expert is chosen" and "the token has the label".
 
     Σ p(r, l) log2[p(r, l) / p(r) p(l)] over the four cells.
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        Bits, `[layer, expert, label]`.
     """
     c, n, m, total = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens, counts.n_tokens
     chosen = _bits(c, n, m, total) + _bits(n - c, n, total - m, total)
@@ -66,10 +108,16 @@ def expert_information(counts: Counts) -> Floats:
 
 
 def layer_information(counts: Counts) -> Floats:
-    """Mutual information of a layer's choice and the label in bits, `[layer, label]`.
+    """Compute the mutual information of a layer's choice and the label.
 
-    The choice is one of the token's experts, each as likely: p(i, l) = c / (k N). At most the label's entropy; the
-    estimate from samples is too high by about (E − 1) / (2 k N ln 2) bits (Miller 1955).
+    The choice is one of the token's experts, each with the same probability: p(i, l) = c / (k N). The information is at
+    most the label's entropy. Estimated from samples, it is too high by about (E − 1) / (2 k N ln 2) bits (Miller 1955).
+
+    Args:
+        counts: the counts.
+
+    Returns:
+        Bits, `[layer, label]`.
     """
     n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.top_k
     rest = counts.n_tokens - m
@@ -77,8 +125,61 @@ def layer_information(counts: Counts) -> Floats:
     return np.asarray((labelled + _bits(n - counts.count, n, k * rest, k * counts.n_tokens)).sum(1))
 
 
+def family_information(counts: Counts) -> Floats:
+    """Compute the mutual information of a layer's choice and the label, over all labels of a family together.
+
+    Each token has one label or none; tokens without a label are a class of their own. The choice is that of
+    `layer_information`: I = Σ p(i, l) log2[p(i, l) / p(i) p(l)] over experts and classes. It is at most log2 of the
+    number of experts. Estimated from samples, it is too high by about (E − 1)(L − 1) / (2 k N ln 2) bits with L classes
+    (Miller 1955).
+
+    Args:
+        counts: the counts. If tokens can have several labels, count by `label_combinations`.
+
+    Returns:
+        Bits, `[layer]`.
+
+    Raises:
+        CheckError: tokens have several labels.
+
+    Example:
+        >>> counts = Counts.from_table([[[3, 0], [0, 1]]], [[3, 1]], [3, 1], ["ja", "en"], layers=[0], top_k=1)
+        >>> family_information(counts).round(3).tolist()
+        [0.811]
+    """
+    rest, rest_tokens = counts.expert_tokens - counts.count.sum(2), counts.n_tokens - counts.label_tokens.sum()
+    if rest_tokens < 0 or (rest < 0).any():
+        raise CheckError(
+            "expected counts of labels of which each token has one or none, got tokens with several; "
+            "count by moelens.analysis.label_combinations"
+        )
+    count = np.concatenate([counts.count, rest[:, :, None]], axis=2)
+    label_tokens = np.append(counts.label_tokens, rest_tokens)
+    k, total = counts.top_k, counts.top_k * counts.n_tokens
+    return np.asarray(_bits(count, counts.expert_tokens[:, :, None], k * label_tokens, total).sum((1, 2)))
+
+
+def label_combinations(labels: Bools, names: Sequence[str]) -> tuple[tuple[str, ...], Bools]:
+    """Return the combinations of labels that tokens have, as labels of which each token has exactly one.
+
+    Args:
+        labels: bool `[token, label]`.
+        names: names of the labels.
+
+    Returns:
+        The names, such as "尊敬語 + 丁寧語", or "none" for tokens without a label, and bool `[token, combination]`.
+
+    Example:
+        >>> label_combinations(np.array([[True, True], [False, False]]), ["尊敬語", "丁寧語"])[0]
+        ('none', '尊敬語 + 丁寧語')
+    """
+    kinds, kind = TokenKinds.of(np.asarray(labels, bool))
+    found = tuple(" + ".join(np.array(names, object)[row]) or "none" for row in kinds.labels)
+    return found, kind[:, None] == np.arange(len(found))
+
+
 def _bits(both: Ints, a: Ints, b: Ints, total: int) -> Floats:
-    """p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
+    """Return p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
     p = both / max(total, 1)
     ratio = divide(both * float(total), a * b.astype(float))
     return np.where(p > 0, p * log(np.where(p > 0, ratio, 1)) / np.log(2), 0.0)

@@ -1,61 +1,79 @@
-"""A measure of a recording with its axes named: one door to the pure functions of this package."""
+"""`measure`: a measure of a recording by its name, with named axes, from the pure functions of this package."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis import experts, label_measures, routing
 from moelens.analysis.counts import Counts
-from moelens.analysis.sources import LabelFamilies, Sample, described, labels_for, names_of, opened, provenance
+from moelens.analysis.samples import (
+    LabelFamilies,
+    Sample,
+    label_names,
+    labels_for,
+    open_recording,
+    provenance_of,
+    token_blocks,
+)
 from moelens.analysis.tables import number, plain_table
 from moelens.display import Plotted
 from moelens.errors import MoeLensError, unknown
 from moelens.recording import Recording
 from moelens.saved import SavedCells
 
-Axes = Mapping[str, tuple[Any, ...]]
+_Axes = Mapping[str, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Measure(Plotted, SavedCells):
-    """One number for each place on named axes.
+    """An array of numbers with named axes.
 
-    >>> Measure("load", np.array([[1.5, 0.5]]), {"layer": (3,), "expert": (0, 1)}).top(1)
-    ((3, 0, 1.5),)
+    Attributes:
+        name: name of the measure.
+        values: the numbers, with one axis for each entry of `places`.
+        places: the axes in order; for each, the name of every place on it, such as layer numbers or label names.
+        provenance: where the numbers are from.
+
+    Example:
+        >>> Measure("load", np.array([[1.5, 0.5]]), {"layer": (3,), "expert": (0, 1)}).top(1)
+        ((3, 0, 1.5),)
     """
 
     FORMAT: ClassVar[str] = "moelens.measure/1"
 
     name: str
     values: NDArray[Any]
-    places: Axes
-    """The axes in order, with the name of each place on them."""
+    places: _Axes
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def axes(self) -> Axes:
+    def axes(self) -> _Axes:
+        """The axes in order, with the name of each place on them."""
         return self.places
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
+        """The values, by the name of the measure."""
         return {self.name: self.values}
 
     @property
     def facts(self) -> Mapping[str, Any]:
+        """Name and provenance, as JSON values."""
         return {"name": self.name, "provenance": dict(self.provenance)}
 
     @classmethod
-    def build(cls, axes: Axes, cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Measure:
+    def build(cls, axes: _Axes, cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Measure:
+        """Make the measure that has these axes, cells and facts."""
         return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
 
     def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:
-        """The `n` places of largest value: the name of each axis's place, then the value. NaN is left out."""
+        """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out."""
         flat = self.values.ravel().astype(float)
         order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: min(n, (~np.isnan(flat)).sum())]
         places = zip(*np.unravel_index(order, self.values.shape), strict=True)
@@ -63,7 +81,7 @@ class Measure(Plotted, SavedCells):
         return tuple((*place, float(flat[i])) for place, i in zip(named, order, strict=True))
 
     def table(self, n: int = 10) -> str:
-        """The `n` largest values as a plain table."""
+        """Return the `n` largest values as a plain table."""
         size = " × ".join(f"{len(names):,} {axis}s" for axis, names in self.axes.items())
         rows = [(*map(str, place), number(value)) for *place, value in self.top(n)]
         model = self.provenance.get("model") or "model"
@@ -73,53 +91,57 @@ class Measure(Plotted, SavedCells):
         return self.table()
 
 
-def _layer(values: Any, recording: Recording) -> Any:
+def _by_layer(values: Any, recording: Recording) -> Any:
     return values, {"layer": recording.layers}
 
 
-def _expert(values: Any, recording: Recording) -> Any:
+def _by_expert(values: Any, recording: Recording) -> Any:
     return values, {"layer": recording.layers, "expert": tuple(range(recording.n_experts))}
 
 
-def _pair(values: Any, recording: Recording) -> Any:
+def _by_pair(values: Any, recording: Recording) -> Any:
     each = tuple(range(recording.n_experts))
     return values, {"layer": recording.layers[: len(values)], "expert": each, "other": each}
 
 
-def _shares(indices: NDArray[Any], n_experts: int) -> NDArray[Any]:
-    """Of all pairs of an expert and one of the next layer, the share of each: what `route_flow` weighs up to."""
+def _route_shares(indices: NDArray[Any], n_experts: int) -> NDArray[Any]:
+    """Return `route_flow` as shares of all pairs of an expert and one of the next layer; a layer sums to 1."""
     counts = routing.expert_counts(indices, n_experts)[:-1, :, None]
     pairs = np.nan_to_num(routing.route_flow(indices, n_experts)) * counts
     return np.asarray(pairs / np.maximum(pairs.sum((1, 2), keepdims=True), 1))
 
 
-OF_ROUTES: Mapping[str, Callable[[Recording], Any]] = {
-    "token_score": lambda r: _expert(experts.token_score(r.indices(), r.n_experts), r),
-    "gate_score": lambda r: _expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
-    "pooled_gates": lambda r: _expert(routing.pooled_gates(r.indices(), r.weights(), r.n_experts), r),
-    "coactivation": lambda r: _pair(routing.coactivation(r.indices(), r.n_experts), r),
-    "coactivation_adjacent": lambda r: _pair(
+ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
+    "token_score": lambda r: _by_expert(experts.token_score(r.indices(), r.n_experts), r),
+    "gate_score": lambda r: _by_expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
+    "pooled_gates": lambda r: _by_expert(routing.pooled_gates(r.indices(), r.weights(), r.n_experts), r),
+    "coactivation": lambda r: _by_pair(routing.coactivation(r.indices(), r.n_experts), r),
+    "coactivation_adjacent": lambda r: _by_pair(
         routing.coactivation(r.indices(), r.n_experts, "adjacent", r.weights()), r
     ),
-    "coactivation_lift": lambda r: _pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
-    "route_shares": lambda r: _pair(_shares(r.indices(), r.n_experts), r),
-    "route_flow": lambda r: _pair(routing.route_flow(r.indices(), r.n_experts), r),
-    "repetition": lambda r: _layer(routing.consecutive_repetition(r.indices(), r.column("doc"), r.weights()), r),
-    "overlap_with_next": lambda r: _layer(routing.consecutive_overlap(r.indices(), r.column("doc")), r),
+    "coactivation_lift": lambda r: _by_pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
+    "route_shares": lambda r: _by_pair(_route_shares(r.indices(), r.n_experts), r),
+    "route_flow": lambda r: _by_pair(routing.route_flow(r.indices(), r.n_experts), r),
+    "repetition": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"), r.weights()), r),
+    "overlap_with_next": lambda r: _by_layer(routing.consecutive_overlap(r.indices(), r.column("doc")), r),
 }
-OF_COUNTS: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
+"""The measures of single routes, by name."""
+COUNT_MEASURES: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
     "load": Counts.load,
     "max_violation": label_measures.max_violation,
     "dead_experts": label_measures.dead_experts,
     "share": Counts.share,
+    "choice_share": lambda counts: counts.share("choices"),
     "lift": Counts.lift,
     "log_odds": label_measures.log_odds,
     "npmi": label_measures.npmi,
     "risk_difference": label_measures.risk_difference,
     "expert_information": label_measures.expert_information,
     "layer_information": label_measures.layer_information,
+    "family_information": label_measures.family_information,
 }
-OF_LABELS = ("share", "lift", "log_odds", "npmi", "risk_difference", "expert_information", "layer_information")
+"""The measures of counts, by name."""
+_LABEL_MEASURES = tuple(name for name in COUNT_MEASURES if name not in ("load", "max_violation", "dead_experts"))
 
 
 def measure(
@@ -129,59 +151,84 @@ def measure(
     *,
     labels: LabelFamilies | None = None,
 ) -> Measure:
-    """A measure of routing by its name: load, co-activation, lift, nPMI, information and others.
+    """Compute a measure of routing by its name: load, co-activation, lift, nPMI, information and others.
 
-    All tokens count, special ones too.
+    All tokens count, special tokens included.
 
     Args:
-        recording: or its folder.
-        name: of the measure, one of `OF_ROUTES` or `OF_COUNTS`.
-        family: of labels, for the measures of labels.
-        labels: of the recording; None for those in its folder, created first where there are none.
+        recording: the recording, or its folder.
+        name: name of the measure, one of `ROUTE_MEASURES` or `COUNT_MEASURES`.
+        family: family of labels, for the measures of labels.
+        labels: labels of the recording; None uses those in its folder, which are created if there are none.
+
+    Returns:
+        The values with their axes, such as `[layer, expert]` or `[layer, expert, label]`.
 
     Raises:
-        UnknownNameError: no such measure or family.
-        RecordingError: there is no recording, or one without the weights that the measure takes.
+        UnknownNameError: there is no such measure or family.
+        RecordingError: there is no recording, or it has no weights and the measure needs them.
 
     Example:
-        >>> found = moelens.measure(demo_recording, "layer_information", "pos")
-        >>> found.axes["layer"], found.values.shape == (4, len(found.axes["label"]))
+        >>> result = moelens.measure(demo_recording, "layer_information", "pos")
+        >>> result.axes["layer"], result.values.shape == (4, len(result.axes["label"]))
         ((1, 2, 3, 4), True)
     """
-    recording = opened(recording)
-    if name in OF_ROUTES:
-        values, axes = OF_ROUTES[name](recording)
-        return Measure(name, values, axes, provenance(recording, labels) | {"layers": list(recording.layers)})
-    if name not in OF_COUNTS:
-        raise unknown("measure", name, (*OF_COUNTS, *OF_ROUTES))
-    known = labels_for(recording, labels, family if name in OF_LABELS else None)
-    counts = counts_of(recording, family if known is not None else None, labels=known)
-    values = OF_COUNTS[name](counts)
-    every = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
-    kept = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(every)}
-    about = provenance(recording, known)
-    return Measure(name, values, {axis: every[axis] for axis in kept[values.ndim]}, about)
+    recording = open_recording(recording)
+    if name in ROUTE_MEASURES:
+        values, axes = ROUTE_MEASURES[name](recording)
+        return Measure(name, values, axes, provenance_of(recording, labels) | {"layers": list(recording.layers)})
+    if name not in COUNT_MEASURES:
+        raise unknown("measure", name, (*COUNT_MEASURES, *ROUTE_MEASURES))
+    known = labels_for(recording, labels, family if name in _LABEL_MEASURES else None)
+    by = "combination" if name == "family_information" else "label"
+    counts = counts_of(recording, family if known is not None else None, labels=known, by=by)
+    values = COUNT_MEASURES[name](counts)
+    places = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
+    axes = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(places)}
+    about = provenance_of(recording, known)
+    return Measure(name, values, {axis: places[axis] for axis in axes[values.ndim]}, about)
 
 
 def counts_of(
-    recording: Recording | str | Path, family: str | None = None, *, labels: LabelFamilies | None = None
+    recording: Recording | str | Path,
+    family: str | None = None,
+    *,
+    labels: LabelFamilies | None = None,
+    by: Literal["label", "combination"] = "label",
 ) -> Counts:
-    """The counts of a recording in groups of documents, by the labels of a family or without; processes share the work.
+    """Count a recording in groups of documents. All tokens count; the processes of torch.distributed share the work.
 
-    `labels` None takes those in the recording's folder, created first where there are none.
+    Args:
+        recording: the recording, or its folder.
+        family: family of labels to count by; None counts without labels.
+        labels: labels of the recording; None uses those in its folder, which are created if there are none.
+        by: "label", or "combination" to count the combinations of labels that tokens have; each token has exactly one.
+
+    Returns:
+        The counts; those of several recordings can be added.
+
+    Raises:
+        UnknownNameError: there is no such family.
+        RecordingError: there is no recording, or the labels belong to another one.
+
+    Example:
+        >>> from moelens.analysis import counts_of
+        >>> counts_of(demo_recording, "honorifics").n_tokens == demo_recording.n_tokens
+        True
     """
-    recording = opened(recording)
+    recording = open_recording(recording)
     known = labels_for(recording, labels, family)
     if family is None or known is None:
-        parts = described(recording, None, "", text=False)
-        return _counts(recording, Sample.of(parts, (), texts=recording.text_ids()))
-    names = names_of(recording, known, family)
-    parts = described(recording, known, family, text=False)
-    return _counts(recording, Sample.of(parts, names, texts=recording.text_ids()))
+        blocks = token_blocks(recording, None, "", text=False)
+        return _count(recording, Sample.of(blocks, (), texts=recording.text_ids()))
+    names = label_names(recording, known, family)
+    blocks = token_blocks(recording, known, family, text=False)
+    sample = Sample.of(blocks, names, texts=recording.text_ids())
+    return _count(recording, sample.by_combination() if by == "combination" else sample)
 
 
-def _counts(recording: Recording, sample: Sample) -> Counts:
-    rows = sample.mine()
+def _count(recording: Recording, sample: Sample) -> Counts:
+    rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
     return sample.counts(tables, recording.layers, recording.top_k)
 
@@ -194,29 +241,48 @@ def layer_curve(
     draws: int = 40,
     seed: int = 0,
 ) -> Measure:
-    """How much a layer's routing tells of each label, and how much it would by chance: `[layer, label, value]`.
+    """Compute the information that each layer's routing has about each label, beside that expected by chance.
 
-    Values: the mutual information in bits ("information", see `layer_information`), and the 2.5th and 97.5th percentile
-    of the same after all labels were shifted along the corpus by a random number of tokens ("chance low", "chance
-    high"). A shift keeps runs of labels and the order of tokens, and parts the two; token identity is not controlled.
+    For chance, all labels are shifted along the corpus by a random number of tokens. A shift keeps the runs of labels
+    and the order of the tokens, and separates the two; it does not control token identity.
 
-    `labels` None takes those in the recording's folder, created first where there are none.
+    Args:
+        recording: the recording, or its folder.
+        family: family of labels.
+        labels: labels of the recording; None uses those in its folder, which are created if there are none.
+        draws: number of random shifts, 2 or more.
+        seed: seed of the shifts.
 
-        layer_curve(recording, "pos").plot()
+    Returns:
+        `[layer, label, value]`, in bits. The values are the mutual information ("information", see
+        `layer_information`) and the 2.5th and 97.5th percentile of that of the shifted labels ("chance low" and
+        "chance high").
+
+    Raises:
+        UnknownNameError: there is no such family.
+        RecordingError: there is no recording, or the labels belong to another one.
+        MoeLensError: there are fewer than two draws or tokens.
+
+    Example:
+        >>> from moelens.analysis import layer_curve
+        >>> curve = layer_curve(demo_recording, "pos", draws=5)
+        >>> tuple(curve.axes), curve.axes["value"]
+        (('layer', 'label', 'value'), ('information', 'chance low', 'chance high'))
     """
-    recording = opened(recording)
+    recording = open_recording(recording)
     known = labels_for(recording, labels, family)
     assert known is not None
-    names = names_of(recording, known, family)
+    names = label_names(recording, known, family)
     if recording.n_tokens < 2 or draws < 2:
         raise MoeLensError(
-            f"{draws} shifts of {recording.n_tokens} tokens are no band; give 2 or more draws, and record more text"
+            f"expected 2 or more draws and tokens, got {draws} draws of {recording.n_tokens} tokens; "
+            "give more draws, or record more text"
         )
-    sample = Sample.of(described(recording, known, family, text=False), names, texts=recording.text_ids())
-    found = label_measures.layer_information(_counts(recording, sample))
+    sample = Sample.of(token_blocks(recording, known, family, text=False), names, texts=recording.text_ids())
+    information = label_measures.layer_information(_count(recording, sample))
     shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
     shifted = (replace(sample, kind=np.roll(sample.kind, n)) for n in shifts)
-    moved = [label_measures.layer_information(_counts(recording, each)) for each in shifted]
-    values = np.stack([found, *np.percentile(moved, [2.5, 97.5], 0)], -1)
+    by_chance = [label_measures.layer_information(_count(recording, each)) for each in shifted]
+    values = np.stack([information, *np.percentile(by_chance, [2.5, 97.5], 0)], -1)
     axes = {"layer": recording.layers, "label": names, "value": ("information", "chance low", "chance high")}
-    return Measure("layer_curve", values, axes, provenance(recording, known) | {"draws": draws, "seed": seed})
+    return Measure("layer_curve", values, axes, provenance_of(recording, known) | {"draws": draws, "seed": seed})

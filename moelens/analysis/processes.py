@@ -1,4 +1,4 @@
-"""Sums over the processes of torch.distributed; without it there is one process, and torch is not imported."""
+"""Sums over the processes of torch.distributed. Without it there is one process, and torch is not imported."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Which process this is, and of how many."""
+    """Return the rank of this process and the number of processes."""
     distributed = _distributed()
     return (distributed.get_rank(), distributed.get_world_size()) if distributed else (0, 1)
 
 
-def add_up(arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-    """Each array summed over the processes, in all of them; the arrays given are overwritten."""
+def sum_over_processes(arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """Sum each array over the processes, in place; every process gets the sums."""
     distributed = _distributed()
     if distributed:
         import torch
@@ -27,6 +27,7 @@ def add_up(arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
 
 
 def _distributed() -> Any:
+    """Return torch.distributed where it is initialised, else None."""
     if "torch.distributed" not in sys.modules:
         return None
     distributed = sys.modules["torch.distributed"]

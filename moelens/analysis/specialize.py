@@ -1,4 +1,4 @@
-"""Which experts prefer which labels: counted once, tested over documents, within token identity or not."""
+"""`analyze`: which experts prefer which labels, counted once and tested over documents, with or without controls."""
 
 from __future__ import annotations
 
@@ -10,28 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moelens.analysis.arrays import Bools, Routes, check_routes, divide
-from moelens.analysis.counting import Tables, in_parts
+from moelens.analysis.arrays import Bools, Ints, Routes, check_routes, divide
+from moelens.analysis.counting import RouteTables, in_parts
 from moelens.analysis.counts import Counts
-from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test
+from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test, effective_number
 from moelens.analysis.result import Specialization
-from moelens.analysis.sources import (
-    Described,
+from moelens.analysis.samples import (
     Given,
     LabelFamilies,
     Sample,
-    described,
-    given_names,
+    TokenBlock,
+    control_names,
+    controls_of,
+    label_names,
     labels_for,
-    names_of,
-    opened,
-    provenance,
+    open_recording,
+    provenance_of,
+    token_blocks,
 )
 from moelens.errors import MoeLensError
 from moelens.recording import Recording
 
-LEAST_PERMUTATIONS = 19
-TOKEN = ("token",)
+_LEAST_PERMUTATIONS = 19
+_LEAST_EFFECTIVE = 1.5  # two documents of which the larger one has four fifths of the tokens have 1.47
+_TOKEN = ("token",)
 
 
 def analyze(
@@ -43,53 +45,61 @@ def analyze(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
 
-    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. Where
-    torch.distributed is initialised the processes share the counting, and all of them get the result. See
-    `specialization_from_arrays` for the test and what it does not rule out.
+    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. If
+    torch.distributed is initialised, the processes share the counting and all of them get the result. For the test and
+    its limits, see `specialization_from_arrays`.
 
     Args:
-        recording: or its folder.
-        family: of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
-        labels: of the recording; None for those in its folder, created first where there are none.
-        given: what labels are compared within: "token" (the same token id), "position" (places in the document, in
-            doubling bins), any other family of labels such as "script", or several of them.
-        permutations: of documents, in the test; 19 or more.
-        seed: of the permutations.
+        recording: the recording, or its folder.
+        family: family of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
+        labels: labels of the recording; None uses those in its folder, which are created if there are none.
+        given: what to compare labels within: "token" (the same token id), "position" (position in the document, in
+            bins that double in size), any other family of labels such as "script", a column of the corpus such as
+            "speaker" ("corpus.NAME" if a family has the same name), or several of them.
+        permutations: number of permutations of documents in the test, 19 or more.
+        seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
         progress: show a progress bar; None shows it in a terminal or notebook.
 
     Returns:
         Effect sizes, tests and counts, `[layer, expert, label]`.
 
     Raises:
-        UnknownNameError: no such family or control.
-        RecordingError: there is no recording, or the labels are of another one.
-        MoeLensError: there is nothing to test.
+        UnknownNameError: there is no such family or control.
+        RecordingError: there is no recording, or the labels belong to another one.
+        MoeLensError: no label can be tested.
 
     Example:
-        >>> result = moelens.analyze("runs/demo", "honorifics", given="token")  # doctest: +SKIP
-        >>> result.top(5, "尊敬語")                                              # doctest: +SKIP
-        >>> result.plot("尊敬語")                                                # doctest: +SKIP
+        >>> result = moelens.analyze(demo_recording, "pos", given="position", permutations=99)
+        >>> result.layers, result.p.shape == (4, 32, len(result.names))
+        ((1, 2, 3, 4), True)
+        >>> {finding.label for finding in result.top(5, "名詞")}
+        {'名詞'}
     """
-    recording = opened(recording)
+    recording = open_recording(recording)
     known = labels_for(recording, labels, family)
     assert known is not None
-    names = names_of(recording, known, family)
-    others = [name for name in known.families if name != family]
-    given = given_names(given, ("token", "position", *others))
-    controls = tuple({**dict.fromkeys(TOKEN), **dict.fromkeys(given)})
-    parts, texts = described(recording, known, family, controls), recording.text_ids()
-    sample = Sample.of(parts, names, stratifications(given), texts=texts)
-    check_test(sample.documents, permutations)
-    rows = sample.mine()
+    names = label_names(recording, known, family)
+    given = control_names(given, controls_of(recording, known, family))
+    controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
+    blocks, texts = token_blocks(recording, known, family, controls), recording.text_ids()
+    sample = Sample.of(blocks, names, _stratifications(given), texts=texts, max_share=max_share)
+    check_testable(sample.sizes, permutations)
+    rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
-    about = provenance(recording, known) | {"special_tokens_left_out": int((sample.kind < 0).sum())}
-    test = Test(family, permutations, seed, min_tokens, progress)
-    return conclude(sample.counts(tables, recording.layers, recording.top_k), sample, tables, given, about, test)
+    special = int((sample.kind < 0).sum()) - sample.cut
+    about = provenance_of(recording, known) | {"special_tokens_left_out": special}
+    settings = _TestSettings(
+        family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
+    )
+    return _specialization(sample.counts(tables, recording.layers, recording.top_k), sample, tables, about, settings)
 
 
 def specialization_from_arrays(
@@ -107,124 +117,178 @@ def specialization_from_arrays(
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
+    max_share: float = 0.1,
     progress: bool | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Specialization:
-    """The same from arrays: `indices` `[token, layer, slot]`, `label_matrix` `[token, label]`, the rest `[token]`.
+    """Test which experts specialise in which labels, from arrays.
 
-    `given` is None, "token", or names of `strata`, integer codes `[token]` such as {"script": …}.
-
-    Null hypothesis: within what is given, the labels of a document tell nothing about its routes. What is expected is
-    the mean over all permutations of labels within strata; how far chance strays from it is judged by documents, which
-    keep all their tokens (`document_test`), so tokens of a document may depend on each other. More than 200 documents
-    are put together to 200 groups of neighbours. Two-sided, so experts that avoid a label are found too. Labels in
+    Null hypothesis: within what is given, the labels of a document are unrelated to its routes. The expected count is
+    the mean over all permutations of labels within strata. Its variation is estimated over documents, which keep all
+    their tokens (see `document_test`), so tokens of a document may depend on each other. More than 200 documents are
+    joined into 200 groups of neighbours. The test is two-sided, so it also finds experts that avoid a label. Labels in
     fewer than `min_tokens` tokens or 2 documents, and experts with fewer than `min_tokens` tokens, are counted but not
-    tested. The test does not rule out that an expert responds to something else that goes with the label.
+    tested. The test does not rule out that an expert responds to something else that occurs with the label.
 
-    Raises `MoeLensError` for a single document, no label to test or fewer than 19 permutations, `UnknownNameError`
-    for an unknown control, and `CheckError` for arrays that do not fit together.
+    Args:
+        indices: expert ids `[token, layer, slot]`.
+        label_matrix: bool `[token, label]`.
+        names: names of the labels.
+        docs: document of each token `[token]`.
+        token_ids: token ids `[token]`.
+        n_experts: number of experts in each layer.
+        layers: numbers of the layers in the model.
+        given: what to compare labels within: None, "token", or names of `strata`.
+        strata: further controls by name, integer codes `[token]`, such as {"script": …}.
+        family: name of the family of labels, for tables and plots.
+        permutations: number of permutations of documents in the test, 19 or more.
+        seed: seed of the permutations.
+        min_tokens: labels and experts with fewer tokens are counted but not tested.
+        max_share: the largest share of the counted tokens that a document may have. Of a longer document, only the
+            first tokens are counted, since a document that outweighs the others leaves nothing to compare it with.
+        progress: show a progress bar; None shows it in a terminal or notebook.
+        provenance: where the arrays are from, as JSON values.
+
+    Returns:
+        Effect sizes, tests and counts, `[layer, expert, label]`.
+
+    Raises:
+        MoeLensError: there is a single document, no label that can be tested, or fewer than 19 permutations.
+        UnknownNameError: a control does not exist.
+        CheckError: the arrays do not agree with each other.
     """
     labels = np.asarray(label_matrix, bool)
     check_routes(indices, n_experts, layers, labels, names)
     codes = dict(strata or {}) | {"token": token_ids}
-    given = given_names(given, tuple(codes))
+    given = control_names(given, tuple(codes))
     order = np.argsort(docs, kind="stable")
     controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
-    part = Described(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
-    sample = Sample.of([part], names, stratifications(given))
-    check_test(sample.documents, permutations)
+    block = TokenBlock(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
+    sample = Sample.of([block], names, _stratifications(given), max_share=max_share)
+    check_testable(sample.sizes, permutations)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
-    test = Test(family, permutations, seed, min_tokens, progress)
-    return conclude(sample.counts(tables, layers, indices.shape[2]), sample, tables, given, provenance or {}, test)
+    settings = _TestSettings(
+        family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
+    )
+    return _specialization(sample.counts(tables, layers, indices.shape[2]), sample, tables, provenance or {}, settings)
 
 
-def stratifications(given: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """What is given; token identity as well where it is not the same, for `lift_given_token`."""
-    return [given] if given == TOKEN else [given, TOKEN]
+def _stratifications(given: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the stratification by what is given, and that by token if it differs, for `lift_given_token`."""
+    return [given] if given == _TOKEN else [given, _TOKEN]
 
 
-@dataclass(frozen=True)
-class Test:
+@dataclass(frozen=True, kw_only=True)
+class _TestSettings:
     """How to test, see `specialization_from_arrays`."""
 
     family: str
+    given: tuple[str, ...]
     permutations: int
     seed: int
     min_tokens: int
     progress: bool | None
 
 
-def conclude(
-    counts: Counts, sample: Sample, tables: Tables, given: tuple[str, ...], provenance: Mapping[str, Any], test: Test
+def _specialization(
+    counts: Counts, sample: Sample, tables: RouteTables, provenance: Mapping[str, Any], settings: _TestSettings
 ) -> Specialization:
-    """From counted tables to the result; the tokens are not needed any more."""
+    """Test the counted tables; the tokens are not needed any more."""
+    given = settings.given
     excess = Excess.of(tables, sample.kinds, sample.copies)
-    frequent = frequent_labels(counts, excess, test.min_tokens, test.family, given)
-    used = (counts.expert_tokens >= test.min_tokens) & (counts.expert_tokens < counts.n_tokens)
-    tested = used[:, :, None] & frequent & (excess.variance > 0)
-    verdict = document_test(counts.cells, excess, tested, test.permutations, test.seed, test.progress)
-    beyond = excess.by_group.sum(0, dtype=float)
-    beyond_token = beyond if given == TOKEN else tables.beyond[0]
+    testable = _testable_labels(counts, excess, settings)
+    used = (counts.expert_tokens >= settings.min_tokens) & (counts.expert_tokens < counts.n_tokens)
+    tested = used[:, :, None] & testable & (excess.variance > 0)
+    effective = effective_number(sample.sizes)
+    tests = document_test(
+        counts.cells,
+        excess,
+        tested,
+        settings.permutations,
+        settings.seed,
+        documents=effective,
+        progress=settings.progress,
+    )
+    beyond, beyond_token = tables.total_excess[0], tables.total_excess[-1]
+    expected_given_token = counts.count - beyond_token
     return Specialization(
-        counts.regrouped(1),
-        verdict.p,
-        verdict.p_family,
-        benjamini_hochberg(verdict.p),
-        ratio(counts.count, counts.count - beyond_token),
-        counts.count - beyond,
-        verdict.null_sd,
-        verdict.low,
-        verdict.high,
-        test.family,
-        given,
-        {
+        counts=counts.regrouped(1),
+        p=tests.p,
+        p_family=tests.p_family,
+        q=benjamini_hochberg(tests.p),
+        lift_given_token=divide(counts.count, np.where(expected_given_token > 1e-6, expected_given_token, 0)),
+        expected=counts.count - beyond,
+        null_sd=tests.null_sd,
+        low=tests.low,
+        high=tests.high,
+        family=settings.family,
+        given=given,
+        provenance={
             **provenance,
             "documents": sample.documents,
+            "effective_documents": effective,
             "document_groups": len(counts.tokens),
+            "max_share": sample.max_share,
+            "shortened_documents": sample.shortened,
+            "tokens_cut": sample.cut,
             "given": " × ".join(given) or "nothing",
-            "permutations": test.permutations,
-            "seed": test.seed,
-            "min_tokens": test.min_tokens,
+            "permutations": settings.permutations,
+            "seed": settings.seed,
+            "min_tokens": settings.min_tokens,
             "tested_cells": int(tested.sum()),
             "statistic": "excess over its mean within strata / its spread over documents, two-sided",
         },
     )
 
 
-def ratio(count: NDArray[np.integer], expected: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Observed over expected, NaN where nothing is expected (but for rounding)."""
-    return divide(count, np.where(expected > 1e-6, expected, 0))
+def check_testable(sizes: Ints, permutations: int) -> None:
+    """Check that a test over documents with so many tokens is possible, `[document]`.
 
-
-def check_test(documents: int, permutations: int) -> None:
-    """Raise `MoeLensError` where no test is possible."""
-    if documents < 2:
+    Raises:
+        MoeLensError: there are fewer than 2 documents or 19 permutations, or one document outweighs all others.
+    """
+    if len(sizes) < 2:
         raise MoeLensError(
-            f"{documents} document: labels cannot be compared between documents; allowed: 2 or more of different "
-            "texts, record the text as several documents"
+            "expected 2 or more documents of different texts, since labels are compared between documents, got "
+            f"{len(sizes)}; record the text as several documents"
         )
-    if permutations < LEAST_PERMUTATIONS:
-        raise MoeLensError(f"{permutations} permutations cannot reach p = .05; allowed: {LEAST_PERMUTATIONS} or more")
+    if (effective := effective_number(sizes)) < _LEAST_EFFECTIVE:
+        raise MoeLensError(
+            f"expected 2 or more documents of similar size, got {len(sizes)}, of which one has "
+            f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
+            "record more documents, or shorten this one"
+        )
+    if permutations < _LEAST_PERMUTATIONS:
+        raise MoeLensError(
+            f"expected {_LEAST_PERMUTATIONS} or more permutations, since fewer cannot reach p = .05, "
+            f"got {permutations}; give more"
+        )
 
 
-def frequent_labels(counts: Counts, excess: Excess, min_tokens: int, family: str, given: tuple[str, ...]) -> Bools:
-    """Labels `[label]` that can be tested. Raises `MoeLensError` where there is none, and says why."""
+def _testable_labels(counts: Counts, excess: Excess, settings: _TestSettings) -> Bools:
+    """Return which labels can be tested `[label]`.
+
+    Raises:
+        MoeLensError: there is none; the message gives the reason for each label.
+    """
+    min_tokens = settings.min_tokens
     spread = (counts.labels > 0).sum(0)
     varied: Bools = np.any(excess.variance > 0, axis=(0, 1))
-    frequent = (counts.label_tokens >= min_tokens) & (spread >= 2) & (counts.label_tokens < counts.n_tokens) & varied
-    if frequent.any():
-        return np.asarray(frequent)
-    why = []
+    testable = (counts.label_tokens >= min_tokens) & (spread >= 2) & (counts.label_tokens < counts.n_tokens) & varied
+    if testable.any():
+        return np.asarray(testable)
+    reasons = []
     for name, tokens, documents, varies in zip(
         counts.names, counts.label_tokens, spread.tolist(), varied.tolist(), strict=True
     ):
         if tokens in (0, counts.n_tokens):
-            why.append(f"{name} is {'everywhere' if tokens else 'nowhere'}")
+            reasons.append(f"{name} is on {'all' if tokens else 'no'} tokens")
         elif tokens >= min_tokens and documents > 1 and not varies:
-            why.append(f"{name} is decided by {' × '.join(given)}")
+            reasons.append(f"{name} is the same within each {' × '.join(settings.given)}")
         else:
-            why.append(f"{name} is on {tokens} tokens of {documents} document" + "s" * (documents != 1))
+            reasons.append(f"{name} is on {tokens} tokens of {documents} document" + "s" * (documents != 1))
     raise MoeLensError(
-        f"no label of family {family!r} can be tested ({', '.join(why) or 'it has none'}); allowed: labels of "
-        f"{min_tokens} tokens and 2 documents that other tokens lack, record more text or lower min_tokens"
+        f"expected a label of family {settings.family!r} on {min_tokens} or more tokens of 2 or more documents and not "
+        f"on all tokens, got none: {', '.join(reasons) or 'the family has no labels'}; "
+        "record more text or lower min_tokens"
     )

@@ -1,4 +1,4 @@
-"""Numbers and tables as plain text: three significant digits, columns aligned, full-width characters too."""
+"""Numbers and tables as plain text: three significant digits, columns aligned, full-width characters included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 
 def number(value: float) -> str:
-    """A ratio or probability with three significant digits, so that columns line up; a dash where it is undefined.
+    """Format a ratio or probability with three significant digits, so that columns line up; a dash if undefined.
 
     >>> [number(x) for x in (3.14159, 4.2, 0.0019960, 1234.5, float("nan"))]
     ['3.14', '4.20', '0.00200', '1230', '–']
@@ -19,15 +19,48 @@ def number(value: float) -> str:
     return f"{float(text):.0f}" if "e+" in text else text
 
 
-def width(text: str) -> int:
-    """Columns that `text` takes in a terminal: a full-width character takes two."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+def interval(low: float, high: float) -> str:
+    """Format an interval of a ratio; a dash if undefined.
+
+    >>> interval(0.5, 2), interval(float("nan"), float("nan"))
+    ('0.500–2.00', '–')
+    """
+    return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
+
+
+def signed_number(value: float) -> str:
+    """Format a difference with its sign and three decimals; a dash if undefined.
+
+    >>> signed_number(-0.31234), signed_number(0.0001), signed_number(float("nan"))
+    ('-0.312', '+0.000', '–')
+    """
+    return f"{value:+.3f}" if math.isfinite(value) else "–"
+
+
+def signed_interval(low: float, high: float) -> str:
+    """Format an interval of a difference; an empty string if undefined.
+
+    >>> signed_interval(-0.5, 0.25), signed_interval(float("nan"), float("nan"))
+    ('[-0.500, +0.250]', '')
+    """
+    return f"[{signed_number(low)}, {signed_number(high)}]" if math.isfinite(low) else ""
 
 
 def plain_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows right-aligned under their header."""
+    """Lay out rows as text, each column right-aligned under its header.
+
+    >>> print(plain_table(("label", "tokens"), [("尊敬語", "12"), ("丁寧語", "3")]))
+     label  tokens
+    尊敬語      12
+    丁寧語       3
+    """
     table = [list(header), *map(list, rows)]
-    widths = [max(map(width, column)) for column in zip(*table, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*table, strict=True)]
     return "\n".join(
-        "  ".join(" " * (w - width(cell)) + cell for cell, w in zip(row, widths, strict=True)) for row in table
+        "  ".join(" " * (w - _width(cell)) + cell for cell, w in zip(row, widths, strict=True)) for row in table
     )
+
+
+def _width(text: str) -> int:
+    """Return the number of terminal columns of `text`; a full-width character takes two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)

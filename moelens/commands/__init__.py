@@ -1,1 +1,1 @@
-"""The commands of the command line and of `%moe`; each is one call of one public function."""
+"""The commands of the command line and of `%moe`. Each command calls one public function."""

@@ -1,4 +1,4 @@
-"""The command line: each command is one call of a public function, and a mistake is one line."""
+"""The command line `moelens`. Each command calls one public function; an error is printed as one line."""
 
 from __future__ import annotations
 
@@ -9,47 +9,57 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from moelens.commands.parsing import build
+from moelens.commands.parsing import add_commands
 from moelens.commands.session import Session
 from moelens.commands.table import COMMANDS
 from moelens.errors import MoeLensError
 from moelens.version import __version__
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+class CommandLineParser(argparse.ArgumentParser):
+    """A parser that prints an error as one line and exits with status 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def build_parser() -> Parser:
-    """The parser of the command line."""
-    main = Parser(prog="moelens", description="See which experts of a Mixture-of-Experts model handle which Japanese.")
-    main.add_argument("--version", action="version", version=f"moelens {__version__}")
-    main.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    build(main, Parser, "command line", prog="moelens")
-    return main
+def build_parser() -> CommandLineParser:
+    """Return the parser of the command line."""
+    parser = CommandLineParser(
+        prog="moelens",
+        description="Find the experts of a Mixture-of-Experts model that handle Japanese morphology and honorifics.",
+    )
+    parser.add_argument("--version", action="version", version=f"moelens {__version__}", help="version of moelens")
+    parser.add_argument("--debug", action="store_true", help="full traceback of an error")
+    add_commands(parser, CommandLineParser, "command line", prog="moelens")
+    return parser
 
 
 def _quieten_libraries() -> None:
-    """Keep what libraries print apart from the lines of moelens, and ask no network for what is on this machine."""
+    """Silence the warnings of libraries, and let a terminal that cannot show a character print its code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without a character shows its number
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0, 2 for a mistake, 130 if interrupted."""
+    """Run a command.
+
+    Args:
+        argv: the words after `moelens`; None for those of the process.
+
+    Returns:
+        The exit status: 0 if the command succeeded, 2 after an error, 130 after an interrupt.
+    """
     args: Any = build_parser().parse_args(argv)
     _quieten_libraries()
     command = COMMANDS[args.command]
     try:
-        shown = command.show(command.run(Session(), args, None), args)
-        if shown is not None:
-            print(shown)
+        text = command.show(command.run(Session(), args, None), args)
+        if text is not None:
+            print(text)
     except MoeLensError as error:
         if args.debug:
             raise
@@ -58,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("moelens: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has closed
+    except BrokenPipeError:  # the program that reads the output, such as `head`, has ended
         sys.stderr.close()
     finally:
         _leave_process_group()
@@ -66,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _leave_process_group() -> None:
-    """Close the connections between processes: left open, their threads can abort the interpreter as it exits."""
-    dist = sys.modules.get("torch.distributed")  # a command that did not need torch does not load it now
+    """Close the connections between processes; otherwise their threads can abort the interpreter when it exits."""
+    dist = sys.modules.get("torch.distributed")  # not imported here: the command may not have needed torch
     if dist is not None and dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,31 +1,32 @@
-"""How the Tab key completes the words after `%moe`."""
+"""Completions of the words after `%moe`, for the Tab key."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from moelens.commands.table import COMMANDS, Argument, Command
+from moelens.commands.definitions import Argument, Command
+from moelens.commands.table import COMMANDS
 
 _MANIFEST = "manifest.json"
 
 
 def completions(line: str, commands: Iterable[str], known: Mapping[str, Sequence[str]]) -> list[str]:
-    """What the last word of a line that begins with `%moe` may become.
+    """Return the completions of the last word of a line that begins with `%moe`, in alphabetical order.
 
     Args:
-        line: up to the cursor.
-        commands: names of the commands that may stand there.
-        known: variables of the notebook that stand for a "model" or a "recording".
+        line: the line up to the cursor.
+        commands: names of the commands that the line can have.
+        known: names of variables of the notebook, by what they stand for: "model" or "recording".
     """
     words = line.split()[1:] + ([""] if line[-1:].isspace() else [])
     if len(words) <= 1:
-        found = commands
+        candidates = commands
     elif words[0] not in commands:
         return []
     else:
-        found = _candidates(COMMANDS[words[0]], words[1:], known)
-    return sorted(name for name in dict.fromkeys(found) if name.startswith(words[-1] if words else ""))
+        candidates = _candidates(COMMANDS[words[0]], words[1:], known)
+    return sorted(name for name in dict.fromkeys(candidates) if name.startswith(words[-1] if words else ""))
 
 
 def _candidates(command: Command, words: list[str], known: Mapping[str, Sequence[str]]) -> Iterable[str]:
@@ -43,8 +44,8 @@ def _candidates(command: Command, words: list[str], known: Mapping[str, Sequence
     return [*known.get(argument.completes, ()), *_NAMES.get(argument.completes, list)()]
 
 
-def recording_folders() -> list[str]:
-    """Folders with a recording in them, here and one below."""
+def _recording_folders() -> list[str]:
+    """Recordings in the current folder and its subfolders."""
     return sorted(str(path.parent) for pattern in ("*", "*/*") for path in Path().glob(f"{pattern}/{_MANIFEST}"))
 
 
@@ -67,21 +68,22 @@ def _captures() -> Iterable[str]:
 
 
 def _measures() -> Iterable[str]:
-    from moelens.analysis.measures import OF_COUNTS, OF_ROUTES
+    from moelens.analysis.measures import COUNT_MEASURES, ROUTE_MEASURES
 
-    return [*OF_COUNTS, *OF_ROUTES]
+    return [*COUNT_MEASURES, *ROUTE_MEASURES]
 
 
 def _operations() -> Iterable[str]:
-    from moelens.interventions.operations import BY_NAME
+    from moelens.interventions.operations import OPERATIONS
 
-    return BY_NAME
+    return OPERATIONS
 
 
+# Returns the names that can stand for a value, by `Argument.completes`.
 _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": lambda: ["demo"],
     "corpus": lambda: ["demo"],
-    "recording": recording_folders,
+    "recording": _recording_folders,
     "pairs": _pairs,
     "family": _families,
     "given": lambda: ["token", "position", *_families()],

@@ -1,4 +1,4 @@
-"""`%load_ext moelens`: `%moe COMMAND …` and `%%moe COMMAND …`, each one call of a public function."""
+"""The magics `%moe COMMAND …` and `%%moe COMMAND …`, after `%load_ext moelens`. Each calls one public function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from IPython.core.magic_arguments import MagicArgumentParser
 from traitlets import Int, Unicode
 
 from moelens.commands.completion import completions
-from moelens.commands.parsing import build
+from moelens.commands.parsing import add_commands
 from moelens.commands.session import DEFAULTS, Session
 from moelens.commands.table import COMMANDS
 from moelens.commands.words import split_words
@@ -21,14 +21,17 @@ from moelens.recording import Recording
 
 
 class MagicError(UsageError):  # type: ignore[misc]
-    """One line, and a failed cell: IPython prints a plain `UsageError` beside the outputs, where tools miss it."""
+    """An error that is shown as one line and makes the cell fail.
+
+    IPython writes a plain `UsageError` to stderr, and programs that read the outputs of the cell do not find it.
+    """
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
-class Parser(MagicArgumentParser):  # type: ignore[misc]
-    """A parser whose errors are one line."""
+class MagicParser(MagicArgumentParser):  # type: ignore[misc]
+    """A parser that raises an error as a `MagicError`."""
 
     def error(self, message: str) -> None:
         raise MagicError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -36,17 +39,17 @@ class Parser(MagicArgumentParser):  # type: ignore[misc]
 
 def _help() -> str:
     """The text of `%moe --help`, from the command table."""
-    shown = [c for c in COMMANDS.values() if "magics" in c.faces]
-    lines = [f"%moe {c.name:<9} {c.help}" for c in shown]
-    cells = [f"%%moe {c.name:<8} the same of the cell: {c.cell}" for c in shown if c.cell]
+    commands = [c for c in COMMANDS.values() if "magics" in c.interfaces]
+    lines = [f"%moe {c.name:<9} {c.help}" for c in commands]
+    cells = [f"%%moe {c.name:<8} the same for the lines below it: {c.cell}" for c in commands if c.cell]
     return "\n".join(
         [
             *lines,
             *cells,
             "",
-            "%moe COMMAND --help shows the arguments of a command. -o NAME at the end puts the result into a variable.",
-            "A variable of the notebook may stand for any model, recording or corpus; without a model, a command uses",
-            "the one that was loaded last. %config MoeMagics shows and sets the defaults.",
+            "%moe COMMAND --help shows the arguments of a command. -o NAME at the end assigns the result to a name.",
+            "Models, recordings and corpora can be variables of the notebook. The model may follow %%moe COMMAND;",
+            "without a model, a command uses the one that was loaded last. %config MoeMagics shows and sets defaults.",
         ]
     )
 
@@ -60,26 +63,27 @@ _TEXT_OPTIONS = {
 
 @magics_class
 class MoeMagics(Magics, Session):  # type: ignore[misc]
-    """Defaults of the moelens magics; `%config MoeMagics` lists them, `%config MoeMagics.model = "…"` sets one."""
+    """The magics of moelens and their defaults.
 
-    model = Unicode("demo", help="model that is used where none is given: demo, a folder or a hub name").tag(
-        config=True
-    )
+    `%config MoeMagics` lists the defaults, and `%config MoeMagics.model = "…"` sets one.
+    """
+
+    model = Unicode("demo", help="model of a command that names none: demo, a folder or a hub name").tag(config=True)
     out = Unicode(DEFAULTS["out"], help="folder that %moe record writes").tag(config=True)
     pairs = Unicode(DEFAULTS["pairs"], help="kind of minimal pairs").tag(config=True)
     family = Unicode(DEFAULTS["family"], help="family of labels").tag(config=True)
-    seed = Int(DEFAULTS["seed"], help="of tests, halves, controls and folds").tag(config=True)
+    seed = Int(DEFAULTS["seed"], help="seed of all random draws").tag(config=True)
 
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
         self.loaded: dict[str, HookedMoE] = {}
-        self.parser = Parser(prog="%moe")
-        self.commands: dict[str, Any] = build(self.parser, Parser, "magics", prog="%moe")
+        self.parser = MagicParser(prog="%moe")
+        self.commands: dict[str, Any] = add_commands(self.parser, MagicParser, "magics", prog="%moe")
 
     @no_var_expand  # type: ignore[untyped-decorator]
     @line_cell_magic  # type: ignore[untyped-decorator]
     def moe(self, line: str, cell: str | None = None) -> Any:
-        """See which experts of a Mixture-of-Experts model handle which Japanese; `%moe --help` lists the commands."""
+        """Find the experts of a Mixture-of-Experts model that handle Japanese; `%moe --help` lists the commands."""
         texts = {} if cell is not None else _TEXT_OPTIONS
         try:
             words, output = split_words(line, texts)
@@ -101,7 +105,7 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
             result = command.run(self, args, cell)
         except MoeLensError as error:
             raise MagicError(str(error)) from error
-        except SystemExit:  # the help of a command has been printed
+        except SystemExit:  # argparse has printed the help of a command
             return None
         if command.timed:
             summary = f"{len(result)} results" if isinstance(result, tuple) else str(result).splitlines()[0]
@@ -111,7 +115,7 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         return result
 
     def complete(self, shell: Any, event: Any) -> list[str]:
-        """For the Tab key."""
+        """Return the completions for the Tab key."""
         variables = self.shell.user_ns.items()
         models = [*self.loaded, *(n for n, v in variables if isinstance(v, HookedMoE))]
         recordings = [n for n, v in variables if isinstance(v, Recording)]
@@ -119,10 +123,8 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         names = [n for n in self.commands if COMMANDS[n].cell or not line.startswith("%%")]
         return completions(line, names, {"model": models, "recording": recordings})
 
-    # What names stand for
-
     def _variable(self, name: str | None, *types: type) -> Any:
-        """What the notebook holds under a name, if it is of one of these types."""
+        """The variable of this name in the notebook if it is of one of these types, else None."""
         value = self.shell.user_ns.get(name) if name else None
         return value if isinstance(value, types) else None
 
@@ -130,12 +132,18 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         return getattr(self, option)
 
     def find_model(self, name: str | None, *, fresh: bool = False, **options: Any) -> HookedMoE:
-        """A model by variable or name, loaded once; without a name the one that was loaded last."""
+        """Return the model of a variable or name, which is loaded once; without a name, the model loaded last.
+
+        Args:
+            name: a variable of the notebook, demo, a folder or a hub name.
+            fresh: whether to load the model again, even if it is loaded already.
+            options: further arguments of `moelens.load`.
+        """
         found = self.find_name(name)
         if isinstance(found, HookedMoE):
             return found
         if fresh or found not in self.loaded:
-            self.loaded.pop(found, None)  # the last is the default
+            self.loaded.pop(found, None)  # the last key is the default
             self.loaded[found] = super().find_model(found, **options)
         return self.loaded[found]
 

@@ -7,26 +7,36 @@ from typing import TypeVar
 
 from moelens.commands.table import COMMANDS
 
-P = TypeVar("P", bound=argparse.ArgumentParser)
+_Parser = TypeVar("_Parser", bound=argparse.ArgumentParser)
 
 
-def build(parser: P, kind: type[P], face: str, *, prog: str) -> dict[str, P]:
-    """Add the commands that have this face to a parser, as subparsers of class `kind`; returns them by name."""
-    below = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=kind)
-    made: dict[str, P] = {}
+def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *, prog: str) -> dict[str, _Parser]:
+    """Add the commands of an interface to a parser, as subparsers.
+
+    Args:
+        parser: the parser.
+        parser_class: the class of the subparsers.
+        interface: "command line" or "magics".
+        prog: what a command line begins with, such as "moelens".
+
+    Returns:
+        The subparsers by the name of the command.
+    """
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=parser_class)
+    made: dict[str, _Parser] = {}
     for name, command in COMMANDS.items():
-        if face not in command.faces:
+        if interface not in command.interfaces:
             continue
-        sub = below.add_parser(
+        subparser = subparsers.add_parser(
             name,
             prog=f"{prog} {name}",
             help=command.help,
             description=f"{command.help[0].upper()}{command.help[1:]} (moelens.{command.function}).",
             epilog=f"example: {prog} {command.example}",
             formatter_class=argparse.HelpFormatter,
-            add_help=True,  # IPython's own parser has none
+            add_help=True,  # the parser of IPython has no --help by default
         )
         for argument in command.arguments:
-            sub.add_argument(*argument.names, help=argument.help, **argument.options)
-        made[name] = sub
+            subparser.add_argument(*argument.names, help=argument.help, **argument.options)
+        made[name] = subparser
     return made

@@ -1,4 +1,4 @@
-"""What names stand for when a command runs: models, recordings and corpora, and the defaults of options."""
+"""The models, recordings and corpora that names stand for when a command runs, and the defaults of options."""
 
 from __future__ import annotations
 
@@ -18,34 +18,44 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 
 class Session:
-    """The command line's: a name is a path or the name of a model, and nothing is kept from one command to the next."""
+    """Finds what the arguments of a command stand for, on the command line.
+
+    A name is a path or the name of a model, and nothing is kept from one command to the next. The magics have a
+    subclass that finds variables of the notebook and keeps models.
+    """
 
     def default(self, option: str) -> Any:
-        """What an option means where it is not given."""
+        """Return the value of an option that is not given."""
         return DEFAULTS[option]
 
     def find_model(self, name: str | None, *, fresh: bool = False, **options: Any) -> HookedMoE:
-        """The model of this name; `options` are those of `moelens.load`, and `fresh` loads it again."""
+        """Return the model of this name.
+
+        Args:
+            name: demo, a folder or a hub name.
+            fresh: whether to load the model again, even if it is loaded already.
+            options: further arguments of `moelens.load`.
+        """
         from moelens.models.loading import load
 
         return load(self.find_name(name), **options)
 
     def find_name(self, name: str | None) -> Any:
-        """The name of a model, or the model itself.
+        """Return the name of a model, or the model itself.
 
         Raises:
-            MoeLensError: no name is given.
+            MoeLensError: `name` is None, and there is no default.
         """
         if name is None:
-            raise MoeLensError("expected a MODEL; give demo, a folder or a hub name")
+            raise MoeLensError("expected a MODEL, got none; give demo, a folder or a hub name")
         return name
 
     def find_recording(self, name: str) -> Recording:
-        """The recording in this folder."""
+        """Open the recording in this folder."""
         from moelens.recording import Recording
 
         return Recording.open(name)
 
     def find_corpus(self, name: str) -> Any:
-        """What `Corpus.of` takes."""
+        """Return the corpus of this name, in a form that `Corpus.of` takes."""
         return name

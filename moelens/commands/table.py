@@ -1,114 +1,54 @@
-"""The commands: for each its name, arguments, help and example, and the one public function that it calls.
+"""The table of commands, from which the command line (`moelens COMMAND`) and the magics (`%moe COMMAND`) are built.
 
-The command line (`moelens COMMAND`) and the magics (`%moe COMMAND`) are both built from `COMMANDS`, and differ only in
-how they find a model or a recording by its name; see `Session`.
+The two interfaces differ only in how they find a model or a recording by its name; see `Session`.
 """
 
 from __future__ import annotations
 
 import os
-from argparse import BooleanOptionalAction, Namespace
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from argparse import BooleanOptionalAction
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from moelens.commands import actions
-from moelens.commands.session import DEFAULTS, Session
+from moelens.commands.definitions import Command, option, positional
+from moelens.commands.session import DEFAULTS
 
-BOTH = ("command line", "magics")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An argument of a command.
-
-    Attributes:
-        names: a positional's name, or the flags of an option.
-        help: one phrase.
-        options: further arguments of `ArgumentParser.add_argument`.
-        completes: what its values name, for the Tab key: "model", "recording", "corpus", "pairs", "family", …
-    """
-
-    names: tuple[str, ...]
-    help: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    completes: str = ""
-
-    @property
-    def dest(self) -> str:
-        """Where argparse puts the value."""
-        return str(self.options.get("dest", self.names[0].lstrip("-").replace("-", "_")))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A command.
-
-    Attributes:
-        name: what a person types.
-        help: one line.
-        function: the public function of `moelens` that it calls.
-        run: calls it with what the arguments stand for, and returns its result.
-        arguments: in the order of the help.
-        example: a whole command line, without `moelens`.
-        faces: "command line", "magics" or both.
-        cell: what the lines of a cell below `%%moe` are; empty where it takes no cell.
-        show: what the command line prints of the result.
-        takes_text: whether its first argument is a text; after `%moe` it is the rest of the line, as typed.
-        timed: whether `%moe` prints how long it took.
-    """
-
-    name: str
-    help: str
-    function: str
-    run: Callable[[Session, Namespace, str | None], Any]
-    arguments: tuple[Argument, ...]
-    example: str
-    faces: tuple[str, ...] = BOTH
-    cell: str = ""
-    show: Callable[[Any, Namespace], str | None] = actions.show_text
-    takes_text: bool = False
-    timed: bool = False
-
-
-def _positional(name: str, help: str, completes: str = "", **options: Any) -> Argument:
-    return Argument((name,), help, MappingProxyType(options), completes)
-
-
-def _option(*flags: str, help: str, completes: str = "", **options: Any) -> Argument:
-    return Argument(flags, help, MappingProxyType(options), completes)
-
-
-_MODEL = _positional("model", "demo, a folder, a hub name, or a variable of the notebook", "model", nargs="?")
-_RECORDING = _positional("recording", "folder or fsspec URL of a recording, or a variable of the notebook", "recording")
-_PAIRS = _option(
+_MODEL = positional("model", "demo, a folder, a hub name, or a variable of the notebook", "model", nargs="?")
+_RECORDING = positional("recording", "folder or fsspec URL of a recording, or a variable of the notebook", "recording")
+_PAIRS = option(
     "--pairs", help=f"kind of the bundled minimal pairs, or a .jsonl file ({DEFAULTS['pairs']})", completes="pairs"
 )
-_FAMILY = _option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
-_LAYERS = _option("--layers", type=int, nargs="+", help="layers by number (all)")
-_SEED = _option("--seed", type=int, help=f"of everything that is drawn at random ({DEFAULTS['seed']})")
-_FORCE = _option("--force", action="store_true", help="replace what is there")
-_SAVE = _option("--out", type=Path, help=".json or .parquet file to write the whole result to")
+_FAMILY = option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
+_LAYERS = option("--layers", type=int, nargs="+", help="numbers of the layers (all)")
+_SEED = option("--seed", type=int, help=f"seed of all random draws ({DEFAULTS['seed']})")
+_FORCE = option("--force", action="store_true", help="permission to replace existing output")
+_SAVE = option("--out", type=Path, help=".json or .parquet file for the result")
 _HOOKS = (
-    _option("--hooks", type=Path, metavar="FILE", help="recipe to run the model with, see hooks/README.md"),
-    _option("--set", action="append", default=[], metavar="NAME=VALUE", help="an option of the recipe"),
+    option("--hooks", type=Path, metavar="FILE", help="recipe whose hooks the model runs with, see hooks/README.md"),
+    option("--set", action="append", default=[], metavar="NAME=VALUE", help="option of the recipe"),
 )
-_CAPTURE = _option(
-    "--capture", nargs="+", default=["routes"], metavar="NAME", completes="capture",
+_CAPTURE = option(
+    "--capture",
+    nargs="+",
+    default=["routes"],
+    metavar="NAME",
+    completes="capture",
     help="routes, margin, logits[:N], expert_norms, neurons[:N], expert_outputs, shared, residuals[:pre|mid] (routes)",
-)  # fmt: skip
-_STORE_DTYPE = _option(
-    "--store-dtype", default="float16", help="how numbers are kept: float16, bfloat16 or float32 (%(default)s)"
 )
-_PERMUTATIONS = _option("--permutations", type=int, default=1000, help="of documents, in each test (%(default)s)")
-_DRAWS = _option("--draws", type=int, default=20, help="matched controls for each intervention (%(default)s)")
+_STORE_DTYPE = option(
+    "--store-dtype", default="float16", help="dtype of stored numbers: float16, bfloat16 or float32 (%(default)s)"
+)
+_PERMUTATIONS = option(
+    "--permutations", type=int, default=1000, help="number of permutations of the labels in each test (%(default)s)"
+)
+_DRAWS = option("--draws", type=int, default=20, help="number of matched controls for each intervention (%(default)s)")
 _PLACEMENT = (
-    _option("--dtype", default="auto", help="of the weights (the model's own)"),
-    _option("--revision", help="commit, tag or branch of the model on the hub"),
-    _option("--device-map", help="auto: over all GPUs, the CPU and disk, for a model that needs it"),
-    _option("--offload-folder", help="where --device-map puts what fits nowhere else"),
+    option("--dtype", default="auto", help="dtype of the weights (that of the checkpoint)"),
+    option("--revision", help="commit, tag or branch of the model on the hub"),
+    option("--device-map", help="auto, to spread the model over all GPUs, the CPU and disk"),
+    option("--offload-folder", help="folder for the weights that --device-map puts on disk"),
 )
 
 COMMANDS: Mapping[str, Command] = MappingProxyType(
@@ -117,46 +57,50 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         for command in (
             Command(
                 name="demo",
-                help="run the main job on the bundled model and corpus",
+                help="record, label and analyse the bundled corpus with the bundled model, and write a report",
                 function="run_demo",
-                run=actions.demo,
+                run=actions.demo_command,
                 arguments=(
-                    _option("--out", type=Path, default=Path("moelens-demo"), help="folder to write (%(default)s)"),
+                    option("--out", type=Path, default=Path("moelens-demo"), help="folder to write (%(default)s)"),
                     _FORCE,
                 ),
                 example="demo --out moelens-demo",
             ),
             Command(
                 name="load",
-                help="load and hook a model; the other commands of the notebook then use it",
+                help="load and hook a model, which later commands of the notebook then use by default",
                 function="load",
-                run=actions.load,
+                run=actions.load_command,
                 arguments=(_MODEL, *_PLACEMENT),
                 example="load demo",
-                faces=("magics",),
+                interfaces=("magics",),
             ),
             Command(
                 name="info",
-                help="show what a model is made of",
+                help="show the layers, experts, router and hook points of a model",
                 function="info",
-                run=actions.info,
+                run=actions.info_command,
                 arguments=(
-                    _positional("model", "a model, or an architecture such as deepseek_v3", "model", nargs="?"),
-                    _option("--architectures", action="store_true", help="list the supported architectures"),
+                    positional("model", "model, or an architecture such as deepseek_v3", "model", nargs="?"),
+                    option("--architectures", action="store_true", help="list of the supported architectures instead"),
                 ),
                 example="info deepseek_v3",
             ),
             Command(
                 name="plan",
-                help="say what recording would take, before anything is loaded",
+                help="estimate the memory, devices and disk space of a recording without loading the model",
                 function="plan",
-                run=actions.plan,
+                run=actions.plan_command,
                 arguments=(
-                    _positional("model", "demo, a folder, an architecture such as deepseek_v3, or a hub name"),
-                    _option("--gpus", type=int, default=1, help="how many GPUs (%(default)s)"),
-                    _option("--gpu-memory", default="80GiB", help="memory of one (%(default)s)"),
-                    _option("--dtype", default="bfloat16", help="of the weights: bfloat16, float16, float32 or fp8"),
-                    _option("--tokens", default="1M", help="of the corpus, such as 100M (%(default)s)"),
+                    positional("model", "demo, a folder, an architecture such as deepseek_v3, or a hub name"),
+                    option("--gpus", type=int, default=1, help="number of GPUs (%(default)s)"),
+                    option("--gpu-memory", default="80GiB", help="memory of each GPU (%(default)s)"),
+                    option(
+                        "--dtype",
+                        default="bfloat16",
+                        help="dtype of the weights: bfloat16, float16, float32 or fp8 (%(default)s)",
+                    ),
+                    option("--tokens", default="1M", help="number of tokens of the corpus, such as 100M (%(default)s)"),
                     _CAPTURE,
                     _STORE_DTYPE,
                 ),
@@ -164,71 +108,97 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="record",
-                help="run a model over a corpus and keep what it did",
+                help="run a model over a corpus and store which experts it chose",
                 function="record",
-                run=actions.record,
+                run=actions.record_command,
                 arguments=(
                     _MODEL,
-                    _positional(
+                    positional(
                         "corpus",
-                        "demo, a .txt, .jsonl[.gz] or .parquet file, a data set's owner/name, or a variable",
+                        "demo, a .txt, .jsonl[.gz] or .parquet file, OWNER/NAME of a dataset, or a variable",
                         "corpus",
                         nargs="?",
                     ),
-                    _option("--out", help=f"folder or fsspec URL to write ({DEFAULTS['out']})"),
+                    option("--out", help=f"folder or fsspec URL to write ({DEFAULTS['out']})"),
                     _CAPTURE,
                     _LAYERS,
-                    _option("--experts", type=int, nargs="+", help="experts whose neurons and outputs to keep (all)"),
+                    option(
+                        "--experts",
+                        type=int,
+                        nargs="+",
+                        help="ids of the experts whose neurons and outputs are stored (all)",
+                    ),
                     _STORE_DTYPE,
-                    _option("--generate", type=int, default=0, metavar="N", help="tokens to write after each document"),
-                    _option("--context", type=int, help="longest window in tokens (the model's)"),
-                    _option("--overlap", type=int, default=0, help="tokens a window repeats (%(default)s)"),
-                    _option("--batch-tokens", type=int, default=4096, help="tokens that run together (%(default)s)"),
-                    _option("--text-column", default="text", help="key of the text or messages (%(default)s)"),
-                    _option(
+                    option(
+                        "--generate",
+                        type=int,
+                        default=0,
+                        metavar="N",
+                        help="number of tokens to generate after each document (%(default)s)",
+                    ),
+                    option("--context", type=int, help="length of the longest window in tokens (that of the model)"),
+                    option(
+                        "--overlap",
+                        type=int,
+                        default=0,
+                        help="number of tokens that successive windows share (%(default)s)",
+                    ),
+                    option("--batch-tokens", type=int, default=4096, help="number of tokens in a batch (%(default)s)"),
+                    option("--text-column", default="text", help="key or column of the text or messages (%(default)s)"),
+                    option(
                         "--add-special-tokens",
                         action=BooleanOptionalAction,
                         default=None,
-                        help="whether the tokenizer adds BOS and the like (unless the text has them)",
+                        help="whether the tokenizer adds BOS and other special tokens (unless the text has them)",
                     ),
-                    _option("--license", default="", help="of the texts, for the dataset card"),
+                    option("--license", default="", help="license of the texts, for the dataset card"),
                     *_PLACEMENT,
-                    _option("--tensor-parallel", action="store_true", help="shard the model over torchrun's processes"),
-                    _option("--expert-parallel", action="store_true", help="shard its experts over these processes"),
+                    option(
+                        "--tensor-parallel",
+                        action="store_true",
+                        help="sharding of the model over the processes of torchrun",
+                    ),
+                    option(
+                        "--expert-parallel",
+                        action="store_true",
+                        help="sharding of the experts over the processes of torchrun",
+                    ),
                     _FORCE,
                     *_HOOKS,
                 ),
                 example="record demo corpus.txt --out runs/corpus --capture routes margin",
-                cell="a document a line; the line of %%moe record names the model",
-                show=actions.show_first,
+                cell="one document per line",
+                show=actions.show_text_once,
                 timed=True,
             ),
             Command(
                 name="verify",
                 help="compare every file of a recording with its manifest",
                 function="verify",
-                run=actions.verify,
+                run=actions.verify_command,
                 arguments=(_RECORDING,),
                 example="verify runs/corpus",
             ),
             Command(
                 name="label",
-                help="label a recording's tokens, from morphology to register",
+                help="label the tokens of a recording with morphology, honorifics and register",
                 function="label",
-                run=actions.label,
+                run=actions.label_command,
                 arguments=(
                     _RECORDING,
-                    _option(
+                    option(
                         "--policy",
                         default="last",
-                        help="which characters of a token decide: last, majority or any (%(default)s)",
+                        help="characters that decide the label of a token: last, majority or any (%(default)s)",
                     ),
-                    _option("--analyser", default="fugashi", help="fugashi or sudachi (%(default)s)"),
-                    _option(
+                    option(
+                        "--analyser", default="fugashi", help="morphological analyser: fugashi or sudachi (%(default)s)"
+                    ),
+                    option(
                         "--processes",
                         type=int,
                         default=os.cpu_count(),
-                        help="that share the work (as many as there are cores)",
+                        help="number of processes (the number of cores)",
                     ),
                 ),
                 example="label runs/corpus",
@@ -236,21 +206,28 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="analyze",
-                help="find which experts specialise in a family of labels",
+                help="find the experts that specialise in a family of labels",
                 function="analyze",
-                run=actions.analyze,
+                run=actions.analyze_command,
                 arguments=(
                     _RECORDING,
                     _FAMILY,
-                    _option(
+                    option(
                         "--given",
                         metavar="CONTROL",
-                        help="compare within: token, position, a family, or token,script",
+                        help="control: token, position, a family of labels, a column of the corpus, "
+                        "or several such as token,script (none)",
                         completes="given",
+                    ),
+                    option(
+                        "--max-share",
+                        type=float,
+                        default=0.1,
+                        help="largest share of the tokens that a document may have; longer ones are cut (%(default)s)",
                     ),
                     _PERMUTATIONS,
                     _SEED,
-                    _option("--top", type=int, default=15, help="findings to print (%(default)s)"),
+                    option("--top", type=int, default=15, help="number of findings to print (%(default)s)"),
                     _SAVE,
                 ),
                 example="analyze runs/corpus --family honorifics --given token",
@@ -259,20 +236,20 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="measure",
-                help="measure the routing: load, coactivation, npmi and others",
+                help="compute a measure of routing, such as load, coactivation or npmi",
                 function="measure",
-                run=actions.measure,
-                arguments=(_RECORDING, _positional("name", "of the measure", "measure"), _FAMILY, _SAVE),
+                run=actions.measure_command,
+                arguments=(_RECORDING, positional("name", "name of the measure", "measure"), _FAMILY, _SAVE),
                 example="measure runs/corpus load",
             ),
             Command(
                 name="compare",
-                help="test what differs between two models that read the same text",
+                help="test how the routing of two models differs on the same text",
                 function="compare",
-                run=actions.compare,
+                run=actions.compare_command,
                 arguments=(
-                    _positional("a", "recording of one model", "recording"),
-                    _positional("b", "recording of the other", "recording"),
+                    positional("a", "recording of the first model", "recording"),
+                    positional("b", "recording of the second model", "recording"),
                     _FAMILY,
                     _PERMUTATIONS,
                     _SEED,
@@ -283,35 +260,37 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="trace",
-                help="show which experts a text takes, token by token",
+                help="show the experts chosen for each token of a text",
                 function="trace",
-                run=actions.trace,
+                run=actions.trace_command,
                 arguments=(
-                    _positional("text", "the text as typed; above a cell with the text, the model", "model", nargs="*"),
-                    _option("--model", help="demo, a folder, a hub name or a variable", completes="model"),
+                    positional("text", "text as typed; with %%%%moe trace, the model", "model", nargs="*"),
+                    option(
+                        "--model", help="demo, a folder, a hub name, or a variable of the notebook", completes="model"
+                    ),
                 ),
                 example="trace 先生がいらっしゃいました。 --model demo",
-                cell="the text; the line of %%moe trace names the model",
+                cell="the text",
                 takes_text=True,
             ),
             Command(
                 name="prefer",
-                help="show which text of each pair the model prefers",
+                help="show which text of each minimal pair a model prefers",
                 function="prefer",
-                run=actions.prefer,
+                run=actions.prefer_command,
                 arguments=(_MODEL, _PAIRS, *_HOOKS, _SAVE),
                 example="prefer demo --pairs respectful-humble",
-                cell="context | better | worse, one pair a line",
+                cell="one pair per line: context | better text | worse text",
             ),
             Command(
                 name="causes",
-                help="find the experts that cause a preference: attribution, removal, matched controls",
+                help="find experts that cause a preference, by attribution, removal and matched controls",
                 function="causes",
-                run=actions.causes,
+                run=actions.causes_command,
                 arguments=(
                     _MODEL,
                     _PAIRS,
-                    _option("--top", type=int, default=5, help="experts to remove (%(default)s)"),
+                    option("--top", type=int, default=5, help="number of experts to remove (%(default)s)"),
                     _DRAWS,
                     _SEED,
                     *_HOOKS,
@@ -322,40 +301,45 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="effect",
-                help="measure what one intervention on given experts changes, beside matched controls",
+                help="measure how an intervention on given experts changes a preference, with matched controls",
                 function="effect",
-                run=actions.effect,
+                run=actions.effect_command,
                 arguments=(
                     _MODEL,
                     _PAIRS,
-                    _option(
+                    option(
                         "--operation",
                         default="remove",
                         completes="operation",
-                        help="remove, remove_renorm, reroute, force, scale, swap or steer (%(default)s)",
+                        help="operation: remove, remove_renorm, reroute, force, scale, swap or steer (%(default)s)",
                     ),
-                    _option("--layer", type=int, required=True, help="number of the layer"),
-                    _option("--experts", required=True, help="ids such as 5,9, or shared"),
-                    _option("--value", type=float, help="factor of scale, strength of steer"),
+                    option("--layer", type=int, required=True, help="number of the layer"),
+                    option("--experts", required=True, help="ids of experts such as 5,9, or shared"),
+                    option("--value", type=float, help="factor of scale, or strength of steer"),
                     _DRAWS,
                     _SEED,
                     *_HOOKS,
                     _SAVE,
                 ),
-                example="effect demo --pairs polite-ending --layer 3 --experts 17",
+                example="effect demo --pairs style-agreement --layer 3 --experts 17",
                 timed=True,
             ),
             Command(
                 name="probe",
-                help="train probes on a recording, or run a file of probes and effects; exit 1 if one fails",
+                help="train probes on a recording, or run a script of probes and effects; exit with 1 if one fails",
                 function="probe",
-                run=actions.probe,
+                run=actions.probe_command,
                 arguments=(
-                    _positional(
-                        "recording", "a recording, or a .toml file with [[probe]] and [[effect]] entries", "recording"
+                    positional(
+                        "recording", "recording, or a .toml file with [[probe]] and [[effect]] entries", "recording"
                     ),
-                    _positional("family", "family of labels, or one label", "family", nargs="?"),
-                    _option("--features", nargs="+", default=["experts"], help="experts, weights, paths, logits …"),
+                    positional("family", "family of labels, or one label (honorifics)", "family", nargs="?"),
+                    option(
+                        "--features",
+                        nargs="+",
+                        default=["experts"],
+                        help="experts, weights, paths, logits or others (experts)",
+                    ),
                     _SEED,
                     *_HOOKS,
                     _SAVE,
@@ -368,32 +352,34 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="export",
                 help="write a recording in another format",
                 function="export",
-                run=actions.export,
+                run=actions.export_command,
                 arguments=(
                     _RECORDING,
-                    _option(
+                    option(
                         "--to",
                         required=True,
                         metavar="FORMAT",
-                        help="datasets, safetensors, npz or csv",
+                        help="format: datasets, safetensors, npz or csv",
                         completes="format",
                     ),
-                    _option("--out", type=Path, help="folder to write (named by recording, table and format)"),
-                    _option(
+                    option("--out", type=Path, help="folder to write (named after recording, table and format)"),
+                    option(
                         "--table",
                         default="tokens",
-                        help="tokens, or logits, neurons, expert_outputs, shared, residuals (%(default)s)",
+                        help="table: tokens, logits, neurons, expert_outputs, shared or residuals (%(default)s)",
                     ),
                     _LAYERS,
-                    _option(
+                    option(
                         "--family",
                         nargs="+",
                         default=[],
                         metavar="FAMILY",
-                        help="families of labels to put beside",
+                        help="families of labels to add as columns",
                         completes="family",
                     ),
-                    _option("--split", default="", help="shares of the documents, such as train:0.8,test:0.2"),
+                    option(
+                        "--split", default="", help="names and shares of splits by document, such as train:0.8,test:0.2"
+                    ),
                     _FORCE,
                 ),
                 example="export runs/corpus --to csv --split train:0.8,test:0.2",
@@ -401,17 +387,29 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="import",
-                help="make a recording of routes that something else computed",
+                help="make a recording from routes that another program computed",
                 function="import_routes",
-                run=actions.import_routes,
+                run=actions.import_command,
                 arguments=(
-                    _positional("source", ".npz of arrays, or .jsonl of responses of SGLang or vLLM"),
-                    _option("--out", required=True, help="folder or fsspec URL to write"),
-                    _option("--from", dest="kind", default="", metavar="KIND", help="npz, sglang or vllm"),
-                    _option("--model", default="unknown", help="name of the model"),
-                    _option("--layers", type=int, nargs="+", help="which layers they are (0, 1, …)"),
-                    _option("--experts", type=int, help="experts in a layer (one more than the largest id)"),
-                    _option("--shape", type=int, nargs=2, metavar=("LAYERS", "K"), help="of SGLang's responses"),
+                    positional("source", ".npz file of arrays, or .jsonl file of responses of SGLang or vLLM"),
+                    option("--out", required=True, help="folder or fsspec URL to write"),
+                    option(
+                        "--from",
+                        dest="kind",
+                        default="",
+                        metavar="KIND",
+                        help="format: npz, sglang or vllm (npz for a .npz file)",
+                    ),
+                    option("--model", default="unknown", help="name of the model (%(default)s)"),
+                    option("--layers", type=int, nargs="+", help="numbers of the layers in the source (0, 1, …)"),
+                    option("--experts", type=int, help="number of experts in each layer (the largest id plus one)"),
+                    option(
+                        "--shape",
+                        type=int,
+                        nargs=2,
+                        metavar=("LAYERS", "K"),
+                        help="numbers of layers and experts per token in the responses of SGLang",
+                    ),
                     _FORCE,
                 ),
                 example="import responses.jsonl --from sglang --shape 58 8 --out runs/served",
@@ -419,12 +417,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="report",
-                help="write one HTML file about a recording: where, what, how sure",
+                help="write an HTML report on a recording: experts, example sentences and limits",
                 function="report",
-                run=actions.report,
+                run=actions.report_command,
                 arguments=(
                     _RECORDING,
-                    _option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
+                    option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
                     _PERMUTATIONS,
                 ),
                 example="report runs/corpus --out report.html",
@@ -432,28 +430,32 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="explore",
-                help="look at a recording: choose a label, see its experts, read their sentences",
+                help="open a view of a recording in which to choose labels and experts and read their sentences",
                 function="explore",
-                run=actions.explore,
+                run=actions.explore_command,
                 arguments=(
                     _RECORDING,
                     _FAMILY,
-                    _option("--label", help="to begin with, such as 尊敬語"),
-                    _option("--model", help="model to remove experts from", completes="model"),
+                    option("--label", help="label to show first, such as 尊敬語"),
+                    option(
+                        "--model",
+                        help="model that experts are removed from (demo, for a recording of it)",
+                        completes="model",
+                    ),
                     _PERMUTATIONS,
-                    _option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
+                    option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),
                 example="explore runs/corpus --out explorer.html",
-                show=actions.show_saved_explorer,
+                show=actions.show_explorer_path,
             ),
             Command(
                 name="hooks",
-                help="load a recipe's hooks, for model.hooks(fwd_hooks=…)",
+                help="load the hooks of a recipe, for model.hooks(fwd_hooks=…)",
                 function="load_hooks",
-                run=actions.load_hooks,
-                arguments=(_positional("file", "the recipe, a Python file"), _MODEL, _HOOKS[1]),
+                run=actions.hooks_command,
+                arguments=(positional("file", "recipe, a Python file"), _MODEL, _HOOKS[1]),
                 example="hooks hooks/remove_experts.py --set layer=3 --set experts=[5]",
-                faces=("magics",),
+                interfaces=("magics",),
             ),
         )
     }

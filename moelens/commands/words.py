@@ -1,4 +1,4 @@
-"""The words of a magic's line."""
+"""Split the line of a magic into words."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _OUTPUT = ("-o", "--output")
 
 
 def split_words(line: str, text_options: Mapping[str, Sequence[str]] | None = None) -> tuple[list[str], str]:
-    """Split a line as a shell does. After a command that takes a text, the rest of the line is the text, as typed.
+    """Split a line as a shell does, and take off `-o NAME` at its end.
+
+    After a command that takes a text, the rest of the line is the text, as typed.
 
     Args:
         line: the line after `%moe`.
@@ -26,10 +28,11 @@ def split_words(line: str, text_options: Mapping[str, Sequence[str]] | None = No
         UnknownNameError: an option before the text does not exist.
         MoeLensError: a quotation mark is not closed, or the word after `-o` is not a variable name.
 
-    >>> split_words('analyze runs/demo --given "token" -o result')
-    (['analyze', 'runs/demo', '--given', 'token'], 'result')
-    >>> split_words('trace --model demo 先生は"敬語"を -o found', {"trace": ["--model"]})
-    (['trace', '--model', 'demo', '--', '先生は"敬語"を'], 'found')
+    Example:
+        >>> split_words('analyze runs/demo --given "token" -o result')
+        (['analyze', 'runs/demo', '--given', 'token'], 'result')
+        >>> split_words('trace --model demo 先生は"敬語"を -o found', {"trace": ["--model"]})
+        (['trace', '--model', 'demo', '--', '先生は"敬語"を'], 'found')
     """
     command, *rest = re.split(r"[ \t]+", line.strip(" \t\r\n"), maxsplit=1)
     if text_options and command in text_options:

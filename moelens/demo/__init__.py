@@ -1,0 +1,1 @@
+"""The bundled model and corpus, and the script that trained the model."""

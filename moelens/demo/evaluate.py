@@ -1,4 +1,4 @@
-"""What the bundled model was trained to: held-out bits per character beside a trigram, and the load of the experts."""
+"""Evaluate the bundled model: bits per character on held-out text, compared with a trigram, and load of the experts."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from moelens.demo.trigram import trigram_nats
 from moelens.models.tokens import byte_alphabet
 
 
-def measure(
+def evaluate_held_out(
     model: DeepseekV3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     streams: Mapping[str, Ints],
     held_out: Mapping[str, Ints],
     context: int,
 ) -> dict[str, dict[str, Any]]:
-    """Measure a trained model on each held-out source.
+    """Evaluate a trained model on the held-out text of each source.
 
-    The trigram is counted on all training tokens, of every source. Loads are relative to the mean of their layer.
+    The trigram model is counted on the training tokens of all sources. Loads are relative to the mean of their layer.
 
     Args:
         model: the model, in float32.
-        tokenizer: its tokenizer.
+        tokenizer: the tokenizer of the model.
         streams: training tokens `[token]` of each source.
         held_out: held-out tokens `[token]` of each source.
-        context: tokens that the model reads at once.
+        context: number of tokens that the model reads at once.
 
     Returns:
-        For each source: `tokens`, `characters_per_token`, `nats_per_token`, `bits_per_character`, the same two for the
-        trigram, and `load_max`, `load_min` `[moe layer]`.
+        For each source a dict of `tokens`, `characters_per_token`, `nats_per_token` and `bits_per_character`, the last
+        two also for the trigram model (`trigram_…`), and `load_max` and `load_min`, `[moe layer]` each.
     """
     training = np.concatenate(list(streams.values()))
-    return {name: _measure_one(model.eval(), tokenizer, training, own, context) for name, own in held_out.items()}
+    return {name: _evaluate_source(model.eval(), tokenizer, training, own, context) for name, own in held_out.items()}
 
 
-def _measure_one(
+def _evaluate_source(
     model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, training: Ints, held_out: Ints, context: int
 ) -> dict[str, Any]:
-    nats, scored, trigrams, load = _read(model, held_out, context)
+    nats, scored, trigrams, load = _score(model, held_out, context)
     trigram = trigram_nats(training, trigrams, model.config.vocab_size)
     characters = float(_characters(tokenizer)[scored].sum())
     return {
@@ -61,11 +61,15 @@ def _measure_one(
 
 
 @torch.no_grad()
-def _read(model: DeepseekV3ForCausalLM, held_out: Ints, context: int) -> tuple[Any, Ints, Ints, Any]:
-    """Nats of the scored tokens, these tokens, the same with the two before each, and loads `[layer, expert]`.
+def _score(model: DeepseekV3ForCausalLM, held_out: Ints, context: int) -> tuple[Any, Ints, Ints, Any]:
+    """Score held-out tokens with the model.
 
-    The model reads windows of `context` tokens, <s> first, that overlap by half, and each token counts once, in the
-    window where at least half of the context precedes it. The trigram always has its two predecessors.
+    The model reads windows of `context` tokens that begin with <s> and overlap by half. Each token counts once, in the
+    window in which at least half of the context precedes it.
+
+    Returns:
+        Negative log-probabilities of the scored tokens in nats, the scored tokens, the same with the two tokens before
+        them, and relative loads `[moe layer, expert]`.
     """
     gates = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
     load = np.zeros((len(gates), gates[0].num_experts))
@@ -90,9 +94,11 @@ def _read(model: DeepseekV3ForCausalLM, held_out: Ints, context: int) -> tuple[A
 
 
 def _characters(tokenizer: PreTrainedTokenizerFast) -> Ints:
-    """Characters of the text that begin in each token, `[vocabulary]`."""
+    """The number of characters of the text that begin in each token, `[vocabulary]`."""
     vocab = {i: t for t, i in tokenizer.get_vocab().items()}
-    alphabet = byte_alphabet()  # a byte-level token's characters are bytes; a character begins at each not 10xxxxxx
+    alphabet = (
+        byte_alphabet()
+    )  # from characters of byte-level tokens to bytes; a character begins at each byte that is not 10xxxxxx
     return np.array(
         [0 if vocab[i] in (BOS, EOS) else sum(alphabet[c] >> 6 != 2 for c in vocab[i]) for i in range(len(vocab))]
     )

@@ -1,4 +1,4 @@
-"""The texts that the bundled model is trained on, their tokenizer, and the rows of tokens that a step reads."""
+"""The texts that the bundled model is trained on, their tokenizer, and the rows of tokens of each training step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from transformers import PreTrainedTokenizerFast
 
 Ints = NDArray[np.int64]
 BOS, EOS = "<s>", "</s>"
-SCRIPT_RUNS = "[一-龥々]+|[ぁ-ゖ]+|[ァ-ヶー]+|[a-zA-Z]+|[0-9０-９]+|[^一-龥々ぁ-ゖァ-ヶーa-zA-Z0-9０-９]"
-ROLES = {"customer": "客", "operator": "係"}  # the name of a speaker, written before each turn
-FULL_WIDTH = str.maketrans({"?": "？", "!": "！"})  # dialogues have both widths of the same marks
+_SCRIPT_RUNS = "[一-龥々]+|[ぁ-ゖ]+|[ァ-ヶー]+|[a-zA-Z]+|[0-9０-９]+|[^一-龥々ぁ-ゖァ-ヶーa-zA-Z0-9０-９]"
+_ROLES = {"customer": "客", "operator": "係"}  # written before each turn
+_FULL_WIDTH = str.maketrans({"?": "？", "!": "！"})  # the dialogues have both widths
 
 
 def read_documents(folder: Path, split: str) -> list[str]:
-    """The texts of the files in `folder` whose names begin with `split`: `.jsonl` or `.jsonl.gz`.
+    """Read the texts of JSON Lines files.
 
-    A line has a `text`, or the `turns` of a dialogue with the `role` and `text` of each; a turn becomes a line that
-    begins with the speaker: `客：…`.
+    Each line has a `text`, or the `turns` of a dialogue, each with `role` and `text`. A turn becomes a line of text
+    that begins with the speaker, such as `客：…`.
+
+    Args:
+        folder: the folder of the files.
+        split: the beginning of their names, such as "train"; they end in `.jsonl` or `.jsonl.gz`.
 
     Raises:
         SystemExit: the folder has no such file.
@@ -45,16 +49,21 @@ def _texts_of(path: Path) -> Iterator[str]:
 
 
 def _dialogue(turns: Sequence[Mapping[str, str]]) -> str:
-    said = (" ".join(turn["text"].translate(FULL_WIDTH).split()) for turn in turns)
-    return "\n".join(f"{ROLES[turn['role']]}：{text}" for turn, text in zip(turns, said, strict=True))
+    texts = (" ".join(turn["text"].translate(_FULL_WIDTH).split()) for turn in turns)
+    return "\n".join(f"{_ROLES[turn['role']]}：{text}" for turn, text in zip(turns, texts, strict=True))
 
 
 def build_tokenizer(samples: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE within runs of one script, so that no token mixes kanji, kana and punctuation."""
+    """Train a byte-level BPE tokenizer within runs of one script, so that no token mixes kanji, kana and punctuation.
+
+    Args:
+        samples: texts to train on.
+        vocab_size: number of token types.
+    """
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SCRIPT_RUNS), "isolated"),
+            pre_tokenizers.Split(Regex(_SCRIPT_RUNS), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -73,7 +82,7 @@ def build_tokenizer(samples: Sequence[str], vocab_size: int) -> PreTrainedTokeni
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Ints:
-    """All texts as one stream of ids `[token]`, each between <s> and </s>."""
+    """Tokenize texts into one stream of ids `[token]`, each text between <s> and </s>."""
     parts: list[list[int]] = []
     for start in tqdm(range(0, len(texts), 256), desc="tokenizing", leave=False):
         batch = tokenizer.backend_tokenizer.encode_batch(texts[start : start + 256])
@@ -82,10 +91,18 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Ints:
 
 
 def row_starts(stream: Ints, tokenizer: PreTrainedTokenizerFast, width: int) -> Ints:
-    """Positions `[row]` at which rows of `width` tokens begin, so that the rows cover the stream.
+    """Find positions at which rows can begin, so that the rows cover a stream.
 
-    A row begins right after <s>, a full stop, a closing bracket or a line end, at the last such place that leaves no
-    gap behind the row before; where a row holds no such place, the next row begins where it ends.
+    A row begins after <s>, a full stop, a closing bracket or a line end, namely at the last such position that leaves
+    no gap after the previous row. If the previous row contains no such position, the row begins where that one ends.
+
+    Args:
+        stream: token ids `[token]`.
+        tokenizer: the tokenizer of the stream.
+        width: number of tokens of a row.
+
+    Returns:
+        The positions, `[row]`.
     """
     ends = np.zeros(len(tokenizer), dtype=bool)
     for token, i in tokenizer.get_vocab().items():
@@ -99,16 +116,19 @@ def row_starts(stream: Ints, tokenizer: PreTrainedTokenizerFast, width: int) -> 
     return np.array(starts)
 
 
-class Rows:
-    """Which rows a step reads: of each stream its share, each of its rows once before any is read again.
+class TrainingRows:
+    """The rows that each training step reads, a fixed share of them from each source.
+
+    No row of a source is read a second time before all its other rows have been read. The rows of a step depend on the
+    seed and its number only, so that a resumed run reads the same rows.
 
     Args:
         streams: token ids `[token]` of each source.
-        starts: where the rows of each source begin, `[row]`.
+        starts: positions at which the rows of each source begin, `[row]`.
         shares: the share of each source among all rows; they sum to 1.
         total: number of rows in the whole run.
-        width: tokens of a row, without the <s> before it.
-        seed: decides the order together with the step, whatever was run before.
+        width: number of tokens of a row, without the <s> before it.
+        seed: seed of the order.
     """
 
     def __init__(
@@ -132,6 +152,8 @@ class Rows:
         self._streams, self._width = streams, width
 
     def batch(self, step: int, rows: int) -> Ints:
-        """`[rows, 1 + width]` ids, <s> first."""
+        """Return the token ids of a step, `[rows, 1 + width]`, each row with <s> first."""
         chosen = self._places[step * rows : (step + 1) * rows]
-        return np.stack([np.pad(self._streams[s][at : at + self._width], (1, 0)) for s, at in chosen])  # <s> is id 0
+        return np.stack(
+            [np.pad(self._streams[s][at : at + self._width], (1, 0)) for s, at in chosen]
+        )  # the id of <s> is 0

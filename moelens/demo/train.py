@@ -1,9 +1,10 @@
 """Train the bundled demo model: `python -m moelens.demo.train --works FOLDER --dialogues FOLDER --out DIR`.
 
-A `DeepseekV3ForCausalLM` small enough for one CPU core, balanced without an auxiliary loss: after each step every
-expert's selection bias moves by a fixed amount towards the mean load (Wang et al. 2024, arXiv 2408.15664). The run
-is seeded and resumes from `DIR/checkpoint`; it ends by writing the model, its tokenizer and its card. It runs on a
-CUDA device where there is one. `--measure` prints tokens a second for each way to compute a step, and stops.
+The model is a `DeepseekV3ForCausalLM` that is small enough for one CPU core. Its load is balanced without an auxiliary
+loss: after each step the selection bias of every expert moves by a fixed amount towards the mean load (Wang et al.
+2024, arXiv 2408.15664). The run is seeded, uses a CUDA device if there is one, and resumes from `DIR/checkpoint`. At
+the end it writes the model, its tokenizer and its card. `--measure` prints the speed of each way to compute a step,
+and stops.
 """
 
 from __future__ import annotations
@@ -26,37 +27,53 @@ from tqdm.auto import tqdm
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from moelens.demo.card import write_card
-from moelens.demo.evaluate import measure
-from moelens.demo.texts import Ints, Rows, build_tokenizer, encode, read_documents, row_starts
+from moelens.demo.card import write_model_card
+from moelens.demo.evaluate import evaluate_held_out
+from moelens.demo.texts import Ints, TrainingRows, build_tokenizer, encode, read_documents, row_starts
 
-SOURCES = ("works", "dialogues")
+_SOURCES = ("works", "dialogues")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the result, besides the corpus."""
+    """Everything that determines the result, except the corpus.
+
+    Attributes:
+        steps: number of training steps.
+        rows: rows of tokens in a step.
+        context: tokens in a row, with the <s> before it.
+        dialogue_share: share of dialogues among all rows.
+        vocab_size: number of token types.
+        muon_lr: learning rate of Muon.
+        adam_lr: learning rate of AdamW.
+        warmup: steps in which the learning rate rises linearly.
+        decay: last share of the run, in which the learning rate falls linearly.
+        bias_step: change of the selection biases in a step.
+        capacity: number of tokens that an expert computes in a step, divided by the mean; further tokens skip it.
+        seed: seed of the initial weights and of the order of the rows.
+    """
 
     steps: int = 5600
     rows: int = 32
     context: int = 256
-    dialogue_share: float = 0.36  # of all rows
+    dialogue_share: float = 0.36
     vocab_size: int = 6000
     muon_lr: float = 0.02
     adam_lr: float = 2e-3
     warmup: int = 100
-    decay: float = 0.4  # the last part of the run, in which the learning rate falls linearly
+    decay: float = 0.4
     bias_step: float = 0.002
-    capacity: float = 1.5  # rows an expert computes in a training step, over the mean; tokens beyond it skip the expert
+    capacity: float = 1.5
     seed: int = 0
 
     @property
     def seen_tokens(self) -> int:
-        """Tokens of the corpus in all batches; each row begins with <s>."""
+        """Number of tokens of the corpus in all batches, without the <s> of each row."""
         return self.steps * self.rows * (self.context - 1)
 
 
 def build_model(recipe: Recipe) -> DeepseekV3ForCausalLM:
+    """Make the model with random weights."""
     torch.manual_seed(recipe.seed)
     config = DeepseekV3Config(
         vocab_size=recipe.vocab_size,
@@ -97,11 +114,11 @@ def _routers(model: DeepseekV3ForCausalLM) -> list[Any]:
     return [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
 
 
-def padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]:
-    """An experts implementation whose shapes do not depend on the routing, which compiles to one graph.
+def _padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]:
+    """An experts implementation whose shapes do not depend on the routing, so that it compiles to one graph.
 
-    Each expert computes `capacity` times its mean number of rows, as in Switch (Fedus et al. 2022, arXiv 2101.03961,
-    section 2.2): a token beyond it gets nothing from that expert. It runs in the dtype that autocast chooses.
+    Each expert computes at most `capacity` times the mean number of tokens, as in Switch (Fedus et al. 2022, arXiv
+    2101.03961, section 2.2); for further tokens its output is 0. It computes in the dtype of autocast.
     """
 
     def forward(experts: Any, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
@@ -110,7 +127,7 @@ def padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tens
         expert, order = ids.flatten().sort(stable=True)
         first = torch.searchsorted(expert, torch.arange(number, device=ids.device))
         place = torch.arange(tokens * k, device=ids.device) - first[expert]
-        slot = torch.where(place < room, expert * room + place, number * room)  # the last row is thrown away
+        slot = torch.where(place < room, expert * room + place, number * room)  # the last row is discarded
         dtype = (
             torch.get_autocast_dtype(ids.device.type) if torch.is_autocast_enabled(ids.device.type) else hidden.dtype
         )
@@ -124,13 +141,13 @@ def padded_experts(capacity: float) -> Callable[[nn.Module, Tensor, Tensor, Tens
     return forward
 
 
-class Optimizers:
-    """Muon for the matrices, each expert's among them; AdamW for embeddings, gates and norms."""
+class _Optimizers:
+    """Muon for the matrices, including those of each expert; AdamW for embeddings, gates and norms."""
 
     def __init__(self, model: DeepseekV3ForCausalLM, recipe: Recipe) -> None:
         named = dict(model.named_parameters())
         matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n and "gate.weight" not in n]
-        # Muon takes matrices alone: those of an expert are views of the parameter that holds all of a layer.
+        # Muon accepts matrices only. Those of an expert are views of the parameter that holds all experts of a layer.
         self._stacked = {n: p for n, p in named.items() if p.ndim == 3}
         self._views = {n: [nn.Parameter(m) for m in p.data.unbind()] for n, p in self._stacked.items()}
         matrices += [view for views in self._views.values() for view in views]
@@ -157,14 +174,14 @@ class Optimizers:
             parameter.grad = None
 
 
-def schedule(step: int, recipe: Recipe) -> float:
-    """Warm up, stay, and fall linearly over the last part."""
+def _schedule(step: int, recipe: Recipe) -> float:
+    """The factor of the learning rates: it rises linearly, stays at 1, and falls linearly in the last part."""
     left = (recipe.steps - step) / max(1.0, recipe.decay * recipe.steps)
     return min(1.0, (step + 1) / recipe.warmup, max(0.02, left))
 
 
-class Balance:
-    """Counts the tokens each expert receives and moves the selection biases against the imbalance."""
+class _Balance:
+    """Counts the tokens of each expert and moves the selection biases towards an even load."""
 
     def __init__(self, model: DeepseekV3ForCausalLM) -> None:
         self.gates = _routers(model)
@@ -180,12 +197,14 @@ class Balance:
 
     @torch.no_grad()
     def move(self, amount: float) -> None:
+        """Move the biases by `amount`, up where the load is below the mean, and start to count anew."""
         for gate, load in zip(self.gates, self.load, strict=True):
             gate.e_score_correction_bias += amount * torch.sign(load.mean() - load)
         self.load.zero_()
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: Optimizers) -> None:
+def _save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: _Optimizers) -> None:
+    """Write the model and the optimizers, so that an interrupted write keeps the checkpoint before it."""
     tensors = {f"model.{k}": v.clone() for k, v in model.state_dict().items() if k != "lm_head.weight"}
     for i, optimizer in enumerate(optimizers.all):
         for key, state in optimizer.state_dict()["state"].items():
@@ -195,8 +214,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizers: Optim
     (folder / "next.safetensors").replace(folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers) -> int:
-    """Take up the run in `folder`. Returns the number of steps done."""
+def _load_checkpoint(folder: Path, model: nn.Module, optimizers: _Optimizers) -> int:
+    """Load the checkpoint in `folder`, if there is one. Returns the number of steps done."""
     path = folder / "checkpoint.safetensors"
     if not path.exists():
         return 0
@@ -213,15 +232,22 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizers: Optimizers) -> i
         return int(f.metadata()["step"])
 
 
-class Step:
-    """A training step: forward, backward, optimizers, balance."""
+class TrainingStep:
+    """A training step: forward and backward pass, optimizers, balance. Calling it runs one step and returns the loss.
+
+    Args:
+        model: the model.
+        recipe: the recipe.
+        bf16: whether to compute in bfloat16 by autocast.
+        compiled: whether to compile the forward pass.
+    """
 
     def __init__(self, model: DeepseekV3ForCausalLM, recipe: Recipe, *, bf16: bool, compiled: bool) -> None:
-        ALL_EXPERTS_FUNCTIONS.register("padded", padded_experts(recipe.capacity))
+        ALL_EXPERTS_FUNCTIONS.register("padded", _padded_experts(recipe.capacity))
         model.set_experts_implementation("padded")
         model.set_attn_implementation("eager")  # the fused kernel is slower in bfloat16 on a CPU
         self.model, self.recipe, self.bf16 = model.train(), recipe, bf16
-        self.optimizers, self.balance = Optimizers(model, recipe), Balance(model)
+        self.optimizers, self.balance = _Optimizers(model, recipe), _Balance(model)
         self._forward = torch.compile(model) if compiled else model
 
     def __call__(self, ids: Ints, step: int) -> float:
@@ -229,16 +255,23 @@ class Step:
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=self.bf16):
             loss = self._forward(input_ids=batch, labels=batch).loss
         loss.backward()
-        factor = schedule(step, self.recipe)
+        factor = _schedule(step, self.recipe)
         self.optimizers.step(factor)
         self.balance.move(self.recipe.bias_step * factor)
         return float(loss.detach())
 
 
-def train(step: Step, rows: Rows, checkpoint: Path, save_every: int = 100) -> None:
-    """Run the steps that `checkpoint` has not seen yet, and save it after every `save_every`."""
+def run_training(step: TrainingStep, rows: TrainingRows, checkpoint: Path, save_every: int = 100) -> None:
+    """Run the steps that are not in the checkpoint yet.
+
+    Args:
+        step: the training step.
+        rows: the rows to read.
+        checkpoint: folder of the checkpoint.
+        save_every: number of steps after which the checkpoint is written.
+    """
     recipe = step.recipe
-    first = load_checkpoint(checkpoint, step.model, step.optimizers)
+    first = _load_checkpoint(checkpoint, step.model, step.optimizers)
     mean = 0.0
     with tqdm(total=recipe.steps, initial=first, desc="training", unit="step", mininterval=5) as bar:
         for number in range(first, recipe.steps):
@@ -247,14 +280,14 @@ def train(step: Step, rows: Rows, checkpoint: Path, save_every: int = 100) -> No
             bar.set_postfix(nats=f"{mean:.3f}", refresh=False)
             bar.update()
             if (number + 1) % save_every == 0:
-                save_checkpoint(checkpoint, number + 1, step.model, step.optimizers)
+                _save_checkpoint(checkpoint, number + 1, step.model, step.optimizers)
 
 
-def measure_speed(rows: Rows, recipe: Recipe, device: str) -> None:
-    """Print tokens a second for each way to compute a step of about as many tokens: median of five steps."""
+def _print_speeds(rows: TrainingRows, recipe: Recipe, device: str) -> None:
+    """Print tokens per second for each way to compute a step of 8,192 tokens: the median of five steps."""
     for (shape, context), bf16, compiled in product([(64, 128), (32, 256)], [False, True], [False, True]):
         tried = replace(recipe, rows=shape, context=context)
-        step = Step(build_model(tried).to(device), tried, bf16=bf16, compiled=compiled)
+        step = TrainingStep(build_model(tried).to(device), tried, bf16=bf16, compiled=compiled)
         seconds = []
         for number in range(8):  # the first three compile and warm up
             started = time.perf_counter()
@@ -265,8 +298,8 @@ def measure_speed(rows: Rows, recipe: Recipe, device: str) -> None:
         print(f"{device}, {torch.get_num_threads()} threads, {shape} x {context}, {kind}: {speed:,.0f} tokens/s")
 
 
-def save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Weights in bfloat16 to halve the file, the selection biases in float32 as the architecture keeps them."""
+def _save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write the weights in bfloat16 to halve the file, but the selection biases in float32, as transformers does."""
     state = {
         k: v if "e_score_correction_bias" in k else v.to(torch.bfloat16)
         for k, v in model.state_dict().items()
@@ -279,54 +312,56 @@ def save_model(model: DeepseekV3ForCausalLM, tokenizer: PreTrainedTokenizerFast,
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Train the model, evaluate it, and write it with its card."""
     parser = argparse.ArgumentParser(prog="python -m moelens.demo.train", description=__doc__.splitlines()[0])
-    for name in SOURCES:
+    for name in _SOURCES:
         parser.add_argument(
-            f"--{name}", type=Path, required=True, help="folder of train*.jsonl[.gz], valid*.jsonl[.gz]"
+            f"--{name}", type=Path, required=True, help="folder of train*.jsonl[.gz] and valid*.jsonl[.gz]"
         )
-    parser.add_argument("--out", type=Path, default=Path("demo-model"))
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--rows", type=int, default=Recipe.rows, help="rows of a step (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--threads", type=int, default=1, help="of the processor (%(default)s)")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
+    parser.add_argument("--out", type=Path, default=Path("demo-model"), help="folder to write (%(default)s)")
+    parser.add_argument("--steps", type=int, default=Recipe.steps, help="number of training steps (%(default)s)")
+    parser.add_argument("--rows", type=int, default=Recipe.rows, help="number of rows in a step (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="seed of the run (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads (%(default)s)")
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="autocast to bfloat16")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="torch.compile")
-    parser.add_argument("--measure", action="store_true", help="print the speed of each way to compute, and stop")
+    parser.add_argument("--measure", action="store_true", help="speed of each way to compute a step, then stop")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     recipe = Recipe(steps=args.steps, rows=args.rows, seed=args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    texts = {name: read_documents(getattr(args, name), "train") for name in SOURCES}
-    held_out = {name: read_documents(getattr(args, name), "valid") for name in SOURCES}
+    texts = {name: read_documents(getattr(args, name), "train") for name in _SOURCES}
+    held_out = {name: read_documents(getattr(args, name), "valid") for name in _SOURCES}
     samples = [t[:4000] for t in texts["works"][::2]] + texts["dialogues"][::3]
     tokenizer = build_tokenizer(samples, recipe.vocab_size)
     streams = {name: encode(tokenizer, own) for name, own in texts.items()}
     width = recipe.context - 1
     starts = [row_starts(stream, tokenizer, width) for stream in streams.values()]
     shares = (1 - recipe.dialogue_share, recipe.dialogue_share)
-    rows = Rows(list(streams.values()), starts, shares, recipe.steps * recipe.rows, width, recipe.seed)
+    rows = TrainingRows(list(streams.values()), starts, shares, recipe.steps * recipe.rows, width, recipe.seed)
     if args.measure:
-        measure_speed(rows, recipe, device)
+        _print_speeds(rows, recipe, device)
         return
-    if not (args.out / "model.safetensors").exists():  # else it was trained before, and is measured again
+    if not (args.out / "model.safetensors").exists():  # an existing model is evaluated again
         model = build_model(recipe).to(device)
-        train(Step(model, recipe, bf16=args.bf16, compiled=args.compile), rows, args.out / "checkpoint")
-        save_model(model, tokenizer, args.out)
+        step = TrainingStep(model, recipe, bf16=args.bf16, compiled=args.compile)
+        run_training(step, rows, args.out / "checkpoint")
+        _save_model(model, tokenizer, args.out)
 
-    # What is shipped is what is measured: the rounded weights, read back.
+    # The rounded weights are read back, so that the evaluation is of the model that is shipped.
     shipped = DeepseekV3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, experts_implementation="grouped_mm")
     held_out_streams = {name: encode(tokenizer, own) for name, own in held_out.items()}
     report = {
-        "documents": {name: [len(texts[name]), len(held_out[name])] for name in SOURCES},
+        "documents": {name: [len(texts[name]), len(held_out[name])] for name in _SOURCES},
         "train_tokens": {name: len(stream) for name, stream in streams.items()},
         "seen_tokens": recipe.seen_tokens,
         "parameters": sum(p.numel() for p in shipped.parameters()),
         "recipe": asdict(recipe),
-        "held_out": measure(shipped, tokenizer, streams, held_out_streams, recipe.context),
+        "held_out": evaluate_held_out(shipped, tokenizer, streams, held_out_streams, recipe.context),
     }
-    write_card(report, args.out)
+    write_model_card(report, args.out)
     shutil.rmtree(args.out / "checkpoint", ignore_errors=True)
 
 

@@ -1,37 +1,38 @@
-"""An interpolated Kneser-Ney trigram: the yardstick that a small language model has to beat."""
+"""An interpolated Kneser-Ney trigram model, the baseline for a small language model."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
 
-def _count(keys: Ints, counts: Ints, wanted: Ints) -> NDArray[np.float64]:
-    """Look `wanted` up in the sorted `keys`; 0 where a key was never seen."""
+def _count(keys: _Ints, counts: _Ints, wanted: _Ints) -> NDArray[np.float64]:
+    """Look `wanted` up in the sorted `keys`; 0 where a key does not occur."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, counts[at], 0).astype(np.float64)
 
 
-def trigram_nats(train: Ints, held_out: Ints, vocab_size: int, discount: float = 0.75) -> NDArray[np.float64]:
-    """Negative log-probability of every token of `held_out` but the first two.
+def trigram_nats(train: _Ints, held_out: _Ints, vocab_size: int, discount: float = 0.75) -> NDArray[np.float64]:
+    """Return the negative log-probability of every token of `held_out` except the first two.
 
-    Interpolated Kneser-Ney smoothing with one absolute discount (Chen and Goodman 1999, eq. 24): trigram counts,
-    backed by continuation counts for bigrams and unigrams.
+    The model is an interpolated Kneser-Ney trigram with one absolute discount (Chen and Goodman 1999, eq. 24). It backs
+    off from trigram counts to continuation counts of bigrams and unigrams.
 
     Args:
         train: token ids `[token]` to count.
-        held_out: token ids `[token]` to predict, each from its two predecessors.
+        held_out: token ids `[token]` to predict, each from the two tokens before it.
         vocab_size: number of token types.
         discount: absolute discount, between 0 and 1.
 
     Returns:
-        Nats, `[len(held_out) - 2]`.
+        The negative log-probabilities in nats, `[len(held_out) - 2]`.
 
-    >>> nats = trigram_nats(np.array([0, 1, 2] * 50), np.array([0, 1, 2, 0, 1]), vocab_size=3)
-    >>> bool((nats < 0.1).all())
-    True
+    Example:
+        >>> nats = trigram_nats(np.array([0, 1, 2] * 50), np.array([0, 1, 2, 0, 1]), vocab_size=3)
+        >>> bool((nats < 0.1).all())
+        True
     """
     v = vocab_size
     tri, tri_n = np.unique((train[:-2] * v + train[1:-1]) * v + train[2:], return_counts=True)
@@ -39,11 +40,11 @@ def trigram_nats(train: Ints, held_out: Ints, vocab_size: int, discount: float =
     context_n = np.bincount(inverse, tri_n).astype(np.int64)
     context_types = np.bincount(inverse)
 
-    bi, bi_n = np.unique(tri % (v * v), return_counts=True)  # in how many contexts each bigram was seen
+    bi, bi_n = np.unique(tri % (v * v), return_counts=True)  # number of contexts in which each bigram occurs
     bi_context_n = np.bincount(bi // v, bi_n, minlength=v)
     bi_types = np.bincount(bi // v, minlength=v)
 
-    unigram = np.bincount(bi % v, minlength=v) + 0.5  # no token is impossible
+    unigram = np.bincount(bi % v, minlength=v) + 0.5  # so that no token has probability 0
     p1 = unigram / unigram.sum()
 
     a, b, c = held_out[:-2], held_out[1:-1], held_out[2:]

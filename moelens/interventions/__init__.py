@@ -1,4 +1,4 @@
-"""Whether an expert causes what it is found to go with: interventions on routing, their effects, attribution.
+"""Interventions on routing and experts, their effects, and attribution: does an expert cause what it occurs with?
 
 >>> from moelens.interventions import remove
 >>> print(remove(layer=3, experts=[5, 9]))
@@ -11,31 +11,42 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _OPERATIONS = (
-    *("Intervention", "force", "patch_outputs", "patch_routes", "remove", "remove_renorm", "replay", "reroute"),
-    *("scale", "steer", "swap"),
+    "force",
+    "patch_outputs",
+    "patch_routes",
+    "remove",
+    "remove_renorm",
+    "replay",
+    "reroute",
+    "scale",
+    "steer",
+    "swap",
 )
-_WHERE = dict.fromkeys(_OPERATIONS, "operations") | {
+_MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
     "Attribution": "attribution",
     "Causes": "causal",
     "Effect": "effects",
     "ExpertLens": "lens",
+    "Intervention": "intervention",
     "Preferences": "preference",
-    "TextPair": "readout",
+    "TextContrast": "items",
+    "TextPair": "items",
     "attribute": "attribution",
     "causes": "causal",
     "effect": "effects",
     "expert_lens": "lens",
     "prefer": "preference",
-    "recorded": "sources",
+    "recorded_tensors": "recorded_routes",
 }
 
 if TYPE_CHECKING:
     from moelens.interventions.attribution import Attribution, attribute
     from moelens.interventions.causal import Causes, causes
     from moelens.interventions.effects import Effect, effect
+    from moelens.interventions.intervention import Intervention
+    from moelens.interventions.items import TextContrast, TextPair
     from moelens.interventions.lens import ExpertLens, expert_lens
     from moelens.interventions.operations import (
-        Intervention,
         force,
         patch_outputs,
         patch_routes,
@@ -48,8 +59,7 @@ if TYPE_CHECKING:
         swap,
     )
     from moelens.interventions.preference import Preferences, prefer
-    from moelens.interventions.readout import TextPair
-    from moelens.interventions.sources import recorded
+    from moelens.interventions.recorded_routes import recorded_tensors
 
 __all__ = [
     "Attribution",
@@ -58,6 +68,7 @@ __all__ = [
     "ExpertLens",
     "Intervention",
     "Preferences",
+    "TextContrast",
     "TextPair",
     "attribute",
     "causes",
@@ -67,7 +78,7 @@ __all__ = [
     "patch_outputs",
     "patch_routes",
     "prefer",
-    "recorded",
+    "recorded_tensors",
     "remove",
     "remove_renorm",
     "replay",
@@ -79,7 +90,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: the command line adds its commands without torch."""
-    if name in _WHERE:
-        return getattr(import_module(f"moelens.interventions.{_WHERE[name]}"), name)
+    """Import a public name when it is first used, so that the command line can list its commands without torch."""
+    if name in _MODULES:
+        return getattr(import_module(f"moelens.interventions.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

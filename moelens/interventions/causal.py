@@ -4,99 +4,161 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.randomize import ALPHA
+from moelens.analysis.tables import number, plain_table, signed_interval, signed_number
 from moelens.display import Plotted
 from moelens.errors import MoeLensError
 from moelens.interventions.attribution import Attribution, attribute
-from moelens.interventions.effects import Effect, KindEffect, effect, interval, signed
+from moelens.interventions.effects import Effect, KindEffect, effect
+from moelens.interventions.items import Item, as_items
 from moelens.interventions.operations import remove
-from moelens.interventions.readout import as_pairs
 from moelens.saved import SavedRows
 
-ALPHA = 0.05
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
+
+DOSES = (1, 2, 4, 8, 16)
+"""Numbers of experts that are removed together for a dose–response curve."""
 
 
-@dataclass(frozen=True, repr=False)
-class Causes(Plotted, SavedRows):
-    """Which experts cause a preference: found by attribution, removed one by one, held against matched controls.
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """What removing the first experts of the ranking together changes, beside random sets of as many experts.
 
     Attributes:
-        effects: of removing each routed expert of `attribution.top`, on the test half, in that order.
-        holm: p of each effect corrected for their number (Holm 1979).
-        joint: of removing all of these at once; None where there are fewer than two.
+        experts: number of experts removed.
+        names: their names, such as "L3 E17".
+        change, low, high: mean change of the margin on the test half in nats, and its 95 % interval over frames.
+        random, random_low, random_high: mean change for random sets, and the middle 95 % of them.
+        p: (1 + random sets whose absolute change is at least as large) / (1 + random sets).
     """
 
-    FORMAT: ClassVar[str] = "moelens.causes/1"
+    experts: int
+    names: tuple[str, ...]
+    change: float
+    low: float
+    high: float
+    random: float
+    random_low: float
+    random_high: float
+    p: float
+
+
+@dataclass(frozen=True, repr=False, kw_only=True)
+class Causes(Plotted, SavedRows):
+    """Which experts cause a preference: found by attribution, removed one by one, and compared with matched controls.
+
+    Attributes:
+        attribution: the attribution by which the experts were found.
+        effects: the effect of removing each routed expert of `attribution.top` on the test half, in that order.
+        joint: the effect of removing all of these together; None if there are fewer than two.
+        doses: the effect of removing the experts with the largest positive contributions together, by their number.
+    """
+
+    FORMAT: ClassVar[str] = "moelens.causes/2"
 
     attribution: Attribution
     effects: tuple[Effect, ...]
     joint: Effect | None
+    doses: tuple[Dose, ...]
 
     @property
-    def holm(self) -> tuple[float, ...]:
-        return tuple(holm([e.kinds[0].p for e in self.effects]))
+    def p_holm(self) -> tuple[float, ...]:
+        """p of each effect, corrected for their number (Holm 1979)."""
+        return tuple(holm_correction([e.kinds[0].p for e in self.effects]))
 
     def records(self) -> list[dict[str, Any]]:
-        """A row for each expert removed, and one for all of them at once, whose p is not one of those corrected."""
-        effects = [*zip(self.effects, self.holm, strict=True), *([(self.joint, None)] if self.joint else [])]
-        return [{"intervention": " + ".join(e.interventions), **asdict(e.kinds[0]), "holm": p} for e, p in effects]
+        """Return a row for each expert removed, and one for all of them together, whose p is not corrected."""
+        effects = [*zip(self.effects, self.p_holm, strict=True), *([(self.joint, None)] if self.joint else [])]
+        return [{"intervention": " + ".join(e.interventions), **asdict(e.kinds[0]), "p_holm": p} for e, p in effects]
 
     def to_dict(self) -> dict[str, Any]:
-        return super().to_dict() | {"holm": list(self.holm)}
+        """Return everything as JSON values, `p_holm` included."""
+        return super().to_dict() | {"p_holm": list(self.p_holm)}
 
     def __repr__(self) -> str:
         if not self.effects:
             return repr(self.attribution)
-        first = self.effects[0]
         header = ("", "change", "95 %", "flip", "controls", "95 %", "p", "p Holm", "KL elsewhere")
-        rows = [_row(e, p) for e, p in zip(self.effects, self.holm, strict=True)]
-        lines = [
-            repr(self.attribution),
-            f"\non the test half, beside the removal of {first.draws} others like each; the smallest p is "
-            f"{number(1 / (1 + first.draws))}",
-        ]
+        rows = [_effect_row(e, p) for e, p in zip(self.effects, self.p_holm, strict=True)]
+        lines = [repr(self.attribution), "\nremoved on the test half, beside matched controls"]
         if self.joint is not None:
-            rows.append(("all of these", *_row(self.joint, float("nan"))[1:]))
-            lines[-1] += f" ({self.joint.draws} sets of them for all, {number(1 / (1 + self.joint.draws))})"
-        return "\n".join([*lines, plain_table(header, rows), *self.verdict()])
+            rows.append(("all of these", *_effect_row(self.joint, float("nan"))[1:]))
+        lines.append(plain_table(header, rows))
+        if self.joint is not None:
+            lines += [f"all of these: {line}" for line in self.joint.remarks()]
+        if self.doses:
+            lines.append("\nthe experts with the largest positive contributions removed together")
+            doses = ("experts", "change", "95 %", "random sets", "95 %", "p")
+            lines.append(plain_table(doses, [_dose_row(d) for d in self.doses]))
+        return "\n".join([*lines, "", *self.verdict()])
 
     def verdict(self) -> list[str]:
-        """What the table says, in sentences: which experts stand out from others like them, and which way."""
-        least, n = 1 / (1 + self.effects[0].draws), len(self.effects)
-        sure = [e for e, p in zip(self.effects, self.holm, strict=True) if p < ALPHA]
-        lines = [f"{len(sure)} of {n} change the margin more than others like them do (p Holm < {ALPHA})"]
+        """Return the conclusions in sentences: which experts differ from similar ones, how, and what could not."""
+        least, n = self.effects[0].smallest_p, len(self.effects)
+        significant = [e for e, p in zip(self.effects, self.p_holm, strict=True) if p < ALPHA]
+        lines = [
+            f"{len(significant)} of {n} experts alone change the margin more than similar experts do (p Holm < {ALPHA};"
+            f" the smallest that {self.effects[0].draws} controls allow is {number(min(1.0, n * least))})"
+        ]
         if n * least >= ALPHA:
             draws = int(np.ceil(n / ALPHA))
-            lines[0] += f"; none could, at {n} times {number(least)}: give draws={draws} (--draws {draws})"
-        lines += [f"{e.interventions[0]}: {direction(e.kinds[0])}" for e in sure]
-        if self.joint is not None and self.joint.kinds[0].p < ALPHA:
-            lines.append(f"all of these, p {number(self.joint.kinds[0].p)}: {direction(self.joint.kinds[0])}")
+            lines[0] += f"; none can: give draws={draws} (--draws {draws})"
+        lines += [f"{e.interventions[0]}: {_direction(e.kinds[0])}" for e in significant]
+        if self.joint is not None:
+            k, smallest = self.joint.kinds[0], number(self.joint.smallest_p)
+            told = f"all of these together: p {number(k.p)} (the smallest possible is {smallest})"
+            more = _direction(k) if k.p < ALPHA else "they do not change the margin more than similar experts do"
+            lines.append(f"{told}: {more}")
+            if self.joint.off_target is not None and k.p < ALPHA:
+                off = self.joint.off_target
+                kind = "selective" if off.selective else "not selective"
+                lines.append(f"the effect is {kind}: off target, the change is {number(off.ratio)} of that on target")
         return lines
 
 
-def direction(k: KindEffect) -> str:
-    """Which way a change goes, as far as its interval tells."""
-    where = f"{signed(k.change)} nats, 95 % {interval(k.low, k.high)}"
-    if k.low <= 0 <= k.high:
-        return f"it differs between sentences and the direction is not settled ({where}, includes 0)"
-    return f"the good text is {'less' if k.change < 0 else 'more'} preferred without it ({where})"
+def _direction(k: KindEffect) -> str:
+    """Return the direction of a change in words, if its interval excludes 0."""
+    change = f"{signed_number(k.change)} nats, 95 % {signed_interval(k.low, k.high)}"
+    if not (k.low > 0 or k.high < 0):
+        return f"the change differs between sentences and its direction is uncertain ({change}, includes 0)"
+    return f"the model prefers what the context licenses {'less' if k.change < 0 else 'more'} without it ({change})"
 
 
-def _row(e: Effect, corrected: float) -> tuple[str, ...]:
+def _effect_row(e: Effect, corrected: float) -> tuple[str, ...]:
     k = e.kinds[0]
-    spread = (interval(k.low, k.high), number(k.flip), signed(k.control), interval(k.control_low, k.control_high))
-    tests = (number(k.p), number(corrected), number(e.text.kl) if e.text else "–")
-    return (e.interventions[0], signed(k.change), *spread, *tests)
+    return (
+        e.interventions[0],
+        signed_number(k.change),
+        signed_interval(k.low, k.high),
+        number(k.flip),
+        signed_number(k.control),
+        signed_interval(k.control_low, k.control_high),
+        number(k.p),
+        number(corrected),
+        number(e.text.kl) if e.text else "–",
+    )
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Family-wise p (Holm 1979).
+def _dose_row(d: Dose) -> tuple[str, ...]:
+    return (
+        str(d.experts),
+        signed_number(d.change),
+        signed_interval(d.low, d.high),
+        signed_number(d.random),
+        signed_interval(d.random_low, d.random_high),
+        number(d.p),
+    )
 
-    >>> holm([0.01, 0.04, 0.03])
+
+def holm_correction(p: Sequence[float]) -> list[float]:
+    """Return family-wise p values (Holm 1979).
+
+    >>> holm_correction([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
     values = np.array(p)
@@ -108,33 +170,80 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def causes(
-    model: Any,
+    model: HookedMoE,
     pairs: str | Iterable[Any],
     *,
     top: int = 5,
-    draws: int = 20,
+    draws: int = 100,
     joint_draws: int = 100,
+    doses: Sequence[int] = DOSES,
+    dose_draws: int = 20,
     seed: int = 0,
+    batch_tokens: int = 2048,
     progress: bool | None = None,
 ) -> Causes:
-    """Find the experts that contribute most to a preference, remove them, and remove others like them.
+    """Find the experts that contribute most to a preference, remove them, and compare with removing similar experts.
 
     Args:
-        pairs: of one kind; found on one half of its frames, tested on the other.
-        top: routed and shared experts that are removed.
-        draws: matched controls for each routed expert alone.
-        joint_draws: matched controls for all of them together, of which there are many more.
+        model: the hooked model.
+        pairs: crossed contrasts or minimal pairs of one kind, as `prefer` takes them. The experts are found on one half
+            of the frames and tested on the other.
+        top: number of routed and shared experts to find; the routed ones are removed.
+        draws: number of matched controls for each routed expert, 20 or more.
+        joint_draws: number of matched controls for all of them together, 20 or more.
+        doses: numbers of experts that are removed together, those with the largest positive contributions.
+        dose_draws: number of random sets for each dose, 20 or more.
+        seed: seed of the halves and the controls.
+        batch_tokens: number of tokens that run together.
+        progress: show a progress bar; None shows it in a terminal or notebook.
+
+    Returns:
+        The attribution, and the effects of removing each expert, all of them together, and growing numbers of experts.
 
     Raises:
-        MoeLensError: pairs of several kinds, and as `attribute` and `effect` do.
+        UnknownNameError: there is no such file or kind.
+        MoeLensError: there are items of several kinds or none, a kind has a single frame, or there are too few experts
+            for so many controls.
+
+    Example:
+        >>> items = moelens.japanese.contrasts("kin-terms")[::12]
+        >>> result = moelens.causes(demo_model, items, top=1, draws=20, doses=())
+        >>> len(result.attribution.top), result.joint is None
+        (1, True)
     """
-    given = as_pairs(pairs)
-    kinds = list(dict.fromkeys(p.kind for p in given))
+    given = as_items(pairs)
+    kinds = list(dict.fromkeys(i.kind for i in given))
     if len(kinds) > 1:
-        raise MoeLensError(f"pairs of {len(kinds)} kinds, {', '.join(kinds)}; give one kind at a time")
-    found = attribute(model, given, top=top, seed=seed, progress=progress)
-    removals = [remove(c.layer, [c.expert]) for c in found.top if c.expert is not None]
-    options: dict[str, Any] = {"half": "test", "seed": seed, "progress": progress}
-    effects = tuple(effect(model, given, removal, draws=draws, **options) for removal in removals)
+        raise MoeLensError(f"expected items of one kind, got {len(kinds)}: {', '.join(kinds)}; give one kind at a time")
+    attribution = attribute(model, given, top=top, seed=seed, batch_tokens=batch_tokens, progress=progress)
+    removals = [remove(c.layer, [c.expert]) for c in attribution.top if c.expert is not None]
+    options: dict[str, Any] = {"half": "test", "seed": seed, "batch_tokens": batch_tokens, "progress": progress}
+    effects = tuple(effect(model, given, removal, draws=draws, off_target=False, **options) for removal in removals)
     joint = effect(model, given, removals, draws=joint_draws, **options) if len(removals) > 1 else None
-    return Causes(found, effects, joint)
+    curve = tuple(_dose(model, given, attribution, n, dose_draws, options) for n in doses)
+    return Causes(attribution=attribution, effects=effects, joint=joint, doses=curve)
+
+
+def _dose(
+    model: HookedMoE, items: Sequence[Item], attribution: Attribution, n: int, draws: int, options: dict[str, Any]
+) -> Dose:
+    """Remove the `n` experts with the largest contributions, and random sets of as many."""
+    order = np.argsort(-attribution.routed, axis=None)[:n]
+    chosen = [divmod(int(i), attribution.routed.shape[1]) for i in order]
+    by_layer: dict[int, list[int]] = {}
+    for layer, expert in chosen:
+        by_layer.setdefault(attribution.layers[layer], []).append(expert)
+    removals = [remove(layer, experts) for layer, experts in sorted(by_layer.items())]
+    found = effect(model, items, removals, controls="random", draws=draws, texts=(), off_target=False, **options)
+    k = found.kinds[0]
+    return Dose(
+        experts=n,
+        names=tuple(f"L{attribution.layers[layer]} E{expert}" for layer, expert in chosen),
+        change=k.change,
+        low=k.low,
+        high=k.high,
+        random=k.control,
+        random_low=k.control_low,
+        random_high=k.control_high,
+        p=k.p,
+    )

@@ -1,51 +1,67 @@
-"""`effect`: what an intervention does to a model's preferences, beside what the same does to other experts."""
+"""`effect`: what an intervention does to a model's preferences, compared with the same on other experts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.arrays import Floats
+from moelens.analysis.tables import number, plain_table, signed_interval, signed_number
 from moelens.bars import progress_bar
 from moelens.display import Plotted
 from moelens.errors import unknown
-from moelens.interventions.controls import control_interventions, usage
-from moelens.interventions.operations import Intervention
-from moelens.interventions.readout import (
-    Floats,
-    Half,
-    Pair,
-    as_pairs,
-    bootstrap,
-    half_of,
+from moelens.interventions.controls import Balance, balance_lines, control_interventions, expert_usage, is_balanced
+from moelens.interventions.intervention import Intervention
+from moelens.interventions.items import Half, Item, as_items, half_of
+from moelens.interventions.scoring import (
+    LEAST_FRAMES,
     margins,
+    mean_interval,
+    pair_texts,
+    share_interval,
+    split_items,
     text_divergence,
-    texts_of,
 )
+from moelens.japanese.crossed_contrasts import contrasts
 from moelens.saved import SavedRows
 
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
+
 Controls = Literal["matched", "random"] | None
+SELECTIVE = 1 / 3
+"""Largest change off target, over that on target, of an intervention that is called selective."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KindEffect:
-    """Of the pairs of one kind; margins are log P(good) − log P(bad) in nats, means over pairs.
+    """The effect on the items of one kind, in nats, as means over items.
+
+    The margin of a pair is log P(good) − log P(bad), that of a contrast the interaction. Intervals are 95 % intervals
+    over frames, and NaN for fewer than four frames.
 
     Attributes:
-        change, low, high: after less before, and its 95 % bootstrap interval over frames.
-        flip, flip_low, flip_high: share of pairs in which the other text is preferred now.
-        control, control_low, control_high: mean change under the controls, and what 95 % of them lie within.
-        p: (1 + controls that change the margin at least as much, either way) / (1 + controls). NaN without controls.
+        kind: the kind of pair or contrast.
+        items: number of pairs or contrasts.
+        frames: number of frames.
+        before, after: margin without and with the intervention.
+        accuracy, accuracy_after: share of items with a margin above 0 without and with the intervention.
+        change, low, high: `after` minus `before`, and its interval.
+        flip, flip_low, flip_high: share of items whose margin changes its sign, and its interval.
+        control, control_low, control_high: mean change under the controls, and the middle 95 % of the controls.
+        p: (1 + controls whose absolute change is at least as large) / (1 + controls); NaN without controls.
     """
 
     kind: str
-    pairs: int
+    items: int
     frames: int
     before: float
     after: float
+    accuracy: float
+    accuracy_after: float
     change: float
     low: float
     high: float
@@ -58,9 +74,36 @@ class KindEffect:
     p: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class OffTarget:
+    """What an intervention changes besides its target: contrasts in which no honorific expert should matter.
+
+    Attributes:
+        kinds: the kinds of control contrasts.
+        changes: mean change of the interaction in each of them, in nats.
+        ratio: mean absolute change over the kinds, over the absolute change on target.
+    """
+
+    kinds: tuple[str, ...]
+    changes: tuple[float, ...]
+    ratio: float
+
+    @property
+    def selective(self) -> bool:
+        """Whether the change off target is at most a third of that on target."""
+        return self.ratio <= SELECTIVE
+
+
+@dataclass(frozen=True, kw_only=True)
 class TextEffect:
-    """On text that has nothing to do with the pairs: KL(before ‖ after) in nats a token, with its 95 % interval."""
+    """The effect on text that is unrelated to the pairs.
+
+    Attributes:
+        texts: number of texts.
+        tokens: number of tokens that are predicted.
+        kl, kl_low, kl_high: KL(before ‖ after) in nats per token, and its 95 % bootstrap interval over texts.
+        perplexity_before, perplexity_after: perplexity without and with the intervention.
+    """
 
     texts: int
     tokens: int
@@ -71,46 +114,79 @@ class TextEffect:
     perplexity_after: float
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class Effect(Plotted, SavedRows):
-    """What an intervention does.
+    """What an intervention does to a model's preferences, and to the model elsewhere.
 
     Attributes:
-        interventions: in words, in the order they were applied.
-        half: on which half of the frames: "discovery", "test", or "all".
-        controls: the control interventions, in words.
-        control: how controls were drawn ("matched", "random", or "" for none); draws: how many; seed: of everything.
+        model: name of the model.
+        interventions: the interventions in words, in the order in which they were applied.
+        half: half of the frames: "discovery", "test", or "all".
+        kinds: the effect on each kind of pair or contrast.
+        text: the effect on unrelated text; None if it was not measured.
+        off_target: the effect on the control contrasts; None if it was not measured.
+        control: how controls were drawn: "matched", "random", or "" for none.
+        controls: the control interventions in words.
+        balance: how the controls compare with what is changed; empty without controls.
+        seed: seed of the halves and the controls.
     """
 
-    FORMAT: ClassVar[str] = "moelens.effect/1"
+    FORMAT: ClassVar[str] = "moelens.effect/2"
 
     model: str
     interventions: tuple[str, ...]
     half: Half
     kinds: tuple[KindEffect, ...]
     text: TextEffect | None
+    off_target: OffTarget | None
     control: str
     controls: tuple[str, ...]
+    balance: tuple[Balance, ...]
     seed: int
 
     @property
     def draws(self) -> int:
+        """Number of controls."""
         return len(self.controls)
 
+    @property
+    def smallest_p(self) -> float:
+        """The smallest p that this number of controls allows; NaN without controls."""
+        return 1 / (1 + self.draws) if self.draws else float("nan")
+
     def records(self) -> list[dict[str, Any]]:
+        """Return a row for each kind."""
         return [asdict(k) for k in self.kinds]
 
     def table(self) -> str:
-        """A row a kind of pair, and a line for unrelated text."""
+        """Return a plain table with a row for each kind, and a line for each comparison."""
         what = " + ".join(self.interventions) or "nothing"
-        pairs = (
-            f"{sum(k.pairs for k in self.kinds)} pairs of the {self.half} half" if self.half != "all" else "all pairs"
+        items = (
+            "all items" if self.half == "all" else f"{sum(k.items for k in self.kinds)} items of the {self.half} half"
         )
         against = f"{self.draws} {self.control} controls" if self.controls else "no controls"
-        lines = [f"{self.model} · {what} · {pairs} · {against} · seed {self.seed}"]
-        header = ("kind", "pairs", "margin", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
+        lines = [f"{self.model} · {what} · {items} · {against} · seed {self.seed}"]
+        header = ("kind", "items", "margin", "accuracy", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
         shown = len(header) if self.controls else header.index("controls")
         lines.append(plain_table(header[:shown], [_row(k)[:shown] for k in self.kinds]))
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self) -> list[str]:
+        """Return what else was measured, and what the numbers cannot show, a sentence each."""
+        lines = []
+        if any(k.frames < LEAST_FRAMES for k in self.kinds):
+            lines.append(f"no interval for fewer than {LEAST_FRAMES} frames: it would not hold")
+        if self.controls:
+            lines.append(f"the smallest p with {self.draws} controls is {number(self.smallest_p)}")
+            lines += balance_lines(self.balance)
+            if not is_balanced(self.balance):
+                per = self.kinds[0].change / self.balance[0].changed if self.balance[0].changed else float("nan")
+                lines.append(f"per unit of routed weight, the change is {signed_number(per)} nats")
+        if self.off_target is not None:
+            o = self.off_target
+            listed = ", ".join(f"{k} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True))
+            said = "selective" if o.selective else "not selective"
+            lines.append(f"off target: {listed} nats; {number(o.ratio)} of the change on target: {said}")
         if self.text is not None:
             t = self.text
             lines.append(
@@ -118,7 +194,7 @@ class Effect(Plotted, SavedRows):
                 f"[{number(t.kl_low)}, {number(t.kl_high)}] nats a token, perplexity {number(t.perplexity_before)} to "
                 f"{number(t.perplexity_after)}"
             )
-        return "\n".join(lines)
+        return lines
 
     __repr__ = table
 
@@ -126,33 +202,21 @@ class Effect(Plotted, SavedRows):
 def _row(k: KindEffect) -> tuple[str, ...]:
     return (
         k.kind,
-        str(k.pairs),
+        str(k.items),
         number(k.before),
-        signed(k.change),
-        interval(k.low, k.high),
+        f"{number(k.accuracy)} to {number(k.accuracy_after)}",
+        signed_number(k.change),
+        signed_interval(k.low, k.high),
         number(k.flip),
         f"[{number(k.flip_low)}, {number(k.flip_high)}]",
-        signed(k.control),
-        interval(k.control_low, k.control_high),
+        signed_number(k.control),
+        signed_interval(k.control_low, k.control_high),
         number(k.p),
     )
 
 
-def signed(value: float) -> str:
-    """Three decimals and the sign; a dash where it is undefined.
-
-    >>> signed(-0.31234), signed(0.0001), signed(float("nan"))
-    ('-0.312', '+0.000', '–')
-    """
-    return f"{value:+.3f}" if np.isfinite(value) else "–"
-
-
-def interval(low: float, high: float) -> str:
-    return f"[{signed(low)}, {signed(high)}]" if np.isfinite(low) else ""
-
-
 def effect(
-    model: Any,
+    model: HookedMoE,
     pairs: str | Iterable[Any],
     intervention: Intervention | Sequence[Intervention],
     *,
@@ -160,103 +224,162 @@ def effect(
     draws: int = 20,
     half: Half = "all",
     texts: Sequence[str] | None = None,
+    off_target: bool = True,
     seed: int = 0,
     batch_tokens: int = 2048,
     progress: bool | None = None,
 ) -> Effect:
-    """How an intervention changes what a model prefers in minimal pairs, and how it changes the model elsewhere.
+    """Measure how an intervention changes what a model prefers in contrasts or pairs, and its output elsewhere.
 
     Args:
-        pairs: see `moelens.interventions.readout.Pair`; rows of a dataset will do.
-        intervention: one, or several that are applied together in this order.
-        controls: the same on other experts, "matched" on load, gate weight and output norm over the pairs' texts, or
-            "random"; None for none, as for the shared expert, which has no like: the change and its interval alone,
-            in two passes over the pairs.
-        draws: controls, 20 or more; the smallest p is 1 / (draws + 1).
+        model: the hooked model.
+        pairs: crossed contrasts or minimal pairs: objects such as `TextContrast` and `TextPair`, rows of a dataset, a
+            `.jsonl` file, or a kind of the bundled ones.
+        intervention: one intervention, or several that are applied together in this order.
+        controls: the same on other experts: "matched" on what is changed (routed weight, output norm and load on the
+            texts of the pairs; see `control_sets`), or "random". None measures only the change and its interval; the
+            shared expert needs it, since there is no other expert like it.
+        draws: number of controls, 20 or more; the smallest p is 1 / (draws + 1).
         half: "discovery" or "test" for one half of the frames of each kind, split with `seed`.
-        texts: unrelated text; None for the bundled texts without honorifics, () for none.
-        seed: of the halves, the controls and the bootstrap.
+        texts: unrelated texts; None uses the bundled texts without honorifics, () measures none.
+        off_target: measure the change on the bundled control contrasts of the same half too.
+        seed: seed of the halves and the controls.
+        batch_tokens: number of tokens that run together.
+        progress: show a progress bar; None shows it in a terminal or notebook.
+
+    Returns:
+        The effect on each kind of pair and on unrelated text.
 
     Raises:
-        MoeLensError: no pairs, too few experts for so many controls, or an operation the model cannot do.
+        UnknownNameError: a layer, expert, label, half or kind of control does not exist.
+        MoeLensError: there are no pairs, there are too few experts for so many controls, or the model cannot do the
+            operation.
 
     Example:
-        >>> pairs = moelens.japanese.pairs(kind="respectful-humble")     # doctest: +SKIP
-        >>> moelens.effect(model, pairs, remove(layer=3, experts=[5]))   # doctest: +SKIP
+        >>> pairs = moelens.japanese.pairs("title")[:4]
+        >>> result = moelens.effect(
+        ...     demo_model, pairs, moelens.remove(3, [5]), controls=None, texts=(), off_target=False
+        ... )
+        >>> result.interventions, [k.kind for k in result.kinds], result.kinds[0].items
+        (('remove E5 in layer 3',), ['title'], 4)
     """
     if controls not in ("matched", "random", None):
         raise unknown("controls", controls, ("matched", "random", None))
     interventions = (intervention,) if isinstance(intervention, Intervention) else tuple(intervention)
-    chosen = half_of(as_pairs(pairs), half, seed)
+    chosen = half_of(as_items(pairs), half, seed)
     with model.intervene(*interventions):
-        pass  # what the model cannot do is refused before anything is computed
+        pass  # raises an error for what the model cannot do, before anything is computed
     sets: list[tuple[Intervention, ...]] = []
+    balance: tuple[Balance, ...] = ()
     if controls is not None:
-        found = usage(model, texts_of(chosen), batch_tokens)
-        sets = control_interventions(found, interventions, draws, seed, controls == "matched")
+        usage = expert_usage(model, pair_texts(split_items(chosen)[0]), batch_tokens)
+        sets, balance = control_interventions(usage, interventions, draws, seed, controls == "matched")
     before = margins(model, chosen, batch_tokens)
-    after = np.stack(list(_under(model, chosen, [interventions, *sets], batch_tokens, progress)))
-    unrelated = plain_texts() if texts is None else texts
+    after = np.stack(list(_margins_under(model, chosen, [interventions, *sets], batch_tokens, progress)))
+    unrelated = _plain_texts() if texts is None else texts
+    divergence = text_divergence(model, unrelated, interventions, batch_tokens) if unrelated else None
+    effects = tuple(_kind_effects(chosen, before, after[0], after[1:]))
     return Effect(
-        model.name,
-        tuple(map(str, interventions)),
-        half,
-        tuple(kind_effects(chosen, before, after[0], after[1:], seed)),
-        text_effect(text_divergence(model, unrelated, interventions, batch_tokens), seed) if unrelated else None,
-        controls or "",
-        tuple(" + ".join(map(str, i)) for i in sets),
-        seed,
+        model=model.name,
+        interventions=tuple(map(str, interventions)),
+        half=half,
+        kinds=effects,
+        text=None if divergence is None else _text_effect(divergence, seed),
+        off_target=_off_target(model, effects, interventions, half, batch_tokens) if off_target else None,
+        control=controls or "",
+        controls=tuple(" + ".join(map(str, i)) for i in sets),
+        balance=balance,
+        seed=seed,
     )
 
 
-def _under(
-    model: Any, pairs: Sequence[Pair], sets: Sequence[Sequence[Intervention]], batch_tokens: int, progress: bool | None
+def _off_target(
+    model: HookedMoE,
+    effects: Sequence[KindEffect],
+    interventions: Sequence[Intervention],
+    half: Half,
+    batch_tokens: int,
+) -> OffTarget | None:
+    """Measure the change on the kinds of control contrasts that are not on target; None if all are."""
+    on_target = {k.kind for k in effects}
+    controls = half_of([c for c in contrasts() if c.control and c.kind not in on_target], half)
+    if not controls:
+        return None
+    before = margins(model, controls, batch_tokens)
+    with model.intervene(*interventions):
+        change = margins(model, controls, batch_tokens) - before
+    kinds = tuple(dict.fromkeys(c.kind for c in controls))
+    changes = tuple(float(change[[c.kind == kind for c in controls]].mean()) for kind in kinds)
+    target = abs(float(np.mean([k.change for k in effects])))
+    ratio = float(np.mean(np.abs(changes))) / target if target else float("inf")
+    return OffTarget(kinds=kinds, changes=changes, ratio=ratio)
+
+
+def _margins_under(
+    model: HookedMoE,
+    items: Sequence[Item],
+    sets: Sequence[Sequence[Intervention]],
+    batch_tokens: int,
+    progress: bool | None,
 ) -> Iterator[Floats]:
+    """Yield the margins `[item]` under each set of interventions."""
     for interventions in progress_bar(sets, desc="interventions", show=progress):
         with model.intervene(*interventions):
-            yield margins(model, pairs, batch_tokens)
+            yield margins(model, items, batch_tokens)
 
 
-def kind_effects(
-    pairs: Sequence[Pair], before: Floats, after: Floats, controls: Floats, seed: int
-) -> Iterator[KindEffect]:
-    """From margins `[pair]` (of `controls`: `[draw, pair]`) to a summary of each kind."""
-    for kind in dict.fromkeys(p.kind for p in pairs):
-        at = np.array([p.kind == kind for p in pairs])
-        frames = [p.frame for p in pairs if p.kind == kind]
-        change, flipped = after[at] - before[at], ((after > 0) != (before > 0))[at].astype(float)
-        drawn = (controls[:, at] - before[at]).mean(1)
-        low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
+def _kind_effects(items: Sequence[Item], before: Floats, after: Floats, controls: Floats) -> Iterator[KindEffect]:
+    """Summarise margins `[item]` (of `controls`: `[draw, item]`) by kind."""
+    for kind in dict.fromkeys(i.kind for i in items):
+        of_kind = np.array([i.kind == kind for i in items])
+        frames = [i.frame for i in items if i.kind == kind]
+        change = after[of_kind] - before[of_kind]
+        flipped = ((after > 0) != (before > 0))[of_kind].astype(float)
+        drawn = (controls[:, of_kind] - before[of_kind]).mean(1)
+        control_low, control_high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
         reached = (np.abs(drawn) >= np.abs(change.mean()) - 1e-9).sum()
+        low, high = mean_interval(change, frames)
+        flip_low, flip_high = share_interval(flipped, frames)
         yield KindEffect(
-            kind,
-            int(at.sum()),
-            len(set(frames)),
-            float(before[at].mean()),
-            float(after[at].mean()),
-            float(change.mean()),
-            *bootstrap(change, frames, seed),
-            float(flipped.mean()),
-            *bootstrap(flipped, frames, seed),
-            float(drawn.mean()) if len(drawn) else np.nan,
-            float(low),
-            float(high),
-            float((1 + reached) / (1 + len(drawn))) if len(drawn) else np.nan,
+            kind=kind,
+            items=int(of_kind.sum()),
+            frames=len(set(frames)),
+            before=float(before[of_kind].mean()),
+            after=float(after[of_kind].mean()),
+            accuracy=float((before[of_kind] > 0).mean()),
+            accuracy_after=float((after[of_kind] > 0).mean()),
+            change=float(change.mean()),
+            low=low,
+            high=high,
+            flip=float(flipped.mean()),
+            flip_low=flip_low,
+            flip_high=flip_high,
+            control=float(drawn.mean()) if len(drawn) else np.nan,
+            control_low=float(control_low),
+            control_high=float(control_high),
+            p=float((1 + reached) / (1 + len(drawn))) if len(drawn) else np.nan,
         )
 
 
-def text_effect(sums: Floats, seed: int) -> TextEffect:
-    """From the sums of `text_divergence` to means a token; the interval is over texts."""
+def _text_effect(sums: Floats, seed: int) -> TextEffect:
+    """Turn the sums of `text_divergence` into means per token; the interval is over texts."""
     tokens, kl, before, after = sums.T
     drawn = np.random.default_rng(seed).integers(0, len(sums), (2000, len(sums)))
     low, high = np.percentile(kl[drawn].sum(1) / tokens[drawn].sum(1), [2.5, 97.5])
     n = tokens.sum()
-    perplexities = (float(np.exp(-total.sum() / n)) for total in (before, after))
-    return TextEffect(len(sums), int(n), float(kl.sum() / n), float(low), float(high), *perplexities)
+    return TextEffect(
+        texts=len(sums),
+        tokens=int(n),
+        kl=float(kl.sum() / n),
+        kl_low=float(low),
+        kl_high=float(high),
+        perplexity_before=float(np.exp(-before.sum() / n)),
+        perplexity_after=float(np.exp(-after.sum() / n)),
+    )
 
 
-def plain_texts(limit: int = 64) -> list[str]:
-    """Texts of the bundled corpus without honorifics, the first `limit`."""
+def _plain_texts(limit: int = 64) -> list[str]:
+    """Return the first `limit` texts of the bundled corpus without honorifics."""
     from moelens.recording.corpus import Corpus
 
     plain = (d.text for d in Corpus.of("demo") if not d.metadata.get("honorifics"))

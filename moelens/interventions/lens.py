@@ -1,31 +1,33 @@
-"""The lens of a single expert: what its output alone would have the model say next."""
+"""`expert_lens`: what the output of a single expert, by itself, makes the model predict next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.tables import number, plain_table, signed_number
 from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, unknown
-from moelens.interventions.effects import signed
 from moelens.saved import SavedRows
 
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
 
-@dataclass(frozen=True)
-class Voice:
-    """What one part of a layer's output does to the next token's logits, by itself.
+
+@dataclass(frozen=True, kw_only=True)
+class OutputPart:
+    """What one part of a layer's output, by itself, does to the logits of the next token.
 
     Attributes:
-        name: "E5", "shared", or "all" for the layer's whole output.
-        weight: gate weight; NaN for what has none.
-        promoted: the tokens whose logits it raises most, with by how much.
-        agreement: correlation over the vocabulary of its logit changes with those of the whole output.
-        contrast: change of logit(first) − logit(second) where two tokens were given, else NaN.
+        name: "E5", "shared", or "all" for the whole output of the layer.
+        weight: gate weight; NaN for a part without one.
+        promoted: the tokens whose logits it raises most, each with the change.
+        agreement: correlation, over the vocabulary, of its logit changes with those of the whole output.
+        contrast: change of logit(first) − logit(second) if two tokens were given, else NaN.
     """
 
     name: str
@@ -37,23 +39,36 @@ class Voice:
 
 @dataclass(frozen=True, repr=False)
 class ExpertLens(Displayed, SavedRows):
-    """The voices of one layer at one token: the whole output first, then the experts by weight, then the shared one."""
+    """The parts of one layer's output at one token.
 
-    FORMAT: ClassVar[str] = "moelens.lens/1"
+    Attributes:
+        token: the token after which the output is read.
+        layer: number of the layer.
+        parts: the whole output, then the experts by weight, then the shared expert.
+    """
+
+    FORMAT: ClassVar[str] = "moelens.lens/2"
 
     token: str
     layer: int
-    voices: tuple[Voice, ...]
+    parts: tuple[OutputPart, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        return [asdict(v) | {"promoted": ", ".join(f"{t} {d:+.3f}" for t, d in v.promoted)} for v in self.voices]
+        """Return a row for each part."""
+        return [asdict(p) | {"promoted": ", ".join(f"{t} {d:+.3f}" for t, d in p.promoted)} for p in self.parts]
 
     def table(self) -> str:
+        """Return a plain table with a row for each part."""
         header = ("", "weight", "agrees", "contrast", "raises")
         rows = [
-            (v.name, number(v.weight), signed(v.agreement), signed(v.contrast))
-            + (" ".join(f"{t}{d:+.2f}" for t, d in v.promoted),)
-            for v in self.voices
+            (
+                p.name,
+                number(p.weight),
+                signed_number(p.agreement),
+                signed_number(p.contrast),
+                " ".join(f"{t}{d:+.2f}" for t, d in p.promoted),
+            )
+            for p in self.parts
         ]
         return f"after {self.token!r}, layer {self.layer}\n" + plain_table(header, rows)
 
@@ -62,74 +77,108 @@ class ExpertLens(Displayed, SavedRows):
 
 @torch.no_grad()
 def expert_lens(
-    model: Any, text: str, layer: int, *, position: int = -1, contrast: tuple[str, str] | None = None, top: int = 5
+    model: HookedMoE,
+    text: str,
+    layer: int,
+    *,
+    position: int = -1,
+    contrast: tuple[str, str] | None = None,
+    top: int = 5,
 ) -> ExpertLens:
-    """Read each chosen expert's output, and the shared expert's, through the model's final norm and unembedding.
+    """Read the output of each chosen expert through the model's final norm and unembedding.
 
-    A voice is unembed(norm(x + weight · output)) − unembed(norm(x)), with x the residual stream before the block: the
-    direct path alone, without what later layers make of it (arXiv 2603.05806).
+    The reading of a part is unembed(norm(x + weight · output)) − unembed(norm(x)), with x the residual stream before
+    the block. It covers only the direct path, not what later layers do with the output (arXiv 2603.05806).
 
     Args:
-        position: the token after which is read; -1 for the last.
-        contrast: two single tokens, such as ("ます", "る").
+        model: the hooked model.
+        text: the text.
+        layer: number of a layer with experts.
+        position: the token after which to read; −1 for the last.
+        contrast: two single tokens to compare, such as ("ます", "る").
+        top: number of promoted tokens to list.
+
+    Returns:
+        The parts of the layer's output, the shared expert included.
 
     Raises:
+        UnknownNameError: the layer does not exist or has no experts.
+        MoeLensError: a text of `contrast` is not a single token.
         CheckError: the block's output is not the sum of its experts', or the final norm is not found.
 
     Example:
-        >>> expert_lens(model, "明日は学校へ行き", layer=4, contrast=("ます", "たい"))  # doctest: +SKIP
+        >>> from moelens.interventions import expert_lens
+        >>> lens = expert_lens(demo_model, "明日は学校へ行き", layer=4)
+        >>> lens.parts[0].name, len(lens.parts[0].promoted)
+        ('all', 5)
     """
     if layer not in model.shape.moe_layers:
         raise unknown("layer", layer, model.shape.moe_layers)
-    at, last = f"blocks.{layer}.", f"blocks.{model.shape.n_layers - 1}.hook_resid_post"
-    names = [f"{at}hook_resid_mid", *(f"{at}mlp.{n}" for n in ("hook_topk_weights", "experts.hook_out", "hook_out"))]
-    shared = f"{at}mlp.shared.hook_out"
+    block, last = f"blocks.{layer}.", f"blocks.{model.shape.n_layers - 1}.hook_resid_post"
+    names = [
+        f"{block}hook_resid_mid",
+        *(f"{block}mlp.{n}" for n in ("hook_topk_weights", "experts.hook_out", "hook_out")),
+    ]
+    shared = f"{block}mlp.shared.hook_out"
     names += [shared] if shared in model.hook_dict else []
     unembed, cache = _unembedding(model, text, [*names, last], last)
-    here = {name: cache[name][0, position].float() for name in names}
-    weights, outputs = here[f"{at}mlp.hook_topk_weights"], here[f"{at}mlp.experts.hook_out"]
-    parts = {"all": here[f"{at}mlp.hook_out"]}
+    values = {name: cache[name][0, position].float() for name in names}
+    weights, outputs = values[f"{block}mlp.hook_topk_weights"], values[f"{block}mlp.experts.hook_out"]
+    parts = {"all": values[f"{block}mlp.hook_out"]}
     slots = model.running.slots[layer][0, position].tolist()
     for slot in weights.argsort(descending=True).tolist():
         parts[f"E{slots[slot]}"] = outputs[slot] * weights[slot]
-    if shared in here:
-        parts["shared"] = here[shared]
+    if shared in values:
+        parts["shared"] = values[shared]
     difference = sum(p for name, p in parts.items() if name != "all") - parts["all"]
     if difference.norm() > 0.02 * parts["all"].norm():
         raise CheckError(
-            f"layer {layer}: the block's output is not the sum of its experts' (it scales or norms them afterwards), "
-            "so no expert has a lens of its own"
+            f"expected the output of the block in layer {layer} to be the sum of its experts' outputs, got "
+            "something else (the block scales or normalises them afterwards); use attribute instead of a lens"
         )
-    stream = here[f"{at}hook_resid_mid"]
+    stream = values[f"{block}hook_resid_mid"]
     changes = {name: unembed(stream + part) - unembed(stream) for name, part in parts.items()}
-    of = dict(zip((f"E{e}" for e in slots), weights.tolist(), strict=True))
+    gate = dict(zip((f"E{e}" for e in slots), weights.tolist(), strict=True))
     pair = [_single_token(model, token) for token in contrast or ()]
     token = model.tokenizer.decode(model.to_tokens(text)[0, position])
+    whole = changes["all"]
     return ExpertLens(
-        token, layer, tuple(_voice(model, n, of.get(n), c, changes["all"], pair, top) for n, c in changes.items())
+        token, layer, tuple(_part(model, n, gate.get(n), c, whole, pair, top) for n, c in changes.items())
     )
 
 
-def _voice(
-    model: Any, name: str, weight: float | None, change: Tensor, whole: Tensor, pair: list[int], top: int
-) -> Voice:
+def _part(
+    model: HookedMoE, name: str, weight: float | None, change: Tensor, whole: Tensor, pair: list[int], top: int
+) -> OutputPart:
+    """Summarise the logit changes `[vocab]` of one part."""
     best = change.topk(top)
     promoted = zip((model.tokenizer.decode([i]) for i in best.indices.tolist()), best.values.tolist(), strict=True)
-    agreement = torch.corrcoef(torch.stack([change, whole]))[0, 1].item()
     nan = float("nan")
-    contrast = (change[pair[0]] - change[pair[1]]).item() if pair else nan
-    return Voice(name, nan if weight is None else weight, tuple(promoted), agreement, contrast)
+    return OutputPart(
+        name=name,
+        weight=nan if weight is None else weight,
+        promoted=tuple(promoted),
+        agreement=torch.corrcoef(torch.stack([change, whole]))[0, 1].item(),
+        contrast=(change[pair[0]] - change[pair[1]]).item() if pair else nan,
+    )
 
 
-def _single_token(model: Any, text: str) -> int:
+def _single_token(model: HookedMoE, text: str) -> int:
+    """Return the id of a text that is one token."""
     ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise MoeLensError(f"{text!r} is {len(ids)} tokens of this model; a contrast needs single tokens")
+        raise MoeLensError(
+            f"expected two single tokens as contrast, got {text!r}, which is {len(ids)} tokens of this model; "
+            "give shorter texts"
+        )
     return int(ids[0])
 
 
-def _unembedding(model: Any, text: str, names: list[str], last: str) -> tuple[Callable[[Tensor], Tensor], Any]:
-    """Final norm and output embedding as a function of the residual stream, found in a run, checked on its logits."""
+def _unembedding(model: HookedMoE, text: str, names: list[str], last: str) -> tuple[Callable[[Tensor], Tensor], Any]:
+    """Return final norm and output embedding as a function of the residual stream, and the cache of a run.
+
+    The last norm that runs is taken as the final one; the function is checked on the logits of the run.
+    """
     head = model.hf_model.get_output_embeddings()
     norms: list[nn.Module] = []
     handles = [
@@ -149,7 +198,7 @@ def _unembedding(model: Any, text: str, names: list[str], last: str) -> tuple[Ca
 
     if head is None or not norms or not torch.allclose(unembed(cache[last]), logits.float(), atol=1e-3, rtol=1e-2):
         raise CheckError(
-            f"the logits of {model.name!r} are not its last norm and output embedding of the residual stream, so "
-            "there is no lens; use attribute, which needs neither"
+            f"expected the logits of {model.name!r} to be its last norm and output embedding of the residual stream, "
+            "got others; use attribute instead of a lens"
         )
     return unembed, cache

@@ -1,136 +1,162 @@
-"""`prefer`: which text of each minimal pair a model finds more likely, and by how much."""
+"""`prefer`: whether a model prefers what the context licenses, in contrasts and pairs, and by how much."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from moelens.analysis.tables import number, plain_table
+from moelens.analysis.arrays import Floats
+from moelens.analysis.tables import number, plain_table, signed_interval
 from moelens.display import Plotted
-from moelens.errors import MoeLensError
-from moelens.interventions.readout import FIELDS, Floats, Pair, as_pairs, margins
+from moelens.interventions.items import CONTRAST_FIELDS, PAIR_FIELDS, Item, as_items, is_contrast, pairs_within
+from moelens.interventions.scoring import margins, mean_interval, share_interval
 from moelens.saved import SavedCells
-from moelens.text_files import split_lines
 
-SHOWN = 20
+if TYPE_CHECKING:
+    from moelens.models.hooked import HookedMoE
+
+_SHOWN = 20  # pairs that a printed result lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KindPreference:
-    """Pairs of one kind: the share in which the good text is preferred (a tie counts half), chance being .5.
+    """Preference in the items of one kind. Intervals are 95 % intervals over frames, NaN for fewer than four frames.
 
-    `low` and `high` are Wilson's 95 % interval of `preferred`; `margin` is the mean of log P(good) − log P(bad), nats.
+    Attributes:
+        kind: the kind of contrast or pair.
+        items: number of contrasts or pairs.
+        frames: number of frames.
+        accuracy: share of items with a margin above 0; a tie counts half, and chance is .5.
+        accuracy_low, accuracy_high: the interval of `accuracy`.
+        margin: mean margin in nats: the interaction of a contrast, log P(good) − log P(bad) of a pair.
+        margin_low, margin_high: the interval of `margin`.
     """
 
     kind: str
-    pairs: int
-    preferred: float
-    low: float
-    high: float
+    items: int
+    frames: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
     margin: float
+    margin_low: float
+    margin_high: float
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Preferences(Plotted, SavedCells):
-    """By how many nats a model prefers the good text of each pair, `margins` `[pair]`."""
+    """By how much a model prefers what the context licenses, in each contrast or pair.
 
-    FORMAT: ClassVar[str] = "moelens.preferences/1"
+    Attributes:
+        model: name of the model.
+        items: the contrasts or pairs.
+        margins: the interaction of each contrast, or log P(good) − log P(bad) of each pair, in nats, `[item]`.
+    """
+
+    FORMAT: ClassVar[str] = "moelens.preferences/2"
 
     model: str
-    pairs: tuple[Pair, ...]
+    items: tuple[Item, ...]
     margins: Floats
 
     @property
     def kinds(self) -> tuple[KindPreference, ...]:
-        """A summary of each kind, in the order of the pairs."""
-        found = []
-        for kind in dict.fromkeys(p.kind for p in self.pairs):
-            values = self.margins[[p.kind == kind for p in self.pairs]]
-            share = float(((values > 0) + 0.5 * (values == 0)).mean())
-            found.append(KindPreference(kind, len(values), share, *wilson(share, len(values)), float(values.mean())))
-        return tuple(found)
+        """A summary of each kind, in the order of the items."""
+        return tuple(self._kind(kind) for kind in dict.fromkeys(i.kind for i in self.items))
+
+    def _kind(self, kind: str) -> KindPreference:
+        values = self.margins[[i.kind == kind for i in self.items]]
+        frames = [i.frame for i in self.items if i.kind == kind]
+        hits = (values > 0) + 0.5 * (values == 0)
+        accuracy_low, accuracy_high = share_interval(hits, frames)
+        margin_low, margin_high = mean_interval(values, frames)
+        return KindPreference(
+            kind=kind,
+            items=len(values),
+            frames=len(set(frames)),
+            accuracy=float(hits.mean()),
+            accuracy_low=accuracy_low,
+            accuracy_high=accuracy_high,
+            margin=float(values.mean()),
+            margin_low=margin_low,
+            margin_high=margin_high,
+        )
 
     @property
     def axes(self) -> Mapping[str, tuple[Any, ...]]:
-        return {"pair": tuple(p.id for p in self.pairs)}
+        """The axis of items, with their ids."""
+        return {"item": tuple(i.id for i in self.items)}
 
     @property
     def cells(self) -> Mapping[str, Floats]:
+        """The margins."""
         return {"margin": self.margins}
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        return {"model": self.model, "pairs": [{name: getattr(p, name) for name in FIELDS} for p in self.pairs]}
+        """Model and items, as JSON values."""
+        rows = [
+            {name: getattr(i, name) for name in (CONTRAST_FIELDS if is_contrast(i) else PAIR_FIELDS)}
+            for i in self.items
+        ]
+        return {"model": self.model, "items": rows}
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, Any], facts: Mapping[str, Any]) -> Preferences:
-        return cls(facts["model"], as_pairs(facts["pairs"]), np.asarray(cells["margin"]))
+        """Make the result that has these cells and facts."""
+        return cls(facts["model"], as_items(facts["items"]), np.asarray(cells["margin"]))
 
     def __repr__(self) -> str:
-        header = ("kind", "pairs", "prefers the first", "95 %", "chance", "margin")
+        header = ("kind", "items", "frames", "accuracy", "95 %", "chance", "margin", "95 %")
         rows = [
-            (k.kind, str(k.pairs), number(k.preferred), f"[{number(k.low)}, {number(k.high)}]", ".500",
-             f"{k.margin:+.3f}")
+            (
+                k.kind,
+                str(k.items),
+                str(k.frames),
+                number(k.accuracy),
+                f"[{number(k.accuracy_low)}, {number(k.accuracy_high)}]",
+                ".500",
+                f"{k.margin:+.3f}",
+                signed_interval(k.margin_low, k.margin_high),
+            )
             for k in self.kinds
-        ]  # fmt: skip
-        lines = [f"{self.model}: margins in nats, log P(first) − log P(second)", plain_table(header, rows)]
-        if len(self.pairs) <= SHOWN:
-            shown = zip(self.margins, self.pairs, strict=True)
-            lines += [f"{margin:+8.3f}  {p.context}[{p.good} / {p.bad}]" for margin, p in shown]
+        ]
+        lines = [f"{self.model}: margins in nats; above 0, the model prefers what the context licenses"]
+        lines.append(plain_table(header, rows))
+        if len(self.items) <= _SHOWN:
+            lines += [f"{margin:+8.3f}  {_shown(item)}" for margin, item in zip(self.margins, self.items, strict=True)]
         return "\n".join(lines)
 
 
-def prefer(model: Any, pairs: str | Iterable[Any], *, batch_tokens: int = 2048) -> Preferences:
-    """Which text of each pair the model finds more likely.
+def _shown(item: Any) -> str:
+    """Return an item in one line."""
+    parts = (f"{p.context}[{p.good} / {p.bad}]" for p in pairs_within(item))
+    return " | ".join(parts).replace("\n", "↵")
+
+
+def prefer(model: HookedMoE, pairs: str | Iterable[Any], *, batch_tokens: int = 2048) -> Preferences:
+    """Measure whether the model prefers what the context licenses.
 
     Args:
-        model: a hooked model; inside `model.intervene(...)` or `model.hooks(...)` their effect counts.
-        pairs: see `moelens.interventions.readout.Pair`; rows of a dataset will do.
-        batch_tokens: tokens that run together.
+        model: the hooked model. Within `model.intervene(...)` or `model.hooks(...)`, the interventions take effect.
+        pairs: crossed contrasts or minimal pairs: objects such as `TextContrast` and `TextPair`, rows of a dataset, a
+            `.jsonl` file, or a kind of the bundled ones.
+        batch_tokens: number of tokens that run together.
+
+    Returns:
+        The margin of each item, with a summary of each kind: accuracy and mean margin, with intervals over frames.
 
     Raises:
-        MoeLensError: no pairs, or one without a field or with twice the same text.
+        UnknownNameError: there is no such file or kind.
+        MoeLensError: there are no items, or an item lacks a field or has the same text twice.
 
     Example:
-        >>> moelens.prefer(model, moelens.japanese.pairs("polite-ending"))  # doctest: +SKIP
+        >>> result = moelens.prefer(demo_model, moelens.japanese.contrasts("style-agreement")[:5])
+        >>> result.margins.shape, [k.kind for k in result.kinds]
+        ((5,), ['style-agreement'])
     """
-    chosen = as_pairs(pairs)
+    chosen = as_items(pairs)
     return Preferences(model.name, chosen, margins(model, chosen, batch_tokens))
-
-
-def read_lines(text: str) -> list[dict[str, str]]:
-    """Pairs as a person writes them: `context | better | worse`, one a line; the context may be empty.
-
-    >>> read_lines("明日は学校へ | 行きます。 | 行く。")[0]["good"]
-    '行きます。'
-
-    Raises:
-        MoeLensError: a line that is not of this form, by its number, or no line at all.
-    """
-    found = []
-    for at, line in enumerate(split_lines(text), 1):
-        parts = [part.strip(" \t\u3000") for part in line.replace("｜", "|").split("|")]
-        if not line.strip():
-            continue
-        if len(parts) != 3 or not parts[1] or not parts[2]:
-            raise MoeLensError(f"line {at} is {line.strip()!r}; write context | better | worse")
-        name = f"line-{at}"
-        found.append(dict(zip(FIELDS, (name, "given", name, *parts), strict=True)))
-    if not found:
-        raise MoeLensError("no pairs; write one a line as context | better | worse")
-    return found
-
-
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927).
-
-    >>> [round(x, 3) for x in wilson(0.5, 100)]
-    [0.404, 0.596]
-    """
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return middle - half, middle + half

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moelens.japanese.crossed_contrasts import Contrast, contrast_kinds, contrasts
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
 from moelens.japanese.morphology import Morpheme, disagreement, parse_morphemes
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASSES",
+    "Contrast",
     "HonorificSpan",
     "Labels",
     "Morpheme",
     "Pair",
     "Sentence",
+    "contrast_kinds",
+    "contrasts",
     "disagreement",
     "honorifics",
     "pairs",

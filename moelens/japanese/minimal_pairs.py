@@ -14,19 +14,13 @@ from moelens.display import Displayed
 from moelens.errors import unknown
 from moelens.japanese.honorific_spans import honorifics
 
-# The past and the negative of the endings of the polite style.
-_POLITE_FORMS = {
-    "past": (("ます", "ました"), ("です", "でした")),
-    "negative": (("ます", "ません"), ("です", "ではありません")),
-}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair(Displayed):
     """A context with a continuation that suits it and one that does not.
 
     Attributes:
-        id: Stable identifier of kind, frame and word ("respectful/teacher/行く").
+        id: Stable identifier of kind, frame and word ("title/reservation/佐藤").
         kind: The contrast, one of `kinds()`.
         frame: The frame within the kind; all pairs of a frame belong to the same `split`.
         context: The text before the continuation.
@@ -60,11 +54,11 @@ class Pair(Displayed):
 
 
 def kinds() -> tuple[str, ...]:
-    """Return the kinds of pairs, the controls last.
+    """Return the kinds of pairs.
 
     Example:
-        >>> kinds()[:3]
-        ('polite-ending', 'respectful', 'humble')
+        >>> kinds()
+        ('humble-direction', 'title')
     """
     return tuple(kind["name"] for kind in _table()["kind"])
 
@@ -80,9 +74,9 @@ def pairs(kind: str | None = None, split: str | None = None) -> tuple[Pair, ...]
         UnknownNameError: If there is no such kind or split.
 
     Example:
-        >>> pair = pairs("respectful")[0]
+        >>> pair = pairs("humble-direction")[0]
         >>> pair.context + pair.good, pair.context + pair.bad
-        ('先生は明日、京都へいらっしゃいます。', '先生は明日、京都へ行きます。')
+        ('部長、私は明日、空港へ参ります。', '部長、私は明日、空港へ伺います。')
     """
     if kind is not None and kind not in kinds():
         raise unknown("kind of pairs", kind, kinds())
@@ -123,7 +117,7 @@ def _all_pairs() -> tuple[Pair, ...]:
 def _pairs_of(kind: Mapping[str, Any]) -> Iterator[Pair]:
     for number, frame in enumerate(kind["frame"]):
         for row in _table()["words"][frame["words"]]:
-            context, good, bad = (frame[part].format(**_forms(row)) for part in ("context", "good", "bad"))
+            context, good, bad = (frame[part].format(**row) for part in ("context", "good", "bad"))
             yield Pair(
                 id=f"{kind['name']}/{frame['name']}/{row['word']}",
                 kind=kind["name"],
@@ -136,17 +130,6 @@ def _pairs_of(kind: Mapping[str, Any]) -> Iterator[Pair]:
                 control=bool(kind.get("control", False)),
                 split="test" if number % 2 else "discovery",
             )
-
-
-def _forms(row: Mapping[str, str]) -> dict[str, str]:
-    """Return the columns of a row, with the past and the negative of those that end in ます or です."""
-    forms = dict(row)
-    for column, value in row.items():
-        for name, endings in _POLITE_FORMS.items():
-            for ending, other in endings:
-                if value.endswith(ending):
-                    forms[f"{column}_{name}"] = value.removesuffix(ending) + other
-    return forms
 
 
 def _classes(context: str, continuation: str) -> tuple[str, ...]:

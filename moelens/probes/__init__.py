@@ -1,5 +1,5 @@
-"""What can be read from routes and activations, and how much of it the token alone tells."""
+"""Probes: how well a label can be read from routes and activations, compared with what the token alone predicts."""
 
-from moelens.probes.reading import ProbeResult, ProbeRow, probe
+from moelens.probes.probing import ProbeResult, ProbeRow, probe
 
 __all__ = ["ProbeResult", "ProbeRow", "probe"]

@@ -141,13 +141,25 @@ class Recording(Displayed):
         """
         return pa.concat_tables(self._shards(columns))
 
-    def documents(self) -> pa.Table:
+    def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the table of documents: `doc`, `text` and the metadata, with one row per document.
 
+        Args:
+            columns: The columns to read; None for all.
+
         Raises:
+            UnknownNameError: If there is no such column.
             RecordingError: If the recording has no documents.
         """
-        return self._read(self._documents_path(), None)
+        return self._read(self._documents_path(), columns)
+
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """Names of the corpus's own columns, such as `register` or `speaker`; none without documents."""
+        if not self.manifest["documents"]:
+            return ()
+        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
+            return tuple(name for name in file.schema_arrow.names if name not in ("doc", "text", "generated"))
 
     def texts(self) -> Iterator[str]:
         """Yield the text of each document and what the model generated after it, with few documents in memory.

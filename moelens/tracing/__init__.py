@@ -1,5 +1,5 @@
-"""One text in detail: which experts each of its tokens takes, and sentences of a recording in the same form."""
+"""One text in detail: the experts chosen for each of its tokens, and sentences of a recording in the same form."""
 
-from moelens.tracing.traces import Span, Trace, aligned, pieces, routes_that_differ, trace
+from moelens.tracing.traces import Span, Trace, align_tokens, route_differences, token_texts, trace
 
-__all__ = ["Span", "Trace", "aligned", "pieces", "routes_that_differ", "trace"]
+__all__ = ["Span", "Trace", "align_tokens", "route_differences", "token_texts", "trace"]

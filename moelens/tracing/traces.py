@@ -1,4 +1,4 @@
-"""One text through a model, token by token: which experts, with which weights, where the honorifics are."""
+"""Run one text through a model and keep, for each token, its experts, their weights and the honorifics."""
 
 from __future__ import annotations
 
@@ -10,34 +10,41 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.analysis import router_entropy, selection_margin
 from moelens.display import Displayed, find_view
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese import honorifics
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
 
 Span = tuple[int, int, str]
 """First token, token after the last, label."""
 
-SHOWN_LAYERS = 4
-MOST_TOKENS = 512
-STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "hook_router_selection")
+_SHOWN_LAYERS = 4
+_MOST_TOKENS = 512
+_STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "hook_router_selection")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Trace(Displayed):
-    """The routes of a text.
+    """The experts chosen for each token of a text.
 
     Attributes:
-        tokens: the piece of the text each token stands for; "·" for a further token of the same character.
-        layers: layer numbers, the order of axis `layer`.
-        experts, weights: `[token, layer, slot]`.
-        spans: honorifics, as first token, token after the last, class.
-        entropy, margin: `[token, layer]`, how undecided the router was: the entropy of its scores in nats, and by how
-            much the last expert chosen was ahead of the next. None where that is not known.
+        model: name of the model.
+        text: the text.
+        tokens: the piece of the text that each token stands for; "·" for a further token of the same character.
+        layers: layer numbers, in the order of the axis `layer`.
+        experts: ids of the chosen experts, `[token, layer, slot]`.
+        weights: their routing weights, `[token, layer, slot]`.
+        spans: Honorifics, each as first token, token after the last, and class.
+        entropy: entropy of the router's scores in nats, `[token, layer]`; None where the scores are not known.
+        margin: selection score of the last expert chosen minus that of the next, `[token, layer]`; None where the
+            selection scores are not known.
 
     Example:
-        >>> moelens.trace(model, "先生がいらっしゃいました。").experts.shape  # doctest: +SKIP
-        (6, 4, 4)
+        >>> found = moelens.trace(demo_model, "先生がいらっしゃいました。")
+        >>> found.experts.shape == (len(found.tokens), len(found.layers), demo_model.shape.top_k)
+        True
     """
 
     model: str
@@ -51,7 +58,7 @@ class Trace(Displayed):
     margin: NDArray[np.float64] | None = None
 
     def best(self) -> NDArray[np.int64]:
-        """The expert with the largest weight, `[token, layer]`."""
+        """Return the expert with the largest weight, `[token, layer]`."""
         return np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
 
     def __repr__(self) -> str:
@@ -68,27 +75,43 @@ class Trace(Displayed):
         return "\n".join(lines)
 
     def html(self, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
-        """The tokens layer by layer, inline-styled, honorifics underlined in the colour of their class.
+        """Return the tokens layer by layer as HTML with inline styles; honorifics are underlined in their colour.
 
-        Colours mean the "expert" with the largest weight, the router's "margin" or "entropy", or the "load" of that
-        expert, given a `load` `[layer, expert]` such as `result.load`. Raises `UnknownNameError` for any other.
+        Args:
+            colour: what the colours show: the "expert" with the largest weight, the router's "margin" or "entropy",
+                or the "load" of that expert.
+            load: relative load `[layer, expert]`, such as `result.load`; needed for "load".
+
+        Raises:
+            UnknownNameError: `colour` is none of these, or its values are not known.
         """
         return str(find_view(type(self), "html")(self, colour, load=load))
 
     def explore(self, other: Trace | None = None, *, load: NDArray[np.float64] | None = None) -> Any:
-        """The live view; with an `other` trace, the two aligned and the routes that differ marked.
+        """Return the live view.
 
-        `load` `[layer, expert]`, such as `result.load`, is a further colour: how much used the chosen expert is.
+        Args:
+            other: a second trace. The view then aligns the tokens of the two and marks where their routes differ.
+            load: relative load `[layer, expert]`, such as `result.load`; the view then offers the load of the chosen
+                expert as a colour.
         """
         return find_view(type(self), "explore")(self, other, load=load)
 
     def shown_layers(self) -> tuple[int, ...]:
-        """The layers its faces show: all, or as many spread over the model."""
+        """Return the layers that the printed and HTML forms show: four of them, spread evenly, or all if fewer."""
         n = len(self.layers)
-        return tuple(self.layers[i] for i in sorted({round(i) for i in np.linspace(0, n - 1, min(n, SHOWN_LAYERS))}))
+        places = sorted({round(i) for i in np.linspace(0, n - 1, min(n, _SHOWN_LAYERS))})
+        return tuple(self.layers[i] for i in places)
 
     def select(self, layers: Sequence[int]) -> Trace:
-        """The same trace with these layers only."""
+        """Return the same trace with these layers only.
+
+        Args:
+            layers: layer numbers.
+
+        Raises:
+            UnknownNameError: the trace does not have one of the layers.
+        """
         for layer in layers:
             if layer not in self.layers:
                 raise unknown("layer", layer, self.layers)
@@ -98,13 +121,14 @@ class Trace(Displayed):
         return replace(self, layers=tuple(layers), **chosen)
 
 
-def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
-    """What each token shows of the text; tokens that share a character show it once.
+def token_texts(text: str, spans: TokenSpans) -> tuple[str, ...]:
+    """Return what each token shows of the text; tokens that share a character show it once.
 
-    >>> start, end = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
-    >>> spans = TokenSpans(start, end, np.array([False, True, True, False]), "bytes")
-    >>> pieces("敬語", spans)
-    ('', '敬', '·', '語')
+    Example:
+        >>> start, end = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
+        >>> spans = TokenSpans(start, end, np.array([False, True, True, False]), "bytes")
+        >>> token_texts("敬語", spans)
+        ('', '敬', '·', '語')
     """
     shown, last = [], 0
     for start, end in zip(spans.start.tolist(), spans.end.tolist(), strict=True):
@@ -113,11 +137,15 @@ def pieces(text: str, spans: TokenSpans) -> tuple[str, ...]:
     return tuple(shown)
 
 
-def aligned(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Columns of tokens that belong together, -1 where one text has none; what differs is aligned at its end.
+def align_tokens(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """Align the tokens of two texts in columns; stretches that differ are aligned at their ends.
 
-    >>> aligned(["先生", "は", "来", "ます"], ["先生", "は", "いらっしゃい", "ます"])
-    ((0, 0), (1, 1), (2, 2), (3, 3))
+    Returns:
+        For each column the position of a token in `first` and in `second`, -1 where one text has no token.
+
+    Example:
+        >>> align_tokens(["先生", "は", "来", "ます"], ["先生", "は", "いらっしゃい", "ます"])
+        ((0, 0), (1, 1), (2, 2), (3, 3))
     """
     columns: list[tuple[int, int]] = []
     for _, a, a_end, b, b_end in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
@@ -126,51 +154,76 @@ def aligned(first: Sequence[str], second: Sequence[str]) -> tuple[tuple[int, int
     return tuple(columns)
 
 
-def routes_that_differ(
+def route_differences(
     columns: Sequence[tuple[int, int]], first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> list[int | None]:
-    """By how many experts the routes of two texts `[token, slot]` differ in each column; None where one has no token.
+    """Count the experts by which the routes of two texts differ in each column.
 
-    >>> routes_that_differ([(0, 0), (1, -1)], np.array([[4, 7], [1, 2]]), np.array([[7, 5]]))
-    [1, None]
+    Args:
+        columns: positions of aligned tokens, from `align_tokens`.
+        first: experts of the first text in one layer, `[token, slot]`.
+        second: experts of the second text in the same layer, `[token, slot]`.
+
+    Returns:
+        One number for each column; None where one of the texts has no token.
+
+    Example:
+        >>> route_differences([(0, 0), (1, -1)], np.array([[4, 7], [1, 2]]), np.array([[7, 5]]))
+        [1, None]
     """
     return [None if min(a, b) < 0 else len(set(first[a].tolist()) - set(second[b].tolist())) for a, b in columns]
 
 
 def trace(model: HookedMoE, text: str) -> Trace:
-    """Run `model` on a short text and keep its routes.
+    """Run a model on a short text and keep its routes.
+
+    Args:
+        model: the model, with its tokenizer.
+        text: a text of at most 512 tokens; record longer ones.
+
+    Returns:
+        The experts and weights of every token in every layer with experts.
 
     Raises:
-        MoeLensError: a text of more than 512 tokens (record it instead), or a model without a tokenizer.
-    """
-    from moelens.analysis import router_entropy, selection_margin
-    from moelens.japanese import honorifics
+        MoeLensError: the text has more than 512 tokens, or the model has no tokenizer.
 
+    Example:
+        >>> found = moelens.trace(demo_model, "先生がいらっしゃいました。")
+        >>> "".join(found.tokens)
+        '先生がいらっしゃいました。'
+        >>> sorted({name for _, _, name in found.spans})
+        ['丁寧語', '尊敬語']
+    """
     ids = model.to_tokens(text)
-    if ids.shape[1] > MOST_TOKENS:
-        raise MoeLensError(f"{ids.shape[1]} tokens to trace; at most {MOST_TOKENS}: use moelens.record for long texts")
-    names = {stage: [f"blocks.{layer}.mlp.{stage}" for layer in model.shape.moe_layers] for stage in STAGES}
+    if ids.shape[1] > _MOST_TOKENS:
+        raise MoeLensError(
+            f"expected a text of at most {_MOST_TOKENS} tokens, got {ids.shape[1]}; use moelens.record for long texts"
+        )
+    names = {stage: [f"blocks.{layer}.mlp.{stage}" for layer in model.shape.moe_layers] for stage in _STAGES}
     names = {stage: group for stage, group in names.items() if model.hook_dict.keys() >= set(group)}
     _, cache = model.run_with_cache(ids, names_filter=[n for group in names.values() for n in group])
     seen = {stage: np.stack([cache[n][0].float().cpu() for n in group], 1) for stage, group in names.items()}
-    scores, selection = (seen.get(stage) for stage in STAGES[2:])
+    scores, selection = seen.get("hook_router_scores"), seen.get("hook_router_selection")
     top_k = model.shape.top_k
     spans = token_spans(model.tokenizer, text, ids[0].tolist())
-    inside = [
-        (tokens[0], tokens[-1] + 1, name)
-        for found in honorifics(text)
-        for tokens in [np.flatnonzero((spans.start < found.end) & (spans.end > found.start)).tolist()]
-        for name in found.classes
-        if tokens
-    ]
     return Trace(
-        model.name,
-        text,
-        pieces(text, spans),
-        model.shape.moe_layers,
-        seen["hook_expert_indices"].astype(np.int64),
-        seen["hook_topk_weights"].astype(np.float32),
-        tuple(inside),
+        model=model.name,
+        text=text,
+        tokens=token_texts(text, spans),
+        layers=model.shape.moe_layers,
+        experts=seen["hook_expert_indices"].astype(np.int64),
+        weights=seen["hook_topk_weights"].astype(np.float32),
+        spans=_honorific_tokens(text, spans),
         entropy=None if scores is None else router_entropy(scores),
         margin=selection_margin(selection, top_k) if selection is not None and top_k < selection.shape[-1] else None,
     )
+
+
+def _honorific_tokens(text: str, spans: TokenSpans) -> tuple[Span, ...]:
+    """The honorifics of a text as spans of tokens."""
+    found = []
+    for honorific in honorifics(text):
+        tokens = np.flatnonzero((spans.start < honorific.end) & (spans.end > honorific.start)).tolist()
+        if tokens:
+            found += [(tokens[0], tokens[-1] + 1, name) for name in honorific.classes]
+    return tuple(found)

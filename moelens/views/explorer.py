@@ -1,4 +1,4 @@
-"""The explorer: the map, the card of an expert, its sentences and what its removal changes, linked."""
+"""The explorer: a map, the card of an expert, its sentences, and the effect of removing it, linked with each other."""
 
 from __future__ import annotations
 
@@ -10,138 +10,167 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import traitlets
 
-from moelens.analysis.result import ALPHA
+from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
-from moelens.japanese.minimal_pairs import kinds
+from moelens.interventions.items import item_kinds
 from moelens.views.cards import card_html
-from moelens.views.frontend import module
-from moelens.views.live import Live
+from moelens.views.frontend import view_module
+from moelens.views.live import LiveView
+from moelens.views.map_view import ExpertMap
 from moelens.views.page import Page
 from moelens.views.trace_view import TraceView
-from moelens.views.widgets import ExpertMap
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.interventions.effects import Effect
     from moelens.tracing.passages import Passages
 
-Remove = Callable[[int, int, str, bool], "Effect"]
-"""Removes an expert: layer, expert, kind of minimal pairs, whether matched controls are run too."""
+RemoveExpert = Callable[[int, int, str, bool], "Effect"]
+"""Removes an expert and measures the effect: layer, expert, kind of sentences, whether to run matched controls."""
 
-# The contrast that a label is about.
-KIND = {
-    "尊敬語": "respectful",
-    "謙譲語I": "humble",
-    "謙譲語II": "humble",
-    "丁寧語": "polite-ending",
-    "美化語": "beautifying",
+# The kind of contrasts that tests the label.
+_KIND_OF_LABEL = {
+    "尊敬語": "subject-honorification",
+    "謙譲語I": "humble-object",
+    "謙譲語II": "in-out-group",
+    "丁寧語": "style-agreement",
+    "美化語": "beautification",
 }
-HISTORY = 8
-HEAD = "letter-spacing: .08em; font-size: 80%; opacity: .7"
+_DEFAULT_KIND = "subject-honorification"
+_MOST_ROWS = 8
+_HEADING_STYLE = "letter-spacing: .08em; font-size: 80%; opacity: .7"
 
 
-class EffectView(Live):
-    """A button that removes the chosen expert, and what that changed, the last removal first.
+class EffectView(LiveView):
+    """A button that removes the selected expert, and a table of the effects, the last removal first.
 
     Attributes:
-        target: the expert in words; kind: of pairs; controls: whether matched controls are run too.
-        asked: counts the clicks.
-        status: "idle", "running" or "failed"; message says more.
-        rows: the effects, as `moelens.effect` gives them for one kind of pairs.
+        target: the expert in words.
+        kind: the kind of contrasts or pairs.
+        controls: whether to run matched controls too.
+        clicks: the number of clicks on the button.
+        status: "idle", "running" or "failed".
+        message: the last effect in a sentence, or what is running, or why it failed.
+        rows: the effects, with the fields of `KindEffect` and the target.
     """
 
     MODULE = "effect"
-    _esm = module("effect.js")
+    _esm = view_module("effect.js")
     target = traitlets.Unicode().tag(sync=True)
-    kinds = traitlets.List(traitlets.Unicode(), list(kinds())).tag(sync=True)
+    kinds = traitlets.List(traitlets.Unicode(), list(item_kinds())).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
     controls = traitlets.Bool(False).tag(sync=True)
-    asked = traitlets.Int(0).tag(sync=True)
+    clicks = traitlets.Int(0).tag(sync=True)
     available = traitlets.Bool(True).tag(sync=True)
     status = traitlets.Unicode("idle").tag(sync=True)
     message = traitlets.Unicode().tag(sync=True)
     rows: Any = traitlets.List().tag(sync=True)
 
-    def slice(self, *asked: Any) -> dict[str, Any]:
+    def slice(self, *chosen: Any) -> dict[str, Any]:
         return {}
 
-    def every(self) -> Iterator[tuple[Any, ...]]:
+    def all_choices(self) -> Iterator[tuple[Any, ...]]:
         return iter(())
 
-    def in_file(self) -> dict[str, Any]:
-        return {"available": False, "message": "removing an expert takes a notebook and the model"}
+    def state_in_file(self) -> dict[str, Any]:
+        return {"available": False, "message": "To remove an expert, open the explorer in a notebook with the model."}
 
     def static_html(self) -> str:
         return ""
 
 
 class Explorer(ipywidgets.VBox):  # type: ignore[misc]
-    """Where, what and so what: the live map, the card of the chosen expert, its sentences, its removal.
+    """The map, the card of the selected expert, sentences in which it is chosen, and the effect of its removal.
+
+    Args:
+        result: a result of `analyze`.
+        passages: sentences of the recording that the result is of; None shows the map and the card only.
+        remove: removes an expert and measures the effect; None makes the button answer with an error.
+        label: the label to show first; None for the first one that was tested.
 
     Attributes:
-        map, card, trace, effect: the views. Without a recording there are the map and the card alone.
+        map: the `ExpertMap`.
+        card: the card, an `ipywidgets.HTML`.
+        trace: the `TraceView` of the sentences.
+        effect: the `EffectView`.
+
+    Raises:
+        MoeLensError: the passages are of a recording with other layers.
 
     Example:
-        >>> explorer = moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
-        >>> explorer.map.selected = [3, 21]                        # doctest: +SKIP
+        >>> explorer = moelens.explore(demo_recording, label="丁寧語", permutations=20)
+        >>> explorer.map.selected = [2, 17]
+        >>> explorer.effect.target
+        'L3 · E17'
     """
 
     def __init__(
         self,
         result: Specialization,
         passages: Passages | None = None,
-        remove: Remove | None = None,
+        remove: RemoveExpert | None = None,
         label: str | None = None,
     ) -> None:
-        """`passages` of the recording that the result is of; `remove` runs the model without an expert.
-
-        Raises `MoeLensError` for passages of a recording with other layers.
-        """
         self.result, self.passages, self.remove = result, passages, remove
         excerpt = None if passages is None else passages.excerpt
         self.map, self.card = ExpertMap(result, label, recording=excerpt), ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
-        row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
         self.effects: dict[tuple[int, int], Effect] = {}
-        self.parts: list[tuple[str, str, Live]] = [("WHERE", "layers and experts", self.map)]
+        self.sections: list[tuple[str, str, LiveView]] = [("WHERE", "layers and experts", self.map)]
         if passages is not None:
-            if passages.recording.layers != result.layers:
-                raise MoeLensError(
-                    f"a result of layers {result.layers}, a recording of {passages.recording.layers}; give its own"
-                )
-            self.trace = TraceView([passages.passage(0)], load=result.load)
-            self.effect = EffectView(kind=KIND.get(self.map.label, "respectful"))
-            self.effect.observe(self._remove, "asked")
-            part = passages.excerpt.part
-            of = f", of {part}" if part else ""
-            self.parts.append(("WHAT", f"sentences in which it takes this label{of}", self.trace))
-            self.parts.append(("SO WHAT", "what the model prefers without it", self.effect))
-        shown = [row, *(view for _, _, view in self.parts[1:])]
-        heads = [ipywidgets.HTML(f'<b style="{HEAD}">{question}</b> {text}') for question, text, _ in self.parts]
-        super().__init__([widget for both in zip(heads, shown, strict=True) for widget in both])
+            self._add_passages(passages)
+        row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
+        widgets: list[Any] = []
+        for name, text, view in self.sections:
+            heading = ipywidgets.HTML(f'<b style="{_HEADING_STYLE}">{name}</b> {text}')
+            widgets += [heading, row if view is self.map else view]
+        super().__init__(widgets)
         self.map.observe(self._show, ["selected", "label"])
         self._show()
 
+    def _add_passages(self, passages: Passages) -> None:
+        """Add the sentences and the effects."""
+        if passages.recording.layers != self.result.layers:
+            raise MoeLensError(
+                f"expected a recording with the layers of the result, {self.result.layers}, got one with "
+                f"{passages.recording.layers}; give the recording that was analysed"
+            )
+        self.trace = TraceView([passages.passage(0)], load=self.result.load)
+        self.effect = EffectView(kind=_KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
+        self.effect.observe(self._remove, "clicks")
+        extent = passages.excerpt.extent
+        source = f", from {extent}" if extent else ""
+        sentences = f"sentences in which the expert is chosen for the label{source}"
+        self.sections.append(("WHAT", sentences, self.trace))
+        self.sections.append(("EFFECT", "what removing the expert changes", self.effect))
+
     def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: the map and its cards alive, the sentences and effects shown now."""
+        """Write one self-contained HTML file: the map with its cards, and the sentences and effects shown now.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path.
+        """
         path, page = Path(path), Page()
-        body = "".join(f"<h2><b>{question}</b>{text}</h2>{page.live(view)}" for question, text, view in self.parts)
+        body = "".join(f"<h2><b>{name}</b>{text}</h2>{page.add(view)}" for name, text, view in self.sections)
         path.write_text(page.html(self.map.heading, body), encoding="utf-8")
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live views, and for where no kernel answers the map as a picture with the card."""
+        """The live views, and for a notebook without a kernel a picture of the map with the card."""
         data = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/html": f"{self.map.static_html()}{self.card.value}"}
 
-    def _chosen(self) -> tuple[int, int]:
+    def _selected(self) -> tuple[int, int]:
         """Number of the layer, and the expert."""
         at, expert = self.map.selected
         return self.result.layers[at], expert
 
     def _show(self, change: Any = None) -> None:
-        layer, expert = self._chosen()
+        layer, expert = self._selected()
         self.card.value = card_html(
             self.result,
             layer,
@@ -153,42 +182,51 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self.passages is not None:
             self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
             self.effect.target = f"L{layer} · E{expert}"
-            if change is not None and change["name"] == "label" and self.map.label in KIND:
-                self.effect.kind = KIND[self.map.label]
+            if change is not None and change["name"] == "label" and self.map.label in _KIND_OF_LABEL:
+                self.effect.kind = _KIND_OF_LABEL[self.map.label]
 
     def _remove(self, change: Any) -> None:
-        view, (layer, expert) = self.effect, self._chosen()
-        view.status, view.message = "running", f"the model reads the pairs without {view.target} …"
+        view, (layer, expert) = self.effect, self._selected()
+        view.status, view.message = "running", f"Running the model on the sentences without {view.target} …"
         try:
             if self.remove is None:
                 raise MoeLensError(
-                    "no model to remove an expert from; open this with moelens.explore(recording, model)"
+                    "expected a model to remove an expert from, got none; "
+                    "open the explorer with moelens.explore(recording, model)"
                 )
-            found = self.remove(layer, expert, view.kind, view.controls)
+            effect = self.remove(layer, expert, view.kind, view.controls)
         except MoeLensError as error:
             view.status, view.message = "failed", str(error)
             return
-        except BaseException:  # an interrupt too: the button must not stay as if it were running
-            view.status, view.message = "failed", "something else went wrong; the log of the notebook says what"
+        except BaseException:  # also an interrupt: the button must not stay in the state "running"
+            view.status, view.message = "failed", "The removal failed; see the error in the log of the notebook."
             raise
-        row = {name: value if value == value else None for name, value in asdict(found.kinds[0]).items()}  # NaN: None
+        row = {name: value if value == value else None for name, value in asdict(effect.kinds[0]).items()}  # NaN: None
         row["target"] = view.target
-        view.rows = [row, *view.rows][:HISTORY]
+        view.rows = [row, *view.rows][:_MOST_ROWS]
         view.status, view.message = "idle", verdict(row)
-        self.effects[layer, expert] = found
+        self.effects[layer, expert] = effect
         self._show()
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """An effect in one sentence.
+    """Return an effect in one sentence.
 
-    >>> verdict({"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": -0.18, "p": None})
-    'without L4 · E21 the preference falls by 0.310 nats, an interval without 0'
+    Args:
+        row: a row of `EffectView.rows`.
+
+    Example:
+        >>> verdict({"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": -0.18, "p": None})
+        'Without L4 · E21, the preference falls by 0.310 nats; the 95 % interval excludes 0.'
     """
-    fits = "an interval without 0" if row["low"] > 0 or row["high"] < 0 else "but the interval holds 0"
-    moved = "falls" if row["change"] < 0 else "rises"
-    beside = ""
-    if row["p"] is not None:
-        more = "more" if row["p"] < ALPHA else "no more"
-        beside = f"; {more} than matched controls change it (p {number(row['p'])})"
-    return f"without {row['target']} the preference {moved} by {abs(row['change']):.3f} nats, {fits}{beside}"
+    direction = "falls" if row["change"] < 0 else "rises"
+    interval = "excludes" if row["low"] > 0 or row["high"] < 0 else "includes"
+    sentence = (
+        f"Without {row['target']}, the preference {direction} by {abs(row['change']):.3f} nats; "
+        f"the 95 % interval {interval} 0"
+    )
+    if row["p"] is None:
+        return sentence + "."
+    if row["p"] < ALPHA:
+        return f"{sentence}. The change is larger than under matched controls (p {number(row['p'])})."
+    return f"{sentence}. It cannot be distinguished from the changes under matched controls (p {number(row['p'])})."

@@ -1,4 +1,4 @@
-"""The files of the front end, which the browser runs."""
+"""The JavaScript and CSS files of the live views."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ STATIC = Path(__file__).parent / "static"
 
 
 @cache
-def source(name: str) -> str:
-    """A file of the front end."""
+def static_text(name: str) -> str:
+    """Return the text of a file in `static`."""
     return (STATIC / name).read_text("utf-8")
 
 
-def module(name: str) -> str:
-    """The module of a view, together with what all of them share: it imports nothing."""
-    return source("common.js") + source(name)
+def view_module(name: str) -> str:
+    """Return the JavaScript module of a view, with the functions that all views share; it imports nothing."""
+    return static_text("common.js") + static_text(name)

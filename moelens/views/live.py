@@ -1,4 +1,4 @@
-"""What live views share: one slice of data at a time, by a kernel or, in a file, without one."""
+"""The base class of live views, which send the browser one slice of their data at a time."""
 
 from __future__ import annotations
 
@@ -9,67 +9,84 @@ from typing import Any, ClassVar
 import anywidget
 import traitlets
 
-from moelens.views.frontend import source
+from moelens.views.frontend import static_text
 from moelens.views.page import Page
 
 
-class Live(anywidget.AnyWidget):
-    """A view that draws in the browser and asks Python for one slice of its data at a time.
+class LiveView(anywidget.AnyWidget):
+    """A widget that draws in the browser and gets one slice of its data at a time from Python.
 
-    A subclass names in `ASKS` the traits that choose the slice, and gives `slice` and `every`.
+    A subclass names in `SLICE_TRAITS` the traits that choose the slice, in `MODULE` and `_esm` its JavaScript, and
+    defines `slice`, `all_choices` and `static_html`.
     """
 
-    ASKS: ClassVar[tuple[str, ...]] = ()
+    SLICE_TRAITS: ClassVar[tuple[str, ...]] = ()
     MODULE: ClassVar[str]
-    _css = source("live.css")
+    _css = static_text("live.css")
     heading = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, **state: Any) -> None:
-        super().__init__(**state, **self.slice(*(state[name] for name in self.ASKS)))
-        self.observe(self._asked, self.ASKS)
+        super().__init__(**state, **self.slice(*(state[name] for name in self.SLICE_TRAITS)))
+        self.observe(self._update_slice, self.SLICE_TRAITS)
 
-    def slice(self, *asked: Any) -> dict[str, Any]:
-        """The traits that depend on what was asked, by the values of `ASKS`."""
+    def slice(self, *chosen: Any) -> dict[str, Any]:
+        """Return the traits that depend on the choice, by name.
+
+        Args:
+            chosen: values of `SLICE_TRAITS`, in this order.
+        """
         raise NotImplementedError
 
-    def every(self) -> Iterator[tuple[Any, ...]]:
-        """All values of `ASKS` that the reader can choose."""
+    def all_choices(self) -> Iterator[tuple[Any, ...]]:
+        """Return all values of `SLICE_TRAITS` that the reader can choose."""
         raise NotImplementedError
 
     def static_html(self) -> str:
-        """The same without life, for a notebook that is read and not run."""
+        """Return HTML without JavaScript, for a notebook that is read without a kernel, and for print."""
         raise NotImplementedError
 
-    def _asked(self, change: Any) -> None:
+    def _update_slice(self, change: Any) -> None:
         with self.hold_sync():
-            for name, value in self.slice(*(getattr(self, name) for name in self.ASKS)).items():
+            for name, value in self.slice(*(getattr(self, name) for name in self.SLICE_TRAITS)).items():
                 setattr(self, name, value)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live view, and its static face for where no kernel answers."""
+        """The live view, and static HTML for a notebook without a kernel."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
         return {**data, "text/html": self.static_html()}, metadata
 
     def state(self) -> dict[str, Any]:
-        """The traits of the view itself, as the browser gets them."""
-        ours = {name for kind in type(self).__mro__ if issubclass(kind, Live) for name in vars(kind)}
+        """Return the synchronised traits that the view itself defines, without those of ipywidgets."""
+        ours = {name for cls in type(self).__mro__ if issubclass(cls, LiveView) for name in vars(cls)}
         return {name: getattr(self, name) for name in self.trait_names(sync=True) if name in ours and name[0] != "_"}
 
-    def in_file(self) -> dict[str, Any]:
-        """Traits that differ in a file, where no kernel answers."""
+    def state_in_file(self) -> dict[str, Any]:
+        """Return the traits that have another value in a file, where there is no kernel."""
         return {}
 
     def cards(self) -> Iterable[tuple[str, str]]:
-        """For a file: pairs of the value of `selected`, joined by commas, and the HTML it shows; "" for any other."""
+        """Return the cards that a file shows below the view, as pairs of a cell and HTML.
+
+        A cell is the value of `selected`, joined by commas; the card of the cell "" is shown for all other cells.
+        """
         return ()
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file in which the view is alive without a kernel. Returns the file.
+        """Write one self-contained HTML file in which the view works without a kernel.
 
-        moelens.trace(model, text).explore().save_html("trace.html")
+        Args:
+            path: file to write.
+
+        Returns:
+            The path.
+
+        Example:
+            >>> view = moelens.trace(demo_model, "先生がいらっしゃいました。").explore()
+            >>> view.save_html("trace.html")  # doctest: +SKIP
+            PosixPath('trace.html')
         """
         page = Page()
         path = Path(path)
-        path.write_text(page.html(self.heading, page.live(self)), encoding="utf-8")
+        path.write_text(page.html(self.heading, page.add(self)), encoding="utf-8")
         return path

@@ -1,4 +1,4 @@
-"""One HTML file with live views in it that asks the network for nothing."""
+"""One HTML file with live views in it. The file makes no network request."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any, ClassVar, Protocol
 
-from moelens.views.frontend import source
+from moelens.views.frontend import static_text
 
-HEAD = """<!doctype html>
+_DOCUMENT = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -21,53 +21,73 @@ HEAD = """<!doctype html>
 {body}
 </body></html>
 """
-# Our own script, by its hash, and the modules it carries; no address on any network, whatever a text may hold.
-POLICY = (
+# The browser runs our own script, named by its hash, and the modules in the page; it loads nothing from a network,
+# whatever the texts of a corpus may contain.
+_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; base-uri 'none'; "
     "form-action 'none'"
 )
 
 
-class LiveView(Protocol):
-    """What a page needs of a live view, see `moelens.views.live.Live`."""
+class _PageView(Protocol):
+    """The part of `moelens.views.live.LiveView` that a page uses."""
 
-    ASKS: ClassVar[tuple[str, ...]]
+    SLICE_TRAITS: ClassVar[tuple[str, ...]]
     MODULE: ClassVar[str]
     _esm: Any
 
-    def slice(self, *asked: Any) -> dict[str, Any]: ...
-    def every(self) -> Iterator[tuple[Any, ...]]: ...
+    def slice(self, *chosen: Any) -> dict[str, Any]: ...
+    def all_choices(self) -> Iterator[tuple[Any, ...]]: ...
     def state(self) -> dict[str, Any]: ...
-    def in_file(self) -> dict[str, Any]: ...
+    def state_in_file(self) -> dict[str, Any]: ...
     def cards(self) -> Iterable[tuple[str, str]]: ...
     def static_html(self) -> str: ...
 
 
 class Page:
-    """A file that is being written: `live` gives the HTML of a view, `html` the whole."""
+    """Builds an HTML file with live views: `add` puts a view into it, `html` returns the text of the file.
+
+    Attributes:
+        views: for each live view its module, state and slices.
+        modules: the JavaScript modules by name.
+    """
 
     def __init__(self) -> None:
         self.views: list[dict[str, Any]] = []
         self.modules: dict[str, str] = {}
 
-    def live(self, view: LiveView, static: str | None = None) -> str:
-        """The place of a live view, with its static face for paper and for readers without scripts."""
+    def add(self, view: _PageView, static: str | None = None) -> str:
+        """Put a live view into the page.
+
+        Args:
+            view: the view.
+            static: HTML for print and for readers without JavaScript; None for that of the view.
+
+        Returns:
+            HTML of the place where the view appears, for the body of the page.
+        """
         at = len(self.views)
         self.modules[view.MODULE] = view._esm
-        slices = {compact(asked): view.slice(*asked) for asked in view.every()}
-        state = {**view.state(), **view.in_file()}
-        self.views.append({"module": view.MODULE, "state": state, "asks": view.ASKS, "slices": slices})
+        slices = {_compact_json(chosen): view.slice(*chosen) for chosen in view.all_choices()}
+        state = {**view.state(), **view.state_in_file()}
+        self.views.append({"module": view.MODULE, "state": state, "asks": view.SLICE_TRAITS, "slices": slices})
         cards = "".join(
-            f'<div class="card" data-cell="{escape(cell)}"{" hidden" * bool(cell)}>{html}</div>'
+            f'<div class="card" data-cell="{escape(cell)}"{" hidden" if cell else ""}>{html}</div>'
             for cell, html in view.cards()
         )
-        face = view.static_html() if static is None else static
-        return f'<figure id="live-{at}"><div class="live"></div>{cards}<div class="static">{face}</div></figure>'
+        fallback = view.static_html() if static is None else static
+        return f'<figure id="live-{at}"><div class="live"></div>{cards}<div class="static">{fallback}</div></figure>'
 
     def html(self, title: str, body: str) -> str:
-        script, scripts, allowed = source("page.js"), "", "'none'"
+        """Return the text of the file.
+
+        Args:
+            title: plain text.
+            body: HTML; each view appears where the string that `add` returned for it is inserted.
+        """
+        script, scripts, allowed = static_text("page.js"), "", "'none'"
         if self.views:
-            data = compact({"modules": self.modules, "views": self.views})
+            data = _compact_json({"modules": self.modules, "views": self.views})
             packed = base64.urlsafe_b64encode(gzip.compress(data.encode(), mtime=0)).decode("ascii")
             scripts = (
                 f'<script type="application/octet-stream" id="moelens-data">{packed}</script>'
@@ -75,16 +95,16 @@ class Page:
             )
             digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
             allowed = f"'sha256-{digest}' blob:"
-        css = source("report.css") + source("live.css")
-        return HEAD.format(
-            policy=POLICY.format(scripts=allowed), title=escape(title), css=css, scripts=scripts, body=body
+        css = static_text("report.css") + static_text("live.css")
+        return _DOCUMENT.format(
+            policy=_POLICY.format(scripts=allowed), title=escape(title), css=css, scripts=scripts, body=body
         )
 
 
-def compact(value: Any) -> str:
+def _compact_json(value: Any) -> str:
     """JSON as `JSON.stringify` writes it; bytes in base64."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_bytes)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=_bytes_json)
 
 
-def _bytes(value: Any) -> dict[str, str]:
+def _bytes_json(value: Any) -> dict[str, str]:
     return {"$bytes": base64.b64encode(value).decode("ascii")}

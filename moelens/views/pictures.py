@@ -1,4 +1,4 @@
-"""Figures as PNG inside HTML, one drawing for light and one for dark pages, without pyplot."""
+"""Figures as PNG inside HTML, drawn once for light and once for dark pages, without pyplot."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from moelens.views.style import japanese_font
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DPI = 130
-INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-PAPER = ("figure.facecolor", "axes.facecolor")
-# The papers are the page colours of report.css.
-THEMES = {
-    "light": dict.fromkeys(INK, "#1d1d21") | dict.fromkeys(PAPER, "#fdfdfb"),
-    "dark": dict.fromkeys(INK, "#e8e8ea") | dict.fromkeys(PAPER, "#17171a"),
+_DPI = 130
+_INK = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+_PAPER = ("figure.facecolor", "axes.facecolor")
+# The backgrounds are those of report.css.
+_THEMES = {
+    "light": dict.fromkeys(_INK, "#1d1d21") | dict.fromkeys(_PAPER, "#fdfdfb"),
+    "dark": dict.fromkeys(_INK, "#e8e8ea") | dict.fromkeys(_PAPER, "#17171a"),
 }
 
 
-def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str) -> str:
-    """What `draw` puts on axes of `size` inches, as a `<picture>` that follows the reader's colour scheme."""
+def picture_html(draw: Callable[[Axes], object], size: tuple[float, float], alt: str) -> str:
+    """Draw a figure as a `<picture>` that follows the colour scheme of the reader.
+
+    Args:
+        draw: draws on the axes that it is given.
+        size: width and height in inches.
+        alt: text for readers who do not see the picture.
+    """
     light, dark = (_drawn(draw, size, theme) for theme in ("light", "dark"))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -35,20 +41,20 @@ def picture(draw: Callable[[Axes], object], size: tuple[float, float], alt: str)
     )
 
 
-def image(figure: Figure, alt: str) -> str:
-    """A finished figure as `<img>`."""
-    return f'<img src="{png(figure)}" alt="{escape(alt)}">'
+def image_html(figure: Figure, alt: str) -> str:
+    """Return a finished figure as an `<img>`."""
+    return f'<img src="{_png(figure)}" alt="{escape(alt)}">'
 
 
-def png(figure: Figure) -> str:
-    """A figure as a `data:` address."""
+def _png(figure: Figure) -> str:
+    """A figure as a `data:` URL."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor=figure.get_facecolor())
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor=figure.get_facecolor())
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _drawn(draw: Callable[[Axes], object], size: tuple[float, float], theme: str) -> str:
-    with matplotlib.rc_context(THEMES[theme]), japanese_font():
+    with matplotlib.rc_context(_THEMES[theme]), japanese_font():
         figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
-        return png(figure)
+        return _png(figure)

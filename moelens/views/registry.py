@@ -1,4 +1,4 @@
-"""Which view belongs to which class of results. The package imports this module when a result is first shown."""
+"""Register a view for each class of results. The package imports this module when a result is first shown."""
 
 from __future__ import annotations
 
@@ -11,50 +11,61 @@ from moelens.display import Displayed, View, register_view
 from moelens.interventions import Attribution, Causes, Effect, Preferences
 from moelens.probes import ProbeResult
 from moelens.tracing import Trace
-from moelens.views import causes, maps, measures
+from moelens.views import experiment_plots, maps, measure_plots
 from moelens.views.explorer import Explorer
-from moelens.views.pictures import picture
-from moelens.views.tables import findings_html
-from moelens.views.text import trace_html
+from moelens.views.finding_tables import findings_html
+from moelens.views.pictures import picture_html
+from moelens.views.token_html import trace_html
 from moelens.views.trace_view import TraceView
 
-PLAIN = "font-family: monospace; line-height: 1.35; margin: 4px 0; overflow-x: auto"
-Size = tuple[float, float]
+_PRE_STYLE = "font-family: monospace; line-height: 1.35; margin: 4px 0; overflow-x: auto"
+_Size = tuple[float, float]
 
 
-def _table_html(result: Any) -> str:
-    """The printed form of an object; inline styles only."""
-    return f'<div><pre style="{PLAIN}">{escape(str(result))}</pre></div>'
+def _text_html(result: Any) -> str:
+    """The printed form of an object as HTML with inline styles only."""
+    return f"<div>{_pre_html(result)}</div>"
 
 
-def _pictured(plot: Callable[..., Any], size: Callable[[Any], Size | None]) -> View:
-    """A picture above the printed table; `size` is in inches, None for a result without a picture."""
+def _pre_html(result: Any) -> str:
+    return f'<pre style="{_PRE_STYLE}">{escape(str(result))}</pre>'
+
+
+def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None]) -> View:
+    """A picture above the printed form; `size` returns inches, or None for a result that has no picture."""
 
     def html(result: Any) -> str:
         inches = size(result)
         if inches is None:
-            return _table_html(result)
-        drawn = picture(lambda ax: plot(result, ax=ax), inches, type(result).__name__)
-        return f'<div>{drawn}<pre style="{PLAIN}">{escape(str(result))}</pre></div>'
+            return _text_html(result)
+        picture = picture_html(lambda ax: plot(result, ax=ax), inches, type(result).__name__)
+        return f"<div>{picture}{_pre_html(result)}</div>"
 
     return View(html=html, plot=plot)
+
+
+def _rows_size(rows: int) -> _Size:
+    return 8.0, experiment_plots.plot_height(rows)
+
+
+def _measure_size(measure: Measure) -> _Size | None:
+    return measure_plots.measure_size(measure) if measure_plots.is_drawable(measure) else None
 
 
 def _explore_trace(trace: Trace, other: Trace | None = None, *, load: Any = None) -> TraceView:
     return TraceView([trace] if other is None else [trace, other], pair=other is not None, load=load)
 
 
-register_view(Displayed, View(html=_table_html))
+register_view(Displayed, View(html=_text_html))
 register_view(Trace, View(html=trace_html, explore=_explore_trace))
 register_view(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
-register_view(Attribution, _pictured(causes.attribution_plot, lambda r: (8.0, causes.height(len(r.top)))))
+register_view(Attribution, _view_with_plot(experiment_plots.attribution_plot, lambda r: _rows_size(len(r.top))))
 register_view(
-    Causes, _pictured(causes.causes_plot, lambda r: (8.0, causes.height(len(r.effects) + (r.joint is not None))))
+    Causes,
+    _view_with_plot(experiment_plots.causes_plot, lambda r: _rows_size(len(r.effects) + (r.joint is not None))),
 )
-register_view(Comparison, _pictured(measures.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
-register_view(Effect, _pictured(causes.effect_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
-register_view(
-    Measure, _pictured(measures.measure_plot, lambda r: measures.size_of(r) if measures.drawable(r) else None)
-)
-register_view(Preferences, _pictured(causes.preference_plot, lambda r: (8.0, causes.height(len(r.kinds)))))
-register_view(ProbeResult, _pictured(causes.probe_plot, lambda r: (8.0, 3.2)))
+register_view(Comparison, _view_with_plot(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
+register_view(Effect, _view_with_plot(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
+register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))
+register_view(Preferences, _view_with_plot(experiment_plots.preference_plot, lambda r: _rows_size(len(r.kinds))))
+register_view(ProbeResult, _view_with_plot(experiment_plots.probe_plot, lambda r: (8.0, 3.2)))

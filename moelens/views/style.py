@@ -19,12 +19,20 @@ from matplotlib.transforms import Affine2D
 from moelens.errors import MoeLensError
 from moelens.japanese.classes import CLASS_STYLE, GLOSS
 
-# The rest of their colours, for lines that are no honorific class.
+# Colours of Okabe and Ito 2008, for lines that do not stand for an honorific class.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
+
+# Runs of Japanese characters, with the numeral of 謙譲語I and 謙譲語II.
+_JAPANESE = re.compile(r"[\u3005-\u30ff\u4e00-\u9fff\uff01-\uff9f][\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]*(?:II?\b)?")
 
 
 def label_html(name: str, *, gloss: bool = True) -> str:
-    """The same as HTML: the mark in the class colour, `lang="ja"` on whatever is not ASCII, inline styles only."""
+    """Return a label as HTML with inline styles: its mark in the class colour, its name, and its English gloss.
+
+    Args:
+        name: the label. Names that are not ASCII are marked with `lang="ja"`.
+        gloss: whether to add the gloss in parentheses.
+    """
     style = CLASS_STYLE.get(name)
     mark = f'<span style="color: {style.color}">{style.mark}</span> ' if style else ""
     text = escape(name) if name.isascii() else f'<span lang="ja">{escape(name)}</span>'
@@ -32,35 +40,34 @@ def label_html(name: str, *, gloss: bool = True) -> str:
     return f'<span style="white-space: nowrap">{mark}{text}</span>{english}'
 
 
-# Runs of Japanese, with the numeral of 謙譲語I and 謙譲語II.
-JAPANESE = re.compile(r"[\u3005-\u30ff\u4e00-\u9fff\uff01-\uff9f][\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]*(?:II?\b)?")
-
-
 def text_html(text: str) -> str:
-    """Escaped text, its Japanese parts marked as such.
+    """Escape a text and mark its Japanese parts with `lang="ja"`.
 
-    >>> text_html("who handles 謙譲語II & why")
-    'who handles <span lang="ja">謙譲語II</span> &amp; why'
+    Example:
+        >>> text_html("which experts prefer 謙譲語II & why")
+        'which experts prefer <span lang="ja">謙譲語II</span> &amp; why'
     """
-    return JAPANESE.sub(lambda match: f'<span lang="ja">{match.group()}</span>', escape(text))
+    return _JAPANESE.sub(lambda match: f'<span lang="ja">{match.group()}</span>', escape(text))
 
 
 @contextmanager
 def japanese_font() -> Iterator[None]:
-    """Figures made inside can draw Japanese; matplotlib's settings are as before afterwards.
+    """Let figures that are made inside the context draw Japanese; matplotlib's settings are restored afterwards.
 
-    Raises `MoeLensError` when the font's package is not installed.
+    Raises:
+        MoeLensError: the package of the font is not installed.
     """
     _register_font()
     with matplotlib.rc_context({"font.family": ["IPAexGothic", "DejaVu Sans"]}):
         yield
         interactive = matplotlib.is_interactive()
-    matplotlib.interactive(interactive)  # a notebook's backend, chosen inside by the first figure, turns it on
+    # The first figure made in a notebook selects its backend, which turns the interactive mode on.
+    matplotlib.interactive(interactive)
 
 
 @cache
 def class_marker(name: str) -> Outline:
-    """The mark of a class as a matplotlib marker, the same as in text."""
+    """Return the mark of an honorific class as a matplotlib marker."""
     _register_font()
     family = FontProperties(family=["IPAexGothic", "DejaVu Sans"])
     outline = TextPath((0, 0), CLASS_STYLE[name].mark, prop=family)
@@ -70,8 +77,11 @@ def class_marker(name: str) -> Outline:
 
 @cache
 def _register_font() -> None:
-    # The package is found, not imported: its import changes rcParams for everybody.
+    # The package is only located: importing it would change rcParams of the whole process.
     spec = find_spec("matplotlib_fontja")
     if spec is None or spec.origin is None:
-        raise MoeLensError("package 'matplotlib-fontja' (font IPAexGothic) is missing; pip install matplotlib-fontja")
+        raise MoeLensError(
+            "expected the package 'matplotlib-fontja' (font IPAexGothic), which is not installed; "
+            "run pip install matplotlib-fontja"
+        )
     fontManager.addfont(Path(spec.origin).parent / "fonts" / "ipaexg.ttf")

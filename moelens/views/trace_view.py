@@ -1,4 +1,4 @@
-"""Texts and the experts their tokens take, live: layer by layer, coloured by what is asked."""
+"""A live view of texts and the experts of their tokens, one layer at a time."""
 
 from __future__ import annotations
 
@@ -11,37 +11,50 @@ from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE
-from moelens.views.frontend import module
-from moelens.views.live import Live
-from moelens.views.text import pair_trace_html, shared_layers
+from moelens.views.frontend import view_module
+from moelens.views.live import LiveView
+from moelens.views.token_html import pair_trace_html, shared_layers
 
 if TYPE_CHECKING:
     from moelens.tracing import Trace
 
-MEASURES = ("margin", "entropy")
-UNALIGNED = 65535
+_MEASURES = ("margin", "entropy")
+_UNALIGNED = 65535
 
 
-class TraceView(Live):
-    """Traces of one model as tokens: a layer slider, colours by expert, weight, margin, entropy, load or class.
+class TraceView(LiveView):
+    """Traces of one model as tokens, with a layer slider and colours by expert, weight, margin, entropy, load or class.
 
-    Hovering or the keys show the chosen experts and their weights. Honorifics are underlined in the colour of their
-    class and bear its mark. With `pair`, tokens of two traces that belong together stand above one another, and where
-    their routes differ it says by how many experts.
+    Pointing at a token, or moving to it with the arrow keys, shows its experts and their weights. Honorifics are
+    underlined in the colour of their class and bear its mark. A pair of traces is aligned: tokens that correspond stand
+    in one column, which shows by how many experts their routes differ.
+
+    Args:
+        traces: traces of the same layers.
+        pair: whether to align the two traces.
+        load: relative load of the experts `[layer, expert]`, such as `result.load`; adds the colour "load".
+        layer: number of the layer to show first; None for the middle one.
+        titles: a line of text above each trace.
 
     Attributes:
         layer: number of the layer that is shown.
-        colour: what the colours mean, one of `colours`.
-        selected: the token the keys are at, counted through all traces.
-        highlight: expert whose tokens are underlined with dots, or -1.
+        colour: what the colours show, one of `colours`.
+        selected: position of the selected token, counted through all traces.
+        highlight: the expert whose tokens are underlined with dots, or -1.
+
+    Raises:
+        MoeLensError: there are no traces, they have different layers, or a pair does not have two of them.
+        UnknownNameError: the traces do not have the layer.
 
     Example:
-        >>> TraceView([moelens.trace(model, "先生がいらっしゃいました。")])  # doctest: +SKIP
+        >>> view = TraceView([moelens.trace(demo_model, "先生がいらっしゃいました。")])
+        >>> view.colours
+        ['expert', 'weight', 'margin', 'entropy', 'label']
     """
 
-    ASKS = ("layer",)
+    SLICE_TRAITS = ("layer",)
     MODULE = "trace"
-    _esm = module("trace.js")
+    _esm = view_module("trace.js")
     lines: Any = traitlets.List().tag(sync=True)
     titles: Any = traitlets.List().tag(sync=True)
     spans: Any = traitlets.List().tag(sync=True)
@@ -69,90 +82,93 @@ class TraceView(Live):
         layer: int | None = None,
         titles: Sequence[str] = (),
     ) -> None:
-        """`load` is the relative load `[layer, expert]` of the traces' layers, as of a `Specialization`.
-
-        Raises `MoeLensError` for no traces, traces of different layers, or a pair that is not two; `UnknownNameError`
-        for a layer that the traces do not have.
-        """
-        layers = check(traces, pair, layer)
+        layers = _common_layers(traces, pair, layer)
         self.load, self.marked = load, (-1, -1)
         super().__init__(
-            **self.hold(traces, pair, titles),
+            **self._set_traces(traces, pair, titles),
             layers=list(layers),
             layer=layers[len(layers) // 2] if layer is None else layer,
             styles={name: [s.color, s.mark, s.gloss] for name, s in CLASS_STYLE.items()},
         )
 
-    def hold(self, traces: Sequence[Trace], pair: bool = False, titles: Sequence[str] = ()) -> dict[str, Any]:
+    def _set_traces(self, traces: Sequence[Trace], pair: bool = False, titles: Sequence[str] = ()) -> dict[str, Any]:
         """Keep the traces; returns the traits that do not depend on the layer."""
-        from moelens.tracing import aligned
+        from moelens.tracing import align_tokens  # imports torch
 
         self.traces = tuple(traces)
-        self.pairs = aligned(*(t.tokens for t in traces)) if pair else ()
-        self.names = [name for name in MEASURES if all(getattr(t, name) is not None for t in traces)]
-        self.names += ["load"] * (self.load is not None)
+        self.columns_of_pair = align_tokens(*(t.tokens for t in traces)) if pair else ()
+        measures = [name for name in _MEASURES if all(getattr(t, name) is not None for t in traces)]
+        self.measure_names = measures if self.load is None else [*measures, "load"]
         starts = np.cumsum([0, *(len(t.tokens) for t in traces)]).tolist()
         return {
             "lines": [list(t.tokens) for t in traces],
             "titles": list(titles),
             "spans": [[at + a, at + b, name] for at, t in zip(starts, traces, strict=False) for a, b, name in t.spans],
-            "columns": [list(column) for column in self.pairs],
-            "measures": self.names,
-            "colours": ["expert", "weight", *self.names, "label"],
+            "columns": [list(column) for column in self.columns_of_pair],
+            "measures": self.measure_names,
+            "colours": ["expert", "weight", *self.measure_names, "label"],
             "slots": traces[0].experts.shape[-1] if traces else 0,
         }
 
     def show(self, traces: Sequence[Trace], layer: int, expert: int) -> None:
-        """Show other traces, of the same layers, and mark the tokens that an expert of this layer takes."""
+        """Show other traces of the same layers, and highlight the tokens for which an expert of a layer is chosen."""
         self.marked = layer, expert
-        held = {**self.hold(traces), **self.slice(layer), "layer": layer, "selected": 0}
+        state = {**self._set_traces(traces), **self.slice(layer), "layer": layer, "selected": 0}
         with self.hold_sync():
-            for name, value in held.items():
+            for name, value in state.items():
                 setattr(self, name, value)
 
-    def slice(self, *asked: Any) -> dict[str, Any]:
-        """Of one layer: experts as uint16 and weights as float32 `[token, slot]`, measures `[measure, token]`."""
-        from moelens.tracing import routes_that_differ
+    def slice(self, *chosen: Any) -> dict[str, Any]:
+        """Return the traits of one layer.
 
-        (layer,) = asked
-        held = [(trace, trace.layers.index(layer)) for trace in self.traces]
-        experts, weights = [t.experts[:, at] for t, at in held], [t.weights[:, at] for t, at in held]
+        Experts are sent as uint16 and weights as float32, `[token, slot]` each, measures as float32
+        `[measure, token]`.
+        """
+        from moelens.tracing import route_differences  # imports torch
+
+        (layer,) = chosen
+        positions = [(trace, trace.layers.index(layer)) for trace in self.traces]
+        experts, weights = [t.experts[:, at] for t, at in positions], [t.weights[:, at] for t, at in positions]
         values = [
             self.load[at][t.best()[:, at]] if name == "load" and self.load is not None else getattr(t, name)[:, at]
-            for name in self.names
-            for t, at in held
+            for name in self.measure_names
+            for t, at in positions
         ]
-        differs = routes_that_differ(self.pairs, *experts) if self.pairs else []
-        together = [n for n in differs if n is not None]
-        told = (
-            f" · routes differ at {sum(n > 0 for n in together)} of {len(together)} aligned tokens" if differs else ""
-        )
-        if self.marked[0] == layer:
-            told += f" · underlined with dots: tokens that L{layer} · E{self.marked[1]} takes"
-        tokens = sum(len(t.tokens) for t in self.traces)
-        name = self.traces[0].model if self.traces else "no such sentence"
+        differs = route_differences(self.columns_of_pair, *experts) if self.columns_of_pair else []
         return {
             "experts": _joined(experts, "<u2"),
             "weights": _joined(weights, "<f4"),
             "values": _joined(values, "<f4"),
             "highlight": self.marked[1] if self.marked[0] == layer else -1,
-            "differs": np.array([UNALIGNED if n is None else n for n in differs], "<u2").tobytes(),
-            "heading": f"{name} · {tokens:,} tokens · layer {layer}{told}",
+            "differs": np.array([_UNALIGNED if n is None else n for n in differs], "<u2").tobytes(),
+            "heading": self._heading(layer, differs),
         }
 
-    def every(self) -> Iterator[tuple[Any, ...]]:
+    def _heading(self, layer: int, differs: Sequence[int | None]) -> str:
+        tokens = sum(len(t.tokens) for t in self.traces)
+        name = self.traces[0].model if self.traces else "no such sentence"
+        heading = f"{name} · {tokens:,} tokens · layer {layer}"
+        if differs:
+            aligned = [n for n in differs if n is not None]
+            heading += f" · routes differ at {sum(n > 0 for n in aligned)} of {len(aligned)} aligned tokens"
+        if self.marked[0] == layer:
+            heading += f" · dotted underline: tokens for which L{layer} · E{self.marked[1]} is chosen"
+        return heading
+
+    def all_choices(self) -> Iterator[tuple[Any, ...]]:
         return ((layer,) for layer in self.layers)
 
     def static_html(self) -> str:
-        if self.pairs:
+        if self.columns_of_pair:
             return pair_trace_html(*self.traces)
         return "".join(trace._repr_html_() for trace in self.traces)
 
 
-def check(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, ...]:
-    """The layers of the traces, if these can be shown together."""
+def _common_layers(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, ...]:
+    """The layers of the traces, after a check that they can be shown together."""
     if not traces or (pair and len(traces) != 2):
-        raise MoeLensError(f"{len(traces)} traces to show; allowed: {'2, as a pair' if pair else '1 or more'}")
+        wanted = "2 traces for a pair" if pair else "1 or more traces"
+        raise MoeLensError(f"expected {wanted}, got {len(traces)}; make them with moelens.trace")
     layers = shared_layers(traces)
     if layer is not None and layer not in layers:
         raise unknown("layer", layer, layers)

@@ -1,1 +1,1 @@
-"""What a person asks for in one call: open or compute what is missing, and show or write it."""
+"""Whole tasks in one call: open or compute what is missing, then show it or write it to a file."""

@@ -1,4 +1,4 @@
-"""The main job on the bundled model and corpus: record, label, find, report."""
+"""`run_demo`: record, label and analyse the bundled corpus with the bundled model, and write a report."""
 
 from __future__ import annotations
 
@@ -16,56 +16,65 @@ from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
 from moelens.recording import Recording, label, record
 from moelens.views import Report, expert_map, load_plot, report_html
-from moelens.workflows import reporting
+from moelens.workflows.reporting import REPORT_FAMILIES, analyze_families, report_content
 
-STEPS = ("loading", "recording", "labelling", "analysing", "drawing", "report")
+_STEPS = ("loading", "recording", "labelling", "analysing", "drawing", "report")
+_LEGEND = """\
+lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do
+lift | token: the same within token identity; near 1, the token explains the preference
+left: share of the excess over chance that remains within token identity
+*: q or family-wise p of a test over documents is below .05, corrected for all layers, experts and labels"""
 
 
 @dataclass(frozen=True)
 class DemoRun:
-    """What the demo found and where it wrote it."""
+    """The results of the demo.
+
+    Attributes:
+        path: the folder that it wrote.
+        recording: the recording of the bundled corpus.
+        results: results of `analyze`, by family of labels.
+    """
 
     path: Path
     recording: Recording
     results: dict[str, Specialization]
 
     def __str__(self) -> str:
-        found = self.results
         tables = [
-            found["honorifics"].table(2, each=True),
-            found["honorifics within token"].table(5),
-            found["pos"].table(1, each=True),
+            self.results["honorifics"].table(2, each=True),
+            self.results["honorifics within token"].table(5),
+            self.results["pos"].table(1, each=True),
         ]
-        how = (
-            "lift: how much more often tokens of the label go to the expert than tokens do on the whole.\n"
-            "lift | token: the same among tokens that are the same; near 1, the word explains it. left: what remains.\n"
-            "*: q or family-wise p of a test over documents, over all layers, experts and labels, is below .05."
-        )
-        return "\n\n".join([*tables, how, f"report: {self.path / 'report.html'}"])
+        return "\n\n".join([*tables, _LEGEND, f"report: {self.path / 'report.html'}"])
 
 
 def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool | None = None) -> DemoRun:
     """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
 
-    Writes `recording/`, `figures/*.png`, one JSON file a result and `report.html` into `out`.
+    Writes `recording/`, `figures/*.png`, one JSON file for each result, and `report.html`.
 
     Args:
         out: folder to write.
-        force: replace what an earlier run left there.
+        force: whether to replace what an earlier run wrote there.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Returns:
+        The recording and the results. Printed, they are tables of the strongest specialists.
 
     Raises:
-        RecordingError: `out` is taken.
+        RecordingError: `out` exists and is not empty.
 
     Example:
         >>> print(moelens.run_demo("moelens-demo"))  # doctest: +SKIP
     """
     out = Path(out)
-    claim(out, force)
-    with progress_bar(total=len(STEPS), desc="demo", show=progress) as bar:
+    _prepare_folder(out, force)
+    with progress_bar(total=len(_STEPS), desc="demo", show=progress) as bar:
 
         def step(name: str) -> None:
             bar.set_description(name)
-            bar.update(0 if name == STEPS[0] else 1)
+            bar.update(0 if name == _STEPS[0] else 1)
 
         step("loading")
         model = load("demo")
@@ -74,37 +83,43 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
         step("labelling")
         labels = label(recording)
         step("analysing")
-        results, _ = reporting.analyses(recording, labels)
+        results, _ = analyze_families(recording, labels)
         for family, result in results.items():
-            result.save(out / filename(family))
+            result.save(out / _file_name(family))
         step("drawing")
-        draw(results, out / "figures")
+        _save_figures(results, out / "figures")
         step("report")
-        page = report_html(describe(model, recording, labels, results, out))
+        page = report_html(_demo_report(model, recording, labels, results, out))
         (out / "report.html").write_text(page, encoding="utf-8")
         bar.update(1)
     return DemoRun(out, recording, results)
 
 
-def filename(family: str) -> str:
+def _file_name(family: str) -> str:
     return f"{family.replace(' ', '-')}.json"
 
 
-def claim(out: Path, force: bool) -> None:
-    """Make sure that `out` is free; with `force`, clear away what an earlier run wrote, and only that."""
-    ours = [out / name for name in ("recording", "figures", "report.html", *map(filename, reporting.FAMILIES))]
+def _prepare_folder(out: Path, force: bool) -> None:
+    """Make an empty folder; with `force`, delete the files that an earlier run wrote, and no others."""
+    ours = [out / name for name in ("recording", "figures", "report.html", *map(_file_name, REPORT_FAMILIES))]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force or not out.is_dir():
-            raise RecordingError(f"'{out}' is already there; give another folder with --out, or --force to replace it")
+            raise RecordingError(
+                f"expected a new or empty folder, got '{out}', which exists; give another folder with --out, or "
+                "--force to replace an earlier demo run"
+            )
         if not any(path.exists() for path in ours):
-            raise RecordingError(f"'{out}' holds something else than a demo run; give another folder with --out")
+            raise RecordingError(
+                f"expected the folder of an earlier demo run, got '{out}', which has other files; "
+                "give another folder with --out"
+            )
         for path in ours:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
 
 
-def draw(results: dict[str, Specialization], folder: Path) -> None:
-    """The maps of the honorific classes and the load, as pictures."""
+def _save_figures(results: dict[str, Specialization], folder: Path) -> None:
+    """Save the maps of the honorific classes and the load as PNG."""
     folder.mkdir()
     result = results["honorifics"]
     plots = {f"map-{i + 1}": expert_map(result, name) for i, name in enumerate(CLASSES)}
@@ -115,24 +130,21 @@ def draw(results: dict[str, Specialization], folder: Path) -> None:
         plt.close(figure)
 
 
-def describe(
+def _demo_report(
     model: HookedMoE, recording: Recording, labels: Labels, results: dict[str, Specialization], out: Path
 ) -> Report:
-    """What the report says of the bundled model, beside what is said of any recording."""
+    """The content of the report: that of any recording, with more facts about the bundled model."""
     shape, registers = model.shape, recording.documents()["register"].to_pylist()
     kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
     facts = [
-        (
-            "Model",
-            f"moelens demo: {shape.model_type}, trained on works from Aozora Bunko to show the tool; see its card",
-        ),
+        ("Model", f"moelens demo: {shape.model_type}, a small model that was trained to show the tool; see its card"),
         ("Layers", f"{shape.n_layers}, of which {len(shape.moe_layers)} have experts"),
-        ("Experts", f"{shape.n_experts} a layer and {shape.n_shared} shared; {model.rule}"),
+        ("Experts", f"{shape.n_experts} per layer and {shape.n_shared} shared; {model.rule}"),
         ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
         ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'refused'}" for c in model.checks)),
     ]
-    tiny = "The model is tiny. What is found here shows the method, not how a large model treats Japanese."
-    found = reporting.describe(recording, labels, results, notes=[tiny])
-    return replace(found, model=facts, reproduce=f"pip install .\nmoelens demo --out {out}")
+    note = "The model is very small. These results show the method, not how a large model handles Japanese."
+    content = report_content(recording, labels, results, notes=[note])
+    return replace(content, model=facts, reproduce=f"pip install .\nmoelens demo --out {out}")

@@ -1,4 +1,4 @@
-"""`explore`: a recording in the explorer, with what is missing computed first."""
+"""`explore`: open the explorer on a recording, and compute what is missing first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moelens.analysis import analyze
 from moelens.errors import MoeLensError
 from moelens.interventions import effect, remove
-from moelens.japanese import Labels, pairs
+from moelens.japanese import Labels
 from moelens.models.loading import load
 from moelens.recording import Recording
 from moelens.tracing.passages import Passages
@@ -16,10 +16,10 @@ from moelens.views.explorer import Explorer
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
-    from moelens.analysis.sources import Given
+    from moelens.analysis.samples import Given
     from moelens.interventions.effects import Controls, Effect
     from moelens.models.hooked import HookedMoE
-    from moelens.views.explorer import Remove
+    from moelens.views.explorer import RemoveExpert
 
 _DEMO = "demo"
 _DRAWS = 20
@@ -36,51 +36,58 @@ def explore(
     labels: Labels | None = None,
     permutations: int = 1000,
 ) -> Explorer:
-    """Look at a recording: choose a label, see its experts, read their sentences, remove one.
+    """Open a widget to choose a label, see its experts, read their sentences, and remove an expert.
 
     Args:
-        recording: or the folder of one.
-        model: what experts are removed from, or its name; None loads the bundled model for its recordings.
-        label: to begin with, such as "尊敬語"; None for the first that could be tested.
-        family: of labels; `given`: what to control for, see `analyze`.
+        recording: the recording, or its folder.
+        model: the recorded model, or its name, for removing experts. None loads the bundled model if the recording is
+            of it.
+        label: the label to show first, such as "尊敬語"; None for the first one that was tested.
+        family: the family of labels.
+        given: what to control for, see `analyze`.
         result: a result of `analyze` on the recording; None computes it.
-        labels: of the recording; None for those in its folder, written if there are none yet.
-        permutations: of documents, in the test.
+        labels: labels of the recording; None opens those in its folder, or labels it if there are none.
+        permutations: number of permutations of the labels in the test.
 
     Returns:
-        A widget; `.save_html(path)` writes it to a file that is alive without a kernel.
+        A widget. Its method `save_html(path)` writes it to a file that works without a kernel.
 
     Raises:
-        UnknownNameError: no such label, family or control.
-        RecordingError: neither a recording nor the folder of one.
-        MoeLensError: there is nothing to test.
+        UnknownNameError: the label, family or control does not exist.
+        RecordingError: `recording` is neither a recording nor the folder of one.
+        MoeLensError: no label can be tested.
 
     Example:
-        >>> moelens.explore("runs/demo", label="尊敬語")  # doctest: +SKIP
+        >>> explorer = moelens.explore(demo_recording, label="丁寧語", permutations=20)
+        >>> explorer.map.label
+        '丁寧語'
     """
     recording = Recording.open(recording)
     labels = labels or Labels.open_or_create(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
-    return Explorer(result, Passages(recording, labels, result.family), _remover(recording, model), label)
+    return Explorer(result, Passages(recording, labels, result.family), _expert_remover(recording, model), label)
 
 
-def _remover(recording: Recording, model: HookedMoE | str | None) -> Remove:
-    """Measures what changes without an expert; the model is loaded when this is first asked for."""
+def _expert_remover(recording: Recording, model: HookedMoE | str | None) -> RemoveExpert:
+    """A function that measures the effect of removing an expert; it loads the model when it is first called."""
     loaded: list[HookedMoE] = []
 
-    def without(layer: int, expert: int, kind: str, controls: bool) -> Effect:
+    def remove_expert(layer: int, expert: int, kind: str, controls: bool) -> Effect:
         if not loaded:
             loaded.append(_model_of(recording, model))
-        against: Controls = "matched" if controls else None
+        control: Controls = "matched" if controls else None
         intervention = remove(layer, [expert])
-        return effect(loaded[0], pairs(kind), intervention, controls=against, draws=_DRAWS, texts=())
+        return effect(loaded[0], kind, intervention, controls=control, draws=_DRAWS, texts=(), off_target=False)
 
-    return without
+    return remove_expert
 
 
 def _model_of(recording: Recording, model: HookedMoE | str | None) -> HookedMoE:
     recorded = recording.manifest["model"]["name"]
     if model is None and recorded != _DEMO:
-        raise MoeLensError(f"no model to remove an expert from; give the one recorded: explore(…, model={recorded!r})")
+        raise MoeLensError(
+            "expected a model to remove an expert from, got None; "
+            f"give the recorded one: moelens.explore(recording, model={recorded!r})"
+        )
     return load(model or _DEMO) if model is None or isinstance(model, str) else model

@@ -1,4 +1,4 @@
-"""`report`: one HTML file about a recording, with its analyses."""
+"""`report`: write one HTML file about a recording, with its analyses."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
 
-TITLE = "Which experts handle Japanese honorifics and morphology?"
-FAMILIES = ("honorifics", "honorifics within token", "pos")
-EXAMPLES = 2  # sentences a class
+REPORT_FAMILIES = ("honorifics", "honorifics within token", "pos")
+"""Families that a report analyses when it is given no results; the name after "within" is the control."""
+_TITLE = "Which experts handle Japanese honorifics and morphology?"
+_EXAMPLES_PER_CLASS = 2
 
 
 def report(
@@ -34,110 +35,129 @@ def report(
     labels: Labels | None = None,
     *,
     results: Mapping[str, Specialization] | None = None,
-    title: str = TITLE,
+    title: str = _TITLE,
     notes: Sequence[str] = (),
     effects: Sequence[Effect | Causes | Preferences] = (),
     permutations: int = 1000,
     progress: bool | None = None,
 ) -> Path:
-    """Write one self-contained HTML file that says where, what and how sure; it asks the network for nothing.
+    """Write a report on a recording: maps and strongest experts, example sentences, effects, and limits.
+
+    The report is one HTML file that contains all it shows and makes no network request.
 
     Args:
-        recording: or the folder of one.
-        out: file to write, replaced if it is there.
-        labels: of the recording; None for those in its folder, written if there are none yet.
-        results: results of `analyze` by their names; None for honorifics, honorifics within token identity and
-            parts of speech, computed here.
-        notes: further limits of what is shown, a sentence each.
-        effects: what `effect`, `causes` or `prefer` found of the recorded model: so what?
-        permutations: of documents, in each test.
+        recording: the recording, or its folder.
+        out: file to write; an existing file is replaced.
+        labels: labels of the recording; None opens those in its folder, or labels it if there are none.
+        results: results of `analyze` by name; None analyses honorifics, honorifics within token identity, and parts of
+            speech.
+        title: title of the report.
+        notes: further limits to state, one sentence each.
+        effects: results of `effect`, `causes` or `prefer` for the recorded model.
+        permutations: number of permutations of the labels in each test.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
-        The file.
+        The path of the file.
 
     Raises:
-        MoeLensError: `out` is a folder, or there is nothing to test, as in a recording of one document.
+        MoeLensError: `out` is a folder, or no label can be tested, for example because the recording has one document.
         RecordingError: the recording has no routes or no texts.
 
     Example:
-        >>> moelens.report("runs/demo", "report.html")  # doctest: +SKIP
+        >>> moelens.report(demo_recording, "report.html")  # doctest: +SKIP
         PosixPath('report.html')
     """
     out = Path(out)
     if out.is_dir():
-        raise MoeLensError(f"out='{out}' is a folder; give a file such as '{out / 'report.html'}'")
+        raise MoeLensError(
+            f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
+        )
     recording = Recording.open(recording)
     labels = labels or Labels.open_or_create(recording)
     if results is None:
-        results, left_out = analyses(recording, labels, permutations, progress)
+        results, left_out = analyze_families(recording, labels, permutations, progress)
         notes = [*notes, *left_out]
-    told = replace(describe(recording, labels, results, title, notes), effects=effects)
-    page = report_html(told)
+    content = replace(report_content(recording, labels, results, title, notes), effects=effects)
+    page = report_html(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out
 
 
-def analyses(
+def analyze_families(
     recording: Recording, labels: Labels, permutations: int = 1000, progress: bool | None = None
 ) -> tuple[dict[str, Specialization], list[str]]:
-    """The results a report shows when it is given none, and a sentence about each that cannot be had.
+    """Compute the results that a report shows when it is given none.
 
-    Raises `MoeLensError` when there is none at all.
+    Args:
+        recording: the recording.
+        labels: its labels.
+        permutations: number of permutations of the labels in each test.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Returns:
+        The results by name, and one sentence about each family that cannot be tested.
+
+    Raises:
+        MoeLensError: no family can be tested.
     """
-    found, left_out = {}, []
-    for family in progress_bar(FAMILIES, desc="analysing", show=progress):
+    results, left_out = {}, []
+    for family in progress_bar(REPORT_FAMILIES, desc="analysing", show=progress):
         name, _, given = family.partition(" within ")
         try:
-            found[family] = analyze(
+            results[family] = analyze(
                 recording, name, labels=labels, given=given or None, permutations=permutations, progress=False
             )
         except RecordingError:
             raise
-        except MoeLensError as error:  # nothing of this family to test
+        except MoeLensError as error:  # no label of this family can be tested
             left_out.append(f"Left out, {family}: {error}.")
-    if not found:
-        raise MoeLensError(f"nothing to report: {left_out[0].removesuffix('.')}")
-    return found, left_out
+    if not results:
+        raise MoeLensError(
+            f"expected a recording in which some label can be tested, got none: {left_out[0].removesuffix('.')}"
+        )
+    return results, left_out
 
 
-def describe(
+def report_content(
     recording: Recording,
     labels: Labels,
     results: Mapping[str, Specialization],
-    title: str = TITLE,
+    title: str = _TITLE,
     notes: Sequence[str] = (),
 ) -> Report:
-    """What a report says, gathered from a recording and the results on it."""
+    """Gather the content of a report from a recording and its results."""
     shape = recording.manifest["shape"]
     layers = f"{len(recording.layers)} with experts recorded"
     about = [
         *((name.capitalize(), value) for name, value in recording_facts(recording.manifest).items()),
         ("Layers", f"{shape['n_layers']}, {layers}" if shape.get("n_layers") else layers),
-        ("Experts", f"{recording.n_experts} a layer, {recording.top_k} chosen for each token"),
+        ("Experts", f"{recording.n_experts} per layer, {recording.top_k} chosen for each token"),
         ("Corpus", f"{recording.manifest['corpus']}: {recording.n_documents:,} documents"),
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     ]
-    shown = results.get("honorifics")
+    honorifics = results.get("honorifics")
     return Report(
         title=title,
         model=about,
         results=results,
-        examples=() if shown is None else tuple(examples(recording, labels, shown)),
+        examples=() if honorifics is None else tuple(_example_sentences(recording, labels, honorifics)),
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
     )
 
 
-def examples(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
-    """For each class, sentences in which its strongest expert takes many of its tokens."""
-    found = Passages(recording, labels, result.family)
+def _example_sentences(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
+    """For each class, sentences in which its strongest expert is chosen for many of its tokens."""
+    passages = Passages(recording, labels, result.family)
     for label in result.names:
         for best in result.top(1, label):
             at = recording.layers.index(best.layer)
-            for trace in found.find(best.layer, best.expert, label)[:EXAMPLES]:
+            for trace in passages.find(best.layer, best.expert, label)[:_EXAMPLES_PER_CLASS]:
+                chosen = (trace.experts[:, at] == best.expert).any(-1).sum()
                 yield Example(
                     label=label,
                     tokens=trace.tokens,
@@ -145,6 +165,6 @@ def examples(recording: Recording, labels: Labels, result: Specialization) -> It
                     weights=None if np.isnan(trace.weights).any() else trace.weights[:, at],
                     spans=trace.spans,
                     layer=best.layer,
-                    note=f"E{best.expert} takes {(trace.experts[:, at] == best.expert).any(-1).sum()} of these tokens",
+                    note=f"E{best.expert} is chosen for {chosen} of these tokens",
                     trace=trace,
                 )

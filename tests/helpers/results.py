@@ -1,11 +1,11 @@
-"""A small result of an analysis, and what a view sends of it."""
+"""A small result of an analysis, and the size of what a view sends to the browser."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from moelens.analysis import Specialization, specialization_from_arrays
-from moelens.views.live import Live
+from moelens.views.live import LiveView
 
 
 def result_of(layers: int, experts: int, tokens: int = 600, k: int = 2) -> Specialization:
@@ -24,6 +24,6 @@ def result_of(layers: int, experts: int, tokens: int = 600, k: int = 2) -> Speci
     )
 
 
-def payload(widget: Live) -> int:
-    """Bytes of everything the browser is sent of a view."""
+def payload(widget: LiveView) -> int:
+    """Bytes of the whole state that a view sends to the browser."""
     return sum(len(v) if isinstance(v, bytes | memoryview) else len(str(v)) for v in widget.get_state().values())

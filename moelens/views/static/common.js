@@ -1,4 +1,4 @@
-// What every live view needs. Text from models and corpora only ever becomes textContent.
+// Functions that all live views share. Text from models and corpora is only ever set as textContent.
 function element(tag, properties, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
   node.append(...children);
@@ -12,13 +12,13 @@ const octets = (view) => new Uint8Array(copied(view));
 const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
 const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "–");
 
-// Listens to the model until the view goes: render returns the function this returns.
+// Adds listeners to the model; returns the function that removes them, which render returns in turn.
 function listen(model, handlers) {
   for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
   return () => { for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler); };
 }
 
-// The node that takes the keys; the notebook leaves them to it only if the mark is on the focusable node itself.
+// Makes a node that receives keys. A notebook passes them on only if the data attribute is on the focusable node itself.
 function takesKeys(node, description) {
   node.tabIndex = 0;
   node.dataset.lmSuppressShortcuts = "true";
@@ -43,7 +43,7 @@ function choice(model, name, options, title, shown = (value) => value) {
   return [select, { [name]: fill, [options]: fill }];
 }
 
-// Whether the page is dark is told by its ink: a notebook's theme need not be the system's.
+// The colour of the text shows whether the page is dark; the theme of a notebook may differ from that of the system.
 const isDark = (el) => Number(/^rgba?\((\d+)/.exec(getComputedStyle(el).color)?.[1]) > 127;
 
 function onTheme(redraw) {

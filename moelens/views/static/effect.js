@@ -1,20 +1,20 @@
-// "So what": remove the chosen expert and see what the model prefers then. Python computes; this asks and shows.
+// A button that removes the selected expert, and a table of the effects, which Python computes.
 function render({ model, el }) {
   el.classList.add("moelens");
-  const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentence pairs");
-  const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: "beside matched controls" });
+  const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentences");
+  const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: "run matched controls too" });
   const button = element("button", { type: "button" });
   for (const node of [controls, button]) node.dataset.lmSuppressShortcuts = "true";
-  const told = element("output", { className: "moelens-readout" });
-  told.setAttribute("aria-live", "polite");
+  const message = element("output", { className: "moelens-readout" });
+  message.setAttribute("aria-live", "polite");
   const table = element("table", { className: "moelens-effects" }), note = element("div", { className: "moelens-soft" });
-  el.append(element("div", { className: "moelens-controls" }, button, element("label", {}, "and look at pairs of ", kinds),
-    element("label", {}, controls, " beside matched controls"), told), table, note);
+  el.append(element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of sentences ", kinds),
+    element("label", {}, controls, " run matched controls too"), message), table, note);
 
   const signed = (x) => (Number.isFinite(x) ? `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
   const span = (low, high) => (Number.isFinite(low) ? ` [${signed(low)}, ${signed(high)}]` : "");
 
-  // Zero is the line in the middle; the dot is the change, the bar its interval, the hatched bar the controls.
+  // The line in the middle is zero, the dot the change, the bar its 95 % interval, the hatched bar that of the controls.
   function drawn(row, size) {
     const at = (x) => 50 + (50 * x) / size, bar = element("span", { className: "moelens-interval" });
     const strip = (low, high, name) => element("i", { className: name, style: `left: ${at(low)}%; width: ${Math.max(0.5, at(high) - at(low))}%` });
@@ -25,15 +25,15 @@ function render({ model, el }) {
 
   function draw() {
     const rows = model.get("rows"), running = model.get("status") === "running";
-    button.textContent = running ? "running…" : `Remove ${model.get("target")}`;
+    button.textContent = running ? "Running…" : `Remove ${model.get("target")}`;
     button.disabled = running || !model.get("available");
     controls.checked = model.get("controls");
-    told.textContent = model.get("message");
-    told.classList.toggle("moelens-failed", model.get("status") === "failed");
+    message.textContent = model.get("message");
+    message.classList.toggle("moelens-failed", model.get("status") === "failed");
     const size = rows.flatMap((r) => [r.low, r.high, r.control_low, r.control_high]).filter(Number.isFinite)
       .reduce((most, x) => Math.max(most, Math.abs(x)), 1e-6);
-    const header = ["removed", "pairs", "preference", "change, 95 %", "", "flipped", "controls", "p"];
-    const cells = (row) => [row.target, `${row.pairs} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
+    const header = ["removed", "sentences", "preference", "change, 95 % interval", "", "flipped", "controls, middle 95 %", "p"];
+    const cells = (row) => [row.target, `${row.items} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
       `${signed(row.change)}${span(row.low, row.high)}`, drawn(row, size), `${Math.round(100 * row.flip)} %`,
       `${signed(row.control)}${span(row.control_low, row.control_high)}`, digits(row.p)];
     table.replaceChildren(...(rows.length ? [
@@ -41,10 +41,10 @@ function render({ model, el }) {
       ...rows.map((row) => element("tr", {}, ...cells(row).map((content) => element("td", {}, content)))),
     ] : []));
     note.textContent = rows.length
-      ? "preference: log P(the form that suits) − log P(the other), in nats, mean over pairs; the interval is over frames of sentences"
+      ? "preference: by how many nats the model prefers what the context licenses, mean over sentences; flipped: share of sentences whose preference changes its sign; interval: over sentence frames"
       : "";
   }
-  button.addEventListener("click", () => { model.set("asked", model.get("asked") + 1); model.save_changes(); });
+  button.addEventListener("click", () => { model.set("clicks", model.get("clicks") + 1); model.save_changes(); });
   controls.addEventListener("change", () => { model.set("controls", controls.checked); model.save_changes(); });
   const silent = listen(model, { rows: draw, status: draw, message: draw, target: draw, controls: draw, ...onKind });
   draw();

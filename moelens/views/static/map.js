@@ -1,6 +1,6 @@
-// Layers x experts on a canvas. Python owns the data: the browser gets one slice (one label, one metric) at a time.
+// Layers x experts on a canvas. Python keeps the data and sends one slice (one label, one metric) at a time.
 const MARGIN = { left: 34, top: 4, bottom: 16 };
-const KEYS = "layers by experts; arrow keys move, Enter opens the expert, s sorts within layers, Escape ends a selection";
+const KEYS = "layers by experts; the arrow keys move, Enter opens the expert, s sorts within layers, Escape clears the rectangle";
 
 function render({ model, el }) {
   el.classList.add("moelens");
@@ -21,12 +21,12 @@ function render({ model, el }) {
     heading,
     element("div", { className: "moelens-controls" }, labels, metrics, search,
       element("label", {}, sorted, " sort within layer"),
-      element("span", { className: "moelens-legend" }, low, bar, high, " · faded: does not survive the control")),
+      element("span", { className: "moelens-legend" }, low, bar, high, " · faded: not significant after correction")),
     canvas,
     element("div", { className: "moelens-foot" }, readout, hint));
 
   let values, significant, order, cell, row, lut, drag = null;
-  const cells = document.createElement("canvas"); // the coloured cells, painted once a slice; marks are drawn over them
+  const cells = document.createElement("canvas"); // the coloured cells, painted once for each slice; marks are drawn over them
   const ratio = Math.max(1, window.devicePixelRatio || 1);
   const left = MARGIN.left * ratio, top = MARGIN.top * ratio, bottom = MARGIN.bottom * ratio;
   const shape = () => model.get("shape"), width = () => Math.min(960, el.clientWidth || 960);
@@ -44,7 +44,7 @@ function render({ model, el }) {
     row = Math.max(5, Math.min(32 * ratio, Math.floor((420 * ratio) / layers)));
   }
 
-  // What does not survive its control fades into the page, light or dark.
+  // Cells that are not significant fade into the page, light or dark.
   function paint() {
     const [layers, experts] = shape(), clip = model.get("clip"), dark = isDark(el), page = dark ? 58 : 219;
     lut = octets(model.get(dark ? "lut_dark" : "lut"));
@@ -72,7 +72,7 @@ function render({ model, el }) {
     const ink = getComputedStyle(el).color || "#444", context = canvas.getContext("2d");
     context.drawImage(cells, left, top);
     context.fillStyle = context.strokeStyle = ink;
-    const letter = Math.max(ratio, canvas.width / width()); // a wide map is shown smaller: its letters must not be
+    const letter = Math.max(ratio, canvas.width / width()); // a wide map is scaled down, but its letters keep their size
     context.font = `${10 * letter}px sans-serif`;
     context.textAlign = "right";
     const every = Math.ceil((12 * letter) / row);
@@ -92,16 +92,16 @@ function render({ model, el }) {
       context.setLineDash([]);
     }
     context.lineWidth = 2 * ratio;
-    const around = cell < 10 * ratio ? 3 * ratio : 0; // a small cell would drown in its own frame
+    const around = cell < 10 * ratio ? 3 * ratio : 0; // the frame of a small cell is drawn around it, so that it does not cover it
     context.strokeRect(left + order[layer].indexOf(expert) * cell - around, top + layer * row - around, cell + 2 * around, row + 2 * around);
     heading.textContent = model.get("heading");
-    readout.textContent = told(layer, expert);
+    readout.textContent = description(layer, expert);
   }
 
-  function told(layer, expert) {
+  function description(layer, expert) {
     const at = layer * shape()[1] + expert, metric = named(model.get("metric"));
     const value = Number.isNaN(values[at]) ? "not defined" : `${digits(2 ** values[at])}×`;
-    return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", does not survive the control"}`;
+    return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", not significant after correction"}`;
   }
 
   const redraw = () => { read(); paint(); draw(); };
@@ -110,7 +110,7 @@ function render({ model, el }) {
     model.set("selected", [clamp(layer, layers), clamp(expert, experts)]);
     model.save_changes();
   }
-  function place(event) { // through the bounding box: the canvas is shown at the width of the cell
+  function place(event) { // by the bounding box, because the notebook may scale the canvas
     const box = canvas.getBoundingClientRect(), [layers, experts] = shape();
     const x = (event.clientX - box.left) / box.width * canvas.width - left;
     const y = (event.clientY - box.top) / box.height * canvas.height - top;
@@ -120,7 +120,7 @@ function render({ model, el }) {
   canvas.addEventListener("pointerdown", (event) => { start = place(event); canvas.setPointerCapture(event.pointerId); canvas.focus(); });
   canvas.addEventListener("pointermove", (event) => {
     const [l, e] = place(event);
-    if (!start) { hint.textContent = `under the pointer: ${told(l, order[l][e])}`; return; }
+    if (!start) { hint.textContent = `under the pointer: ${description(l, order[l][e])}`; return; }
     drag = [Math.min(start[0], l), Math.max(start[0], l), Math.min(start[1], e), Math.max(start[1], e)];
     draw();
   });
@@ -146,10 +146,10 @@ function render({ model, el }) {
   const go = () => {
     const found = /^\s*L?(\d+)\D+(\d+)\s*$/i.exec(search.value);
     const layer = found ? model.get("layers").indexOf(Number(found[1])) : -1;
-    search.setCustomValidity(layer < 0 || Number(found[2]) >= shape()[1] ? "no such expert; write for example L3 E17" : "");
+    search.setCustomValidity(layer < 0 || Number(found[2]) >= shape()[1] ? "there is no such expert; write for example L3 E17" : "");
     if (search.reportValidity()) select(layer, Number(found[2]));
   };
-  search.addEventListener("keydown", (event) => { // a notebook swallows the change that Enter would make
+  search.addEventListener("keydown", (event) => { // a notebook keeps the change event of the Enter key to itself
     if (event.key !== "Enter") return;
     event.stopPropagation();
     go();

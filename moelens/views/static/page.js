@@ -1,4 +1,4 @@
-// Live views in a file, without a kernel: the slices that Python would send are all in the page.
+// Live views in a file without a kernel. The page contains all slices that Python would send.
 const packed = document.getElementById("moelens-data").textContent.replaceAll("-", "+").replaceAll("_", "/");
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const revive = (_, value) => (value && value.$bytes !== undefined ? new DataView(bytes(value.$bytes).buffer) : value);
@@ -31,7 +31,7 @@ for (const [at, view] of views.entries()) {
   const cards = [...figure.querySelectorAll("[data-cell]")];
   const show = () => {
     const chosen = cards.find((card) => card.dataset.cell === `${model.get("selected")}`);
-    for (const card of cards) card.hidden = card !== (chosen || cards[0]); // the first says that there is none
+    for (const card of cards) card.hidden = card !== (chosen || cards[0]); // the first card says that this expert has none
   };
   model.on("change:selected", show);
   show();

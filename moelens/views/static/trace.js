@@ -1,14 +1,14 @@
-// Texts as tokens with their routes in one layer; Python sends the layer that is looked at.
-const KEYS = "tokens; left and right arrows move, up and down change the layer, c changes the colours";
+// Texts as tokens with their routes in one layer. Python sends the layer that is shown.
+const KEYS = "tokens; the left and right arrows move, up and down change the layer, c changes the colours";
 const GOLDEN = 0.618034;
-const TOLD = { expert: "expert with the largest weight", weight: "largest weight", label: "honorific class" };
+const COLOUR_NAMES = { expert: "expert with the largest weight", weight: "largest weight", label: "honorific class" };
 
 function render({ model, el }) {
   el.classList.add("moelens");
   const heading = element("div", { className: "moelens-heading" });
   const slider = element("input", { type: "range", title: "layer", min: 0, max: model.get("layers").length - 1 });
   slider.dataset.lmSuppressShortcuts = "true";
-  const [colours, onColour] = choice(model, "colour", "colours", "colour", (name) => TOLD[name] || name);
+  const [colours, onColour] = choice(model, "colour", "colours", "colour", (name) => COLOUR_NAMES[name] || name);
   const layerName = element("b"), legend = element("span", { className: "moelens-legend" });
   const board = takesKeys(element("div", { className: "moelens-tokens" }), KEYS);
   const readout = element("output", { className: "moelens-readout" });
@@ -33,13 +33,13 @@ function render({ model, el }) {
       node.title = [node.title, gloss ? `${name} (${gloss})` : name].filter(Boolean).join(", ");
       if (start === i) node.prepend(element("sup", { textContent: mark, style: `color: ${colour}` }));
     }
-    const look = () => { model.set("selected", i); model.save_changes(); };
-    node.addEventListener("pointerenter", () => tell(i));
-    node.addEventListener("click", look);
+    const choose = () => { model.set("selected", i); model.save_changes(); };
+    node.addEventListener("pointerenter", () => showRoute(i));
+    node.addEventListener("click", choose);
     return node;
   }
 
-  // Each text a block of its own, or, of a pair, tokens that belong together above one another.
+  // Each text is a block of its own; the two texts of a pair are aligned, with corresponding tokens in one column.
   function build() {
     const lines = model.get("lines"), starts = [], columns = model.get("columns");
     cells = [];
@@ -55,8 +55,8 @@ function render({ model, el }) {
     board.replaceChildren(...(cells.length ? blocks : [element("i", { textContent: "no tokens to show" })]));
   }
 
-  // What a cell says below its token, and its colour: translucent, so that it suits light and dark pages.
-  function face(i, mode, low, high) {
+  // The text below a token and the colour of its cell, which is translucent, for light and dark pages.
+  function look(i, mode, low, high) {
     const best = route(i)[0], spans = model.get("spans").filter(([start, end]) => start <= i && i < end);
     if (mode === "expert") return [`${best[0]}`, `hsla(${(best[0] * GOLDEN % 1) * 360}, 75%, 50%, 0.3)`];
     if (mode === "label") {
@@ -78,7 +78,7 @@ function render({ model, el }) {
     const all = numeric ? cells.map((_, i) => valueOf(i, mode)).filter(Number.isFinite) : [];
     const low = all.reduce((a, b) => Math.min(a, b), Infinity), high = all.reduce((a, b) => Math.max(a, b), -Infinity);
     cells.forEach((node, i) => {
-      const [text, colour] = face(i, mode, low, high);
+      const [text, colour] = look(i, mode, low, high);
       node.querySelector("small").textContent = text;
       node.style.backgroundColor = colour;
       node.classList.toggle("moelens-taken", marked >= 0 && route(i).some(([expert]) => expert === marked));
@@ -87,7 +87,7 @@ function render({ model, el }) {
     marks.forEach((node, at) => { node.textContent = differs[at] === 65535 ? "" : differs[at] ? `≠${differs[at]}` : "="; });
     marks.forEach((node, at) => node.parentNode.classList.toggle("moelens-apart", differs[at] > 0 && differs[at] < 65535));
     legend.textContent = [
-      numeric && all.length ? `${digits(low)} pale to ${digits(high)} strong` : "", marks.length ? "≠2: two experts differ" : "",
+      numeric && all.length ? `from ${digits(low)} (pale) to ${digits(high)} (strong)` : "", marks.length ? "≠2: the routes differ by two experts" : "",
     ].filter(Boolean).join(" · ");
     heading.textContent = model.get("heading");
     mark();
@@ -96,10 +96,10 @@ function render({ model, el }) {
   function mark() {
     const at = model.get("selected");
     cells.forEach((node, i) => node.classList.toggle("moelens-chosen", i === at));
-    tell(at);
+    showRoute(at);
   }
 
-  function tell(i) {
+  function showRoute(i) {
     if (!cells[i]) { readout.textContent = ""; return; }
     const others = model.get("measures").map((name) => [name, valueOf(i, name)]).filter(([, value]) => Number.isFinite(value));
     const chosen = route(i).map(([expert, weight]) => element("span", { className: "moelens-route" }, `E${expert} `,
@@ -120,7 +120,7 @@ function render({ model, el }) {
     model.save_changes();
   }
   slider.addEventListener("input", () => layer(Number(slider.value)));
-  board.addEventListener("pointerleave", () => tell(model.get("selected")));
+  board.addEventListener("pointerleave", () => showRoute(model.get("selected")));
   board.addEventListener("keydown", (event) => {
     const at = model.get("selected"), now = model.get("layers").indexOf(model.get("layer"));
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: cells.length - 1 }[event.key];
