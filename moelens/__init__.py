@@ -31,6 +31,7 @@ _PUBLIC = {
     "export": "recording",
     "force": "interventions",
     "hook": "models.hooked",
+    "import_counts": "analysis",
     "import_routes": "recording",
     "info": "models.summary",
     "label": "recording",
@@ -77,6 +78,7 @@ __all__ = [
     "export",
     "force",
     "hook",
+    "import_counts",
     "import_routes",
     "info",
     "label",
@@ -104,7 +106,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from moelens.analysis import Counts, Specialization, analyze, compare, measure
+    from moelens.analysis import Counts, Specialization, analyze, compare, import_counts, measure
     from moelens.commands.script import run_script
     from moelens.errors import MoeLensError
     from moelens.interventions import (

@@ -25,6 +25,10 @@ class CheckError(MoeLensError):
     """The numbers of a model or a recording contradict each other, so a result computed from them would be wrong."""
 
 
+class MoeLensWarning(UserWarning):
+    """Something that moelens goes on with is not as it should be, such as a model without a tokenizer."""
+
+
 class RecordingError(MoeLensError):
     """A recording or a saved result is missing, is damaged, or does not hold what was asked for."""
 

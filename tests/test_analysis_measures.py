@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -260,7 +260,15 @@ class Weighted:
         self.indices, self.weights = lambda: indices, lambda: weights
 
     def column(self, name: str) -> np.ndarray:
-        return np.arange(T) // 9
+        row = np.arange(T)
+        phase = np.where(row % 9 < 5, "prefill", "decode")
+        return {"doc": row // 9, "phase": phase, "char_start": row, "char_end": row + 1}[name]
+
+    def columns(self, names: list[str]) -> Iterator[Any]:
+        yield slice(0, T), [self.column(name) for name in names]
+
+    def parts(self) -> Iterator[Any]:
+        yield slice(0, T), np.moveaxis(self.indices(), 1, 0)
 
 
 @pytest.mark.tried(

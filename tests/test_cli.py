@@ -42,16 +42,18 @@ def test_info_of_an_architecture_at_full_size(capsys: pytest.CaptureFixture[str]
 def test_info_of_the_demo_shows_the_checks(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, "info", "demo")
     assert status == 0
-    assert "ok      replay: sigmoid + bias, top-4 in 2 of 4 groups, normalised" in out
-    assert "ok      sums: sum of weight x output equals the experts' output" in out
+    assert "ok     replay: sigmoid + bias, top-4 in 2 of 4 groups, normalised" in out
+    assert "ok     sums: sum of weight x output equals the experts' output" in out
 
 
 def test_architectures_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run(capsys, "info", "--architectures")
-    rows = dict(line.split(maxsplit=1) for line in out.splitlines())
+    names, _, formats = out.partition("\n\n")
+    rows = dict(line.split(maxsplit=1) for line in names.splitlines())
     assert rows["mixtral"] == "experts interface"
     assert rows["jetmoe"] == "adapter"
     assert rows["nllb_moe"].startswith("no: ")
+    assert "format GGUF; needs gguf" in formats
 
 
 def test_record_label_analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

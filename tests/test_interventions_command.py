@@ -48,7 +48,11 @@ def test_effect_of_one_intervention(pairs: Path, capsys: pytest.CaptureFixture[s
     for arguments, message in (
         (
             ["remove", "--layer", "3", "--experts", "a"],
-            "expected --experts with ids such as 5,9 or the word shared, got 'a'",
+            "expected --experts with ids such as 5,9, the word shared or a file of experts, got 'a'",
+        ),
+        (
+            ["remove", "--experts", "1"],
+            "expected --layer with ids of experts, got none; give the number of their layer",
         ),
         (["delete", "--layer", "3", "--experts", "1"], "unknown operation 'delete'"),
         (["scale", "--layer", "3", "--experts", "1"], "expected a value for scale, got none; give a number"),

@@ -224,6 +224,7 @@ def test_architecture_errors() -> None:
     with pytest.raises(UnsupportedModelError, match="doge cannot be hooked: its experts are rows"):
         inspect_architecture("doge")
     with pytest.raises(
-        MoeLensError, match="the default configuration of 'dbrx' does not describe a whole model; give a folder"
+        MoeLensError,
+        match="the default configuration of 'dbrx' does not describe a whole model with experts; give a folder",
     ):
         inspect_architecture("dbrx")

@@ -288,7 +288,7 @@ operation = "remove"
 layer = 3
 experts = [5]
 controls = "none"
-expect = "pairs >= 2"
+expect = "items >= 2"
 """
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PAIRS = [

@@ -110,7 +110,13 @@ def test_manifest_card_and_repr(made: Recording) -> None:
     manifest = made.manifest
     assert (manifest["format"], manifest["corpus"], manifest["n_documents"]) == (1, "texts", 5)
     assert manifest["n_tokens"] == sum(s["rows"] for s in manifest["shards"]) == len(expected(Model(), TEXTS)["doc"])
-    assert manifest["model"] == {"name": "known", "revision": None, "dtype": "bfloat16"}
+    assert manifest["model"] == {
+        "name": "known",
+        "revision": None,
+        "dtype": "bfloat16",
+        "format": "float32, bfloat16, float16",
+        "checks": [],
+    }
     assert manifest["engine"]["experts"] == "grouped_mm"
     assert manifest["shape"] == {
         "moe_layers": [1, 2, 12],

@@ -115,8 +115,9 @@ def test_routes_come_back_from_every_format(
     seed: int, lengths: list[int], layers: list[int], k: int, experts: int, form: str
 ) -> None:
     rng = np.random.default_rng(seed)
-    size = (sum(lengths), len(layers), k)
-    routes, weights = rng.integers(0, experts, size), rng.random(size).astype(np.float16)
+    size = (sum(lengths), len(layers))
+    routes = np.argsort(rng.random((*size, experts)))[:, :, :k]
+    weights = rng.dirichlet(np.ones(k), size).astype(np.float16)
     with TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "r.npz", expert_ids=routes, gate_weights=weights, sequence_lengths=np.array(lengths))
@@ -341,7 +342,7 @@ def test_an_export_replaces_only_an_export(recording: Recording, tmp_path: Path)
 
 # Imports
 
-ROUTES = np.random.default_rng(0).integers(0, 16, (7, 3, 2))
+ROUTES = np.argsort(np.random.default_rng(0).random((7, 3, 16)))[:, :, :2]
 
 
 def test_real_routing_from_arrays(tmp_path: Path) -> None:
@@ -423,7 +424,7 @@ def test_responses_of_engines(tmp_path: Path, kind: str, response: Any) -> None:
     np.testing.assert_array_equal(made.indices(), np.concatenate([ROUTES[: n - 1] for n in lengths]))
     assert made.column("token_id").tolist() == [i for n in lengths for i in range(10, 10 + n - 1)]
     assert made.tokens(["phase"])["phase"].to_pylist()[:7] == ["prefill"] * 5 + ["decode"] * 2
-    assert made.documents()["text"].to_pylist() == ["はい", "はい"]
+    assert "はい" in made.documents().to_pylist()[1].values()
 
 
 def test_choices_of_sglang_in_openai_form(tmp_path: Path) -> None:
@@ -472,7 +473,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.npz",
             {"expert_ids": ROUTES, "gate_weights": np.zeros((7, 3))},
             {},
-            "expected weights of shape [7, 3, 2] in r.npz, as the experts, got [7, 3]; save one weight per expert",
+            "expected numbers 'gate_weights' [7, 3, 2] in r.npz, got [7, 3] of float64; save them under this name",
         ),
         (
             "r.npz",
@@ -484,13 +485,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.npz",
             {"expert_ids": ROUTES},
             {"n_experts": 4},
-            "document 0 (r.npz), row 0, layer 0: expected experts from 0 to 3, got 13; give the number of experts of",
-        ),
-        (
-            "r.npz",
-            {"expert_ids": ROUTES},
-            {"layers": [1, 2, 3, 4]},
-            "expected 4 layers in r.npz, got 3; give the layers of the model",
+            "document 0 (r.npz), row 0, layer 0: expected experts from 0 to 3, got",
         ),
         (
             "r.npz",
@@ -502,7 +497,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.jsonl",
             {"text": "a"},
             {"kind": "sglang"},
-            "expected meta_info.routed_experts in r.jsonl line 1, got none; start SGLang with",
+            "expected routed_experts in document 0 (r.jsonl line 1), got none; start the engine with",
         ),
         (
             "r.jsonl",
@@ -520,31 +515,49 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.jsonl",
             {"outputs": [{}]},
             {"kind": "vllm"},
-            "expected routed_experts in r.jsonl line 1, got none; start vLLM with",
+            "expected routed_experts in document 0 (r.jsonl line 1), got none; start the engine with",
         ),
         (
             "r.jsonl",
             {"outputs": [{"routed_experts": ROUTES.tolist()}, {"routed_experts": ROUTES[:, 1:].tolist()}]},
             {"kind": "vllm"},
-            "expected routes of one shape [layer, slot] in r.jsonl, got [(2, 2), (3, 2)]; import them",
+            "expected routes of one shape [layer, slot] in r.jsonl, got [3, 2] and [2, 2] in document 1 (r.jsonl",
         ),
         (
             "r.jsonl",
             {"prompt_token_ids": [1], "outputs": [{"token_ids": [2], "routed_experts": ROUTES.tolist()}]},
             {"kind": "vllm"},
-            "expected as many rows of experts as tokens, or one fewer, in r.jsonl line 1, got 7 for 2 tokens; save",
+            "expected rows of experts for the 1 prompt and 1 generated tokens in r.jsonl line 1, less the last",
         ),
         (
             "r.jsonl",
             [1],
             {"kind": "vllm"},
-            "expected a response, which is a JSON object, in r.jsonl line 1, got list; write one response per line",
+            "expected a response, which is a JSON object, in r.jsonl line 1, got int; write one response per line",
         ),
         (
             "r.jsonl",
             {"outputs": [{"routed_experts": [[1, 2]]}]},
             {"kind": "vllm"},
             "expected integers [token, layer, slot] as routed_experts in r.jsonl line 1, got [1, 2] of int64; save the",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES},
+            {"layers": [2, 1, 0]},
+            "expected 3 layers in ascending order in r.npz, got 3 layers and 2 slots; give the layers of the",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES},
+            {"layers": [5, 6]},
+            "expected 2 layers in ascending order in r.npz, got 3 layers and 2 slots; give the layers of the",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES},
+            {"model": "demo"},
+            "expected 4 layers in ascending order and 4 slots in r.npz, got 3 layers and 2 slots; give the layers",
         ),
         (
             "r.jsonl",

@@ -141,7 +141,7 @@ def test_map_of_58_layers_and_256_experts_with_groups() -> None:
 
 def test_a_label_without_tokens_is_said_in_words() -> None:
     axes = expert_map(result(), "謙譲語II", ax=Figure().subplots())
-    assert [t.get_text() for t in axes.texts] == ["no label 謙譲語II in this recording (0 tokens)"]
+    assert [t.get_text() for t in axes.texts] == ["no label 謙譲語II in this text (0 tokens)"]
     assert not axes.images
 
 

@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from moelens.analysis.comparison import Comparison, compare
+from moelens.analysis.count_imports import import_counts
+from moelens.analysis.count_measures import (
+    ExclusiveExpert,
+    coverage,
+    exclusive_experts,
+    exclusivity,
+    jaccard,
+    jensen_shannon,
+    label_committee,
+    mean_gate,
+    most_used,
+    usage,
+    usage_entropy,
+)
+from moelens.analysis.count_tables import CountTables
 from moelens.analysis.counts import Counts
+from moelens.analysis.expert_lists import ExpertList, found_experts, read_experts
 from moelens.analysis.experts import (
     gate_score,
     saliency,
@@ -24,6 +40,7 @@ from moelens.analysis.label_measures import (
     risk_difference,
 )
 from moelens.analysis.measures import Measure, counts_of, layer_curve, measure
+from moelens.analysis.phases import phase_values
 from moelens.analysis.result import Finding, Specialization
 from moelens.analysis.routing import (
     cluster_order,
@@ -43,14 +60,23 @@ from moelens.analysis.routing import (
     vocabulary_specialization,
 )
 from moelens.analysis.specialize import analyze, specialization_from_arrays
+from moelens.analysis.token_types import TypeBounds, TypeRows, bound_labels, read_type_rows
+from moelens.analysis.type_labels import TypeLabels
 
 __all__ = [
     "Comparison",
+    "CountTables",
     "Counts",
+    "ExclusiveExpert",
+    "ExpertList",
     "Finding",
     "Measure",
     "Specialization",
+    "TypeBounds",
+    "TypeLabels",
+    "TypeRows",
     "analyze",
+    "bound_labels",
     "cluster_order",
     "coactivation",
     "coactivation_lift",
@@ -58,22 +84,35 @@ __all__ = [
     "consecutive_overlap",
     "consecutive_repetition",
     "counts_of",
+    "coverage",
     "dead_experts",
+    "exclusive_experts",
+    "exclusivity",
     "expert_information",
     "family_information",
     "flow_shares",
+    "found_experts",
     "gate_score",
+    "import_counts",
+    "jaccard",
+    "jensen_shannon",
     "label_combinations",
+    "label_committee",
     "layer_curve",
     "layer_information",
     "log_odds",
     "max_violation",
+    "mean_gate",
     "measure",
+    "most_used",
     "next_tokens",
     "normalised_jsd",
     "npmi",
     "overlap",
+    "phase_values",
     "pooled_gates",
+    "read_experts",
+    "read_type_rows",
     "risk_difference",
     "route_flow",
     "router_entropy",
@@ -85,5 +124,7 @@ __all__ = [
     "standing_committee",
     "super_experts",
     "token_score",
+    "usage",
+    "usage_entropy",
     "vocabulary_specialization",
 ]

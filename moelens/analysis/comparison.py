@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
 from moelens.analysis.counting import RoutePart, RouteTables
+from moelens.analysis.measures import Measure, phase_axes
+from moelens.analysis.phases import check_phases, phase_values
 from moelens.analysis.processes import sum_over_processes
 from moelens.analysis.randomize import (
     ALPHA,
@@ -34,7 +36,7 @@ from moelens.analysis.samples import (
 from moelens.analysis.specialize import check_testable
 from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted
-from moelens.errors import RecordingError, unknown
+from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.recording import Recording
 from moelens.saved import SavedCells, json_values, number_array
 
@@ -168,28 +170,53 @@ class Comparison(Plotted, SavedCells):
             sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
             rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
         header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
-        permutations, documents = (self.provenance.get(key) for key in ("permutations", "effective_documents"))
+        permutations, documents = (self.provenance.get(key, 0) for key in ("permutations", "effective_documents"))
         return (
             f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
             f"documents, token identity the same in both\nexperts kept: {kept}\n"
             + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
-            + ("\n" + limits_of_test(documents, permutations) if documents else "")
+            + ("\n" + limits_of_test(documents, permutations) if documents and permutations else "")
         )
 
     def __repr__(self) -> str:
         return self.table()
 
 
+@overload
 def compare(
     a: Recording | str | Path,
     b: Recording | str | Path,
     family: str | None = "honorifics",
     *,
     labels: LabelFamilies | None = None,
-    permutations: int = 1000,
+    permutations: int | None = None,
     seed: int = 0,
     min_tokens: int = 20,
-) -> Comparison:
+) -> Comparison: ...
+
+
+@overload
+def compare(
+    a: Recording | str | Path,
+    b: Recording | str | Path | None = None,
+    *,
+    phase: str | Sequence[str],
+    permutations: int | None = None,
+    seed: int = 0,
+) -> Measure: ...
+
+
+def compare(
+    a: Recording | str | Path,
+    b: Recording | str | Path | None = None,
+    family: str | None = "honorifics",
+    *,
+    phase: str | Sequence[str] | None = None,
+    labels: LabelFamilies | None = None,
+    permutations: int | None = None,
+    seed: int = 0,
+    min_tokens: int = 20,
+) -> Comparison | Measure:
     """Test what changed in routing from model `a` to model `b`, both recorded over the same text.
 
     An example is a model before and after Japanese tuning: the comparison shows how many of a token's experts stay the
@@ -197,28 +224,43 @@ def compare(
     the two models can be exchanged document by document, so the permutation test is exact. Token identity is the same
     in both models and explains no difference.
 
+    With `phase`, the experts of the prompts of one recording are compared with those of the text that the model
+    generated: overlap and divergence in each layer, beside their values by chance. See
+    `moelens.analysis.phases.phase_values`.
+
     Args:
         a: the recording of one model, or its folder.
-        b: the recording of the other model, or its folder.
+        b: the recording of the other model, or its folder; None with `phase`.
         family: family of labels; None compares all tokens together.
+        phase: "prefill,decode", to compare these phases of `a`.
         labels: labels of `a` or `b`; None uses those in the folder of `b`, which are created if there are none.
-        permutations: number of exchanges over documents, 19 or more.
-        seed: seed of the exchanges.
+        permutations: number of exchanges over documents, 19 or more and by default 1000; with `phase`, number of shifts
+            of the phases along the documents, by default 99.
+        seed: seed of the exchanges or shifts.
         min_tokens: cells with fewer tokens in both models together are not tested.
 
     Returns:
-        Counts, changes and tests, `[layer, expert, label]`.
+        Counts, changes and tests, `[layer, expert, label]`; with `phase`, `[layer, quantity, value]`.
 
     Raises:
-        RecordingError: the recordings have different tokens, layers or numbers of experts.
-        MoeLensError: the recordings have a single document.
+        RecordingError: the recordings have different tokens, layers or numbers of experts, or `a` has one phase only.
+        UnknownNameError: there is no such phase.
+        MoeLensError: the recordings have a single document; or `b` is missing, or is another recording with `phase`.
 
     Example:
         >>> comparison = moelens.compare(demo_recording, demo_recording, permutations=19)
         >>> comparison.names[0], comparison.top(5)
         ('all tokens', ())
     """
-    a, b = open_recording(a), open_recording(b)
+    a = open_recording(a)
+    b = None if b is None else open_recording(b)
+    if phase is not None:
+        return _compare_phases(a, b, phase, 99 if permutations is None else permutations, seed)
+    if b is None:
+        raise MoeLensError(
+            "expected two recordings, got one; give another, or phase='prefill,decode' (--phase) to compare within it"
+        )
+    permutations = 1000 if permutations is None else permutations
     _check_comparable(a, b)
     known = labels_for(b, labels, family)
     owner = a if known is not None and _labels_belong_to(known, a) else b
@@ -263,6 +305,18 @@ def compare(
             "min_tokens": min_tokens,
         },
     )
+
+
+def _compare_phases(a: Recording, b: Recording | None, phase: str | Sequence[str], draws: int, seed: int) -> Measure:
+    """Compare prefill with decoding of one recording."""
+    check_phases(phase)
+    if b is not None and b.folder.location != a.folder.location:
+        raise MoeLensError(
+            f"expected one recording with phase, got '{a.folder.location}' and '{b.folder.location}'; compare the "
+            "phases of each alone"
+        )
+    about = provenance_of(a) | {"shifts": draws, "seed": seed}
+    return Measure("phases", phase_values(a, draws, seed), phase_axes(a), about)
 
 
 def _tabulate_both(a: Recording, b: Recording, sample: Sample) -> tuple[RouteTables, RouteTables, Floats]:

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Literal
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from moelens.analysis.arrays import Bools, Floats, Ints, Routes, check_routes, divide
-from moelens.analysis.counting import MAX_GROUPS, TokenKinds, balanced, distinct, document_bounds, in_parts, tabulate
-from moelens.errors import CheckError, MoeLensError, unknown
+from moelens.analysis.arrays import Bools, Routes, check_routes, divide
+from moelens.analysis.count_measures import coverage, exclusive_experts, usage, usage_entropy
+from moelens.analysis.count_tables import CountTables
+from moelens.analysis.counting import MAX_GROUPS, TokenKinds, distinct, document_bounds, in_parts, tabulate
+from moelens.analysis.result import Specialization
+from moelens.analysis.tables import number, percent, plain_table
+from moelens.analysis.token_types import bound_labels, difference_of_text, read_type_rows
+from moelens.analysis.type_labels import TypeLabels
+from moelens.errors import CheckError, MoeLensError
+from moelens.recording import Recording
+
+COUNTS_ONLY = "not tested: counts have no documents, which tests and intervals over documents need"
+_EXCLUSIVE = "exclusive: the label gives the expert 90 % or more of what all labels give it, each weighing the same"
+_TYPES_ONLY = (
+    "not tested: the counts are of token types and not of documents; what they leave open lies between the bounds, and "
+    "token identity cannot be controlled"
+)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Counts:
+class Counts(CountTables):
     """Numbers of tokens by group of documents, layer, expert and label.
 
-    The statistics resample the groups, whose number bounds memory. For totals, read `count`, `expert_tokens`,
-    `label_tokens` and `n_tokens`.
-
-    Attributes:
-        cells: tokens of the label for which the expert was chosen `[group, layer, expert, label]`.
-        experts: tokens for which the expert was chosen `[group, layer, expert]`.
-        labels: tokens of the label `[group, label]`.
-        tokens: tokens `[group]`.
-        names: names of the labels.
-        layers: numbers of the layers in the model.
-        top_k: experts chosen for each token.
+    Counts of parts of a corpus add up. `moelens.import_counts` makes them of tables that others published. See
+    `CountTables` for the attributes.
 
     Example:
         >>> indices = np.array([[[0, 1]], [[0, 2]], [[0, 1]]])  # [token, layer, slot]
@@ -38,14 +42,6 @@ class Counts:
         >>> counts.count[0, :, 0].tolist(), counts.share()[0, :, 0].tolist(), counts.lift()[0, :, 0].tolist()
         ([2, 2, 0], [1.0, 1.0, 0.0], [1.0, 1.5, 0.0])
     """
-
-    cells: NDArray[np.integer]
-    experts: Ints
-    labels: Ints
-    tokens: Ints
-    names: tuple[str, ...]
-    layers: tuple[int, ...]
-    top_k: int
 
     @classmethod
     def from_arrays(
@@ -157,88 +153,127 @@ class Counts:
             top_k=top_k,
         )
 
-    @cached_property
-    def count(self) -> Ints:
-        """Tokens of the label for which the expert was chosen `[layer, expert, label]`."""
-        return np.asarray(self.cells.sum(0, dtype=np.int64))
+    @classmethod
+    def from_types(
+        cls,
+        types: str | Path | Mapping[str, Any],
+        labels: TypeLabels | None = None,
+        *,
+        text: str | Path | Sequence[str] | None = None,
+        tokenizer: Any = None,
+        recording: Recording | str | Path | None = None,
+        family: str = "honorifics",
+        n_experts: int | None = None,
+        top_k: int | None = None,
+        model: str = "",
+    ) -> Specialization:
+        """Estimate which experts prefer which labels from counts of token types, with sharp bounds.
 
-    @cached_property
-    def expert_tokens(self) -> Ints:
-        """Tokens for which the expert was chosen `[layer, expert]`; each layer sums to `top_k * n_tokens`."""
-        return np.asarray(self.experts.sum(0, dtype=np.int64))
+        The counts say how often each token id went to each expert, and the text says which of its occurrences have a
+        label. What the two leave open lies between the bounds; see `moelens.analysis.token_types`. Nothing can be
+        tested, and token identity cannot be controlled.
 
-    @cached_property
-    def label_tokens(self) -> Ints:
-        """Tokens of the label `[label]`."""
-        return np.asarray(self.labels.sum(0, dtype=np.int64))
+        Args:
+            types: a `.npz`, `.parquet` or `.csv` file with the columns `layer`, `expert`, `token_id` and `count`, or
+                such columns by name.
+            labels: the labels of the text that was counted; None makes them of the following.
+            text: the text that was counted, the path of a `.txt` file, or several texts. It may go on beyond the
+                counted tokens.
+            tokenizer: the tokenizer of the model, or its name or folder.
+            recording: a recording of the same text, instead of the text.
+            family: family of labels.
+            n_experts: number of experts in each layer; by default the largest number plus one.
+            top_k: experts chosen for each token; by default found from the counts.
+            model: name of the model.
 
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens."""
-        return int(self.tokens.sum())
-
-    @property
-    def n_experts(self) -> int:
-        """Number of experts in each layer."""
-        return int(self.cells.shape[2])
-
-    def __add__(self, other: Counts) -> Counts:
-        """Join the counts of two parts of a corpus.
-
-        The groups of both are kept in order; where there are more than 200, neighbouring groups are joined.
+        Returns:
+            Effect sizes with `low` and `high` as bounds of the lift, and `exact`.
 
         Raises:
-            MoeLensError: the two differ in labels, layers, number of experts or top-k.
+            CheckError: the counts contradict each other, or the text is another.
+            UnknownNameError: there is no such family.
+            MoeLensError: neither labels, nor a text with its tokenizer, nor a recording are given.
+
+        Warns:
+            UserWarning: the tokens of the text differ from those counted.
+
+        Example:
+            >>> text, tokenizer = "先生が来ます。", demo_model.tokenizer
+            >>> ids = tokenizer(text)["input_ids"]
+            >>> layer, expert, count = [0] * len(ids), [i % 2 for i in ids], [1] * len(ids)
+            >>> types = {"layer": layer, "expert": expert, "token_id": ids, "count": count}
+            >>> result = Counts.from_types(types, text=text, tokenizer=tokenizer, top_k=1)
+            >>> result.evidence, result.names[3], result.label_tokens.tolist()[3]
+            ('bounds', '丁寧語', 1)
         """
-        for what in ("names", "layers", "n_experts", "top_k"):
-            mine, theirs = getattr(self, what), getattr(other, what)
-            if mine != theirs:
+        rows = read_type_rows(types, n_experts, top_k)
+        if labels is None:
+            if (recording is None) == (text is None) or (text is None) != (tokenizer is None):
                 raise MoeLensError(
-                    f"expected counts with the same {what}, got {mine} and {theirs}; count both parts in the same way"
+                    "expected labels of the text that was counted, or text= with tokenizer=, or recording=, got "
+                    f"{'both' if recording is not None else 'less'}; give one of the three"
                 )
-        both = replace(
-            self,
-            cells=np.concatenate([self.cells, other.cells]),
-            experts=np.concatenate([self.experts, other.experts]),
-            labels=np.concatenate([self.labels, other.labels]),
-            tokens=np.concatenate([self.tokens, other.tokens]),
+            if recording is None:
+                assert text is not None
+                labels = TypeLabels.of_text(text, tokenizer, rows.n_tokens)
+            else:
+                labels = TypeLabels.of_recording(recording)
+        of_family = labels.count(family, rows.n_tokens)
+        difference, bounds = difference_of_text(rows, of_family), bound_labels(rows, of_family)
+        if difference:
+            warnings.warn(difference, stacklevel=2)
+        counts = cls(
+            cells=bounds.estimate[None],
+            experts=bounds.expert_tokens[None],
+            labels=bounds.label_tokens[None],
+            tokens=np.array([rows.n_tokens]),
+            names=of_family.names,
+            layers=rows.layers,
+            top_k=rows.top_k,
+            provenance={"model": model, "counted by": "token type", "text": difference or "reproduces the counts"},
         )
-        return both if len(both.tokens) <= MAX_GROUPS else both.regrouped(MAX_GROUPS)
+        expected = counts.expert_tokens[:, :, None] * counts.label_tokens / rows.n_tokens
+        limits = divide(bounds.low, expected), divide(bounds.high, expected)
+        return Specialization.of_counts(counts, family, _TYPES_ONLY, limits, bounds.exact)
 
-    def regrouped(self, groups: int) -> Counts:
-        """Return the same totals in at most `groups` groups, made of neighbours and of similar size in tokens."""
-        first = np.unique(balanced(self.tokens, groups), return_index=True)[1]
-        return replace(
-            self,
-            cells=np.add.reduceat(self.cells, first),
-            experts=np.add.reduceat(self.experts, first),
-            labels=np.add.reduceat(self.labels, first),
-            tokens=np.add.reduceat(self.tokens, first),
-        )
+    def specialization(self, family: str = "groups") -> Specialization:
+        """Return effect sizes for the maps, cards, tables and reports that show a `Specialization`.
 
-    def load(self) -> Floats:
-        """Return the relative load `[layer, expert]`: N_i / (k N) · E (arXiv 2408.15664).
+        Tests and intervals are absent: they need documents, which counts do not have.
 
-        It is 1 for every expert of an evenly loaded layer.
+        Args:
+            family: a word for the labels, such as "language".
         """
-        return divide(self.expert_tokens * self.n_experts, np.array(self.top_k * self.n_tokens))
+        return Specialization.of_counts(self, family, COUNTS_ONLY)
 
-    def share(self, of: Literal["tokens", "choices"] = "tokens") -> Floats:
-        """Return the share of a label's tokens that the expert takes `[layer, expert, label]`: N_{i,D} / N_D.
+    def table(self, n: int = 10) -> str:
+        """Return a plain table with a row for each label, and the `n` exclusive experts with most tokens."""
+        unit = "mass" if self.mass else "tokens"
+        half = max(self.n_experts // 2, 1)
+        entropy, shares = usage_entropy(self), usage(self)
+        covered = coverage(shares, half)
+        exclusive = exclusive_experts(self)
+        rows = []
+        for i, name in enumerate(self.names):
+            mine = [e for e in exclusive if e.label == name]
+            ends = f"{number(float(entropy[0, i]))} → {number(float(entropy[-1, i]))}"
+            behind = f"{sum(e.tokens for e in mine):,.0f}"
+            covers = percent(float(np.nanmean(covered[:, i])))
+            rows.append((name, f"{self.label_tokens[i]:,.0f}", ends, covers, f"{len(mine):,}", behind))
+        entropies = f"usage entropy in bits, L{self.layers[0]} → L{self.layers[-1]}"
+        header = ("label", unit, entropies, f"top {half} take", "exclusive", "behind them")
+        lines = [self.headline, plain_table(header, rows), _EXCLUSIVE]
+        if exclusive and n:
+            found = [
+                (f"L{e.layer}", f"E{e.expert}", e.label, number(e.share), number(e.other_share), f"{e.tokens:,.0f}")
+                for e in exclusive[:n]
+            ]
+            lines += ["", plain_table(("layer", "expert", "exclusive to", "share", "largest other", unit), found), ""]
+        facts = self.provenance
+        if "layer_sums_off_by" in facts:
+            off, tolerance = (f"{100 * facts[name]:.2g} %" for name in ("layer_sums_off_by", "tolerance"))
+            lines.append(f"sums of layers differ from those of the tokens by at most {off} (tolerance {tolerance})")
+        return "\n".join([*lines, *facts.get("notes", ()), *([COUNTS_ONLY] if len(self.tokens) == 1 else [])])
 
-        By chance it is k / E, and a layer's shares sum to k. The share of the label's choices is N_{i,D} / (k N_D): by
-        chance 1 / E, and a layer's shares sum to 1. The first is the "domain specialization" of Muennighoff et al.
-        2024, arXiv 2409.02060, eq. 7.
-        NaN for a label without tokens.
-        """
-        if of not in ("tokens", "choices"):
-            raise unknown("share", of, ("tokens", "choices"), "of=")
-        return divide(self.count, self.label_tokens * (self.top_k if of == "choices" else 1))
-
-    def lift(self) -> Floats:
-        """Return `share` over the expert's share of all tokens `[layer, expert, label]`.
-
-        It is 1 where expert and label are independent; NaN for a label without tokens and for an expert that was never
-        chosen.
-        """
-        return divide(self.share(), divide(self.expert_tokens, np.array(self.n_tokens))[:, :, None])
+    def __repr__(self) -> str:
+        return self.table()

@@ -1,4 +1,4 @@
-"""Measures of load and of labels, each a pure function of `Counts`. Logarithms are natural unless said otherwise."""
+"""Measures of load and of labels, each a pure function of counts. Logarithms are natural unless said otherwise."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moelens.analysis.arrays import Bools, Floats, Ints, divide, log
+from moelens.analysis.arrays import Bools, Floats, divide, log
+from moelens.analysis.count_tables import CountTables, Numbers
 from moelens.analysis.counting import TokenKinds
-from moelens.analysis.counts import Counts
 from moelens.errors import CheckError
 
 
-def max_violation(counts: Counts) -> Floats:
+def max_violation(counts: CountTables) -> Floats:
     """Compute MaxVio, the largest relative load of each layer minus 1 (Wang et al. 2024, arXiv 2408.15664).
 
     Args:
@@ -22,13 +22,14 @@ def max_violation(counts: Counts) -> Floats:
         `[layer]`; 0 where the layer is evenly loaded.
 
     Example:
+        >>> from moelens.analysis import Counts
         >>> max_violation(Counts.from_table(np.zeros((1, 2, 0)), [[30, 10]], [], (), layers=[0], top_k=1)).tolist()
         [0.5]
     """
     return np.asarray(counts.load().max(1) - 1)
 
 
-def dead_experts(counts: Counts) -> Bools:
+def dead_experts(counts: CountTables) -> Bools:
     """Find the experts that were never chosen.
 
     Args:
@@ -40,7 +41,7 @@ def dead_experts(counts: Counts) -> Bools:
     return np.asarray(counts.expert_tokens == 0)
 
 
-def risk_difference(counts: Counts) -> Floats:
+def risk_difference(counts: CountTables) -> Floats:
     """Compute P(expert | label) − P(expert | not label) = c/m − (n − c)/(N − m).
 
     This is the specialist Δ of SteerMoE, arXiv 2509.09660.
@@ -55,7 +56,7 @@ def risk_difference(counts: Counts) -> Floats:
     return np.asarray(counts.share() - divide(others, counts.n_tokens - counts.label_tokens))
 
 
-def log_odds(counts: Counts) -> Floats:
+def log_odds(counts: CountTables) -> Floats:
     """Compute the log odds ratio of expert and label, with ½ added to each of the four counts.
 
     log[(c + ½)(N − n − m + c + ½) / ((n − c + ½)(m − c + ½))] (Haldane 1956, Anscombe 1956).
@@ -71,7 +72,7 @@ def log_odds(counts: Counts) -> Floats:
     return np.asarray(log(c + 0.5) + log(neither + 0.5) - log(n - c + 0.5) - log(m - c + 0.5))
 
 
-def npmi(counts: Counts) -> Floats:
+def npmi(counts: CountTables) -> Floats:
     """Compute the normalised pointwise mutual information of expert and label: log[p(x,y) / p(x)p(y)] / −log p(x,y).
 
     It is 1 where the two only occur together, 0 where they are independent and −1 where they never occur together
@@ -91,7 +92,7 @@ def npmi(counts: Counts) -> Floats:
     return np.asarray(np.where(np.isnan(counts.lift()), np.nan, values))
 
 
-def expert_information(counts: Counts) -> Floats:
+def expert_information(counts: CountTables) -> Floats:
     """Compute the mutual information of "the expert is chosen" and "the token has the label".
 
     Σ p(r, l) log2[p(r, l) / p(r) p(l)] over the four cells.
@@ -107,7 +108,7 @@ def expert_information(counts: Counts) -> Floats:
     return chosen + _bits(m - c, total - n, m, total) + _bits(total - n - m + c, total - n, total - m, total)
 
 
-def layer_information(counts: Counts) -> Floats:
+def layer_information(counts: CountTables) -> Floats:
     """Compute the mutual information of a layer's choice and the label.
 
     The choice is one of the token's experts, each with the same probability: p(i, l) = c / (k N). The information is at
@@ -119,13 +120,13 @@ def layer_information(counts: Counts) -> Floats:
     Returns:
         Bits, `[layer, label]`.
     """
-    n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.top_k
+    n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.per_token
     rest = counts.n_tokens - m
     labelled = _bits(counts.count, n, k * m, k * counts.n_tokens)
     return np.asarray((labelled + _bits(n - counts.count, n, k * rest, k * counts.n_tokens)).sum(1))
 
 
-def family_information(counts: Counts) -> Floats:
+def family_information(counts: CountTables) -> Floats:
     """Compute the mutual information of a layer's choice and the label, over all labels of a family together.
 
     Each token has one label or none; tokens without a label are a class of their own. The choice is that of
@@ -143,6 +144,7 @@ def family_information(counts: Counts) -> Floats:
         CheckError: tokens have several labels.
 
     Example:
+        >>> from moelens.analysis import Counts
         >>> counts = Counts.from_table([[[3, 0], [0, 1]]], [[3, 1]], [3, 1], ["ja", "en"], layers=[0], top_k=1)
         >>> family_information(counts).round(3).tolist()
         [0.811]
@@ -155,7 +157,7 @@ def family_information(counts: Counts) -> Floats:
         )
     count = np.concatenate([counts.count, rest[:, :, None]], axis=2)
     label_tokens = np.append(counts.label_tokens, rest_tokens)
-    k, total = counts.top_k, counts.top_k * counts.n_tokens
+    k, total = counts.per_token, counts.per_token * counts.n_tokens
     return np.asarray(_bits(count, counts.expert_tokens[:, :, None], k * label_tokens, total).sum((1, 2)))
 
 
@@ -178,7 +180,7 @@ def label_combinations(labels: Bools, names: Sequence[str]) -> tuple[tuple[str, 
     return found, kind[:, None] == np.arange(len(found))
 
 
-def _bits(both: Ints, a: Ints, b: Ints, total: int) -> Floats:
+def _bits(both: Numbers, a: Numbers, b: Numbers, total: int) -> Floats:
     """Return p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
     p = both / max(total, 1)
     ratio = divide(both * float(total), a * b.astype(float))

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis import experts, label_measures, routing
+from moelens.analysis import count_measures, experts, label_measures, phases, routing
+from moelens.analysis.count_tables import CountTables
 from moelens.analysis.counts import Counts
 from moelens.analysis.samples import (
     LabelFamilies,
     Sample,
+    counts_in,
     label_names,
     labels_for,
     open_recording,
@@ -73,22 +75,38 @@ class Measure(Plotted, SavedCells):
         return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
 
     def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:
-        """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out."""
-        flat = self.values.ravel().astype(float)
+        """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out.
+
+        Of two labels, each pair is named once, and no label with itself.
+        """
+        values = self.values.astype(float)
+        if "label" in self.axes and "other" in self.axes:
+            values = np.where(np.tri(*values.shape[-2:]) > 0, np.nan, values)
+        flat = values.ravel()
         order = np.argsort(-np.where(np.isnan(flat), -np.inf, flat), kind="stable")[: min(n, (~np.isnan(flat)).sum())]
         places = zip(*np.unravel_index(order, self.values.shape), strict=True)
         named = (tuple(names[i] for names, i in zip(self.axes.values(), place, strict=True)) for place in places)
         return tuple((*place, float(flat[i])) for place, i in zip(named, order, strict=True))
 
     def table(self, n: int = 10) -> str:
-        """Return the `n` largest values as a plain table."""
+        """Return the `n` largest values as a plain table; of values with a band, those of every layer."""
         size = " × ".join(f"{len(names):,} {axis}s" for axis, names in self.axes.items())
-        rows = [(*map(str, place), number(value)) for *place, value in self.top(n)]
+        header, rows = [*self.axes, self.name], [[*map(str, place), number(value)] for *place, value in self.top(n)]
+        if self.name == "phases":
+            header = ["layer", *(cell for name in self.axes["label"] for cell in (name, "by chance"))]
+            rows = [
+                [f"L{x}", *_with_bands(by_label)] for x, by_label in zip(self.axes["layer"], self.values, strict=True)
+            ]
         model = self.provenance.get("model") or "model"
-        return f"{model} · {self.name} · {size}\n" + plain_table((*self.axes, self.name), rows)
+        return f"{model} · {self.name} · {size}\n" + plain_table(header, rows)
 
     def __repr__(self) -> str:
         return self.table()
+
+
+def _with_bands(by_label: NDArray[Any]) -> list[str]:
+    """Format values `[label, value]`, each followed by its band."""
+    return [text for v, low, high in by_label for text in (number(v), f"{number(low)}–{number(high)}")]
 
 
 def _by_layer(values: Any, recording: Recording) -> Any:
@@ -111,6 +129,11 @@ def _route_shares(indices: NDArray[Any], n_experts: int) -> NDArray[Any]:
     return np.asarray(pairs / np.maximum(pairs.sum((1, 2), keepdims=True), 1))
 
 
+def phase_axes(recording: Recording) -> _Axes:
+    """Return the axes of the comparison of prefill with decoding."""
+    return {"layer": recording.layers, "label": phases.QUANTITIES, "value": phases.VALUES}
+
+
 ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
     "token_score": lambda r: _by_expert(experts.token_score(r.indices(), r.n_experts), r),
     "gate_score": lambda r: _by_expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
@@ -123,43 +146,55 @@ ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
     "route_shares": lambda r: _by_pair(_route_shares(r.indices(), r.n_experts), r),
     "route_flow": lambda r: _by_pair(routing.route_flow(r.indices(), r.n_experts), r),
     "repetition": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"), r.weights()), r),
+    "phases": lambda r: (phases.phase_values(r), phase_axes(r)),
     "overlap_with_next": lambda r: _by_layer(routing.consecutive_overlap(r.indices(), r.column("doc")), r),
 }
 """The measures of single routes, by name."""
-COUNT_MEASURES: Mapping[str, Callable[[Counts], NDArray[Any]]] = {
-    "load": Counts.load,
-    "max_violation": label_measures.max_violation,
-    "dead_experts": label_measures.dead_experts,
-    "share": Counts.share,
-    "choice_share": lambda counts: counts.share("choices"),
-    "lift": Counts.lift,
-    "log_odds": label_measures.log_odds,
-    "npmi": label_measures.npmi,
-    "risk_difference": label_measures.risk_difference,
-    "expert_information": label_measures.expert_information,
-    "layer_information": label_measures.layer_information,
-    "family_information": label_measures.family_information,
+_BY_EXPERT, _BY_LABEL = ("layer", "expert"), ("layer", "label")
+_BY_CELL, _BY_PAIR_OF_LABELS = ("layer", "expert", "label"), ("layer", "label", "other")
+COUNT_MEASURES: Mapping[str, tuple[Callable[[CountTables, int], NDArray[Any]], tuple[str, ...]]] = {
+    "load": (lambda c, n: c.load(), _BY_EXPERT),
+    "max_violation": (lambda c, n: label_measures.max_violation(c), ("layer",)),
+    "dead_experts": (lambda c, n: label_measures.dead_experts(c), _BY_EXPERT),
+    "share": (lambda c, n: c.share(), _BY_CELL),
+    "choice_share": (lambda c, n: c.share("choices"), _BY_CELL),
+    "lift": (lambda c, n: c.lift(), _BY_CELL),
+    "log_odds": (lambda c, n: label_measures.log_odds(c), _BY_CELL),
+    "npmi": (lambda c, n: label_measures.npmi(c), _BY_CELL),
+    "risk_difference": (lambda c, n: label_measures.risk_difference(c), _BY_CELL),
+    "expert_information": (lambda c, n: label_measures.expert_information(c), _BY_CELL),
+    "layer_information": (lambda c, n: label_measures.layer_information(c), _BY_LABEL),
+    "family_information": (lambda c, n: label_measures.family_information(c), ("layer",)),
+    "usage_entropy": (lambda c, n: count_measures.usage_entropy(c), _BY_LABEL),
+    "coverage": (lambda c, n: count_measures.coverage(count_measures.usage(c), n), _BY_LABEL),
+    "jaccard": (lambda c, n: count_measures.jaccard(count_measures.usage(c), n), _BY_PAIR_OF_LABELS),
+    "jensen_shannon": (lambda c, n: count_measures.jensen_shannon(count_measures.usage(c)), _BY_PAIR_OF_LABELS),
+    "exclusivity": (lambda c, n: count_measures.exclusivity(c), _BY_CELL),
+    "standing_committee": (lambda c, n: count_measures.label_committee(c), _BY_EXPERT),
+    "mean_gate": (lambda c, n: count_measures.mean_gate(c), _BY_CELL),
 }
-"""The measures of counts, by name."""
-_LABEL_MEASURES = tuple(name for name in COUNT_MEASURES if name not in ("load", "max_violation", "dead_experts"))
+"""The measures of counts by name, each with its axes; they take the counts and the number of most used experts."""
+_WITHOUT_LABELS = ("load", "max_violation", "dead_experts")
 
 
 def measure(
-    recording: Recording | str | Path,
+    recording: Recording | CountTables | str | Path,
     name: str,
     family: str = "honorifics",
     *,
     labels: LabelFamilies | None = None,
+    top_n: int | None = None,
 ) -> Measure:
     """Compute a measure of routing by its name: load, co-activation, lift, nPMI, information and others.
 
     All tokens count, special tokens included.
 
     Args:
-        recording: the recording, or its folder.
+        recording: the recording, or its folder; or counts, or the file in which they were saved.
         name: name of the measure, one of `ROUTE_MEASURES` or `COUNT_MEASURES`.
-        family: family of labels, for the measures of labels.
+        family: family of labels of a recording, for the measures of labels.
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
+        top_n: number of most used experts that `coverage` and `jaccard` consider; None for half of the experts.
 
     Returns:
         The values with their axes, such as `[layer, expert]` or `[layer, expert, label]`.
@@ -167,26 +202,40 @@ def measure(
     Raises:
         UnknownNameError: there is no such measure or family.
         RecordingError: there is no recording, or it has no weights and the measure needs them.
+        MoeLensError: the measure needs the routes of single tokens, which counts do not have.
 
     Example:
         >>> result = moelens.measure(demo_recording, "layer_information", "pos")
         >>> result.axes["layer"], result.values.shape == (4, len(result.axes["label"]))
         ((1, 2, 3, 4), True)
     """
-    recording = open_recording(recording)
+    if name not in COUNT_MEASURES and name not in ROUTE_MEASURES:
+        raise unknown("measure", name, (*COUNT_MEASURES, *ROUTE_MEASURES))
+    counts: CountTables | None = counts_in(recording)
+    if counts is not None:
+        if name in ROUTE_MEASURES:
+            raise MoeLensError(
+                f"expected a recording for {name}, which needs the routes of single tokens, got counts; "
+                f"choose a measure of counts: {', '.join(COUNT_MEASURES)}"
+            )
+        return _count_measure(name, counts, dict(counts.provenance), top_n)
+    recording = open_recording(recording)  # type: ignore[arg-type]
     if name in ROUTE_MEASURES:
         values, axes = ROUTE_MEASURES[name](recording)
         return Measure(name, values, axes, provenance_of(recording, labels) | {"layers": list(recording.layers)})
-    if name not in COUNT_MEASURES:
-        raise unknown("measure", name, (*COUNT_MEASURES, *ROUTE_MEASURES))
-    known = labels_for(recording, labels, family if name in _LABEL_MEASURES else None)
-    by = "combination" if name == "family_information" else "label"
+    known = labels_for(recording, labels, None if name in _WITHOUT_LABELS else family)
+    by: Literal["label", "combination"] = "combination" if name == "family_information" else "label"
     counts = counts_of(recording, family if known is not None else None, labels=known, by=by)
-    values = COUNT_MEASURES[name](counts)
+    return _count_measure(name, counts, provenance_of(recording, known), top_n)
+
+
+def _count_measure(name: str, counts: CountTables, about: Mapping[str, Any], top_n: int | None) -> Measure:
+    compute, axes = COUNT_MEASURES[name]
+    n = max(counts.n_experts // 2, 1) if top_n is None else top_n
     places = {"layer": counts.layers, "expert": tuple(range(counts.n_experts)), "label": counts.names}
-    axes = {1: ("layer",), 2: ("layer", "label" if name == "layer_information" else "expert"), 3: tuple(places)}
-    about = provenance_of(recording, known)
-    return Measure(name, values, {axis: places[axis] for axis in axes[values.ndim]}, about)
+    about = {**about, "top_n": n} if name in ("coverage", "jaccard") else about
+    axis_places = {axis: places["label" if axis == "other" else axis] for axis in axes}
+    return Measure(name, compute(counts, n), axis_places, about)
 
 
 def counts_of(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import erfc, expm1, sqrt
+from math import erfc, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student_t
 
 from moelens.analysis.arrays import Bools, Floats, divide
 from moelens.analysis.counting import LabelScores, RouteTables, TokenKinds
@@ -173,7 +174,7 @@ def smallest_p(documents: float, permutations: int) -> float:
     >>> [round(smallest_p(n, 999), 4) for n in (3, 5, 6, 20)]
     [0.25, 0.0625, 0.0312, 0.001]
     """
-    return max(2.0 ** (1 - documents), 1 / (1 + permutations))
+    return float(max(2.0 ** (1 - documents), 1 / (1 + permutations)))
 
 
 def limits_of_test(documents: float, permutations: int) -> str:
@@ -232,7 +233,7 @@ def ratio_interval(
     counted = c.sum(0)
     if 2.0 ** (1 - documents) > ALPHA:
         return np.full(counted.shape, np.nan), np.full(counted.shape, np.nan)
-    t2 = _student_quantile(documents - 1) ** 2
+    t2 = float(student_t.ppf(0.975, documents - 1)) ** 2
     q2 = t2 * documents / (documents - 1 + t2)
     cc, cd, dd = (c * c).sum(0), (c * d).sum(0), (d * d).sum(0)
     expected, unseen = counted - total, np.maximum(within - dd, 0)
@@ -241,18 +242,6 @@ def ratio_interval(
     root = np.sqrt(np.maximum(linear**2 - 4 * square * (counted**2 - q2 * cc), 0))
     scale = np.where(square > 0, 2 * square, np.nan)
     return np.asarray(np.maximum(linear - root, 0) / scale), np.asarray((linear + root) / scale)
-
-
-def _student_quantile(freedom: int) -> float:
-    """Compute the 97.5 % quantile of Student's t (Gaver and Kafadar 1984, Am. Stat. 38:308).
-
-    The approximation needs 2 or more degrees of freedom.
-
-    >>> [round(_student_quantile(n), 2) for n in (2, 5, 19, 199)]
-    [4.34, 2.58, 2.09, 1.97]
-    """
-    scaled = 1.959964**2 * (freedom - 5 / 6) / (freedom - 2 / 3 + 0.1 / freedom) ** 2
-    return sqrt(freedom * expm1(scaled))
 
 
 def benjamini_hochberg(p: Floats) -> Floats:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis.arrays import Bools, Floats, Ints, divide
-from moelens.analysis.counts import Counts
+from moelens.analysis.arrays import Bools, Floats, divide
+from moelens.analysis.count_tables import CountTables, Numbers
 from moelens.analysis.randomize import ALPHA, limits_of_test
-from moelens.analysis.tables import interval, number, plain_table
+from moelens.analysis.tables import interval, number, percent, plain_table
 from moelens.display import Plotted, find_view
 from moelens.errors import unknown
 from moelens.saved import SavedCells
@@ -33,6 +33,8 @@ class Finding:
         lift, share, count: see `Specialization`.
         p, p_family, q: see `Specialization`.
         lift_given_token, lift_given, low, high, excess_left: see `Specialization`.
+        exact: see `Specialization`; None if the result has no bounds.
+        certain: see `Specialization`.
     """
 
     layer: int
@@ -40,7 +42,7 @@ class Finding:
     label: str
     lift: float
     share: float
-    count: int
+    count: float
     p: float
     p_family: float
     q: float
@@ -49,6 +51,8 @@ class Finding:
     low: float
     high: float
     excess_left: float
+    exact: float | None
+    certain: bool
 
     @property
     def significant(self) -> bool:
@@ -63,6 +67,9 @@ class Specialization(Plotted, SavedCells):
     All arrays are `[layer, expert, label]` unless said otherwise; NaN means undefined or not tested. Labels and experts
     that are too rare to test keep their lift and share.
 
+    A result of published counts has effect sizes only (`Counts.specialization`), or effect sizes with bounds
+    (`Counts.from_types`): `evidence` says which. The tests need documents, which counts do not have.
+
     Attributes:
         counts: the counts, in one group.
         p: p of the cell alone.
@@ -72,7 +79,8 @@ class Specialization(Plotted, SavedCells):
             that token identity explains the lift.
         expected: mean under the null: tokens of the label at the expert if labels were permuted within `given`.
         null_sd: its standard deviation between documents, at least that under permutation.
-        low, high: 95 % interval of `lift_given` over documents; NaN where there is none.
+        low, high: 95 % interval of `lift_given` over documents, NaN where there is none; or its sharp bounds.
+        exact: share of `count` that is known exactly, where counts are known by token type only; None otherwise.
         family: family of labels.
         given: what labels were compared within: "token", "position", families of labels, columns of the corpus, or
             nothing.
@@ -93,7 +101,7 @@ class Specialization(Plotted, SavedCells):
 
     FORMAT: ClassVar[str] = "moelens.specialization/2"
 
-    counts: Counts
+    counts: CountTables
     p: Floats
     p_family: Floats
     q: Floats
@@ -102,9 +110,42 @@ class Specialization(Plotted, SavedCells):
     null_sd: Floats
     low: Floats
     high: Floats
+    exact: Floats | None = None
     family: str = "labels"
     given: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_counts(
+        cls,
+        counts: CountTables,
+        family: str,
+        reason: str,
+        bounds: tuple[Floats, Floats] | None = None,
+        exact: Floats | None = None,
+    ) -> Specialization:
+        """Make a result without tests.
+
+        Args:
+            counts: the counts.
+            family: family of labels.
+            reason: a sentence that says why nothing was tested.
+            bounds: the lower and the upper bound of the lift, `[layer, expert, label]`.
+            exact: see the attribute.
+        """
+        unknown = np.full(counts.count.shape, np.nan)
+        low, high = bounds or (unknown, unknown)
+        tests = dict.fromkeys(_TESTS, unknown) | {"low": low, "high": high}
+        tests["expected"] = counts.expert_tokens[:, :, None] * counts.label_tokens / counts.tokens.sum()
+        about = {**counts.provenance, "untested": reason}
+        return cls(counts=counts.regrouped(1), exact=exact, family=family, provenance=about, **tests)
+
+    @property
+    def evidence(self) -> Literal["test", "bounds", "none"]:
+        """What speaks for a finding besides its size: a test over documents, sharp bounds, or nothing."""
+        if self.exact is not None:
+            return "bounds"
+        return "none" if self.provenance.get("untested") else "test"
 
     @cached_property
     def lift(self) -> Floats:
@@ -143,12 +184,12 @@ class Specialization(Plotted, SavedCells):
         return self.counts.load()
 
     @property
-    def count(self) -> Ints:
+    def count(self) -> Numbers:
         """Tokens of the label at the expert."""
         return self.counts.count
 
     @property
-    def label_tokens(self) -> Ints:
+    def label_tokens(self) -> Numbers:
         """Tokens of each label `[label]`."""
         return self.counts.label_tokens
 
@@ -187,20 +228,28 @@ class Specialization(Plotted, SavedCells):
         return np.asarray((self.q < ALPHA) | (self.p_family < ALPHA))
 
     @property
+    def certain(self) -> Bools:
+        """Cells that views show in colour: significant ones, or those whose bounds exclude 1; all without either."""
+        if self.evidence == "test":
+            return self.significant
+        return np.asarray((self.low > 1) | (self.high < 1)) if self.evidence == "bounds" else np.isfinite(self.lift)
+
+    @property
     def too_rare(self) -> tuple[str, ...]:
-        """Labels that were not tested because too few tokens or documents have them."""
-        return tuple(name for i, name in enumerate(self.names) if not np.isfinite(self.p[:, :, i]).any())
+        """Labels without a test because too few tokens or documents have them; without any test, those of no token."""
+        rare = np.asarray(~np.isfinite(self.p).any((0, 1)) if self.evidence == "test" else self.label_tokens == 0)
+        return tuple(name for name, is_rare in zip(self.names, rare, strict=True) if is_rare)
 
     @property
     def headline(self) -> str:
         """Model, size and number of tokens; every view begins with it."""
-        model = self.provenance.get("model") or "model"
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
-        return f"{model} · {layers} × {self.n_experts} experts, top-{self.top_k} · {self.n_tokens:,} tokens"
+        return replace(self.counts, provenance=self.provenance).headline
 
     @property
     def control(self) -> str:
-        """The control of the test, in one phrase."""
+        """The control of the test, in one phrase; or that there is none."""
+        if self.evidence != "test":
+            return "not tested: no documents" + ("; sharp bounds" if self.evidence == "bounds" else "")
         within = "within " + " × ".join(self.given) + ", " if self.given else ""
         return f"control: {within}{self.provenance.get('permutations', 'no')} permutations over documents"
 
@@ -244,7 +293,7 @@ class Specialization(Plotted, SavedCells):
         return find_view(type(self), "explore")(self)
 
     def top(self, n: int = 10, label: str | None = None) -> tuple[Finding, ...]:
-        """Return the strongest specialists: cells with `lift_given` above 1, significant ones first.
+        """Return the strongest specialists: cells with `lift_given` above 1, significant (or `certain`) ones first.
 
         Within each, they are ordered by the share beyond chance, (count − expected) / tokens of the label. By lift
         alone, experts that are hardly used would come first.
@@ -261,7 +310,7 @@ class Specialization(Plotted, SavedCells):
         if label is not None:
             wanted &= np.arange(len(self.names)) == self.label_index(label)
         cells = np.argwhere(wanted)
-        order = np.lexsort((-beyond[wanted], np.isnan(self.p[wanted]), ~self.significant[wanted]))
+        order = np.lexsort((-beyond[wanted], np.isnan(self.p[wanted]), ~self.certain[wanted]))
         return tuple(self._finding(*map(int, cells[i])) for i in order[:n])
 
     def _finding(self, layer: int, expert: int, label: int) -> Finding:
@@ -270,7 +319,9 @@ class Specialization(Plotted, SavedCells):
             layer=self.layers[layer],
             expert=expert,
             label=self.names[label],
-            count=int(self.count[cell]),
+            count=self.count[cell].item(),
+            exact=None if self.exact is None else float(self.exact[cell]),
+            certain=bool(self.certain[cell]),
             **{name: float(getattr(self, name)[cell]) for name in _EFFECTS},
         )
 
@@ -282,38 +333,24 @@ class Specialization(Plotted, SavedCells):
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
         """Counts and tests, by name."""
-        return {"count": self.count} | {name: getattr(self, name) for name in _TESTS}
+        exact = {} if self.exact is None else {"exact": self.exact}
+        return {"count": self.count} | {name: getattr(self, name) for name in _TESTS} | exact
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Totals, family, control and provenance, as JSON values."""
-        counts = {
-            "expert_tokens": self.counts.expert_tokens.tolist(),
-            "label_tokens": self.label_tokens.tolist(),
-            "n_tokens": self.n_tokens,
-            "top_k": self.top_k,
-        }
         about = {"family": self.family, "given": list(self.given), "provenance": dict(self.provenance)}
-        return about | {"counts": counts}
+        return about | {"counts": self.counts.totals()}
 
     @classmethod
     def build(
         cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
     ) -> Specialization:
         """Make the result that has these axes, cells and facts."""
-        totals = facts["counts"]
-        counts = Counts(
-            cells=np.asarray(cells["count"], np.int64)[None],
-            experts=np.array(totals["expert_tokens"], np.int64)[None],
-            labels=np.array(totals["label_tokens"], np.int64)[None],
-            tokens=np.array([totals["n_tokens"]]),
-            names=axes["label"],
-            layers=axes["layer"],
-            top_k=totals["top_k"],
-        )
         return cls(
-            counts=counts,
+            counts=CountTables.of_totals(cells["count"], axes["label"], axes["layer"], facts["counts"]),
             **{name: np.asarray(cells[name], float) for name in _TESTS},
+            exact=np.asarray(cells["exact"], float) if "exact" in cells else None,
             family=facts["family"],
             given=tuple(facts["given"]),
             provenance=facts["provenance"],
@@ -321,37 +358,44 @@ class Specialization(Plotted, SavedCells):
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return one value for each layer, expert and label: counts, effects, tests, and the `load` of the expert."""
-        names = ("share", "lift", "lift_given", "excess_left", "significant")
+        names = ("share", "lift", "lift_given", "excess_left", "significant", "certain")
         derived = {name: getattr(self, name).ravel() for name in names}
         return super().columns() | derived | {"load": np.repeat(self.load.ravel(), len(self.names))}
 
     def __repr__(self) -> str:
         return self.table()
 
-    def table(self, n: int = 10, *, each: bool = False) -> str:
+    def table(self, n: int = 10, *, each: bool = False, label: str | None = None) -> str:
         """Return the strongest specialists as a plain table; a star marks significant ones.
 
         The column "lift | …" is the lift within the given controls; the interval is that of the lift to its left.
-        "left" is `excess_left`.
+        "left" is `excess_left`. In a result with bounds, a star marks findings whose bounds exclude 1.
 
         Args:
             n: number of findings.
             each: `n` findings of each label that was tested, instead of `n` findings of all labels.
+            label: only findings of this label.
+
+        Raises:
+            UnknownNameError: there is no such label.
         """
         tested = [name for name in self.names if name not in self.too_rare]
-        findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n)
+        findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n, label)
         head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
         lines = [head, self._findings_table(findings)]
         if self.too_rare:
-            rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,} tokens)" for name in self.too_rare)
+            rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,.0f} tokens)" for name in self.too_rare)
             lines.append("too rare to test: " + ", ".join(rare))
         lines.extend(self.limits)
         return "\n".join(lines)
 
-    def _findings_table(self, findings: tuple[Finding, ...] | list[Finding]) -> str:
+    def _findings_table(self, findings: Sequence[Finding]) -> str:
         given = [f"lift | {' + '.join(self.given)}"] if self.given else []
-        token = ["lift | token"] if self.given != ("token",) else []
-        header = ("layer", "expert", "label", "lift", *given, "95 % interval", "share", "tokens", "q", "p family")
+        intervals = {"test": ["95 % interval"], "bounds": ["bounds"], "none": []}[self.evidence]
+        tests = ["q", "p family"] if self.evidence == "test" else []
+        token = ["lift | token"] if tests and self.given != ("token",) else []
+        last = {"test": ["left", ""], "bounds": ["exact", ""], "none": []}[self.evidence]
+        header = ("layer", "expert", "label", "lift", *given, *intervals, "share", "tokens", *tests, *token, *last)
         rows = [
             (
                 f"L{f.layer}",
@@ -359,14 +403,14 @@ class Specialization(Plotted, SavedCells):
                 f.label,
                 number(f.lift),
                 *[number(f.lift_given) for _ in given],
-                interval(f.low, f.high),
+                *[interval(f.low, f.high) for _ in intervals],
                 number(f.share),
-                f"{f.count:,}",
-                *map(number, (f.q, f.p_family)),
+                f"{f.count:,.0f}",
+                *[number(value) for _, value in zip(tests, (f.q, f.p_family), strict=False)],
                 *[number(f.lift_given_token) for _ in token],
-                f"{100 * f.excess_left:.0f} %" if np.isfinite(f.excess_left) else number(f.excess_left),
-                "*" if f.significant else "",
+                *[percent(f.excess_left if f.exact is None else f.exact) for _ in last[:1]],
+                *["*" if f.certain else "" for _ in last[1:]],
             )
             for f in findings
         ]
-        return plain_table((*header, *token, "left", ""), rows)
+        return plain_table(header, rows)

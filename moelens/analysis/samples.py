@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moelens.analysis.arrays import Bools, Ints
+from moelens.analysis.count_tables import CountTables
 from moelens.analysis.counting import (
     MAX_GROUPS,
     RoutePart,
@@ -23,8 +24,9 @@ from moelens.analysis.counting import (
 from moelens.analysis.counts import Counts
 from moelens.analysis.label_measures import label_combinations
 from moelens.analysis.processes import rank_and_size
-from moelens.errors import RecordingError, unknown
+from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese import Labels
+from moelens.japanese.labels import require_alignment
 from moelens.recording import Recording
 from moelens.version import __version__
 
@@ -41,8 +43,26 @@ class LabelFamilies(Protocol):
     def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]: ...
 
 
+def counts_in(source: Any) -> CountTables | None:
+    """Return the counts, or open those that were saved in this file; None for anything else."""
+    if isinstance(source, CountTables):
+        return source
+    if isinstance(source, (str, Path)) and Path(source).suffix in (".json", ".parquet") and Path(source).is_file():
+        return Counts.open(source)
+    return None
+
+
 def open_recording(recording: Recording | str | Path) -> Recording:
-    """Return the recording, or open the one in this folder."""
+    """Return the recording, or open the one in this folder.
+
+    Raises:
+        MoeLensError: counts were given, which have no documents.
+    """
+    if counts_in(recording) is not None:
+        raise MoeLensError(
+            "expected a recording, got counts, which have no documents to test or compare; use "
+            "counts.specialization() for effect sizes, and moelens measure for measures"
+        )
     return Recording.open(recording) if isinstance(recording, (str, Path)) else recording
 
 
@@ -275,7 +295,12 @@ def token_blocks(
         family: the family of labels.
         given: the controls: "token", "position", families of `labels` and columns of the corpus, see `controls_of`.
         text: leave out tokens without text, which are the tokenizer's special tokens.
+
+    Raises:
+        RecordingError: the characters of the tokens, which tell those without text, are not known.
     """
+    if text:
+        require_alignment(recording)
     columns = {"token": "token_id", "position": "pos"}
     names = ["doc", "char_start", "char_end", *(columns[name] for name in given if name in columns)]
     known = () if labels is None else labels.families

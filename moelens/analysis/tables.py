@@ -28,6 +28,15 @@ def interval(low: float, high: float) -> str:
     return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
 
 
+def percent(share: float) -> str:
+    """Format a share in whole percent; a dash if undefined.
+
+    >>> percent(0.876), percent(float("nan"))
+    ('88 %', '–')
+    """
+    return f"{round(100 * share)} %" if math.isfinite(share) else "–"
+
+
 def signed_number(value: float) -> str:
     """Format a difference with its sign and three decimals; a dash if undefined.
 

@@ -21,11 +21,19 @@ from moelens.text_files import split_lines
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
-_LEGEND = """\
-lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do
+_LIFT = "lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do"
+_LEGENDS = {
+    "test": f"""\
+{_LIFT}
 lift | token: the same within token identity; near 1, the token explains the preference
 left: share of the excess over chance that remains within token identity
-q: false discovery rate, p family: family-wise p, both over all layers, experts and labels; *: one is below .05"""
+q: false discovery rate, p family: family-wise p, both over all layers, experts and labels; *: one is below .05""",
+    "bounds": f"""\
+{_LIFT}
+bounds: between which the lift lies, whichever tokens of a type went to the expert; *: they exclude 1
+exact: share of the tokens for which both bounds are the same""",
+    "none": _LIFT,
+}
 
 
 def _or_default(session: Session, args: Namespace, *options: str) -> list[Any]:
@@ -74,11 +82,10 @@ def load_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def info_command(session: Session, args: Namespace, cell: str | None) -> Any:
-    from moelens.models.loading import architectures
-    from moelens.models.summary import info
+    from moelens.models.summary import info, list_supported
 
     if args.architectures:
-        return "\n".join(f"{name:<24} {how}" for name, how in architectures().items())
+        return list_supported()
     if args.model is None and type(session) is Session:
         raise MoeLensError(
             "expected a model or --architectures, got neither; give a folder, a hub name, an architecture or 'demo'"
@@ -174,6 +181,8 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis import analyze
     from moelens.recording.parallel import Ranks
 
+    if args.export_experts is not None:
+        _check_export(args)
     recording = session.find_recording(args.recording)
     family, seed = _or_default(session, args, "family", "seed")
     result = analyze(
@@ -185,22 +194,55 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
         seed=seed,
         progress=None if Ranks.of(None).first else False,
     )
-    return _save_result(result, args)
+    if args.label is not None:
+        result.label_index(args.label)
+    _save_result(result, args)
+    if args.export_experts is not None and _is_first():
+        _export_experts(result, args)
+    return result
+
+
+def _check_export(args: Namespace) -> None:
+    """Check what can be checked of `--export-experts` before the analysis."""
+    from moelens.analysis.expert_lists import check_file
+
+    check_file(args.export_experts, args.form)
+    if args.label is None:
+        raise MoeLensError(
+            "expected --label LABEL with --export-experts, got none; name the label whose experts to list"
+        )
+
+
+def _export_experts(result: Any, args: Namespace) -> None:
+    """Write the experts that were found; if there are none, print what was found before the error."""
+    from moelens.analysis import found_experts
+
+    try:
+        found_experts(result, args.label, args.form, args.keep).save(args.export_experts)
+    except MoeLensError:
+        print(show_findings(result, args))
+        raise
 
 
 def measure_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis import measure
 
     (family,) = _or_default(session, args, "family")
-    return _save_result(measure(session.find_recording(args.recording), args.name, family), args)
+    source = session.find_source(args.recording)
+    return _save_result(measure(source, args.name, family, top_n=args.top_n), args)
 
 
 def compare_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis import compare
 
-    a, b = session.find_recording(args.a), session.find_recording(args.b)
+    a = session.find_recording(args.a)
+    b = None if args.b is None else session.find_recording(args.b)
     family, seed = _or_default(session, args, "family", "seed")
-    return _save_result(compare(a, b, family, permutations=args.permutations, seed=seed), args)
+    if args.phase is not None:
+        result: Any = compare(a, b, phase=args.phase, permutations=args.permutations, seed=seed)
+    else:
+        result = compare(a, b, family, permutations=args.permutations, seed=seed)  # type: ignore[arg-type]
+    return _save_result(result, args)
 
 
 def trace_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -237,17 +279,25 @@ def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
-    from moelens.interventions import effect
+    from moelens.analysis.expert_lists import SUFFIXES
+    from moelens.interventions import effect, listed_interventions
     from moelens.interventions.items import as_items
+    from moelens.interventions.listed_experts import read_listed
     from moelens.interventions.operations import operation_by_name
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
-    pairs, experts = as_items(pairs), _expert_ids(args.experts)
-    intervention = operation_by_name(args.operation, args.layer, experts, args.value)
+    pairs, listed = as_items(pairs), Path(args.experts).suffix in SUFFIXES
+    experts: Any = read_listed(args.experts) if listed else _expert_ids(args.experts)
+    if not listed and args.layer is None:
+        raise MoeLensError("expected --layer with ids of experts, got none; give the number of their layer")
+    interventions: Any = () if listed else operation_by_name(args.operation, args.layer, experts, args.value)
     controls: Any = None if experts == "shared" or not args.draws else "matched"
     model = session.find_model(args.model)
+    if listed:
+        n_experts = model.shape.n_experts
+        interventions = listed_interventions(experts, args.operation, args.value, n_experts=n_experts)
     with _recipe_hooks(args, model):
-        result = effect(model, pairs, intervention, controls=controls, draws=args.draws or 20, seed=seed)
+        result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 20, seed=seed)
         return _save_result(result, args)
 
 
@@ -257,7 +307,8 @@ def _expert_ids(text: str) -> Any:
         return "shared" if text == "shared" else [int(part) for part in text.split(",")]
     except ValueError as error:
         raise MoeLensError(
-            f"expected --experts with ids such as 5,9 or the word shared, got {text!r}; separate ids with commas"
+            f"expected --experts with ids such as 5,9, the word shared or a file of experts, got {text!r}; separate "
+            "ids with commas"
         ) from error
 
 
@@ -300,17 +351,60 @@ def import_command(session: Session, args: Namespace, cell: str | None) -> Any:
         args.out,
         kind=args.kind,
         model=args.model,
+        tokenizer=args.tokenizer,
+        texts=args.texts,
         layers=args.layers,
         n_experts=args.experts,
         shape=None if args.shape is None else tuple(args.shape),
+        skip_uncaptured=args.skip_uncaptured,
         force=args.force,
     )
+
+
+def import_counts_command(session: Session, args: Namespace, cell: str | None) -> Any:
+    from moelens.analysis import import_counts
+
+    return import_counts(
+        [_named_source(source) for source in args.sources],
+        args.out,
+        kind=args.kind,
+        groups=args.groups,
+        total=args.total,
+        model=args.model or "",
+        layers=args.layers,
+        n_experts=args.experts,
+        top_k=args.top_k,
+        tolerance=args.tolerance,
+    )
+
+
+def _named_source(source: str) -> Any:
+    """A file, or the name of its group and the file, of NAME=FILE."""
+    name, equals, path = source.partition("=")
+    return (name, path) if equals and not Path(source).exists() else source
+
+
+def import_types_command(session: Session, args: Namespace, cell: str | None) -> Any:
+    from moelens.analysis import Counts
+
+    (family,) = _or_default(session, args, "family")
+    result = Counts.from_types(
+        args.types,
+        text=args.text,
+        tokenizer=args.tokenizer,
+        recording=None if args.recording is None else session.find_recording(args.recording),
+        family=family,
+        n_experts=args.experts,
+        top_k=args.top_k,
+        model=args.model or "",
+    )
+    return _save_result(result, args)
 
 
 def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.reporting import report
 
-    return report(session.find_recording(args.recording), args.out, permutations=args.permutations)
+    return report(session.find_source(args.recording), args.out, permutations=args.permutations)
 
 
 def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -341,7 +435,8 @@ def show_text_once(result: Any, args: Namespace) -> str | None:
 
 def show_findings(result: Any, args: Namespace) -> str | None:
     """The strongest findings with a legend, from the first of several processes only."""
-    return f"{result.table(args.top)}\n\n{_LEGEND}" if _is_first() else None
+    text = f"{result.table(args.top, label=getattr(args, 'label', None))}\n\n{_LEGENDS[result.evidence]}"
+    return text if _is_first() else None
 
 
 def show_outcomes(result: Any, args: Namespace) -> str | None:

@@ -6,13 +6,14 @@ import argparse
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from moelens.commands.parsing import add_commands
 from moelens.commands.session import Session
 from moelens.commands.table import COMMANDS
-from moelens.errors import MoeLensError
+from moelens.errors import MoeLensError, MoeLensWarning
 from moelens.version import __version__
 
 
@@ -40,6 +41,10 @@ def _quieten_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, *rest: (
+        f"moelens: {message}\n" if issubclass(category, MoeLensWarning) else plain(message, category, *rest)
+    )
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 

@@ -84,6 +84,8 @@ _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": lambda: ["demo"],
     "corpus": lambda: ["demo"],
     "recording": _recording_folders,
+    "source": _recording_folders,
+    "phase": lambda: ["prefill,decode"],
     "pairs": _pairs,
     "family": _families,
     "given": lambda: ["token", "position", *_families()],

@@ -10,6 +10,8 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from IPython.core.magic_arguments import MagicArgumentParser
 from traitlets import Int, Unicode
 
+from moelens.analysis.count_tables import CountTables
+from moelens.analysis.result import Specialization
 from moelens.commands.completion import completions
 from moelens.commands.parsing import add_commands
 from moelens.commands.session import DEFAULTS, Session
@@ -119,9 +121,10 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         variables = self.shell.user_ns.items()
         models = [*self.loaded, *(n for n, v in variables if isinstance(v, HookedMoE))]
         recordings = [n for n, v in variables if isinstance(v, Recording)]
+        counted = [n for n, v in variables if isinstance(v, (Recording, CountTables, Specialization))]
         line = event.text_until_cursor
         names = [n for n in self.commands if COMMANDS[n].cell or not line.startswith("%%")]
-        return completions(line, names, {"model": models, "recording": recordings})
+        return completions(line, names, {"model": models, "recording": recordings, "source": counted})
 
     def _variable(self, name: str | None, *types: type) -> Any:
         """The variable of this name in the notebook if it is of one of these types, else None."""
@@ -153,6 +156,10 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
 
     def find_recording(self, name: str) -> Recording:
         return self._variable(name, Recording) or super().find_recording(name)
+
+    def find_source(self, name: str) -> Any:
+        given = self._variable(name, Recording, CountTables, Specialization)
+        return super().find_source(name) if given is None else given
 
     def find_corpus(self, name: str) -> Any:
         given = self.shell.user_ns.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,10 @@ class Session:
         from moelens.recording import Recording
 
         return Recording.open(name)
+
+    def find_source(self, name: str) -> Any:
+        """Return the recording in this folder, or the path of a file with counts or a result."""
+        return name if Path(name).suffix in (".json", ".parquet") else self.find_recording(name)
 
     def find_corpus(self, name: str) -> Any:
         """Return the corpus of this name, in a form that `Corpus.of` takes."""

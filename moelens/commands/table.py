@@ -17,10 +17,15 @@ from moelens.commands.session import DEFAULTS
 
 _MODEL = positional("model", "demo, a folder, a hub name, or a variable of the notebook", "model", nargs="?")
 _RECORDING = positional("recording", "folder or fsspec URL of a recording, or a variable of the notebook", "recording")
+_SOURCE = positional("recording", "recording, a file of counts or of a result, or a variable of the notebook", "source")
 _PAIRS = option(
     "--pairs", help=f"kind of the bundled minimal pairs, or a .jsonl file ({DEFAULTS['pairs']})", completes="pairs"
 )
 _FAMILY = option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
+_TOP = option("--top", type=int, default=15, help="number of findings to print (%(default)s)")
+_MODEL_NAME = option("--model", help="name of the model (that in the files)")
+_N_EXPERTS = option("--experts", type=int, help="number of experts in each layer (the largest id plus one)")
+_TOP_K = option("--top-k", type=int, help="experts chosen for each token (what the counts say)")
 _LAYERS = option("--layers", type=int, nargs="+", help="numbers of the layers (all)")
 _SEED = option("--seed", type=int, help=f"seed of all random draws ({DEFAULTS['seed']})")
 _FORCE = option("--force", action="store_true", help="permission to replace existing output")
@@ -227,10 +232,23 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     ),
                     _PERMUTATIONS,
                     _SEED,
-                    option("--top", type=int, default=15, help="number of findings to print (%(default)s)"),
+                    _TOP,
+                    option("--label", help="label whose findings are printed and exported (all)"),
+                    option(
+                        "--export-experts",
+                        type=Path,
+                        metavar="FILE",
+                        help=".json, .csv, .f32 or .safetensors file for the experts found for the label",
+                    ),
+                    option(
+                        "--form",
+                        default="bias",
+                        help="form of these experts: bias for a router, or keep for pruning (%(default)s)",
+                    ),
+                    option("--keep", type=int, help="number of experts to keep in each layer (as few as possible)"),
                     _SAVE,
                 ),
-                example="analyze runs/corpus --family honorifics --given token",
+                example="analyze runs/corpus --label 丁寧語 --export-experts polite.csv",
                 show=actions.show_findings,
                 timed=True,
             ),
@@ -239,19 +257,32 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 help="compute a measure of routing, such as load, coactivation or npmi",
                 function="measure",
                 run=actions.measure_command,
-                arguments=(_RECORDING, positional("name", "name of the measure", "measure"), _FAMILY, _SAVE),
+                arguments=(
+                    _SOURCE,
+                    positional("name", "name of the measure", "measure"),
+                    _FAMILY,
+                    option("--top-n", type=int, help="number of most used experts in coverage and jaccard (half)"),
+                    _SAVE,
+                ),
                 example="measure runs/corpus load",
             ),
             Command(
                 name="compare",
-                help="test how the routing of two models differs on the same text",
+                help="test how the routing of two models differs on the same text, or compare prefill with decoding",
                 function="compare",
                 run=actions.compare_command,
                 arguments=(
                     positional("a", "recording of the first model", "recording"),
-                    positional("b", "recording of the second model", "recording"),
+                    positional("b", "recording of the second model; none with --phase", "recording", nargs="?"),
                     _FAMILY,
-                    _PERMUTATIONS,
+                    option(
+                        "--phase", help="prefill,decode, to compare these phases of one recording", completes="phase"
+                    ),
+                    option(
+                        "--permutations",
+                        type=int,
+                        help="number of permutations (1000), or of shifts of the phases (99)",
+                    ),
                     _SEED,
                     _SAVE,
                 ),
@@ -313,8 +344,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         completes="operation",
                         help="operation: remove, remove_renorm, reroute, force, scale, swap or steer (%(default)s)",
                     ),
-                    option("--layer", type=int, required=True, help="number of the layer"),
-                    option("--experts", required=True, help="ids of experts such as 5,9, or shared"),
+                    option("--layer", type=int, help="number of the layer, for ids of experts"),
+                    option(
+                        "--experts",
+                        required=True,
+                        help="ids of experts such as 5,9, shared, or a file of analyze --export-experts",
+                    ),
                     option("--value", type=float, help="factor of scale, or strength of steer"),
                     _DRAWS,
                     _SEED,
@@ -400,28 +435,104 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         metavar="KIND",
                         help="format: npz, sglang or vllm (npz for a .npz file)",
                     ),
-                    option("--model", default="unknown", help="name of the model (%(default)s)"),
-                    option("--layers", type=int, nargs="+", help="numbers of the layers in the source (0, 1, …)"),
-                    option("--experts", type=int, help="number of experts in each layer (the largest id plus one)"),
+                    option(
+                        "--model",
+                        default="unknown",
+                        help="name of the model; its tokenizer and configuration are used if available (%(default)s)",
+                        completes="model",
+                    ),
+                    option("--tokenizer", metavar="NAME", help="tokenizer: demo, a folder or a hub name (the model's)"),
+                    option("--texts", metavar="FILE", help="prompts or requests, in the order of the responses"),
+                    option(
+                        "--layers",
+                        type=int,
+                        nargs="+",
+                        help="numbers of the layers in the source (the model's, or 0, 1, …)",
+                    ),
+                    option(
+                        "--experts",
+                        type=int,
+                        help="number of experts in each layer (the model's, or the largest id plus one)",
+                    ),
                     option(
                         "--shape",
                         type=int,
                         nargs=2,
                         metavar=("LAYERS", "K"),
-                        help="numbers of layers and experts per token in the responses of SGLang",
+                        help="numbers of layers and experts per token in the responses of SGLang (the model's)",
+                    ),
+                    option(
+                        "--skip-uncaptured",
+                        action="store_true",
+                        help="tokens that were not captured are kept without routes",
                     ),
                     _FORCE,
                 ),
-                example="import responses.jsonl --from sglang --shape 58 8 --out runs/served",
+                example="import answers.jsonl --from sglang --model demo --texts prompts.txt --out runs/served",
+                timed=True,
+            ),
+            Command(
+                name="import-counts",
+                help="import how often each expert was chosen, from tables that others published or engines wrote",
+                function="import_counts",
+                run=actions.import_counts_command,
+                arguments=(
+                    positional(
+                        "sources",
+                        "files, or NAME=FILE: JSON, CSV, Parquet, npz, SGLang's .pt, or the CSV of llama-moe-trace",
+                        nargs="+",
+                    ),
+                    _SAVE,
+                    option(
+                        "--from",
+                        dest="kind",
+                        default="",
+                        metavar="KIND",
+                        help="format: json, table, sglang or moe-trace (what the files look like)",
+                    ),
+                    option("--groups", nargs="+", metavar="GROUP", help="groups to keep (all)"),
+                    option("--total", default="", metavar="GROUP", help="group of all tokens, if the others overlap"),
+                    _MODEL_NAME,
+                    _LAYERS,
+                    _N_EXPERTS,
+                    _TOP_K,
+                    option(
+                        "--tolerance",
+                        type=float,
+                        default=0.001,
+                        help="relative difference that the sums of layers may have (%(default)s)",
+                    ),
+                ),
+                example="import-counts ja=mgsm_ja.json en=mgsm_en.json --out counts.json",
+            ),
+            Command(
+                name="import-types",
+                help="find specialised experts from counts of token types and the text that was counted, with bounds",
+                function="Counts.from_types",
+                run=actions.import_types_command,
+                arguments=(
+                    positional("types", ".npz, .parquet or .csv file with layer, expert, token_id and count"),
+                    option("--text", type=Path, help=".txt file of the text that was counted"),
+                    option("--tokenizer", help="name or folder of the tokenizer of the model"),
+                    option("--recording", help="labelled recording of the same text, instead", completes="recording"),
+                    _FAMILY,
+                    _MODEL_NAME,
+                    _N_EXPERTS,
+                    _TOP_K,
+                    _TOP,
+                    _SAVE,
+                ),
+                example="import-types types.npz --text corpus.txt --tokenizer llm-jp/llm-jp-3-8x1.8b",
+                show=actions.show_findings,
                 timed=True,
             ),
             Command(
                 name="report",
-                help="write an HTML report on a recording: experts, example sentences and limits",
+                help="write an HTML report on a recording, or on counts: experts, example sentences and limits",
                 function="report",
                 run=actions.report_command,
                 arguments=(
-                    _RECORDING,
+                    _SOURCE,
                     option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
                     _PERMUTATIONS,
                 ),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 _OPERATIONS = (
     "force",
+    "listed_interventions",
     "patch_outputs",
     "patch_routes",
     "remove",
@@ -35,6 +36,7 @@ _MODULES = dict.fromkeys(_OPERATIONS, "operations") | {
     "causes": "causal",
     "effect": "effects",
     "expert_lens": "lens",
+    "listed_interventions": "listed_experts",
     "prefer": "preference",
     "recorded_tensors": "recorded_routes",
 }
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from moelens.interventions.intervention import Intervention
     from moelens.interventions.items import TextContrast, TextPair
     from moelens.interventions.lens import ExpertLens, expert_lens
+    from moelens.interventions.listed_experts import listed_interventions
     from moelens.interventions.operations import (
         force,
         patch_outputs,
@@ -75,6 +78,7 @@ __all__ = [
     "effect",
     "expert_lens",
     "force",
+    "listed_interventions",
     "patch_outputs",
     "patch_routes",
     "prefer",

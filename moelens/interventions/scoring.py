@@ -18,6 +18,7 @@ from torch import Tensor
 from moelens.analysis.arrays import Floats
 from moelens.interventions.intervention import Intervention
 from moelens.interventions.items import Item, MinimalPair, pairs_within
+from moelens.models.running import evaluating
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -46,7 +47,8 @@ class Batch:
         """
         fewer = self.start and "logits_to_keep" in inspect.signature(model.hf_model.forward).parameters
         options = {"logits_to_keep": self.ids.shape[1] - self.start} if fewer else {}
-        logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
+        with evaluating(model):
+            logits: Tensor = model(self.ids, attention_mask=self.mask.long(), **options)
         return logits
 
 

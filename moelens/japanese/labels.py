@@ -133,7 +133,9 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such policy or analyser.
             MoeLensError: If `processes` is less than 1.
+            RecordingError: If the characters of the tokens are not known.
         """
+        require_alignment(recording)
         if policy not in get_args(Policy):
             raise unknown("label policy", policy, get_args(Policy))
         if analyser not in get_args(Analyser):
@@ -337,6 +339,23 @@ def token_labels(
         return np.asarray(counts > 0)
     lengths = np.concatenate([[0], np.cumsum(inside)])
     return np.asarray(2 * counts > (lengths[end] - lengths[start])[:, None])
+
+
+def require_alignment(recording: object) -> None:
+    """Check that it is known which characters the tokens of a recording stand for, as labels and sentences need.
+
+    Raises:
+        RecordingError: If it is not; the message says why.
+    """
+    manifest = getattr(recording, "manifest", {})
+    alignment = manifest.get("alignment", {})
+    if alignment.get("unaligned_documents"):
+        raise RecordingError(
+            f"expected tokens that are aligned with their texts, got a recording of {manifest['corpus']} where those of"
+            f" {alignment['unaligned_documents']} of {manifest['n_documents']} documents are not"
+            f" ({alignment['reason']}); import the routes again with tokenizer= (--tokenizer) and, if the prompts are"
+            " missing, texts= (--texts)"
+        )
 
 
 def _alignment(recording: _Recording) -> str:

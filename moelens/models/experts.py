@@ -23,6 +23,33 @@ from moelens.errors import UnsupportedModelError
 IMPLEMENTATION = "moelens"
 """The name of moelens's implementation in transformers' registries."""
 
+
+class Installed(str):
+    """`IMPLEMENTATION` in the configuration of a hooked model, with what it stands in for.
+
+    Args:
+        native: the implementation that the configuration had before.
+
+    Attributes:
+        native: the same.
+        users: number of hooked models that share the configuration; a copy of it has none.
+    """
+
+    native: str | None
+    users: int
+
+    def __new__(cls, native: str | None) -> Installed:
+        name = super().__new__(cls, IMPLEMENTATION)
+        name.native, name.users = native, 0
+        return name
+
+    def __reduce__(self) -> Any:
+        return Installed, (self.native,)
+
+    def __deepcopy__(self, memo: Any) -> Installed:
+        return Installed(self.native)
+
+
 _Projection = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of rows sorted by expert `[row, ·]`, their expert ids `[row]` and the experts' row ends `[expert]`."""
 
@@ -40,8 +67,8 @@ class Listener(Protocol):
         """Whether there is a hook at "hook_pre", "hook_post" or "hook_out"."""
         ...
 
-    def run_hooks_inside(self, stage: str, slots: Tensor) -> tuple[Tensor, bool]:
-        """Run the hooks of a stage on `[token, slot, ·]`; return what they leave, and whether they edited it."""
+    def run_hooks_inside(self, stage: str, slots: Tensor) -> Tensor:
+        """Run the hooks of a stage on `[token, slot, ·]`; return what they leave."""
         ...
 
     def native_implementation(self, module: nn.Module) -> str:
@@ -67,6 +94,7 @@ class ExpertMath:
             is no gate).
         act: those to the neurons `[row, d_expert]`.
         down: the neurons to the unweighted outputs `[row, d_model]`.
+        norm: applied to those, or None.
         identity: whether experts with ids from `num_experts` on return their input.
         weights_on_input: whether the routing weight multiplies the expert's input instead of its output (Llama 4).
     """
@@ -75,16 +103,52 @@ class ExpertMath:
     up: _Projection
     act: Callable[[Tensor], Tensor]
     down: _Projection
+    norm: Callable[[Tensor], Tensor] | None = None
     identity: bool = False
     weights_on_input: bool = False
 
 
-def stacked_math(module: Any, num_experts: int | None = None) -> ExpertMath:
+def grouped_linear(
+    rows: Tensor,
+    weight: Tensor,
+    offsets: Tensor,
+    bias: Tensor | None = None,
+    *,
+    transposed: bool = False,
+    autocast: bool = False,
+) -> Tensor:
+    """Multiply rows, sorted by expert, by the weights of their experts.
+
+    Args:
+        rows: `[row, in]`.
+        weight: `[expert, out, in]`, or `[expert, in, out]` if `transposed`.
+        offsets: the number of the row after the last one of each expert, `[expert]`.
+        bias: `[row, out]`, or None.
+        transposed: the order of the weight's axes.
+        autocast: whether `torch.autocast` counts; it does for `torch.nn.Linear`, but not for transformers' grouped
+            product.
+
+    Returns:
+        `[row, out]`; rows after the last expert's are not written.
+    """
+    if autocast and torch.is_autocast_enabled(rows.device.type):
+        dtype = torch.get_autocast_dtype(rows.device.type)
+        rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    if weight.dtype != torch.float64:
+        result: Tensor = _grouped_linear(rows, weight, offsets, bias, transposed)
+        return result
+    stacked = weight if transposed else weight.transpose(-2, -1)  # the kernel takes no float64
+    result = torch.ops.transformers.grouped_mm_fallback(rows.to(weight.dtype), stacked, offs=offsets)
+    return result if bias is None else result + bias
+
+
+def stacked_math(module: Any, num_experts: int | None = None, *, autocast: bool = False) -> ExpertMath:
     """Return what experts in transformers' usual form compute: three-dimensional `gate_up_proj` and `down_proj`.
 
     Args:
         module: the experts module; without a gate it has `up_proj` in place of `gate_up_proj`.
         num_experts: number of experts it holds; None reads `module.num_experts`.
+        autocast: whether `torch.autocast` counts, as in `grouped_linear`.
     """
     gated, biased = getattr(module, "has_gate", True), getattr(module, "has_bias", False)
     transposed, name = getattr(module, "is_transposed", False), "gate_up_proj" if gated else "up_proj"
@@ -92,21 +156,19 @@ def stacked_math(module: Any, num_experts: int | None = None) -> ExpertMath:
     def linear(weight: str) -> _Projection:
         def apply(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
             bias = getattr(module, weight + "_bias")[ids] if biased else None
-            result: Tensor = _grouped_linear(rows, getattr(module, weight), offsets, bias, transposed)
-            return result
+            return grouped_linear(
+                rows, getattr(module, weight), offsets, bias, transposed=transposed, autocast=autocast
+            )
 
         return apply
 
-    down = linear("down_proj")
-    if getattr(module, "has_post_expert_norm", False):
-        plain = down
-
-        def down(rows: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:
-            normed: Tensor = module.post_expert_norm(plain(rows, ids, offsets))
-            return normed
-
-    act = module._apply_gate if gated and hasattr(module, "_apply_gate") else module.act_fn
-    return ExpertMath(num_experts=num_experts or module.num_experts, up=linear(name), act=act, down=down)
+    return ExpertMath(
+        num_experts=num_experts or module.num_experts,
+        up=linear(name),
+        act=module._apply_gate if gated and hasattr(module, "_apply_gate") else module.act_fn,
+        down=linear("down_proj"),
+        norm=module.post_expert_norm if getattr(module, "has_post_expert_norm", False) else None,
+    )
 
 
 def _fp8_math(module: Any) -> ExpertMath:
@@ -221,32 +283,28 @@ def compute_experts(
     ids = ids.clamp(max=math.num_experts - 1)
 
     def fill_outside(rows: Tensor, value: Tensor | float = 0.0) -> Tensor:
-        """Give rows outside the experts a value; the kernel leaves them uninitialised."""
+        """Give rows outside the experts a value."""
         return rows if outside is None else torch.where(outside, value, rows)
 
-    def run_hooks(stage: str, rows: Tensor) -> tuple[Tensor, bool]:
-        """Return the slots `[token, slot, ·]` of rows, and whether to continue with them instead of with the rows."""
-        slots = rows[back].view(n, k, -1)
-        if not listener.is_active_at(stage):
-            return slots, False
-        left, edited = listener.run_hooks_inside(stage, slots)
-        # Gradients have to flow through the tensor that the hooks saw.
-        return (left, True) if edited or left.requires_grad else (slots, False)
+    def project(projection: _Projection, rows: Tensor, value: Tensor | float = 0.0) -> Tensor:
+        """Run a kernel. It leaves rows outside the experts unwritten, in its output and in its input's gradient."""
+        return fill_outside(projection(fill_outside(rows), ids, offsets), value)
+
+    def slots(stage: str, rows: Tensor) -> Tensor:
+        """Put rows in the order of the slots `[token, slot, ·]`, and run the hooks of a stage on them."""
+        by_slot = rows[back].view(n, k, -1)
+        return listener.run_hooks_inside(stage, by_slot) if listener.is_active_at(stage) else by_slot
 
     def hooked(stage: str, rows: Tensor) -> Tensor:
-        if not listener.is_active_at(stage):
-            return rows
-        slots, replaced = run_hooks(stage, rows)
-        return slots.reshape(n * k, -1)[order] if replaced else rows
+        return slots(stage, rows).reshape(n * k, -1)[order] if listener.is_active_at(stage) else rows
 
     inputs = hidden[order // k]
     if math.weights_on_input:
         inputs = inputs * weights.reshape(-1)[order].unsqueeze(-1)
-    elif outside is not None and not math.identity:
-        inputs = inputs.masked_fill(outside, 0.0)
-    pre = hooked("hook_pre", fill_outside(math.up(inputs, ids, offsets)))
+    pre = hooked("hook_pre", project(math.up, inputs))
     post = hooked("hook_post", fill_outside(math.act(pre)))
-    out, _ = run_hooks("hook_out", fill_outside(math.down(post, ids, offsets), inputs if math.identity else 0.0))
+    rows = project(math.down, post, inputs if math.identity else 0.0)
+    out = slots("hook_out", rows if math.norm is None else math.norm(rows))
     if not math.weights_on_input:
         out = out * weights.unsqueeze(-1)
     return out.sum(1).to(hidden.dtype)
@@ -265,9 +323,14 @@ def _experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, to
     listener = LISTENERS.get(module)
     without_kernels = isinstance(module, fp8.FP8Experts) and hidden_states.device.type == "cpu"
     if listener is None or not (listener.is_active_inside() or without_kernels):
-        name = listener.native_implementation(module) if listener else "grouped_mm"
+        # Experts outside the hooked layers, and those of an unhooked copy, have no listener.
+        left = getattr(module.config._experts_implementation_internal, "native", None) or "grouped_mm"
+        name = listener.native_implementation(module) if listener else left
         return _native_forward(module, name)(module, hidden_states, top_k_index, top_k_weights)
-    math = _fp8_math(module) if isinstance(module, fp8.FP8Experts) else stacked_math(module)
+    if isinstance(module, fp8.FP8Experts):
+        math = _fp8_math(module)
+    else:
+        math = stacked_math(module, autocast=listener.native != "grouped_mm")
     parallel = getattr(module, "_is_expert_parallel", True)  # older versions of transformers do not define it
     return compute_experts(math, listener, hidden_states, top_k_index, top_k_weights, mask_outside=parallel)
 

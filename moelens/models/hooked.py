@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
+from transformer_lens.utilities.slice import Slice
 
 from moelens.errors import MoeLensError, unknown
 from moelens.models import experts
+from moelens.models.arguments import forward_arguments, require_arguments
+from moelens.models.caches import MoECache
+from moelens.models.copies import TorchHook, drop_copied_hooks
+from moelens.models.formats import Format, describe_format
 from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
-from moelens.models.routers import RouterRule
-from moelens.models.running import RunningPass
-from moelens.models.structure import MoEShape, find_moe_layers, input_device, read_shape
+from moelens.models.routers import RouterRule, widen
+from moelens.models.running import RunningPass, Turns, evaluating
+from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, read_shape
+from moelens.models.tokens import token_spans
+from moelens.models.wrappers import transformers_model
 
 
 class SupportsHooks(Protocol):
@@ -50,20 +59,23 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     again; edited indices get the weights that the router's rule gives them. A point that would not show what the model
     computes is absent, and `refused` holds the reason. Points without hooks cost nothing.
 
+    `copy.deepcopy` copies the transformers model and hooks the copy, with the hooks that `add_hook` added.
+
     Args:
-        hf_model: a Mixture-of-Experts model of transformers.
+        hf_model: a Mixture-of-Experts model of transformers, or PEFT's or `DataParallel`'s wrapper around one.
         tokenizer: its tokenizer, so that the model can be given text.
         name: the model's name in recordings and reports.
         check: whether to compare the model with itself on a short input.
 
     Attributes:
-        hf_model: the transformers model.
+        hf_model: the transformers model, without a wrapper around it; PEFT's adapters are inside it.
         tokenizer: its tokenizer, or None.
         name: the model's name in recordings and reports.
         shape: the model's sizes.
         running: how the tokens of the running forward pass are laid out, for hooks that need to know.
         checks: the results of the checks at load.
         refused: the hook points that this model does not offer, by name, with the reason.
+        format: the format of the weights in memory, what is captured in it and what is not.
         hook_dict: the hook points by name.
 
     Example:
@@ -76,14 +88,21 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
     def __init__(self, hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> None:
         super().__init__()
+        self._given = (hf_model, check)
+        self._restore_modules: list[Callable[[], None]] = []
+        hf_model = transformers_model(hf_model)
+        drop_copied_hooks(hf_model)
         layers, moe_layers = find_moe_layers(hf_model)
         if any(m in experts.LISTENERS for layer in moe_layers for m in (layer.experts, layer.block)):
             raise MoeLensError("this model is hooked already; call .unhook() on the HookedMoE that holds it first")
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
+        self.format: Format = describe_format(hf_model)
         self.running = RunningPass()
-        self._handles = [hf_model.register_forward_pre_hook(self._note_pass, with_kwargs=True)]
+        self._turns = Turns()
+        self._arguments = forward_arguments(hf_model)
+        self._handles = [hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True)]
         self._installation = Installation(layers, moe_layers, self.running)
         self.blocks = nn.ModuleList(self._installation.points)
         try:
@@ -105,6 +124,16 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         for name, point in self.hook_dict.items():
             point.name = name
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> HookedMoE:
+        given, check = self._given
+        made = type(self)(copy.deepcopy(given, memo), self.tokenizer, name=self.name, check=check)
+        made.checks, made.format = self.checks, self.format
+        for name, point in self.hook_dict.items():
+            for direction, handles in (("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)):
+                for handle in (h for h in handles if not h.context_level):  # others belong to a running `with` block
+                    made.hook_dict[name].add_hook(handle.user_hook, direction, handle.is_permanent, level=0)
+        return made
+
     # Running
 
     def forward(
@@ -124,35 +153,42 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
         Returns:
             For "logits" the logits `[batch, pos, vocab]`, for "loss" the mean cross-entropy of the next token, for
-            "both" the two, and None for None.
+            "both" the two, and None for None. The loss is that of the tokens which follow another token, so not of
+            padding and not of the first token after it; with `labels` it is the transformers model's own.
 
         Raises:
-            MoeLensError: the input is a text that the model cannot take, or the model was unhooked.
+            UnknownNameError: an argument that neither this method nor the transformers model has.
+            MoeLensError: the input is a text that the model cannot take, there is no loss, or the model was unhooked.
 
         Example:
             >>> demo_model(torch.tensor([[5, 6, 7]])).shape[:2]
             torch.Size([1, 3])
         """
         self._require_hooked()
-        inputs = self.to_inputs(input) if input is not None else {}
-        inputs |= kwargs
-        if return_type in ("loss", "both") and "labels" not in inputs:
-            labels = inputs["input_ids"]
-            mask = inputs.get("attention_mask")
-            inputs["labels"] = labels if mask is None else labels.masked_fill(mask == 0, -100)
+        if return_type not in (None, "logits", "loss", "both"):
+            raise unknown("return_type", return_type, ("logits", "loss", "both"), "or None")
+        require_arguments(kwargs, self._arguments)
+        inputs = (self.to_inputs(input) if input is not None else {}) | kwargs
+        if return_type is None and "logits_to_keep" in self._arguments:
+            inputs = {"logits_to_keep": 1} | inputs
+        with self._turns:
+            output = self.hf_model(**inputs)
         if return_type is None:
-            last = "logits_to_keep" in inspect.signature(self.hf_model.forward).parameters
-            self.hf_model(**({"logits_to_keep": 1} if last else {}) | inputs)
             return None
-        output = self.hf_model(**inputs)
         logits = output.logits if hasattr(output, "logits") else output[0]
-        return {"logits": logits, "loss": output.get("loss"), "both": (logits, output.get("loss"))}[return_type]
+        if return_type == "logits":
+            return logits
+        loss = output.loss if "labels" in inputs else _next_token_loss(logits, inputs)
+        return loss if return_type == "loss" else (logits, loss)
 
-    def to_inputs(self, input: str | list[str] | Tensor) -> dict[str, Tensor]:
+    def to_inputs(
+        self, input: str | Sequence[str] | Tensor, *, padding_side: Literal["right", "left"] = "right"
+    ) -> dict[str, Tensor]:
         """Make the inputs of the transformers model, on its device.
 
         Args:
-            input: a text, texts (padded on the right) or token ids `[batch, pos]` or `[pos]`.
+            input: a text, texts or token ids `[batch, pos]` or `[pos]`.
+            padding_side: where texts are padded.
 
         Returns:
             `input_ids` `[batch, pos]` and, for texts, `attention_mask`.
@@ -174,13 +210,13 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         padding = len(texts) > 1
         if padding and self.tokenizer.pad_token is None:
             raise MoeLensError("the tokenizer has no padding token; run texts one by one, or set tokenizer.pad_token")
-        options: dict[str, Any] = {"padding": True, "padding_side": "right"} if padding else {}
+        options: dict[str, Any] = {"padding": True, "padding_side": padding_side} if padding else {}
         encoded = self.tokenizer(texts, return_tensors="pt", **options)
         if encoded["input_ids"].shape[-1] == 0:
             raise MoeLensError(f"expected a text with at least one token, got {texts[0]!r}; give one that is not empty")
         return {k: encoded[k].to(self.device) for k in ("input_ids", "attention_mask")}
 
-    def to_tokens(self, text: str | list[str]) -> Tensor:
+    def to_tokens(self, text: str | Sequence[str]) -> Tensor:
         """Return the token ids `[batch, pos]` of a text, with the special tokens that the tokenizer adds.
 
         Example:
@@ -191,25 +227,31 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return self.to_inputs(text)["input_ids"]
 
     def to_str_tokens(self, text: str) -> list[str]:
-        """Return the tokens of a text as the tokenizer writes them.
+        """Return what each token of a text stands for in it.
+
+        A character that several tokens share belongs to each of them. A token that stands for nothing in the text, such
+        as a special token, is given as the tokenizer writes it.
 
         Example:
-            >>> text = "先生がいらっしゃいました。"
-            >>> len(demo_model.to_str_tokens(text)) == demo_model.to_tokens(text).shape[1]
-            True
+            >>> demo_model.to_str_tokens("先生が")[-1]
+            'が'
         """
-        return list(self.tokenizer.convert_ids_to_tokens(self.to_tokens(text)[0].tolist()))
+        ids = self.to_tokens(text)[0].tolist()
+        spans = token_spans(self.tokenizer, text, ids)
+        written = self.tokenizer.convert_ids_to_tokens(ids)
+        return [text[a:b] or token for a, b, token in zip(spans.start, spans.end, written, strict=True)]
 
     @torch.no_grad()
-    def generate(self, input: str | Tensor, **kwargs: Any) -> Any:
-        """Continue a text with transformers' `generate`; hooks run in every step.
+    def generate(self, input: str | Sequence[str] | Tensor, **kwargs: Any) -> Any:
+        """Continue texts with transformers' `generate`, in evaluation mode; hooks run in every step.
 
         Args:
-            input: a text, or token ids `[batch, pos]` or `[pos]`.
+            input: a text, texts (padded on the left) or token ids `[batch, pos]` or `[pos]`.
             kwargs: arguments of transformers' `generate`, such as `max_new_tokens`.
 
         Returns:
-            For a text the whole text, prompt included, without special tokens; for ids what `generate` returns.
+            For a text the whole text, prompt included, without special tokens; for texts a list of them; for ids what
+            `generate` returns.
 
         Example:
             >>> text = demo_model.generate("先生が", max_new_tokens=3, do_sample=False)
@@ -217,15 +259,19 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             True
         """
         self._require_hooked()
-        inputs = self.to_inputs(input)
-        with self.running.generation(inputs["input_ids"].shape[1]):
-            ids = self.hf_model.generate(**inputs, **kwargs)
-        return self.tokenizer.decode(ids[0], skip_special_tokens=True) if isinstance(input, str) else ids
+        inputs = self.to_inputs(input, padding_side="left")
+        prompt = inputs["input_ids"].shape[1]
+        with self._turns, evaluating(self.hf_model), self.running.generation(self.hf_model, prompt):
+            output = self.hf_model.generate(**inputs, **kwargs)
+        if isinstance(input, Tensor):
+            return output
+        texts = self.tokenizer.batch_decode(getattr(output, "sequences", output), skip_special_tokens=True)
+        return texts[0] if isinstance(input, str) else texts
 
     # Hooks
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
-        """Run the model and keep what passes its hook points, as TransformerLens's method of this name does.
+        """Run the model in evaluation mode and keep what passes its hook points, as TransformerLens's method does.
 
         Args:
             args: as in `forward`.
@@ -234,7 +280,9 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
                 `pos_slice`, `device`, `remove_batch_dim`, `incl_bwd`.
 
         Returns:
-            What `forward` returns, and the cache by hook name.
+            What `forward` returns, and the cache by hook name; its `mask` says which tokens are not padding. Of a layer
+            that runs several times in a pass (a looped model) the cache holds the last time under the plain name, and
+            the times before under the name with "@1", "@2", ….
 
         Example:
             >>> logits, cache = demo_model.run_with_cache(
@@ -243,8 +291,15 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             >>> list(cache), cache["blocks.3.mlp.hook_expert_weights"].shape[-1] == demo_model.shape.n_experts
             (['blocks.3.mlp.hook_expert_weights'], True)
         """
-        output, cache = super().run_with_cache(*args, **kwargs)
-        return output, ActivationCache(cache, self) if return_cache_object else cache
+        self._require_hooked()
+        with self._turns, evaluating(self.hf_model):
+            output, cache = super().run_with_cache(*args, **kwargs)
+            mask = self.running.whole_mask()
+        if not return_cache_object:
+            return output, cache
+        mask = Slice.unwrap(kwargs.get("pos_slice")).apply(mask, dim=1)
+        remove = bool(kwargs.get("remove_batch_dim")) and len(mask) == 1
+        return output, MoECache(cache, self, mask[0] if remove else mask, not remove)
 
     def get_caching_hooks(
         self,
@@ -260,17 +315,22 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         It slices positions on the second axis, which is that of positions at every point of this model.
         """
         saved: dict[str, Tensor] = {} if cache is None else cache
-        position = getattr(pos_slice, "slice", pos_slice)
+        positions = Slice.unwrap(pos_slice)
+        times: Counter[str] = Counter()
 
         def save(tensor: Tensor, hook: Any, suffix: str = "") -> None:
-            value = tensor.detach()
-            if isinstance(position, (slice, int)):
-                value = value[:, position].clone()  # a view would keep the whole tensor in memory
-            value = value.to(device) if device is not None else value
-            saved[hook.name + suffix] = value[0] if remove_batch_dim and len(value) == 1 else value
+            value = positions.apply(tensor.detach(), dim=1)
+            # A copy, as later hooks may edit the tensor in place, and a view would keep all of it in memory.
+            value = value.clone() if device is None else value.to(device, copy=True)
+            name = hook.name + suffix
+            if times[name]:
+                saved[f"{name}@{times[name]}"] = saved[name]
+            times[name] += 1
+            saved[name] = value[0] if remove_batch_dim and len(value) == 1 else value
 
         names = self.select(names_filter)
-        backward = [(n, lambda t, hook: save(t, hook, "_grad")) for n in names] if incl_bwd else []
+        differentiable = [n for n in names if not self.hook_dict[n].no_gradient] if incl_bwd else []
+        backward = [(n, lambda t, hook: save(t, hook, "_grad")) for n in differentiable]
         return saved, [(n, save) for n in names], backward
 
     def select(self, names_filter: str | list[str] | Callable[[str], bool] | None) -> list[str]:
@@ -359,7 +419,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         for name, _ in (*fwd_hooks, *bwd_hooks):
             if isinstance(name, str):
                 self._require_point(name)
-        with super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs):
+        with self._turns, super().hooks(list(fwd_hooks), list(bwd_hooks), *args, **kwargs):
             yield self
 
     @contextmanager
@@ -405,6 +465,11 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
 
     @property
+    def cfg(self) -> SimpleNamespace:
+        """What TransformerLens's `ActivationCache` reads of a model's configuration."""
+        return SimpleNamespace(n_layers=self.shape.n_layers, d_model=self.shape.d_model)
+
+    @property
     def rules(self) -> dict[int, RouterRule]:
         """The rules by which the routers choose, by layer, without layers whose router follows no known rule."""
         return {layer: tap.rule for layer, tap in self._installation.taps.items() if tap.rule}
@@ -420,10 +485,23 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return next(iter(self._installation.taps.values())).native
 
     def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._installation.require_installed()
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
+        if (layer := changed_layer(tap.layer for tap in self._installation.taps.values())) is not None:
+            raise MoeLensError(
+                f"the router or experts of layer {layer} were replaced after the model was hooked, as adding an "
+                "adapter does; call .unhook() and hook the model again"
+            )
+        cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))
         if isinstance(ids, Tensor):
-            self.running.begin(ids.shape[0], ids.shape[1], ids if ids.ndim == 2 else None)
+            self.running.begin(
+                ids.shape[0],
+                ids.shape[1],
+                ids if ids.ndim == 2 else None,
+                mask=kwargs.get("attention_mask"),
+                start=int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0,
+            )
 
     def _require_hooked(self) -> None:
         if not self._handles:
@@ -433,24 +511,31 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         """Restore the transformers model, without hooks and with its own configuration.
 
         Returns:
-            The transformers model.
+            The model that was hooked, with its wrapper if it has one.
         """
         if hasattr(self, "hook_dict"):
             self.reset_hooks(including_permanent=True)
         self._installation.remove()
         while self._handles:
             self._handles.pop().remove()
-        return self.hf_model
+        while self._restore_modules:
+            self._restore_modules.pop()()
+        return self._given[0]
 
     def to_transformer_bridge(self) -> Any:
         """Return TransformerLens's `TransformerBridge` on the same weights, with these hook points in its `hook_dict`.
+
+        The bridge puts components of its own into the transformers model; `unhook` takes them out again.
 
         Raises:
             UnsupportedModelError: TransformerLens has no adapter for the architecture.
         """
         from moelens.models.bridge import build_bridge
 
-        return build_bridge(self.hf_model, self.hook_dict, tokenizer=self.tokenizer, name=self.name)
+        self._require_hooked()
+        bridge, restore = build_bridge(self.hf_model, self.hook_dict, tokenizer=self.tokenizer, name=self.name)
+        self._restore_modules.append(restore)
+        return bridge
 
     def __repr__(self) -> str:
         s = self.shape
@@ -459,6 +544,19 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             f"HookedMoE({self.name!r}: {s.model_type}, {s.n_layers} layers, {len(s.moe_layers)} MoE x {s.n_experts} "
             f"experts{shared}, top-{s.top_k}, {len(self.hook_dict)} hook points)"
         )
+
+
+def _next_token_loss(logits: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """The mean cross-entropy of the tokens that follow another token, neither of them padding."""
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if ids is None or logits.shape[:2] != ids.shape:
+        raise MoeLensError(
+            "a loss needs token ids and the logits of every position; give ids without logits_to_keep, or labels"
+        )
+    said = ids[:, 1:].to(logits.device)
+    if mask is not None and mask.ndim == 2:
+        said = said.masked_fill(((mask[:, 1:] == 0) | (mask[:, :-1] == 0)).to(said.device), -100)
+    return nn.functional.cross_entropy(widen(logits[:, :-1]).flatten(0, 1), said.flatten())
 
 
 def hook(hf_model: Any, tokenizer: Any = None, *, name: str = "", check: bool = True) -> HookedMoE:

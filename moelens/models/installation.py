@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from moelens.errors import CheckError, MoeLensError
 from moelens.models import adapters, experts, load_checks
 from moelens.models.load_checks import Check
+from moelens.models.packed import PACKED, why_not_inside
 from moelens.models.points import ROUTER_STAGES, HookBranch, layer_branch
 from moelens.models.residual import ResidualTap, missing_points
 from moelens.models.running import RunningPass
@@ -44,7 +46,7 @@ class Installation:
             i: Tap(layer=moe_layer, points=self.points[i].mlp, running=running) for i, moe_layer in by_index.items()
         }
         self._residuals: list[ResidualTap] = []
-        self._configs: list[tuple[Any, str | None]] = []
+        self._configs: list[Any] = []
 
     def install(self, hf_model: Any, tokenizer: Any, *, check: bool) -> None:
         """Attach the taps, check the model and take away the hook points that it cannot offer.
@@ -73,9 +75,24 @@ class Installation:
             residual.detach()
         for tap in self.taps.values():
             tap.detach()
-        for config, implementation in self._configs:
-            config._experts_implementation_internal = implementation
-        self._configs.clear()
+        while self._configs:
+            config = self._configs.pop()
+            installed = config._experts_implementation_internal
+            if isinstance(installed, experts.Installed):
+                installed.users -= 1
+                if installed.users <= 0:
+                    config._experts_implementation_internal = installed.native
+
+    def require_installed(self) -> None:
+        """Raise `MoeLensError` if the experts' implementation was changed, so that hooks inside them would not run."""
+        for tap in self.taps.values():
+            if tap.patched is not None or why_not_inside(tap.layer.experts):
+                continue
+            if (now := tap.layer.experts.config._experts_implementation) != experts.IMPLEMENTATION:
+                raise MoeLensError(
+                    f"the experts implementation was set to {now!r} after "
+                    "the model was hooked, and hooks inside the experts would not run; unhook it, set it, hook it again"
+                )
 
     def _attach_taps(self) -> None:
         """Attach the taps to the experts that adapters compute, and moelens's implementation to all others."""
@@ -87,28 +104,32 @@ class Installation:
                 patched = layer.experts if layer.adapter.block_forward is None else layer.block
                 adapters.install_forward(patched, layer.adapter)
                 tap.patched = patched
+            elif type(holder).__name__ in PACKED:
+                tap.native = PACKED[type(holder).__name__][0]
             else:
-                tap.native = self._note_config(layer.experts.config) or "eager"
+                tap.native = self._install(layer.experts.config) or "eager"
             tap.attach()
-        for config, _ in self._configs:
-            config._experts_implementation_internal = experts.IMPLEMENTATION
 
-    def _note_config(self, config: Any) -> str | None:
-        """Note the experts implementation of a configuration, once, and return it."""
-        for noted, implementation in self._configs:
-            if noted is config:
-                return implementation
-        self._configs.append((config, config._experts_implementation_internal))
-        return self._configs[-1][1]
+    def _install(self, config: Any) -> str | None:
+        """Put moelens's implementation into a configuration, once; return the one that it stands in for."""
+        installed = config._experts_implementation_internal
+        if not isinstance(installed, experts.Installed):
+            installed = config._experts_implementation_internal = experts.Installed(installed)
+        if not any(config is other for other in self._configs):  # other models may share it
+            self._configs.append(config)
+            installed.users += 1
+        return installed.native
 
     def _check(self, hf_model: Any, tokenizer: Any) -> tuple[dict[int, str], set[int]]:
         """Run the checks; return the norms before the blocks, and the layers with an irregular residual stream."""
         try:
-            runs = load_checks.run_short_input(hf_model, self.layers, self.taps)
+            runs = self._run_short_input(hf_model)
             checks = [
                 load_checks.check_routing(self.taps),
+                load_checks.check_repeat(runs),
                 load_checks.check_sums(self.taps, runs),
                 load_checks.check_replay(self.taps),
+                load_checks.check_configuration(hf_model, self.taps),
             ]
             residual, norms, irregular = load_checks.check_residual(self.taps, runs)
             checks.append(residual)
@@ -119,6 +140,18 @@ class Installation:
             for tap in self.taps.values():
                 tap.observed = None
         return norms, irregular
+
+    def _run_short_input(self, hf_model: Any) -> dict[int, load_checks.LayerRun]:
+        """Run the model on the short input; an error that is not moelens's own becomes a `CheckError`."""
+        try:
+            return load_checks.run_short_input(hf_model, self.layers, self.taps)
+        except MoeLensError:
+            raise
+        except Exception as error:
+            text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise CheckError(
+                f"expected the model to run on a short input, got {text}; check that it runs before it is hooked"
+            ) from error
 
     def _attach_residuals(self, norms: dict[int, str], irregular: set[int]) -> None:
         """Connect every layer's residual stream, and refuse the points that the layers do not offer.
@@ -138,6 +171,11 @@ class Installation:
             if tap is None:
                 dense = next((m for n in block_names if n and (m := getattr(layer, n, None))), None)
             moe_layer = None if tap is None else tap.layer
+            if tap is not None:
+                mlp: Any = points.mlp
+                mlp.hook_expert_indices.no_gradient = "it holds the ids of experts"
+                if tap.rule is None:
+                    mlp.hook_router_logits.no_gradient = tap.layer.refusals.get("replay", "no rule")
             for name, reason in missing_points(moe_layer, irregular=i in irregular, norm=norm, dense=dense).items():
                 if points.remove_point(name):
                     self.refused[f"blocks.{i}.{name}"] = reason

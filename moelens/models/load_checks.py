@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from moelens.errors import CheckError
+from moelens.models.decisions import ObservedRouting
+from moelens.models.identification import Identified, identify_router
 from moelens.models.points import EXPERT_STAGES, ROUTER_STAGES, first_tensor
-from moelens.models.routers import identify_rule
+from moelens.models.routers import RouterRule
+from moelens.models.running import evaluating
 from moelens.models.structure import input_device, text_config
-from moelens.models.taps import ObservedRouting, Tap
+from moelens.models.taps import Tap
 
 _BATCH, _POS = 2, 8
 
@@ -29,12 +32,13 @@ class Check:
 
     Attributes:
         name: what was checked.
-        passed: whether all layers passed. The hook points of a layer that did not are refused.
+        passed: whether what was checked is as it should be, in all layers. Hook points that would not show what the
+            model computes are then refused, and the model's others work.
         detail: what was found, and in which layers points are refused.
 
     Example:
         >>> print(Check("routes", True, "58 layers: ids in range, weights finite"))
-        ok      routes: 58 layers: ids in range, weights finite
+        ok     routes: 58 layers: ids in range, weights finite
     """
 
     name: str
@@ -42,7 +46,7 @@ class Check:
     detail: str
 
     def __str__(self) -> str:
-        return f"{'ok     ' if self.passed else 'refused'} {self.name}: {self.detail}"
+        return f"{'ok    ' if self.passed else 'failed'} {self.name}: {self.detail}"
 
 
 @dataclass(kw_only=True)
@@ -54,6 +58,8 @@ class LayerRun:
         output: its output.
         norms: inputs of the layer's norms, by the norm's name.
         block_output: the output of the block.
+        block_again: its output when the input was run again.
+        times: how often the block ran.
         experts_output: the output of the experts module.
         slots: the unweighted outputs of the chosen experts, `[token, slot, d_model]`.
         recomputed: the block's output as moelens computes it, where an adapter replaces the block's forward.
@@ -63,13 +69,15 @@ class LayerRun:
     output: Tensor | None = None
     norms: dict[str, Tensor] = field(default_factory=dict)
     block_output: Tensor | None = None
+    block_again: Tensor | None = None
+    times: int = 0
     experts_output: Tensor | None = None
     slots: Tensor | None = None
     recomputed: Tensor | None = None
 
 
 def run_short_input(model: Any, layers: nn.ModuleList, taps: dict[int, Tap]) -> dict[int, LayerRun]:
-    """Run a model twice on a short input: as it is, and with hooks inside the experts.
+    """Run a model three times on a short input: twice as it is, and with hooks inside the experts.
 
     Args:
         model: the transformers model.
@@ -80,25 +88,27 @@ def run_short_input(model: Any, layers: nn.ModuleList, taps: dict[int, Tap]) -> 
         What each layer computed, by layer.
     """
     runs = {i: LayerRun() for i in range(len(layers))}
-    training = model.training
     devices = list({p.device for p in model.parameters() if p.device.type == "cuda"})
     ids = _short_input(model)
     with ExitStack() as undo:
-        undo.callback(model.train, training)
+        for context in (evaluating(model), torch.no_grad(), torch.random.fork_rng(devices)):
+            undo.enter_context(context)
         for tap in taps.values():
             undo.callback(tap.points.experts.hook_out.remove_hooks, "both")
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            with ExitStack() as hooks:
-                _watch_layers(runs, layers, taps, hooks)
-                model(input_ids=ids)
+        with ExitStack() as hooks:
             for i, tap in taps.items():
-                tap.points.experts.hook_out.add_hook(_save_slots(runs[i]))
-                if tap.layer.adapter.block_forward is not None:
-                    tap.observed = ObservedRouting()
-                    handle = tap.layer.block.register_forward_hook(_save_output(runs[i], "recomputed"))
-                    undo.callback(handle.remove)
+                hooks.callback(tap.layer.block.register_forward_hook(_save_output(runs[i], "block_again")).remove)
             model(input_ids=ids)
+        with ExitStack() as hooks:
+            _watch_layers(runs, layers, taps, hooks)
+            model(input_ids=ids)
+        for i, tap in taps.items():
+            tap.points.experts.hook_out.add_hook(_save_slots(runs[i]))
+            if tap.layer.adapter.block_forward is not None:
+                tap.observed = ObservedRouting()
+                handle = tap.layer.block.register_forward_hook(_save_output(runs[i], "recomputed"))
+                undo.callback(handle.remove)
+        model(input_ids=ids)
     return runs
 
 
@@ -122,6 +132,9 @@ def _watch_layers(runs: dict[int, LayerRun], layers: nn.ModuleList, taps: dict[i
         # A block whose forward an adapter replaces runs its own code in this pass, for comparison.
         tap.observed = ObservedRouting() if tap.layer.adapter.block_forward is None else None
         hooks.callback(tap.layer.block.register_forward_hook(_save_output(runs[i], "block_output")).remove)
+        hooks.callback(tap.layer.block.register_forward_pre_hook(_count(runs[i])).remove)
+        if tap.layer.router is not None:
+            hooks.callback(tap.layer.router.register_forward_pre_hook(_save_call(tap), with_kwargs=True).remove)
         if tap.layer.experts is not None:
             hooks.callback(tap.layer.experts.register_forward_hook(_save_output(runs[i], "experts_output")).remove)
 
@@ -133,8 +146,23 @@ def _save_input(run: LayerRun, norm: str | None) -> Callable[..., None]:
         tensor = args[0] if args else next(iter(kwargs.values()))
         if norm is None:
             run.inputs = tensor.detach().clone()
+            run.norms.clear()  # of a time before, in a looped model
         elif norm not in run.norms and isinstance(tensor, Tensor):
             run.norms[norm] = tensor.detach().clone()
+
+    return hook
+
+
+def _count(run: LayerRun) -> Callable[..., None]:
+    return lambda module, args: setattr(run, "times", run.times + 1)
+
+
+def _save_call(tap: Tap) -> Callable[..., None]:
+    """A forward pre-hook of a router, which saves its arguments."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if tap.observed is not None:
+            tap.observed.call = (args, kwargs)
 
     return hook
 
@@ -178,6 +206,30 @@ def check_routing(taps: dict[int, Tap]) -> Check:
     return Check("routes", True, f"{len(taps)} layers: ids in range, weights finite")
 
 
+def check_repeat(runs: dict[int, LayerRun]) -> Check:
+    """Check that the model computes the same for the same input, and each layer once in a forward pass.
+
+    Args:
+        runs: by layer, what `run_short_input` returned.
+    """
+    same: list[Tensor] = []
+    looped: dict[int, list[int]] = {}
+    for i, run in runs.items():
+        if run.times > 1:
+            looped.setdefault(run.times, []).append(i)
+        if run.block_output is not None and run.block_again is not None:
+            first, second = run.block_output.float(), run.block_again.float()
+            tolerance = (1e-3 if run.block_output.dtype == torch.float32 else 5e-2) * first.abs().max()
+            same.append(((first - second).abs() <= tolerance).all(-1).flatten())
+    share = float(torch.cat([s.float().cpu() for s in same]).mean()) if same else 1.0
+    detail = "the same outputs when the input is run twice"
+    if share < 1:
+        detail = f"the same outputs for {share:.0%} of tokens when the input is run twice, because the model draws lots"
+    for times, layers in looped.items():
+        detail += f"; layers {layers} run {times} times in a forward pass, of which recordings keep the last"
+    return Check("repeat", share == 1 and not looped, detail)
+
+
 def check_sums(taps: dict[int, Tap], runs: dict[int, LayerRun]) -> Check:
     """Check that the sum of weight x output over the chosen experts is what the experts module returned.
 
@@ -187,6 +239,8 @@ def check_sums(taps: dict[int, Tap], runs: dict[int, LayerRun]) -> Check:
     """
     worst, failed = 0.0, []
     for i, tap in taps.items():
+        if "experts.hook_out" in tap.layer.refusals:  # packed experts
+            continue
         seen, run = tap.observed, runs[i]
         replaced = tap.layer.adapter.block_forward is not None
         target = run.block_output if replaced else run.experts_output
@@ -214,11 +268,18 @@ def check_replay(taps: dict[int, Tap]) -> Check:
     Args:
         taps: by layer, with the observed routing; their `rule` is set.
     """
-    failed = []
+    failed: list[int] = []
+    tied: dict[str, list[int]] = {}
     for i, tap in taps.items():
-        layer, seen = tap.layer, tap.observed
-        if seen is not None and seen.logits is not None and seen.indices is not None and seen.weights is not None:
-            tap.rule = identify_rule(layer.block, seen.logits, seen.indices, seen.weights, layer.groups)
+        layer, seen, tap.observed = tap.layer, tap.observed, None
+        found = Identified() if seen is None else identify_router(layer, seen)
+        tap.rule, tap.rule_in_training = found.rule, found.in_training
+        if found.ties:
+            tied.setdefault(" or ".join(map(str, (found.rule, *found.ties))), []).append(i)
+        if found.logits_module is not None:
+            tap.read_logits_from(found.logits_module)
+        elif found.returns_scores:
+            layer.refusals["hook_router_logits"] = "this router returns scores in place of logits"
         if tap.rule is None:
             failed.append(i)
             reason = "no known rule gives this router's choice from its logits"
@@ -226,7 +287,64 @@ def check_replay(taps: dict[int, Tap]) -> Check:
             if seen is None or seen.logits is None:
                 layer.refusals["hook_router_logits"] = "this router returns no logits"
     rules = "; ".join(sorted({str(tap.rule) for tap in taps.values() if tap.rule is not None}))
-    return Check("replay", not failed, (rules or "none found") + (f"; not in layers {failed}" if failed else ""))
+    detail = (rules or "none found") + (f"; not in layers {failed}" if failed else "")
+    detail += "".join(f"; layers {layers} could also follow {rule}" for rule, layers in tied.items())
+    return Check("replay", not (failed or tied), detail)
+
+
+def check_configuration(model: Any, taps: dict[int, Tap]) -> Check:
+    """Check that the routers follow the rule that the model's configuration states, as far as it states one.
+
+    Args:
+        model: the transformers model.
+        taps: by layer, with the routers' rules.
+    """
+    config, wrong = text_config(model), set[str]()
+    stated = {name: getattr(config, name, None) for name in _STATEMENTS}
+    stated = {name: value for name, value in stated.items() if value is not None}
+    for rule in {tap.rule for tap in taps.values() if tap.rule is not None}:
+        for name, value in stated.items():
+            follows = _STATEMENTS[name].get(value) if isinstance(value, str | bool) else None
+            if follows is not None and not follows(rule, config):
+                wrong.add(f"{name} is {value!r}, but a router follows {rule}")
+    detail = "; ".join(sorted(wrong)) or "; ".join(f"{name} {value}" for name, value in stated.items())
+    return Check("configuration", not wrong, detail or "states no rule")
+
+
+def _is_score(name: str) -> Callable[[RouterRule, Any], bool]:
+    return lambda rule, config: rule.score == name
+
+
+def _is_normalised(value: bool) -> Callable[[RouterRule, Any], bool]:
+    # The softmax of the chosen experts' logits has the sum 1 whatever the configuration says (Cohere).
+    return lambda rule, config: (
+        rule.normalised is value or rule.jitter is not None or getattr(config, "expert_selection_fn", "") == "softmax"
+    )
+
+
+def _is_grouped(by: str) -> Callable[[RouterRule, Any], bool]:
+    return lambda rule, config: (
+        (getattr(config, "n_group", None) or 1) <= 1 or (rule.groups > 1 and rule.group_score == by)
+    )
+
+
+_SCORE_STATEMENTS = {name: _is_score(name) for name in ("softmax", "sigmoid", "sqrtsoftplus")}
+_STATEMENTS: dict[str, dict[Any, Callable[[RouterRule, Any], bool]]] = {
+    **dict.fromkeys(
+        ("scoring_func", "score_function", "score_func", "expert_selection_fn", "moe_router_activation_func"),
+        _SCORE_STATEMENTS,
+    ),
+    **{
+        key: {value: _is_normalised(value) for value in (True, False)}
+        for key in ("norm_topk_prob", "moe_renormalize", "route_norm")
+    },
+    "topk_method": {
+        "greedy": lambda rule, config: rule.groups == 1,
+        "group_limited_greedy": _is_grouped("max"),
+        "noaux_tc": _is_grouped("top2"),
+    },
+}
+"""What configurations state of a router's rule: by setting and value, whether a rule follows it."""
 
 
 def check_residual(taps: dict[int, Tap], runs: dict[int, LayerRun]) -> tuple[Check, dict[int, str], set[int]]:
@@ -279,4 +397,6 @@ def check_tokenizer(model: Any, tokenizer: Any) -> Check:
             f"expected a tokenizer of at most {rows:,} tokens, which the model embeds, got one of {tokens:,}; "
             f"load the one that comes with {getattr(model.config, '_name_or_path', '') or 'the model'}"
         )
-    return Check("tokenizer", tokens > 0.8 * rows, f"{tokens:,} tokens for {rows:,} embeddings")
+    passed = tokens > 0.8 * rows
+    textless = "" if passed else f"; {rows - tokens:,} ids have no text, so it may be that of another model"
+    return Check("tokenizer", passed, f"{tokens:,} tokens for {rows:,} embeddings{textless}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,16 +13,37 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from moelens.errors import MoeLensError, unknown
+from moelens.errors import MoeLensError, MoeLensWarning, UnsupportedModelError, unknown
 from moelens.models.adapters import ADAPTERS, UNSUPPORTED
+from moelens.models.checkpoints import check_weights, incomplete_weights, kept_report, require_whole_files, weight_files
 from moelens.models.experts import allow_partial_blocks
+from moelens.models.formats import describe_format, format_name, quantisation, require_format
+from moelens.models.gguf_files import as_in_file, gguf_config, require_gguf, unread_tensors
 from moelens.models.hooked import HookedMoE
-from moelens.models.routers import RouterRule, identify_rule
-from moelens.models.structure import MoELayer, MoEShape, find_moe_layers, read_shape, unsupported_architecture
-from moelens.models.taps import router_output_parts
+from moelens.models.identification import identify_untrained_router
+from moelens.models.routers import RouterRule
+from moelens.models.structure import MoEShape, find_moe_layers, read_shape, unsupported_architecture
+from moelens.models.tokenizers import find_tokenizer
 
+_OF_THE_REMOTE_CODE = ("model_type", "auto_map")
+WITHOUT_DEFAULT = frozenset(
+    [
+        "dbrx",
+        "deepseek_ocr2",
+        "diffusion_gemma",
+        "dots1",
+        "gemma4",
+        "hunyuan_v1_moe",
+        "inkling",
+        "lfm2_moe",
+        "qwen3_omni_moe",
+        "qwen4_exp",
+    ]
+)
+"""Architectures whose default configuration in transformers does not describe a whole model with experts."""
 DEMO = Path(str(files("moelens.demo") / "model"))
 """The folder of the bundled model."""
 
@@ -29,32 +51,40 @@ DEMO = Path(str(files("moelens.demo") / "model"))
 def load(
     model: str,
     *,
+    tokenizer: Any = None,
     device_map: Any = None,
     dtype: Any = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     check: bool = True,
+    gguf_file: str | None = None,
     **kwargs: Any,
 ) -> HookedMoE:
     """Load a model and its tokenizer, and hook the model.
 
     Args:
-        model: "demo" (the bundled model), a folder, or a name on the hub.
+        model: "demo" (the bundled model), a folder, a name on the hub, or the path of a GGUF file.
+        tokenizer: a tokenizer, or the folder or name to load it from; by default the one that comes with the model.
         device_map: as in transformers' `from_pretrained`.
         dtype: as in transformers' `from_pretrained`.
         revision: as in transformers' `from_pretrained`.
         trust_remote_code: as in transformers' `from_pretrained`.
-        check: whether to compare the model with itself on a short input.
-        kwargs: further arguments of transformers' `from_pretrained`.
+        check: whether to compare the model with itself on a short input, and to refuse a model whose routers or experts
+            are not those of its checkpoint.
+        gguf_file: the name of a GGUF file in the folder or repository; it gives configuration, tokenizer and weights.
+        kwargs: further arguments of transformers' `from_pretrained`, such as `quantization_config`.
 
     Returns:
-        The hooked model.
+        The hooked model. Its `checks` say whether its weights come from the checkpoint. Without a tokenizer there it
+        has none, and a check says so.
 
     Raises:
         UnknownNameError: `model` is neither a folder nor a model on the hub or in its cache.
-        MoeLensError: transformers cannot load the model, or the download was interrupted.
-        UnsupportedModelError: the model has no experts, or moelens cannot reach them.
-        CheckError: the model's numbers contradict each other.
+        MoeLensError: transformers cannot load the model, a file is damaged, the download was interrupted, or the
+            model's format needs a package that is not installed.
+        UnsupportedModelError: the model has no experts, or moelens cannot reach them, or it is in a format that
+            transformers cannot unpack.
+        CheckError: routers or experts are not those of the checkpoint, or the model's numbers contradict each other.
 
     Example:
         >>> model = load("demo")
@@ -66,25 +96,81 @@ def load(
         raise MoeLensError("the bundled model is missing from this installation; install moelens again")
     if model == "demo":
         transformers.utils.logging.disable_progress_bar()  # it loads in a quarter of a second
+    if Path(source).suffix == ".gguf" and Path(source).is_file():
+        source, gguf_file = str(Path(source).parent), Path(source).name
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = transformers.AutoConfig.from_pretrained(source, **options)
+    files = {"gguf_file": gguf_file} if gguf_file else {}
+    with _explained(model, source):
+        if Path(source).is_dir():
+            require_whole_files(Path(source))
+        gguf_path = require_gguf(source, gguf_file, revision) if gguf_file else None
+        config = gguf_config(source, gguf_path) if gguf_path else read_config(source, options)
         for part in (config, config.get_text_config(decoder=True)):
             if part.model_type in UNSUPPORTED:
                 raise unsupported_architecture(repr(model), part.model_type)
-        quantised = getattr(config, "quantization_config", None) or {}
-        with allow_partial_blocks(quantised.get("weight_block_size")):
-            loaded = auto_class(config).from_pretrained(source, device_map=device_map, dtype=dtype, **options, **kwargs)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        if Path(model).exists() or isinstance(error, RuntimeError):
-            raise MoeLensError(f"{model!r} is not a model transformers can load: {_one_line(error)}") from error
+        quantised = quantisation(config, kwargs.get("quantization_config"))
+        require_format(model, quantised)
+        given, (tokenizer, note) = tokenizer, find_tokenizer(tokenizer, source, options | files)
+        if gguf_path and given is None and tokenizer is not None:
+            tokenizer, note = as_in_file(gguf_path, tokenizer)
+        arguments = options | files | kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        with allow_partial_blocks(quantised.get("weight_block_size")), kept_report() as reports:
+            try:
+                loaded, report = auto_class(config).from_pretrained(
+                    source, config=config, device_map=device_map, dtype=dtype, **arguments
+                )
+            except RuntimeError as error:
+                raise (incomplete_weights(model, reports) or error) from error
+        if gguf_path:
+            report["unexpected_keys"] |= unread_tensors(gguf_path, loaded)
+        stored = [] if gguf_path else weight_files(source, revision)
+        weights = check_weights(model, loaded, report, stored, refuse=check)
+    hooked = HookedMoE(loaded.eval(), tokenizer, name=model, check=check)
+    hooked.checks = (*hooked.checks, *([note] if note else []), weights)
+    hooked.format = describe_format(loaded, "gguf" if gguf_path else format_name(quantised))
+    for found in hooked.checks[-2:]:
+        if found in (note, weights) and not found.passed:
+            warnings.warn(f"{model}: {found.detail}", MoeLensWarning, stacklevel=2)
+    return hooked
+
+
+@contextmanager
+def _explained(model: str, source: str) -> Iterator[None]:
+    """Turn what transformers raises while it loads a model into errors of moelens."""
+    try:
+        yield
+    except MoeLensError:
+        raise
+    except Exception as error:
+        if Path(source).exists() or not isinstance(error, OSError):
+            text = _one_line(error) or type(error).__name__
+            raise MoeLensError(f"{model!r} is not a model transformers can load: {text}") from error
         if interrupted := interrupted_download(model, error):
             raise interrupted from error
         raise unknown(
             "model", model, ["demo"], "give a folder, a hub name that can be reached or is in its cache, or 'demo'"
         ) from error
-    return HookedMoE(loaded.eval(), tokenizer, name=model, check=check)
+
+
+def read_config(source: str, options: dict[str, Any]) -> Any:
+    """Read a model's configuration.
+
+    Checkpoints whose `model_type` transformers does not know, but whose class it has, are read as models of that class:
+    Kimi K2 is a `DeepseekV3ForCausalLM`.
+
+    Args:
+        source: a folder or a hub name.
+        options: arguments of transformers' `from_pretrained`.
+    """
+    content, _ = transformers.PretrainedConfig.get_config_dict(source, revision=options.get("revision"))
+    if content.get("model_type") not in CONFIG_MAPPING:
+        classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
+        known = [t for t, name in classes if name in (content.get("architectures") or []) and t in CONFIG_MAPPING]
+        if known:
+            return CONFIG_MAPPING[known[0]].from_dict(
+                {k: v for k, v in content.items() if k not in _OF_THE_REMOTE_CODE}
+            )
+    return transformers.AutoConfig.from_pretrained(source, **options)
 
 
 def interrupted_download(model: str, error: BaseException) -> MoeLensError | None:
@@ -119,7 +205,7 @@ def auto_class(config: Any) -> Any:
 
 
 def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None, list[str]]:
-    """Describe an architecture at its published size, without memory for its weights.
+    """Describe an architecture at the size of its default configuration, without memory for its weights.
 
     Args:
         architecture: transformers' `model_type`, such as "deepseek_v3".
@@ -131,7 +217,7 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
     Raises:
         UnknownNameError: transformers has no such architecture.
         UnsupportedModelError: moelens cannot hook it.
-        MoeLensError: its default configuration does not describe a whole model.
+        MoeLensError: its default configuration does not describe a whole model with experts.
     """
     table = architectures()
     if architecture not in table:
@@ -139,12 +225,86 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
     if architecture in UNSUPPORTED:
         raise unsupported_architecture(architecture, architecture)
     model = build_on_meta(architecture)
-    layers, moe_layers = find_moe_layers(model)
-    rule = next((r for r in map(_try_router, (moe_layers[0], moe_layers[-1])) if r), None)
+    try:
+        shape, rule = _describe(model)
+    except UnsupportedModelError as error:
+        raise _no_default(architecture) from error
     hooked = HookedMoE(model, name=architecture)
     names = list(hooked.hook_dict)
     hooked.unhook()
-    return read_shape(model, layers, moe_layers, rule.score if rule else "unknown"), rule, names
+    return shape, rule, names
+
+
+def describe_configuration(model: str) -> tuple[MoEShape, RouterRule | None]:
+    """Describe a model from its configuration alone.
+
+    Args:
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a name on the hub.
+
+    Returns:
+        The sizes, and the rule of the first router that follows a known one, or None.
+
+    Raises:
+        UnknownNameError: there is no such model.
+        UnsupportedModelError: it has no experts, or moelens cannot reach them.
+
+    Example:
+        >>> shape, rule = describe_configuration("demo")
+        >>> shape.moe_layers, rule.normalised
+        ((1, 2, 3, 4), True)
+    """
+    return _describe(model_without_weights(model))
+
+
+def _describe(model: Any) -> tuple[MoEShape, RouterRule | None]:
+    """Find the sizes and the rule of a model on the meta device."""
+    layers, moe_layers = find_moe_layers(model)
+    rule = next((r for r in map(identify_untrained_router, (moe_layers[0], moe_layers[-1])) if r), None)
+    return read_shape(model, layers, moe_layers, rule.score if rule else "unknown"), rule
+
+
+def model_without_weights(model: str) -> Any:
+    """Build a model on the meta device, from its configuration alone.
+
+    Args:
+        model: as in `describe_configuration`.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    if model in architectures() and not Path(model).is_dir():
+        return build_on_meta(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
+    except (OSError, ValueError) as error:
+        if interrupted := interrupted_download(model, error):
+            raise interrupted from error
+        raise unknown("model", model, ["demo"], "give a folder, an architecture or a name on the hub") from error
+    with torch.device("meta"):
+        return auto_class(config)._model_mapping[type(config)](config)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a model without the model.
+
+    Args:
+        name: "demo", a folder, or a name on the hub.
+
+    Raises:
+        UnknownNameError: there is no such tokenizer.
+
+    Example:
+        >>> load_tokenizer("demo")("先生は")["input_ids"]
+        [0, 1050, 271]
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(DEMO) if name == "demo" else name)
+    except Exception as error:  # of transformers, the hub's library, or tokenizers, which raises the class itself
+        if interrupted := interrupted_download(name, error):
+            raise interrupted from error
+        raise unknown(
+            "tokenizer", name, ["demo"], f"give a folder, or the name of a model; {_one_line(error)}"
+        ) from error
 
 
 def build_on_meta(architecture: str) -> Any:
@@ -168,36 +328,14 @@ def build_on_meta(architecture: str) -> Any:
                 return auto_class(config)._model_mapping[type(config)](config)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # an incomplete configuration
             reason = reason or error
-    raise MoeLensError(
-        f"the default configuration of {architecture!r} does not describe a whole model; "
+    raise _no_default(architecture) from reason
+
+
+def _no_default(architecture: str) -> MoeLensError:
+    return MoeLensError(
+        f"the default configuration of {architecture!r} does not describe a whole model with experts; "
         "give a folder or a hub name instead"
-    ) from reason
-
-
-def _try_router(layer: MoELayer) -> RouterRule | None:
-    """Find a router's rule by running it, with random weights, on random hidden states."""
-    if layer.router is None:
-        return None
-    block = nn.Module()
-    block.router = copy.deepcopy(layer.router).to_empty(device="cpu").float()
-    width = next((p.shape[-1] for p in block.router.parameters() if p.ndim == 2), 0)
-    generator = torch.Generator().manual_seed(0)
-    arguments = list(inspect.signature(layer.router.forward).parameters)[1:]
-    for name in (a for a in arguments if "bias" in a):  # the block holds it and passes it to the router
-        block.register_buffer(name, torch.empty(layer.n_experts))
-    with torch.no_grad():
-        for tensor in (*block.parameters(), *block.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.1)
-        hidden = torch.randn(32, width, generator=generator)
-        try:
-            output = block.router.eval()(hidden, **dict(block.named_buffers(recurse=False)))
-        except (TypeError, RuntimeError, ValueError, AttributeError):
-            return None  # it needs more than hidden states
-    parts = router_output_parts(output, layer.n_experts)
-    if {"logits", "weights", "indices"} - set(parts):
-        return None
-    logits, weights, indices = (output[parts[n]].flatten(0, -2) for n in ("logits", "weights", "indices"))
-    return identify_rule(block, logits, indices, weights, layer.groups)
+    )
 
 
 @cache
@@ -206,7 +344,7 @@ def architectures() -> dict[str, str]:
 
     Returns:
         By the architecture's folder in transformers, how moelens reaches its experts: "experts interface", "adapter",
-        or "no: " and the reason why it does not.
+        "text model: " and the architecture that its text part has by default, or "no: " and the reason why it does not.
 
     Example:
         >>> architectures()["deepseek_v3"], architectures()["llama4"]
@@ -223,4 +361,9 @@ def architectures() -> dict[str, str]:
             table[name] = "adapter"
         elif name in UNSUPPORTED:
             table[name] = f"no: {UNSUPPORTED[name]}"
-    return table
+    for path in sorted(Path(transformers.__file__).parent.glob("models/*/configuration_*.py")):
+        name, text = path.parent.name, path.read_text(encoding="utf-8")
+        inner = re.search(r'"text_config": SubConfigSpec\([^)]*model_type="(\w+)"', text)
+        if name not in table and inner and not table.get(inner[1], "no: ").startswith("no: "):
+            table[name] = f"text model: {inner[1]}"
+    return dict(sorted(table.items()))

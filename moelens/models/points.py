@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookPoint, LensHandle
+
+from moelens.errors import MoeLensError
 
 ROUTER_STAGES = ("hook_router_logits", "hook_router_scores", "hook_router_biased", "hook_router_selection")
 """The stages of a routing decision, in the order of the computation."""
@@ -16,6 +19,51 @@ EXPERT_STAGES = ("hook_pre", "hook_post", "hook_out")
 """The points inside the experts."""
 RESIDUAL_POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
 """The points of the residual stream."""
+
+
+class CheckedHookPoint(HookPoint):  # type: ignore[misc]
+    """A hook point that takes from its hooks only tensors of the shape and type that they were given.
+
+    Attributes:
+        no_gradient: why the point has no gradient, so that backward hooks are refused; "" where it has one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.no_gradient = ""
+
+    def add_hook(
+        self, hook: Callable[..., Any], dir: Literal["fwd", "bwd"] = "fwd", *args: Any, **kwargs: Any
+    ) -> LensHandle:
+        """Add a hook, as TransformerLens's method of this name does.
+
+        Raises:
+            MoeLensError: it is a backward hook, and the point has no gradient.
+        """
+        if dir == "bwd" and self.no_gradient:
+            raise MoeLensError(f"'{self.name}' has no gradient: {self.no_gradient}; use a forward hook")
+        function = hook
+
+        def checked(tensor: Tensor, hook: Any) -> Any:
+            given = tensor.shape, tensor.dtype
+            result = function(tensor, hook=hook)
+            if dir == "bwd" and isinstance(result, tuple) and len(result) == 1:
+                (result,) = result
+            if result is not None and not (isinstance(result, Tensor) and (result.shape, result.dtype) == given):
+                got = _describe(result.shape, result.dtype) if isinstance(result, Tensor) else type(result).__name__
+                raise MoeLensError(
+                    f"expected a hook at '{hook.name}' to return None or a tensor {_describe(*given)}, got {got}; "
+                    "return one of the same shape and dtype"
+                )
+            return result
+
+        handle = super().add_hook(checked, dir, *args, **kwargs)
+        handle.user_hook = function
+        return handle
+
+
+def _describe(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{list(shape)} of {str(dtype).removeprefix('torch.')}"
 
 
 class HookBranch(nn.Module):
@@ -28,7 +76,7 @@ class HookBranch(nn.Module):
     def __init__(self, *names: str) -> None:
         super().__init__()
         for name in names:
-            self.add_module(name, HookPoint())
+            self.add_module(name, CheckedHookPoint())
 
     def remove_point(self, path: str) -> bool:
         """Remove the point at an attribute path below this branch; return whether there was one."""
@@ -61,27 +109,21 @@ def has_hooks(point: nn.Module | None) -> bool:
     return isinstance(point, HookPoint) and bool(point.fwd_hooks or point.bwd_hooks)
 
 
-def run_hooks(point: Any, tensor: Tensor) -> tuple[Tensor, bool]:
-    """Run the hooks of a point.
-
-    Edits in place are found by the tensor's version or, under `inference_mode`, where tensors have none, by comparison
-    with a copy.
+def run_hooks(point: Any, tensor: Tensor, *, owned: bool = False) -> Tensor:
+    """Run the hooks of a point on a copy of a tensor, so that an edit in place changes nothing else.
 
     Args:
         point: the point, or None where the layer does not have it.
         tensor: what the hooks are given.
+        owned: whether nothing else uses the tensor's memory, so that no copy is needed.
 
     Returns:
-        The tensor that they leave, and whether it may differ from the one they were given.
+        The tensor that they leave; with it the computation has to continue, and gradients flow through it.
     """
     if not has_hooks(point):
-        return tensor, False
-    inference = tensor.is_inference()
-    before: Any = tensor.clone() if inference else tensor._version
-    result: Tensor = point(tensor)
-    if result is not tensor:
-        return result, True
-    return tensor, not torch.equal(before, tensor) if inference else before != tensor._version
+        return tensor
+    left: Tensor = point(tensor if owned else tensor.clone())
+    return left
 
 
 def first_tensor(output: Any) -> Tensor:

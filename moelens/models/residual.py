@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from moelens.models.copies import TorchHook
 from moelens.models.points import RESIDUAL_POINTS, first_tensor, has_hooks, replace_first_tensor, run_hooks
 from moelens.models.structure import MoELayer
 
@@ -26,13 +27,13 @@ class ResidualTap:
     def __init__(self, points: Any, layer: nn.Module, norm: nn.Module | None, dense: nn.Module | None) -> None:
         self.points = points
         self._handles: list[Any] = [
-            layer.register_forward_pre_hook(self._before_layer, with_kwargs=True),
-            layer.register_forward_hook(self._after_layer),
+            layer.register_forward_pre_hook(TorchHook(self._before_layer), with_kwargs=True),
+            layer.register_forward_hook(TorchHook(self._after_layer)),
         ]
         if norm is not None:
-            self._handles.append(norm.register_forward_pre_hook(self._before_norm))
+            self._handles.append(norm.register_forward_pre_hook(TorchHook(self._before_norm)))
         if dense is not None:
-            self._handles.append(dense.register_forward_hook(self._after_dense))
+            self._handles.append(dense.register_forward_hook(TorchHook(self._after_dense)))
 
     def detach(self) -> None:
         """Remove all torch hooks."""
@@ -44,13 +45,13 @@ class ResidualTap:
         if not has_hooks(point):
             return None
         if args:
-            return (run_hooks(point, args[0])[0], *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": run_hooks(point, kwargs["hidden_states"])[0]}
+            return (run_hooks(point, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": run_hooks(point, kwargs["hidden_states"])}
 
     def _before_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         point = getattr(self.points, "hook_resid_mid", None)
         if has_hooks(point):
-            args[0].copy_(run_hooks(point, args[0].clone())[0])
+            args[0].copy_(run_hooks(point, args[0]))
 
     def _after_layer(self, module: nn.Module, args: Any, output: Any) -> Any:
         return _hooked_output(getattr(self.points, "hook_resid_post", None), output)
@@ -63,7 +64,7 @@ def _hooked_output(point: nn.Module | None, output: Any) -> Any:
     """A module's output with the hooks of a point run on its hidden states; None leaves it as it is."""
     if not has_hooks(point):
         return None
-    return replace_first_tensor(output, run_hooks(point, first_tensor(output))[0])
+    return replace_first_tensor(output, run_hooks(point, first_tensor(output)))
 
 
 def missing_points(

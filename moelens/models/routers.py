@@ -1,33 +1,37 @@
 """Routers' rules: how a router gets from logits to scores, selection scores, chosen experts and weights.
 
 Engines return only the two ends of this chain, and what lies between differs. In DeepSeek-V3 the experts with the
-largest logits are not the chosen ones, because a bias is added and groups of experts are chosen first. A rule is not
-looked up by the model's name but found: every combination of the parts below is tried on the router's own output, and
-the rule that gives the same experts and the same weights is used. Where none does, hook points that need the rule are
-not offered.
+largest logits are not the chosen ones, because a bias is added and groups of experts are chosen first. Which rule a
+router follows is found by trying (`moelens.models.identification`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 _Scorer = Callable[[Tensor], Tensor]
 
-_SCORES: dict[str, _Scorer] = {
-    "softmax": lambda logits: logits.softmax(-1, dtype=torch.float32),
-    "sigmoid": lambda logits: logits.float().sigmoid(),
-    "sqrtsoftplus": lambda logits: nn.functional.softplus(logits.float()).sqrt(),  # DeepSeek-V4
-    "identity": lambda logits: logits.float(),  # routers that return probabilities, such as Gemma 4's
+
+def widen(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is in float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+SCORES: dict[str, _Scorer] = {
+    "softmax": lambda logits: widen(logits).softmax(-1),
+    "sigmoid": lambda logits: widen(logits).sigmoid(),
+    "sqrtsoftplus": lambda logits: nn.functional.softplus(widen(logits)).sqrt(),  # DeepSeek-V4
+    "identity": widen,  # PhiMoE
 }
 """Functions from router logits to scores, by the name that configurations use (`scoring_func`)."""
 
-_GROUP_SCORES: dict[str, _Scorer] = {
+GROUP_SCORES: dict[str, _Scorer] = {
     "top2": lambda grouped: grouped.topk(2, dim=-1).values.sum(-1),  # DeepSeek-V3, arXiv 2412.19437
     "max": lambda grouped: grouped.max(-1).values,  # DeepSeek-V2, arXiv 2405.04434
 }
@@ -36,7 +40,8 @@ _GROUP_SCORES: dict[str, _Scorer] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RouterRule:
-    """How one router chooses experts. All tensors are `[token, expert]` or `[token, slot]`, in float32.
+    """How one router chooses experts. All tensors are `[token, expert]` or `[token, slot]`, in float32 (in float64
+    where the logits are).
 
     Attributes:
         score: score function: "softmax", "sigmoid", "sqrtsoftplus" or "identity".
@@ -47,10 +52,13 @@ class RouterRule:
         kept_groups: number of groups from which experts are chosen.
         group_score: score of a group: "top2" (sum of its two largest biased scores) or "max".
         normalised: whether the weights of the chosen experts are divided by their sum.
+        epsilon: what is added to that sum.
         scale: constant factor of the weights.
         fill: selection score of the experts in the other groups.
         on_logits: whether the bias is added to the logits, before the sigmoid (Kolibri).
         expert_scale: attribute path, below the block, of a factor for each expert's weight (Gemma 4); "" for none.
+        skip: the column that stands for no expert; a slot that chooses it gets expert 0 and weight 0 (Zaya). None for
+            routers without one.
         jitter: relative distance of sparsemixer (arXiv 2409.12136, in evaluation): the weight of a slot is its softmax
             over the experts not chosen before it and within this distance of it; None for other routers.
 
@@ -71,19 +79,30 @@ class RouterRule:
     kept_groups: int = 1
     group_score: str = "top2"
     normalised: bool = False
+    epsilon: float = 1e-20
     scale: float = 1.0
     fill: float = float("-inf")
     on_logits: bool = False
     expert_scale: str = ""
+    skip: int | None = None
     jitter: float | None = None
 
     def scores(self, logits: Tensor) -> Tensor:
         """Compute scores `[token, expert]` from logits `[token, expert]`."""
-        return _SCORES[self.score](logits)
+        return SCORES[self.score](logits)
 
-    def biased(self, scores: Tensor, bias: Tensor | None) -> Tensor:
-        """Add the selection bias `[expert]` to the scores; groups and experts are chosen by the result."""
-        base = scores.logit() if self.on_logits else scores
+    def biased(self, scores: Tensor, bias: Tensor | None, logits: Tensor | None = None) -> Tensor:
+        """Add the selection bias to the scores; groups and experts are chosen by the result.
+
+        Args:
+            scores: `[token, expert]`.
+            bias: `[expert]`, or None.
+            logits: `[token, expert]`, for a rule that adds the bias to them; None computes them from the scores, which
+                do not tell logits apart that a sigmoid has rounded to 1.
+        """
+        base = scores
+        if self.on_logits:
+            base = scores.clamp(0, 1).logit() if logits is None else widen(logits)
         return base if bias is None else base + bias.to(scores)
 
     def selection(self, biased: Tensor) -> Tensor:
@@ -91,14 +110,24 @@ class RouterRule:
         if self.groups == 1:
             return biased
         grouped = biased.reshape(*biased.shape[:-1], self.groups, -1)
-        best = _GROUP_SCORES[self.group_score](grouped).topk(self.kept_groups, dim=-1).indices
+        best = GROUP_SCORES[self.group_score](grouped).topk(self.kept_groups, dim=-1).indices
         in_best = torch.zeros(grouped.shape[:-1], dtype=torch.bool, device=best.device).scatter_(-1, best, True)
         masked: Tensor = grouped.masked_fill(~in_best.unsqueeze(-1), self.fill)
         return masked.flatten(-2)
 
-    def indices(self, selection: Tensor) -> Tensor:
-        """Choose the `top_k` experts of each token: ids `[token, slot]`, the best first."""
-        return selection.topk(self.top_k, dim=-1, sorted=True).indices
+    def indices(self, selection: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Choose the `top_k` experts of each token: ids `[token, slot]`, the best first.
+
+        Args:
+            selection: `[token, expert]`.
+            logits: `[token, expert]`; of experts with equal selection scores, those with the larger logits are chosen.
+                Many engines choose by the logits, and tell experts apart whose scores are rounded to 0 or 1.
+        """
+        if logits is None:
+            return selection.topk(self.top_k, dim=-1, sorted=True).indices
+        by_logits = logits.argsort(dim=-1, descending=True, stable=True)
+        best = selection.gather(-1, by_logits).argsort(dim=-1, descending=True, stable=True)[..., : self.top_k]
+        return by_logits.gather(-1, best)
 
     def weights(self, scores: Tensor, indices: Tensor, expert_scale: Tensor | None = None) -> Tensor:
         """Compute the weights `[token, slot]` of the chosen experts.
@@ -110,10 +139,17 @@ class RouterRule:
         """
         weights = scores.gather(-1, indices) if self.jitter is None else _sparsemixer(scores, indices, self.jitter)
         if self.normalised:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+            weights = weights / (weights.sum(-1, keepdim=True) + self.epsilon)
         if expert_scale is not None:
             weights = weights * expert_scale.to(weights)[indices]
         return weights * self.scale
+
+    def without_skips(self, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the slots `[token, slot]` that chose no expert what the router gives them: expert 0 and weight 0."""
+        if self.skip is None:
+            return indices, weights
+        skipped = indices == self.skip
+        return indices.masked_fill(skipped, 0), weights.masked_fill(skipped, 0)
 
     def __str__(self) -> str:
         return "".join(
@@ -122,7 +158,10 @@ class RouterRule:
                 " + bias" if self.bias else "",
                 f", top-{self.top_k}",
                 f" in {self.kept_groups} of {self.groups} groups" if self.groups > 1 else "",
+                " by their maximum" if self.groups > 1 and self.group_score == "max" else "",
+                " or none" if self.skip is not None else "",
                 ", normalised" if self.normalised else "",
+                ", times a factor for each expert" if self.expert_scale else "",
                 f", times {self.scale:.4g}" if abs(self.scale - 1) > 1e-4 else "",
             ]
         )
@@ -140,81 +179,6 @@ def _sparsemixer(logits: Tensor, indices: Tensor, jitter: float) -> Tensor:
     return torch.cat(weights, -1)
 
 
-def _expert_vectors(block: nn.Module, n_experts: int) -> list[str]:
-    """Attribute paths, below `block`, of vectors with a number for each expert, except the experts' own weights."""
-    named = [*block.named_buffers(), *block.named_parameters()]
-    shapes = ((n_experts,), (1, n_experts))
-    vectors = (n for n, t in named if t.shape in shapes and "experts." not in n and t.is_floating_point())
-    return list(dict.fromkeys(vectors))
-
-
-def _candidates(block: nn.Module, n_experts: int, top_k: int, groups: tuple[int, int] | None) -> Iterator[RouterRule]:
-    """Yield the rules to try, the most specific first.
-
-    A rule without bias or groups can agree by chance with a router that has them; the reverse does not happen.
-    """
-    jitter = next((j for m in block.children() if (j := getattr(m, "router_jitter_noise", None)) is not None), None)
-    if jitter is not None:
-        yield RouterRule(score="identity", top_k=top_k, jitter=2 * jitter)
-    vectors = _expert_vectors(block, n_experts)
-    groupings: list[dict[str, Any]] = [{}]
-    if groups is not None and groups[0] > 1:
-        n_groups, kept_groups = groups
-        groupings = [
-            {"groups": n_groups, "kept_groups": kept_groups, "group_score": by, "fill": fill}
-            for by in _GROUP_SCORES
-            for fill in (float("-inf"), 0.0)
-        ] + groupings
-    scales = ["", *(v for v in vectors if "scale" in v)]
-    for grouping, bias, score, normalised, expert_scale in product(
-        groupings, [*vectors, ""], _SCORES, (True, False), scales
-    ):
-        for on_logits in (False, True) if bias and score == "sigmoid" else (False,):
-            yield RouterRule(
-                score=score,
-                top_k=top_k,
-                bias=bias,
-                normalised=normalised,
-                on_logits=on_logits,
-                expert_scale=expert_scale,
-                **grouping,
-            )
-
-
-def identify_rule(
-    block: nn.Module,
-    logits: Tensor,
-    indices: Tensor,
-    weights: Tensor,
-    groups: tuple[int, int] | None = None,
-) -> RouterRule | None:
-    """Find the rule by which a router got from logits to chosen experts and weights.
-
-    Args:
-        block: the module that holds the router; selection biases are searched below it.
-        logits: `[token, expert]`.
-        indices: the chosen experts' ids, `[token, slot]`.
-        weights: their weights, `[token, slot]`.
-        groups: number of groups of experts and of groups from which experts are chosen; None if the model has none.
-
-    Returns:
-        The first rule that chooses the same experts for every token and gives weights that are equal up to one constant
-        factor; None if there is none.
-    """
-    tolerance = 1e-4 if weights.dtype == torch.float32 and logits.dtype == torch.float32 else 2e-2
-    wanted, actual = indices.sort(-1).values, weights.float()
-    for rule in _candidates(block, logits.shape[-1], indices.shape[-1], groups):
-        scores = rule.scores(logits)
-        selection = rule.selection(rule.biased(scores, expert_vector(block, rule.bias)))
-        if selection.isnan().any() or not torch.equal(rule.indices(selection).sort(-1).values, wanted):
-            continue
-        replayed = rule.weights(scores, indices, expert_vector(block, rule.expert_scale))
-        scale = float((actual.sum() / replayed.sum()).item())
-        if torch.allclose(replayed * scale, actual, rtol=tolerance, atol=tolerance * abs(scale)):
-            return replace(rule, scale=1.0 if abs(scale - 1) < tolerance else scale)
-    return None
-
-
 def expert_vector(block: nn.Module, path: str) -> Tensor | None:
     """Read a vector with a number for each expert.
 
@@ -223,11 +187,37 @@ def expert_vector(block: nn.Module, path: str) -> Tensor | None:
         path: its attribute path; "" for none.
 
     Returns:
-        Its present values `[expert]`; None if there is no path, or while the vector is offloaded.
+        Its present values `[expert]`, also if accelerate has offloaded them; None if there is no path.
     """
     if not path:
         return None
-    value: Any = block
-    for part in path.split("."):
-        value = getattr(value, part)
-    return None if value.is_meta else value.detach().reshape(-1)
+    holder, _, name = path.rpartition(".")
+    owner = block.get_submodule(holder)
+    with align_module_device(owner):
+        value: Tensor = getattr(owner, name).reshape(-1)
+    return value
+
+
+def router_output_parts(output: Any, n_experts: int) -> dict[str, int]:
+    """Find what a router returns, by the tensors' types and last dimensions.
+
+    Args:
+        output: a tensor or a tuple.
+        n_experts: number of experts the router chooses among.
+
+    Returns:
+        The positions of "indices", "weights" and "logits" in the output, as far as it has them.
+    """
+    parts: dict[str, int] = {}
+    items = output if isinstance(output, tuple) else (output,)
+    tensors = [(i, t) for i, t in enumerate(items) if isinstance(t, Tensor) and t.ndim >= 2]
+    for i, t in tensors:
+        if not t.is_floating_point():
+            parts.setdefault("indices", i)
+    k = items[parts["indices"]].shape[-1] if "indices" in parts else 0
+    for i, t in tensors:
+        if t.is_floating_point() and t.shape[-1] in (n_experts, n_experts + 1) and "logits" not in parts:
+            parts["logits"] = i  # one more than there are experts: the choice to skip them (Zaya)
+        elif t.is_floating_point() and t.shape[-1] == k:
+            parts.setdefault("weights", i)
+    return parts

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import threading
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moelens.errors import MoeLensError
 
@@ -29,10 +34,14 @@ class RunningPass:
     Attributes:
         batch: number of sequences.
         pos: number of tokens of each sequence in this pass.
-        start: position of the first of them in its sequence; above 0 only while `generate` decodes with a cache.
+        start: position of the first of them in its sequence; above 0 only with a cache, as `generate` decodes.
         prompt: number of tokens in the prompt while `generate` runs; None outside it.
-        ids: token ids of the sequences so far, `[batch, start + pos]`; None where embeddings were given.
+        ids: token ids of the sequences so far, `[batch, start + pos]`; None where they are not known, because
+            embeddings were given or a cache whose tokens this model was not seen to read.
+        mask: the attention mask `[batch, start + pos]` that the model was given, 0 for padding; None without one.
         slots: by layer, the experts `[batch, pos, k]` that the slots of `experts.hook_out` hold, edits included.
+        times: by layer with hooks, how often its experts have run in this pass; looped layers run more than once.
+        decisions: by layer, the routing decision that is running (a `moelens.models.decisions.Decision`).
     """
 
     batch: int = 1
@@ -40,32 +49,123 @@ class RunningPass:
     start: int = 0
     prompt: int | None = None
     ids: Tensor | None = None
+    mask: Tensor | None = None
     slots: _SlotsByLayer = field(default_factory=_SlotsByLayer)
+    times: Counter[int] = field(default_factory=Counter)
+    decisions: dict[int, Any] = field(default_factory=dict)
+    _generated: Tensor | None = None
 
     @property
     def generating(self) -> bool:
         """Whether `generate` is running."""
         return self.prompt is not None
 
-    def begin(self, batch: int, pos: int, ids: Tensor | None) -> None:
-        """Note the tokens of a forward pass that begins; with a cache, `generate` passes the new tokens only."""
-        seen = self.start + self.pos
-        continues = self.prompt is not None and seen > 0 and pos != seen + 1
-        self.start = seen if continues else 0
-        earlier = self.ids if continues else None
-        self.ids = ids if ids is None or earlier is None else torch.cat([earlier, ids], 1)
-        self.batch, self.pos = batch, pos
+    def begin(self, batch: int, pos: int, ids: Tensor | None, *, mask: Tensor | None = None, start: int = 0) -> None:
+        """Note the tokens of a forward pass that begins.
+
+        Args:
+            batch: number of sequences.
+            pos: number of new tokens of each of them.
+            ids: their ids `[batch, pos]`, or None.
+            mask: the attention mask, if it is `[batch, start + pos]`.
+            start: number of tokens that the cache holds.
+        """
+        whole, self._generated = self._generated, None
+        if whole is not None and ids is not None and whole.shape[1] >= start + pos:
+            start, ids = whole.shape[1] - pos, whole.to(ids.device)
+        elif start and ids is not None:
+            earlier = self.ids if self.generating and self.ids is not None else ids[:, :0]
+            known = len(earlier) == batch and earlier.shape[1] == start
+            ids = torch.cat([earlier.to(ids.device), ids], 1) if known else None
+        self.batch, self.pos, self.start, self.ids = batch, pos, start, ids
+        self.mask = mask if mask is not None and mask.ndim == 2 else None
+        self.end()
+
+    def end(self) -> None:
+        """Forget what the last pass, or one that an error ended, has left of its running decisions."""
         self.slots.clear()
+        self.times.clear()
+        self.decisions.clear()
 
     @contextmanager
-    def generation(self, prompt: int) -> Iterator[None]:
-        """Mark the passes in this context as those of `generate`, for a prompt of `prompt` tokens."""
-        self.prompt, self.start, self.pos = prompt, 0, 0
+    def generation(self, hf_model: Any, prompt: int) -> Iterator[None]:
+        """Mark the passes in this context as those of `generate`, for a prompt of `prompt` tokens.
+
+        `generate` passes only the new tokens to the model, and moves sequences about (beams) or takes tokens back
+        (candidates of an assistant). The whole sequences are seen where it prepares the inputs of a pass.
+        """
+        prepare = hf_model.prepare_inputs_for_generation
+
+        @functools.wraps(prepare)
+        def noting(input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            self._generated = input_ids
+            return prepare(input_ids, *args, **kwargs)
+
+        replaced = vars(hf_model).get("prepare_inputs_for_generation")
+        hf_model.prepare_inputs_for_generation = noting
+        self.prompt, self.start, self.pos, self.ids = prompt, 0, 0, None
         try:
             yield
         finally:
-            self.prompt, self.start, self.ids = None, 0, None
+            del hf_model.prepare_inputs_for_generation
+            if replaced is not None:
+                hf_model.prepare_inputs_for_generation = replaced
+            self.prompt, self.start, self.ids, self._generated = None, 0, None, None
+
+    def whole_mask(self) -> Tensor:
+        """Return which tokens of this pass are not padding, bool `[batch, pos]`."""
+        if self.mask is None:
+            return torch.ones(self.batch, self.pos, dtype=torch.bool)
+        return self.mask[:, self.mask.shape[1] - self.pos :] != 0
 
     def shape(self, tokens: int) -> tuple[int, int]:
         """Return `(batch, pos)` for this many flat tokens; one sequence where the pass has another number of them."""
         return (self.batch, self.pos) if self.batch * self.pos == tokens else (1, tokens)
+
+
+class Turns:
+    """A lock that lets one thread at a time run a model; the thread that has it can take it again.
+
+    Hooks belong to a model, not to a thread: without turns, one thread's hooks would run in another's pass.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=10):
+            warnings.warn(
+                "another thread has run this model, or been inside `with model.hooks(...)`, for 10 s; this one waits",
+                stacklevel=3,
+            )
+            self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __deepcopy__(self, memo: Any) -> Turns:
+        return Turns()
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Run a model in evaluation mode, without dropout or jitter, and put each of its modules back into its own mode.
+
+    Args:
+        model: the module.
+
+    Example:
+        >>> demo_model.hf_model.training
+        False
+        >>> with evaluating(demo_model):
+        ...     demo_model.training
+        False
+    """
+    training = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,6 +13,9 @@ from transformers.integrations.finegrained_fp8 import FP8Experts
 
 from moelens.errors import UnsupportedModelError
 from moelens.models.adapters import ADAPTERS, UNSUPPORTED, Adapter
+from moelens.models.packed import PACKED, why_not_inside
+from moelens.models.points import EXPERT_STAGES
+from moelens.models.wrappers import original_of_bridge, unwrap, unwrapped_name
 
 _ROUTER_CLASS = re.compile(r"(Router|Gate|Gating|TopK)\w*$", re.IGNORECASE)
 _STACK = re.compile(r"(.*?layers|.*?blocks|.*?h)\.(\d+)\.")
@@ -31,8 +35,8 @@ class MoELayer:
         block: the module that computes the layer's Mixture-of-Experts output, or the decoder layer itself if there is
             no separate module.
         block_name: the block's attribute path below the decoder layer.
-        experts: the experts module; None where the block holds the weights.
-        router: the router, or None where none was found.
+        experts: the experts module, without adapters around it; None where the block holds the weights.
+        router: the router, adapters around it included; None where none was found.
         shared: the shared experts, or None.
         n_experts: number of experts the router chooses among.
         top_k: number of experts chosen for a token.
@@ -129,18 +133,42 @@ def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
         UnsupportedModelError: the model has no experts, or moelens cannot reach them.
     """
     modules = dict(model.named_modules())
+    outermost: dict[str, Any] = {}
     stacks: dict[str, dict[int, str]] = {}
     for name, module in modules.items():
+        outermost.setdefault(unwrapped_name(name), module)
         match = _STACK.match(name + ".")
         if match and _is_experts(module) and "vision" not in name:
-            stacks.setdefault(match[1], {}).setdefault(int(match[2]), name)
+            if ".modules_to_save." in name:
+                raise UnsupportedModelError(
+                    f"an adapter holds copies of whole experts ('{name}'), of which only one is active; save the "
+                    "adapted model with merge_and_unload() and load that"
+                )
+            stacks.setdefault(match[1], {}).setdefault(int(match[2]), unwrapped_name(name))
     config = text_config(model)
     if not stacks:
         raise _no_experts(model, config.model_type)
     prefix = max(stacks, key=lambda p: len(stacks[p]))
     layers = modules[prefix]
     assert isinstance(layers, nn.ModuleList)
-    return layers, [_moe_layer(modules, config, f"{prefix}.{i}", name, i) for i, name in sorted(stacks[prefix].items())]
+    inner = [unwrap(layer) for layer in layers]
+    layers = layers if inner == list(layers) else nn.ModuleList(inner)
+    at = sorted(stacks[prefix].items())
+    return layers, [_moe_layer(outermost, config, f"{prefix}.{i}", name, i) for i, name in at]
+
+
+def changed_layer(moe_layers: Iterable[MoELayer]) -> int | None:
+    """Find a layer whose router or experts were replaced since `find_moe_layers`, as adding an adapter does.
+
+    Returns:
+        The first such layer's index; None if there is none.
+    """
+    for layer in moe_layers:
+        present = [original_of_bridge(m) for m in layer.block.children()]
+        experts = layer.experts is None or any(unwrap(m) is layer.experts for m in present)
+        if not (experts and (layer.router is None or layer.router in present)):
+            return layer.index
+    return None
 
 
 def unsupported_architecture(name: str, model_type: str) -> UnsupportedModelError:
@@ -180,7 +208,7 @@ def read_shape(model: Any, layers: nn.ModuleList, moe_layers: list[MoELayer], sc
 
 def _is_experts(module: nn.Module) -> bool:
     on_interface = all(hasattr(module, a) for a in ("has_gate", "is_transposed"))
-    return on_interface or isinstance(module, FP8Experts) or type(module).__name__ in ADAPTERS
+    return on_interface or isinstance(module, FP8Experts) or type(module).__name__ in (*ADAPTERS, *PACKED)
 
 
 def _first_int(source: Any, names: tuple[str, ...]) -> int | None:
@@ -196,7 +224,7 @@ def _no_experts(model: Any, model_type: str) -> UnsupportedModelError:
     if any("expert" in n.lower() for n, _ in model.named_modules()):
         return UnsupportedModelError(
             f"{name} keeps its experts outside transformers' experts interface, where moelens cannot hook them; "
-            "see `moelens info --architectures` (quantised GPT-OSS: load with Mxfp4Config(dequantize=True))"
+            "see `moelens info --architectures`"
         )
     return UnsupportedModelError(
         f"{name} has no experts; moelens reads Mixture-of-Experts models, see `moelens info --architectures`"
@@ -205,29 +233,31 @@ def _no_experts(model: Any, model_type: str) -> UnsupportedModelError:
 
 def _moe_layer(modules: dict[str, Any], config: Any, layer_name: str, name: str, index: int) -> MoELayer:
     """Collect the modules of layer `layer_name`; `name` is that of its experts, or of its block if that holds them."""
-    adapter = ADAPTERS.get(type(modules[name]).__name__, Adapter())
+    holder = unwrap(modules[name])
+    adapter = ADAPTERS.get(type(holder).__name__, Adapter())
     block_name = name if adapter.block_is_experts else name.rsplit(".", 1)[0]
-    block, experts = modules[block_name], None if adapter.block_is_experts else modules[name]
+    block, experts = unwrap(modules[block_name]), None if adapter.block_is_experts else holder
     router = _find_router(block)
-    top_k = next((k for source in (router, block, config) if (k := _first_int(source, _TOP_K))), 1)
+    top_k = next((k for source in (unwrap(router), block, config) if (k := _first_int(source, _TOP_K))), 1)
     return MoELayer(
         index=index,
-        decoder_layer=modules[layer_name],
+        decoder_layer=unwrap(modules[layer_name]),
         block=block,
         block_name=block_name[len(layer_name) + 1 :],
         experts=experts,
         router=router,
         shared=next((m for n, m in block.named_children() if "shared" in n and "gate" not in n), None),
-        n_experts=_count_experts(experts, router, config),
+        n_experts=_count_experts(experts, unwrap(router), config),
         top_k=top_k,
         groups=_find_groups(config),
         adapter=adapter,
+        refusals={f"experts.{stage}": reason for stage in EXPERT_STAGES if (reason := why_not_inside(experts))},
     )
 
 
 def _find_router(block: nn.Module) -> nn.Module | None:
-    children = [(n, m) for n, m in block.named_children() if "shared" not in n and not _is_experts(m)]
-    by_class = [m for _, m in children if _ROUTER_CLASS.search(type(m).__name__)]
+    children = [(n, m) for n, m in block.named_children() if "shared" not in n and not _is_experts(unwrap(m))]
+    by_class = [m for _, m in children if _ROUTER_CLASS.search(type(unwrap(m)).__name__)]
     by_name = [m for n, m in children if n in ("router", "gate")]
     return next(iter([*by_class, *by_name]), None)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moelens.display import Displayed
+from moelens.models.formats import FORMATS, Format
 from moelens.models.hooked import HookedMoE
 from moelens.models.load_checks import Check
-from moelens.models.loading import architectures, inspect_architecture, load
+from moelens.models.loading import WITHOUT_DEFAULT, architectures, inspect_architecture, load
 from moelens.models.structure import MoEShape
 
 
@@ -23,6 +25,7 @@ class ModelInfo(Displayed):
         hook_names: every hook point.
         checks: the results of the checks at load; empty for an architecture without weights.
         refused: the hook points that are not offered, by name, with the reason.
+        format: the format of its weights in memory, what is captured in it and what is not; None for an architecture.
     """
 
     name: str
@@ -31,19 +34,21 @@ class ModelInfo(Displayed):
     hook_names: tuple[str, ...]
     checks: tuple[Check, ...]
     refused: dict[str, str]
+    format: Format | None = None
 
     def __repr__(self) -> str:
         s = self.shape
         grouped = f", from {s.topk_groups} of {s.n_groups} groups" if s.n_groups else ""
         shared = f", and {s.n_shared} shared" if s.n_shared else ""
         lines = [
-            self.name if self.checks else f"{self.name}: the architecture at its published size, without weights",
+            self.name if self.checks else f"{self.name}: the architecture as transformers configures it by default",
             f"  architecture  {s.model_type}",
-            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({_ranges(s.moe_layers)})",
+            f"  layers        {s.n_layers}, of which {len(s.moe_layers)} have experts ({ranges(s.moe_layers)})",
             f"  experts       {s.n_experts} in each of them, top-{s.top_k}{grouped}{shared}",
             f"  score         {s.score}",
             f"  router        {self.router or 'follows no rule that moelens knows'}",
             f"  widths        d_model {s.d_model:,}, expert {s.d_expert:,}, vocabulary {s.vocab_size:,}",
+            *(_format_lines(self.format) if self.format else []),
             f"hook points ({len(self.hook_names)})",
             *(f"  {line}" for line in _names_by_layer(self.hook_names)),
         ]
@@ -53,10 +58,32 @@ class ModelInfo(Displayed):
         return "\n".join([*lines, "checks at load", *checks])
 
 
-def _ranges(numbers: tuple[int, ...]) -> str:
+def _format_lines(format: Format) -> list[str]:
+    lines = [f"  format        {format.title}", f"  captured      {format.captured}"]
+    return [*lines, f"  not captured  {format.missing}"] if format.missing else lines
+
+
+def list_supported() -> str:
+    """List the architectures of the installed transformers that have experts, and the formats of models, in words.
+
+    Example:
+        >>> lines = list_supported().splitlines()
+        >>> [line.split() for line in lines if line.startswith("dbrx")]
+        [['dbrx', 'adapter', '(no', 'whole', 'default', 'configuration:', 'give', 'a', 'folder)']]
+    """
+    note = " (no whole default configuration: give a folder)"
+    lines = [f"{name:<24} {how}{note if name in WITHOUT_DEFAULT else ''}" for name, how in architectures().items()]
+    for format in FORMATS.values():
+        needs = f"; needs {' and '.join(format.packages)}" if format.packages else ""
+        lines += ["", f"format {format.title}{needs}", f"  captured      {format.captured}"]
+        lines += [f"  not captured  {format.missing}"] if format.missing else []
+    return "\n".join(lines)
+
+
+def ranges(numbers: Sequence[int]) -> str:
     """Write numbers in ascending order, runs of consecutive ones as ranges.
 
-    >>> _ranges((1, 2, 3, 7))
+    >>> ranges((1, 2, 3, 7))
     '1-3, 7'
     """
     runs: list[list[int]] = []
@@ -74,7 +101,7 @@ def _names_by_layer(names: tuple[str, ...]) -> list[str]:
     for name in names:
         _, layer, point = name.split(".", 2)
         layers.setdefault(point, []).append(int(layer))
-    return [f"blocks.{{l}}.{point:<34} l = {_ranges(tuple(sorted(having)))}" for point, having in layers.items()]
+    return [f"blocks.{{l}}.{point:<34} l = {ranges(tuple(sorted(having)))}" for point, having in layers.items()]
 
 
 def _reasons_by_layer(refused: dict[str, str]) -> list[str]:
@@ -84,7 +111,7 @@ def _reasons_by_layer(refused: dict[str, str]) -> list[str]:
         _, layer, point = name.split(".", 2)
         layers.setdefault((point, reason), []).append(int(layer))
     return [
-        f"{point} in layers {_ranges(tuple(sorted(lacking)))}: {reason}" for (point, reason), lacking in layers.items()
+        f"{point} in layers {ranges(tuple(sorted(lacking)))}: {reason}" for (point, reason), lacking in layers.items()
     ]
 
 
@@ -92,8 +119,8 @@ def info(model: str | HookedMoE) -> ModelInfo:
     """Describe a model: its sizes, its routers' rule, its hook points and the results of the checks at load.
 
     Args:
-        model: a loaded model, "demo", a folder, the name of an architecture such as "deepseek_v3" (described at its
-            published size in seconds, without weights), or a name on the hub.
+        model: a loaded model, "demo", a folder, a GGUF file, the name of an architecture such as "deepseek_v3"
+            (described in seconds as transformers configures it by default, without weights), or a name on the hub.
 
     Returns:
         The description; print it, or read its attributes.
@@ -106,7 +133,7 @@ def info(model: str | HookedMoE) -> ModelInfo:
         >>> description.shape.moe_layers == demo_model.shape.moe_layers
         True
         >>> [check.passed for check in description.checks]
-        [True, True, True, True, True]
+        [True, True, True, True, True, True]
     """
     if isinstance(model, str) and model in architectures() and not Path(model).is_dir():
         shape, rule, names = inspect_architecture(model)
@@ -121,4 +148,5 @@ def info(model: str | HookedMoE) -> ModelInfo:
         hook_names=tuple(hooked.hook_dict),
         checks=hooked.checks,
         refused=hooked.refused,
+        format=hooked.format,
     )

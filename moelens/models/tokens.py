@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -100,6 +102,34 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
         offsets = _own_offsets(tokenizer, text, ids) if tokenizer.is_fast else _search(tokenizer, text, ids, tokens)
         spans = _spans_by_offsets(text, [token.text for token in tokens], offsets)
     return spans
+
+
+def decode_spans(tokenizer: Any, ids: list[int]) -> tuple[str, TokenSpans]:
+    """Decode token ids, and find the characters that each of them stands for.
+
+    Args:
+        tokenizer: a transformers tokenizer, or an object with the same methods.
+        ids: the token ids, `[token]`.
+
+    Returns:
+        The text without special tokens, and the spans. If the tokens end within a character, the spans are empty.
+
+    Example:
+        >>> decode_spans(demo_model.tokenizer, demo_model.to_tokens("先生")[0].tolist())[0]
+        '先生'
+    """
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    try:
+        return text, token_spans(tokenizer, text, ids)
+    except CheckError:
+        end = np.full(len(ids), len(text), np.int32)
+        return text, TokenSpans(end, end, np.ones(len(ids), np.bool_), "offsets")
+
+
+def describe_tokenizer(tokenizer: Any) -> dict[str, str]:
+    """Return what a manifest states about a tokenizer: its class, and the SHA-256 of its vocabulary."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    return {"class": type(tokenizer).__name__, "sha256": hashlib.sha256(vocabulary.encode()).hexdigest()}
 
 
 class _Token(NamedTuple):

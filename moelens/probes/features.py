@@ -14,6 +14,7 @@ import numpy as np
 from moelens.analysis.arrays import Ints
 from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.japanese.families import require_label
+from moelens.japanese.labels import require_alignment
 
 if TYPE_CHECKING:
     from moelens.recording import Recording
@@ -225,6 +226,7 @@ def token_classes(recording: Recording, label: str | Sequence[str | None]) -> tu
         UnknownNameError: there is no such family or label.
         MoeLensError: the values are not as many as the tokens.
     """
+    require_alignment(recording)
     text = recording.column("char_end") > recording.column("char_start")
     if not isinstance(label, str):
         if len(label) != len(text):

@@ -184,14 +184,19 @@ def _shards(recording: Recording, selection: _Selection) -> Iterator[tuple[pa.Ta
     if recording.manifest["documents"]:
         texts = recording.documents()["text"].to_pylist()
     split = split_of(texts, selection.splits)
-    doc = recording.column("doc") if selection.labels else np.zeros(0, np.int32)
+    tokens = _keys(recording.column("doc"), recording.column("pos")) if selection.labels else np.zeros(0, np.int64)
     tables = _token_shards if selection.table == "tokens" else _vector_shards
     for table in tables(recording, selection):
         if selection.labels:
-            row = np.searchsorted(doc, table["doc"].to_numpy()) + table["pos"].to_numpy()  # each position is recorded
+            row = np.searchsorted(tokens, _keys(table["doc"].to_numpy(), table["pos"].to_numpy()))
             for name, values in _label_columns(selection.labels, selection.families, row).items():
                 table = table.append_column(name, pa.array(values))
         yield table, split[table["doc"].to_numpy()]
+
+
+def _keys(doc: _Array, pos: _Array) -> _Array:
+    """Return numbers that are in the order of the tokens, `[row]`."""
+    return (doc.astype(np.int64) << 32) + pos
 
 
 def _token_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Table]:

@@ -30,7 +30,7 @@ def label(
     Raises:
         UnknownNameError: If there is no such policy or analyser.
         MoeLensError: If `processes` is less than 1.
-        RecordingError: If there is no recording.
+        RecordingError: If there is no recording, or the characters of its tokens are not known.
 
     Example:
         >>> labels = moelens.label(demo_recording)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moelens.errors import CheckError, MoeLensError
-from moelens.models.tokens import TokenSpans, token_spans
+from moelens.errors import MoeLensError
+from moelens.models.points import has_hooks
+from moelens.models.running import evaluating
+from moelens.models.tokens import TokenSpans, decode_spans
 from moelens.recording.collector import Collector, LayerCapture
+from moelens.recording.generation import Greedy, RouteCheck, generate_greedily
 from moelens.recording.pieces import Chunk, PassResult, Rows
 from moelens.recording.windows import Window, batches, windows
 
@@ -59,7 +63,7 @@ def run_chunk(
     chunk: Chunk,
     settings: RunSettings,
     advance: Callable[[int], object],
-) -> tuple[Rows, list[PassResult], list[str] | None]:
+) -> tuple[Rows, list[PassResult], list[str] | None, RouteCheck]:
     """Run a model over a chunk of documents.
 
     Args:
@@ -70,18 +74,20 @@ def run_chunk(
         advance: Called after each batch with the number of documents that it began.
 
     Returns:
-        The tokens, the results of the forward passes, and the generated texts (None without generation).
+        The tokens, the results of the forward passes, the generated texts (None without generation), and the check of
+        their routes.
     """
     rows = Rows.of(chunk)
     lengths = [len(item.ids) for item in chunk.items]
     passes: list[PassResult] = []
-    with model.hooks(fwd_hooks=collector.hooks):
+    check = RouteCheck(collector.request.moe_layers)
+    with evaluating(model), model.hooks(fwd_hooks=collector.hooks):
         for batch in batches(windows(lengths, settings.context, settings.overlap), settings.batch_tokens):
             passes.append(_run_batch(model, collector, rows, batch))
             advance(int((rows.pos[passes[-1][0]] == 0).sum()))
     if not settings.generate:
-        return rows, passes, None
-    return _generate_after(model, collector, chunk, rows, passes, settings)
+        return rows, passes, None, check
+    return *_generate_after(model, collector, chunk, rows, passes, settings, check), check
 
 
 def _run_batch(model: HookedMoE, collector: Collector, rows: Rows, batch: Sequence[Window]) -> PassResult:
@@ -105,14 +111,19 @@ def _generate_after(
     rows: Rows,
     passes: list[PassResult],
     settings: RunSettings,
+    check: RouteCheck,
 ) -> tuple[Rows, list[PassResult], list[str]]:
     """Generate greedily after each document, and record the generated tokens that the model reads again.
 
-    A token is recorded when the model runs over it, which is not the case for the end-of-text token.
+    A token is recorded when the model runs over it, which is not the case for the end-of-text token. The routes of the
+    first batch are compared with those of a forward pass. Where hooks edit the model, whose effect may depend on the
+    phase, differences are not refused.
 
     Returns:
         All tokens, the results of all forward passes, and the generated text of each document.
     """
+    edited = any(map(has_hooks, model.hook_dict.values()))
+    greedy = Greedy.of(model)
     limit = None if settings.context is None else settings.context - settings.generate
     prompts, row = [], 0
     for item in chunk.items:
@@ -123,7 +134,13 @@ def _generate_after(
     for batch in batches([p for p in prompts if len(p)], settings.batch_tokens):
         documents = [chunk.first + item_of[p] for p in batch]
         prompt_ids = [rows.ids[p.start : p.stop] for p in batch]
-        ids, steps = _generate_batch(model, collector, prompt_ids, settings.generate, documents.__getitem__)
+        is_first = not check.choices
+        with check.watching(model) if is_first else nullcontext():
+            ids, steps = _generate_batch(model, collector, prompt_ids, settings.generate, documents.__getitem__, greedy)
+        if is_first:
+            check.compare(model, prompt_ids, ids)
+            if not edited:
+                check.require(model.name, model.dtype)
         first_row = row + np.concatenate([[0], np.cumsum([len(i) for i in ids])])
         for step, captures in enumerate(steps):
             unfinished = np.flatnonzero([step < len(i) for i in ids])
@@ -131,7 +148,7 @@ def _generate_after(
                 passes.append((first_row[unfinished] + step, [_select_tokens(c, unfinished) for c in captures]))
         for prompt, new_ids in zip(batch, ids, strict=True):
             i = item_of[prompt]
-            texts[i], spans = _decode_generated(model.tokenizer, new_ids)
+            texts[i], spans = decode_spans(model.tokenizer, new_ids.tolist())
             generated.append(_generated_rows(chunk, i, new_ids, spans))
         row = int(first_row[-1])
     return rows.with_generated(generated), passes, texts
@@ -143,6 +160,7 @@ def _generate_batch(
     prompts: Sequence[_Array],
     n: int,
     document_of: Callable[[int], object],
+    greedy: Greedy,
 ) -> tuple[list[_Array], list[list[LayerCapture]]]:
     """Generate up to `n` tokens after each prompt; prompts are padded on the left.
 
@@ -150,7 +168,7 @@ def _generate_batch(
         The generated token ids of each prompt, and the captures of each step, with one token per prompt.
     """
     width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    ids = torch.full((len(prompts), width), greedy.padding)
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
         ids[i, width - len(prompt) :] = torch.from_numpy(prompt)
@@ -165,22 +183,13 @@ def _generate_batch(
         model.hf_model.register_forward_pre_hook(select_last, with_kwargs=True),
         model.hf_model.register_forward_hook(lambda *_: steps.append(collector.take(document_of))),
     ]
-    eos = model.hf_model.generation_config.eos_token_id
-    ends = eos if isinstance(eos, list) else [eos]
     try:
         with model.hooks(fwd_hooks=collector.hooks):
-            output = model.generate(
-                ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                max_new_tokens=n + 1,
-                do_sample=False,
-                pad_token_id=next((end for end in ends if end is not None), 0),
-            )
+            new_ids = generate_greedily(model, ids, mask, n + 1, greedy)
     finally:
         for handle in handles:
             handle.remove()
-    new_ids = output[:, width:].cpu().numpy()
-    stops = [next((i for i, token in enumerate(row) if token in ends), n) for row in new_ids]
+    stops = [next((i for i, token in enumerate(row) if token in greedy.ends), n) for row in new_ids]
     return [row[: min(stop, n)].astype(np.int32) for row, stop in zip(new_ids, stops, strict=True)], steps[1:]
 
 
@@ -191,16 +200,6 @@ def _select_tokens(captured: LayerCapture, tokens: _Array) -> LayerCapture:
     selected = np.isin(captured.token, tokens)
     columns = {n: v[selected] for n, v in captured.columns.items()}
     return replace(captured, columns=columns, token=np.searchsorted(tokens, captured.token[selected]))
-
-
-def _decode_generated(tokenizer: Any, ids: _Array) -> tuple[str, TokenSpans]:
-    """Return the text of generated tokens and their places in it, which are empty if it ends within a character."""
-    text = tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    try:
-        return text, token_spans(tokenizer, text, ids.tolist())
-    except CheckError:
-        end = np.full(len(ids), len(text), np.int32)
-        return text, TokenSpans(end, end, np.ones(len(ids), np.bool_), "offsets")
 
 
 def _generated_rows(chunk: Chunk, i: int, ids: _Array, spans: TokenSpans) -> Rows:

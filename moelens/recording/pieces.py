@@ -18,6 +18,7 @@ from moelens.models.tokens import TokenSpans
 from moelens.recording.captures import SLOT_TABLES, TABLES, TOKEN_COLUMNS
 from moelens.recording.collector import LayerCapture
 from moelens.recording.corpus import Document
+from moelens.recording.generation import RouteCheck
 from moelens.recording.progress import commit_piece, documents_part_name
 from moelens.recording.storage import Folder
 from moelens.recording.survey import ColumnTypes, documents_table
@@ -205,9 +206,17 @@ class PieceWriter:
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
+    routes: Counter[str] = field(default_factory=Counter)
     special_tokens: Counter[str] = field(default_factory=Counter)
 
-    def write(self, chunk: Chunk, rows: Rows, passes: Sequence[PassResult], generated: Sequence[str] | None) -> None:
+    def write(
+        self,
+        chunk: Chunk,
+        rows: Rows,
+        passes: Sequence[PassResult],
+        generated: Sequence[str] | None,
+        check: RouteCheck,
+    ) -> None:
         """Append a chunk; the last chunk of a piece commits the piece.
 
         Args:
@@ -215,6 +224,7 @@ class PieceWriter:
             rows: Their tokens.
             passes: The results of the forward passes over them.
             generated: The text that the model generated after each document; None without generation.
+            check: The comparison of the routes of generated tokens.
         """
         documents = [item.document for item in chunk.items]
         tables: dict[str, Callable[[], pa.Table]] = {
@@ -231,6 +241,8 @@ class PieceWriter:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
         self.special_tokens.update(item.special_tokens for item in chunk.items)
+        if check.choices:
+            self.routes.update(choices=check.choices, agreeing=check.agreeing)
         if chunk.last:
             self._finish_piece(chunk.piece)
 
@@ -242,9 +254,10 @@ class PieceWriter:
     def _finish_piece(self, piece: int) -> None:
         shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
         documents = shards.pop(documents_part_name(piece))
-        tables = [s for s in shards.values() if s.rows]
-        commit_piece(self.folder, piece, tables, documents, self.methods, self.special_tokens)
-        self.writers, self.layers, self.methods, self.special_tokens = {}, {}, Counter(), Counter()
+        written = [s for s in shards.values() if s.rows]
+        commit_piece(self.folder, piece, written, documents, self.methods, self.routes, self.special_tokens)
+        self.writers, self.layers = {}, {}
+        self.methods, self.routes, self.special_tokens = Counter(), Counter(), Counter()
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished files after an error."""

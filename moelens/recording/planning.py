@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from torch import nn
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, unknown
-from moelens.models.loading import DEMO, architectures, auto_class, build_on_meta, interrupted_download
+from moelens.models.loading import model_without_weights
 from moelens.models.structure import MoEShape, find_moe_layers, read_shape, text_config
 from moelens.recording.captures import STORE_DTYPES, Capture, CaptureRequest, bytes_per_token
 
@@ -116,7 +113,7 @@ def plan(
     """Compute what a recording needs, without reading weights; for 671 billion parameters, this takes seconds.
 
     Args:
-        model: "demo", a folder, an architecture such as "deepseek_v3" at its published size, or a name on the hub.
+        model: "demo", a folder, an architecture such as "deepseek_v3" at its default size, or a name on the hub.
         gpus: Number of GPUs.
         gpu_memory: Memory of one GPU, in bytes or with a unit ("141GiB").
         dtype: Element type of the weights: "bfloat16", "float16", "float32" or "fp8" (in blocks of 128 x 128 as in
@@ -143,7 +140,7 @@ def plan(
     if gpus < 1:
         raise MoeLensError(f"expected gpus to be at least 1, got {gpus}; give another number")
     memory, n_tokens = _parse_amount(gpu_memory), _parse_amount(tokens)
-    meta = _model_without_weights(model)
+    meta = model_without_weights(model)
     layers, sites = find_moe_layers(meta)
     shape = read_shape(meta, layers, sites, "unknown")
     sizes = _unit_sizes(meta, layers, dtype)
@@ -175,20 +172,6 @@ def plan(
         tokens=n_tokens,
         command=_command(model, gpus, fits_one=sum(sizes.values()) <= usable, fits_all=not spilled, captures=captures),
     )
-
-
-def _model_without_weights(model: str) -> Any:
-    """Build a model on the meta device, from its configuration alone."""
-    if model in architectures() and not Path(model).is_dir():
-        return build_on_meta(model)
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
-    except (OSError, ValueError) as error:
-        if interrupted := interrupted_download(model, error):
-            raise interrupted from error
-        raise unknown("model", model, ["demo"], "give a folder, an architecture or a name on the hub") from error
-    with torch.device("meta"):
-        return auto_class(config)._model_mapping[type(config)](config)
 
 
 def _unit_sizes(model: nn.Module, layers: nn.ModuleList, dtype: str) -> dict[str, int]:

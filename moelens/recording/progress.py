@@ -23,12 +23,14 @@ from moelens.recording.writer import Shard, merge_files
 MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SETTINGS = f"{PROGRESS}/settings.json"
+UNCAPTURED = "uncaptured"
 
 _RECORDING_FILES = (
     "tokens/",
     "documents.parquet",
     "README.md",
     "labels/",
+    f"{UNCAPTURED}/",
     f"{PROGRESS}/",
     *(f"{table}/" for table in TABLES),
     MANIFEST,
@@ -119,6 +121,7 @@ def commit_piece(
     shards: Sequence[Shard],
     documents: Shard,
     methods: Counter[str],
+    routes: Counter[str],
     special_tokens: Counter[str] | None = None,
 ) -> None:
     """Commit a piece, which will not be recorded again.
@@ -129,10 +132,12 @@ def commit_piece(
         shards: Its files of tokens and vectors.
         documents: Its file of documents.
         methods: The number of its documents by the method that located their tokens.
+        routes: Of generated tokens, the number of choices of an expert that were compared with a forward pass, and of
+            those that agreed.
         special_tokens: The number of its documents by where their special tokens are from; None if that is not known.
     """
-    entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict()}
-    entry |= {"methods": dict(methods), "special_tokens": dict(special_tokens or {})}
+    entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
+    entry |= {"decode_routes": dict(routes), "special_tokens": dict(special_tokens or {})}
     folder.write_json(commit_name(piece), entry)
 
 
@@ -199,14 +204,17 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()
+    routes: Counter[str] = Counter()
     special_tokens: Counter[str] = Counter()
     for entry in entries:
         methods.update(entry["methods"])
+        routes.update(entry["decode_routes"])
         special_tokens.update(entry["special_tokens"])
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
-    return same | {
+    generation = {"generation": same["generation"] | {"decode_routes": dict(routes)}} if "generation" in same else {}
+    counted = {
         "n_documents": documents.rows,
         "n_tokens": sum(s["rows"] for s in tokens),
         "shards": tokens,
@@ -215,3 +223,4 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
         "tokenizer": same.get("tokenizer", {})
         | {"documents_by_spans": dict(methods), "documents_by_special_tokens": dict(special_tokens)},
     }
+    return same | counted | generation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -20,11 +19,13 @@ import torch
 
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
+from moelens.models.tokens import describe_tokenizer
 from moelens.recording.captures import CaptureRequest, bytes_per_token, index_type
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
 from moelens.recording.conversations import chat_template, with_chat_template
 from moelens.recording.corpus import Corpus, CorpusSource
+from moelens.recording.generation import Greedy
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import RunSettings, run_chunk
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
@@ -98,8 +99,8 @@ def record(
         experts: The experts of "neurons" and "expert_outputs"; by default all that were chosen.
         store_dtype: Element type of the captured numbers: "float16", "bfloat16" or "float32". A number that does not
             fit is an error.
-        generate: Number of tokens to generate greedily after each document. They are recorded too, and a column
-            `phase` distinguishes "prefill" and "decode".
+        generate: Number of tokens to generate greedily after each document, whatever the model's own generation
+            configuration says. They are recorded too, and a column `phase` distinguishes "prefill" and "decode".
         context: The longest window in tokens; by default that of the model. Longer documents are read in windows.
         overlap: Number of tokens that a window repeats from the previous one; each token is recorded once.
         batch_tokens: The largest number of tokens that run together, padding included; a longer document runs alone.
@@ -204,6 +205,7 @@ def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
         characters = min(characters, max(sum(survey.lengths) // (4 * run.ranks.teams), 1))
     settings = {
         "same": _describe_run(run, survey.conversations) | {"corpus_sha256": survey.sha256},
+        "checks": [asdict(check) for check in run.model.checks],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pieces": [[p.start, p.stop] for p in survey.pieces(characters)],
     }
@@ -290,6 +292,7 @@ def _conclude(folder: Folder, job: _Job) -> None:
                 f"expected tokens from corpus '{manifest['corpus']}', got none; give at least one document with text"
             )
         manifest["created"] = job.settings["created"]
+        manifest["model"]["checks"] = job.settings["checks"]
         write_card(folder, manifest)
         folder.write_json(MANIFEST, manifest)
     for name in folder.names():
@@ -303,7 +306,6 @@ def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
     """Return what the manifest states about a run; to continue a run, all of it has to be the same."""
     template = chat_template(run.model.tokenizer) if conversations else None
     model, settings = run.model, run.settings
-    vocabulary = json.dumps(sorted(model.tokenizer.get_vocab().items()), ensure_ascii=False)
     return {
         "format": FORMAT,
         "moelens": __version__,
@@ -313,6 +315,7 @@ def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
             "name": model.name,
             "revision": model.revision,
             "dtype": str(model.dtype).removeprefix("torch."),
+            "format": model.format.title,
         },
         "engine": {
             "name": "transformers",
@@ -321,6 +324,7 @@ def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
             "device": str(model.device.type),
         },
         "shape": asdict(model.shape) | {"moe_layers": list(model.shape.moe_layers)},
+        **({"generation": Greedy.of(model).to_dict()} if settings.generate else {}),
         "capture": run.request.to_dict()
         | {
             "batch_tokens": settings.batch_tokens,
@@ -329,9 +333,8 @@ def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
             "generate": settings.generate,
             "index_dtype": np.dtype(index_type(model.shape.n_experts)).name,
         },
-        "tokenizer": {
-            "class": type(model.tokenizer).__name__,
-            "sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "tokenizer": describe_tokenizer(model.tokenizer)
+        | {
             "add_special_tokens": run.add_special_tokens,
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         },

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moelens.display import Displayed
 from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
-from moelens.recording.progress import MANIFEST, SETTINGS
+from moelens.recording.progress import MANIFEST, SETTINGS, UNCAPTURED
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label, read_ahead
 
@@ -104,6 +104,11 @@ class Recording(Displayed):
         return int(self.manifest["n_tokens"])
 
     @property
+    def n_uncaptured(self) -> int:
+        """Number of further tokens, of which a serving engine captured no routes; see `uncaptured`."""
+        return int(self.manifest.get("uncaptured", {}).get("rows", 0))
+
+    @property
     def n_documents(self) -> int:
         """Number of documents."""
         return int(self.manifest["n_documents"])
@@ -140,6 +145,21 @@ class Recording(Displayed):
             RecordingError: If a shard is missing or damaged.
         """
         return pa.concat_tables(self._shards(columns))
+
+    def uncaptured(self) -> pa.Table:
+        """Read the table of tokens without routes, which `import_routes` keeps apart with `skip_uncaptured`.
+
+        Its columns are those of `tokens` that do not depend on the layer. All other methods leave these tokens out.
+
+        Raises:
+            RecordingError: If there are no such tokens, or their file is missing or damaged.
+        """
+        if not self.n_uncaptured:
+            raise RecordingError(
+                f"expected a recording with tokens without routes, got '{self.folder.location}' with the routes of all"
+                " tokens; read them with tokens()"
+            )
+        return self._read(self.manifest["uncaptured"]["path"], None)
 
     def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the table of documents: `doc`, `text` and the metadata, with one row per document.
@@ -342,8 +362,8 @@ class Recording(Displayed):
     def entries(self) -> list[dict[str, Any]]:
         """Return the manifest's entry of each file, with its `path`, `rows` and `sha256`."""
         tables = [entry for shards in self.manifest["tables"].values() for entry in shards]
-        documents = [self.manifest["documents"]] if self.manifest["documents"] else []
-        return [*self.manifest["shards"], *tables, *documents]
+        others = [self.manifest[name] for name in ("documents", "uncaptured") if self.manifest.get(name)]
+        return [*self.manifest["shards"], *tables, *others]
 
     def _damage_errors(self) -> Iterator[RecordingError]:
         for entry in self.entries():
@@ -356,7 +376,7 @@ class Recording(Displayed):
                 yield self._damage_error(name, f"has {rows} rows instead of {entry['rows']}")
         listed = {entry["path"] for entry in self.entries()}
         for name in self.folder.names(".parquet"):
-            if name.split("/")[0] in ("tokens", *TABLES) and name not in listed:
+            if name.split("/")[0] in ("tokens", UNCAPTURED, *TABLES) and name not in listed:
                 yield RecordingError(f"'{name}' is not part of recording '{self.folder.location}'; remove it")
 
     def _route_columns(self, kind: str) -> list[str]:
@@ -409,9 +429,12 @@ class Recording(Displayed):
 
     def __repr__(self) -> str:
         tokens, documents = count_noun(self.n_tokens, "token"), count_noun(self.n_documents, "document")
+        without = f" and {count_noun(self.n_uncaptured, 'token')} without routes" if self.n_uncaptured else ""
+        reason = self.manifest.get("alignment", {}).get("reason")
         return (
-            f"Recording('{self.folder.location}': {tokens} of {documents}, model {self.manifest['model']['name']!r},"
-            f" {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of {self.n_experts} experts)"
+            f"Recording('{self.folder.location}': {tokens}{without} of {documents}, model"
+            f" {self.manifest['model']['name']!r}, {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of"
+            f" {self.n_experts} experts{f'; not aligned with texts: {reason}' if reason else ''})"
         )
 
 

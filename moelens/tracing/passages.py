@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.japanese.labels import require_alignment
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
@@ -78,6 +79,8 @@ class Passages:
     """
 
     def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
+        """Read what is needed. Raises `RecordingError` if the characters of the tokens are not known."""
+        require_alignment(recording)
         self.excerpt = excerpt = Excerpt(recording)
         self.recording = excerpt.recording
         n_tokens = self.recording.n_tokens

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis.tables import number, signed_interval, signed_number
+from moelens.analysis.tables import number, percent, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
+from moelens.japanese.labels import require_alignment
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -71,21 +72,34 @@ def card_html(
 
 
 def _labels_html(result: Specialization, at: int, expert: int) -> str:
-    """The labels that the expert prefers, the strongest first; grey where not significant after correction."""
+    """The labels that the expert prefers, the strongest first; grey where not significant after correction, or not
+    above chance by their bounds."""
     lift = result.lift_given[at, expert]
     within = f"within {' and '.join(result.given)} " if result.given else ""
     order = [int(i) for i in np.argsort(-np.nan_to_num(lift)) if lift[i] > 1]
     if not order:
         return "this expert is chosen for no label of this family more often than chance"
-    rows = "".join(
-        f'<tr style="opacity: {1 if result.significant[at, expert, i] else _GREYED}"><td style="{_CELL_STYLE}">'
-        f'{label_html(result.names[i])}</td><td style="{_CELL_STYLE}">lift {within}{number(float(lift[i]))} '
-        f"[{number(float(result.low[at, expert, i]))}, {number(float(result.high[at, expert, i]))}]</td>"
-        f'<td style="{_CELL_STYLE}">given token {number(float(result.lift_given_token[at, expert, i]))}</td>'
-        f'<td style="{_CELL_STYLE}">q {number(float(result.q[at, expert, i]))}</td></tr>'
-        for i in order
-    )
+    rows = ""
+    for i in order:
+        interval, *evidence = _evidence(result, at, expert, i)
+        cells = [label_html(result.names[i]), f"lift {within}{number(float(lift[i]))}{interval}", *evidence]
+        style = f"opacity: {1 if result.certain[at, expert, i] else _GREYED}"
+        inner = "".join(f'<td style="{_CELL_STYLE}">{cell}</td>' for cell in cells)
+        rows += f'<tr style="{style}">{inner}</tr>'
     return f'<table style="border-collapse: collapse">{rows}</table>'
+
+
+def _evidence(result: Specialization, at: int, expert: int, label: int) -> list[str]:
+    """The interval or bounds of a lift, and what else speaks for it."""
+    cell = at, expert, label
+    tokens = f"{result.count[cell]:,.0f} tokens"
+    if result.evidence == "none":
+        return ["", tokens]
+    interval = f" [{number(float(result.low[cell]))}, {number(float(result.high[cell]))}]"
+    if result.exact is not None:
+        return [interval, "bounds", tokens, f"{percent(float(result.exact[cell]))} exact"]
+    given_token = f"given token {number(float(result.lift_given_token[cell]))}"
+    return [interval, given_token, f"q {number(float(result.q[cell]))}"]
 
 
 def _effect_html(effect: Effect) -> str:
@@ -121,6 +135,7 @@ def _words_html(
     recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], NDArray[Any]] | None = None
 ) -> str:
     """The words, lemmas, companions and sentences of an expert; `at` is the position of its layer."""
+    require_alignment(recording)
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moelens.analysis.tables import number
+from moelens.analysis.tables import number, percent
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -21,16 +21,22 @@ _SOFT = "opacity: 0.75"
 _GREYED = "opacity: 0.45"
 _DASH = "–"
 _FINDINGS_PER_LABEL = 2
-_LEGEND = (
-    "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do; its "
-    "interval is over documents. Left: the share of the excess over chance that remains when token "
-    "identity is controlled. q (false discovery rate) and family-wise p are corrected for all layers, experts and "
-    "labels; grey: neither is below .05."
-)
+_LIFT = "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do"
+_LEGENDS = {
+    "test": f"{_LIFT}; its interval is over documents. Left: the share of the excess over chance that "
+    "remains when token identity is controlled. q (false discovery rate) and family-wise p are corrected for all "
+    "layers, experts and labels; grey: neither is below .05.",
+    "bounds": f"{_LIFT}. Which tokens of a type went to the expert is not known: the lift lies between the bounds, "
+    "whichever they were. Exact: the share of the tokens for which both bounds are the same. Grey: the bounds include "
+    "1. Nothing was tested.",
+    "none": f"{_LIFT}. Nothing was tested: the counts have no documents.",
+}
 
 
 def findings_html(result: Specialization, findings: Sequence[Finding] | None = None) -> str:
     """Return a table of findings; those that are not significant after correction are grey.
+
+    A result of counts has bounds or nothing where others have intervals and tests.
 
     Args:
         result: a result of `analyze`.
@@ -39,58 +45,64 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
     if findings is None:
         tested = [name for name in result.names if name not in result.too_rare]
         findings = [f for name in tested for f in result.top(_FINDINGS_PER_LABEL, name)]
-    chance = f"{number(100 * result.top_k / result.n_experts)} %"
+    chance = f"{number(100 * result.counts.chance)} %"
     within = f"lift within {' and '.join(result.given)}" if result.given else "lift"
-    header = ("label", "expert", within, "95 %", f"share (chance {chance})", "tokens", "q", "family-wise p", "left")
-    rows = [
-        _row(
-            (
-                label_html(f.label),
-                f"L{f.layer} · E{f.expert}",
-                number(f.lift_given),
-                f"[{number(f.low)}, {number(f.high)}]",
-                f"{number(100 * f.share)} %",
-                f"{f.count:,}",
-                number(f.q),
-                number(f.p_family),
-                f"{round(100 * f.excess_left)} %" if np.isfinite(f.excess_left) else _DASH,
-            ),
-            "" if f.significant else _GREYED,
+    interval = {"test": ["95 %"], "bounds": ["bounds"], "none": []}[result.evidence]
+    further = {"test": ["q", "family-wise p", "left"], "bounds": ["exact"], "none": []}[result.evidence]
+    header = ("label", "expert", within, *interval, f"share (chance {chance})", "tokens", *further)
+    rows = []
+    for f in findings:
+        evidence = [number(f.q), number(f.p_family), percent(f.excess_left)]
+        if result.evidence != "test":
+            evidence = [percent(f.exact) for _ in further if f.exact is not None]
+        cells = (
+            label_html(f.label),
+            f"L{f.layer} · E{f.expert}",
+            number(f.lift_given),
+            *[f"[{number(f.low)}, {number(f.high)}]" for _ in interval],
+            f"{number(100 * f.share)} %",
+            f"{f.count:,.0f}",
+            *evidence,
         )
-        for f in findings
-    ]
+        rows.append(_row(cells, "" if f.certain else _GREYED))
     if not findings:
-        rows = [_row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * 8))]
+        rows = [
+            _row(("no expert is chosen for any of these labels more often than chance", *[_DASH] * (len(header) - 1)))
+        ]
     about = (result.headline, f"specialists of {result.family}", result.control, result.token_control)
     head = " · ".join(map(escape, about))
     limits = "".join(f'<div style="{_SOFT}">{escape(line)}</div>' for line in result.limits)
-    below = f'{_too_rare_html(result)}{limits}<div style="{_SOFT}">{_LEGEND}</div>'
+    below = f'{_too_rare_html(result)}{limits}<div style="{_SOFT}">{_LEGENDS[result.evidence]}</div>'
     return f"<div>{head}{_table(header, rows)}{below}</div>"
 
 
 def summary_html(result: Specialization) -> str:
     """Return a table with a row for each label: its tokens, its significant experts, and the strongest of them."""
-    above = (result.significant & (result.lift > 1)).sum((0, 1))
-    header = ("label", "tokens", "experts above chance", "strongest", "lift", "lift given token")
+    above = (result.certain & (result.lift > 1)).sum((0, 1))
+    tested = result.evidence == "test"
+    given_token = ["lift given token"] if tested else []
+    header = ("label", "tokens", "experts above chance", "strongest", "lift", *given_token)
     rows = []
     for index, name in enumerate(result.names):
-        tokens, best = int(result.label_tokens[index]), result.top(1, name)
+        tokens, best = result.label_tokens[index], result.top(1, name)
         if not tokens or name in result.too_rare or not best:
-            why = "too rare to test" if tokens else "not in this recording"
-            rows.append(_row((label_html(name), f"{tokens:,}", why, _DASH, _DASH, _DASH), _GREYED))
+            why = "not in this text" if not tokens else "too rare to test" if tested else "no expert above chance"
+            rows.append(_row((label_html(name), f"{tokens:,.0f}", why, *[_DASH] * (len(header) - 3)), _GREYED))
             continue
         (first,) = best
-        cells = f"L{first.layer} · E{first.expert}", number(first.lift), number(first.lift_given_token)
-        size = f"{above[index]:,} of {np.isfinite(result.p[:, :, index]).sum():,}"
-        style = "" if first.significant else _GREYED
-        rows.append(_row((label_html(name), f"{tokens:,}", size, *cells), style))
+        figures = [number(first.lift), *[number(first.lift_given_token) for _ in given_token]]
+        compared = np.isfinite(result.p if tested else result.lift)[:, :, index].sum()
+        size = f"{above[index]:,} of {compared:,}"
+        cells = (label_html(name), f"{tokens:,.0f}", size, f"L{first.layer} · E{first.expert}", *figures)
+        rows.append(_row(cells, "" if first.certain else _GREYED))
     return _table(header, rows)
 
 
 def _too_rare_html(result: Specialization) -> str:
     if not result.too_rare:
         return ""
-    rare = (f"{label_html(name)}, {result.label_tokens[result.label_index(name)]:,} tokens" for name in result.too_rare)
+    tokens = result.label_tokens
+    rare = (f"{label_html(name)}, {tokens[result.label_index(name)]:,.0f} tokens" for name in result.too_rare)
     return f'<div style="{_SOFT}">Too rare to test: {"; ".join(rare)}.</div>'
 
 

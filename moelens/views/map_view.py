@@ -101,7 +101,7 @@ class ExpertMap(LiveView):
             groups=result.provenance.get("n_groups") or 1,
             labels=shown,
             label=label,
-            metrics=list(METRICS),
+            metrics=[m for m in METRICS if m != "lift_given_token" or result.evidence == "test"],
             metric=metric,
             names={name: label_text(name) for name in shown} | METRICS,
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
@@ -114,7 +114,7 @@ class ExpertMap(LiveView):
         label, metric = chosen
         with np.errstate(divide="ignore"):
             logs = np.log2(ratios(self.result, label, metric))
-        significant = self.result.significant[:, :, self.result.label_index(label)]
+        significant = self.result.certain[:, :, self.result.label_index(label)]
         return {
             "values": logs.astype("<f4").tobytes(),
             "significant": significant.astype(np.uint8).tobytes(),

@@ -42,7 +42,8 @@ def expert_map(
 ) -> Axes:
     """Draw layers × experts for one label; cells that are not significant after correction are grey.
 
-    The colours diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
+    In a result with bounds, cells whose bounds include 1 are grey; in one without tests and bounds, none is. The
+    colours diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
 
     Args:
         result: a result of `analyze`.
@@ -70,8 +71,8 @@ def expert_map(
         ax = ax or new_axes(map_size(result, label))
         if not result.label_tokens[index]:
             head = f"{result.headline} · {result.control}"
-            return draw_message(ax, head, f"no label {label} in this recording (0 tokens)")
-        _draw(ax, ratio, result.significant[:, :, index])
+            return draw_message(ax, head, f"no label {label} in this text (0 tokens)")
+        _draw(ax, ratio, result.certain[:, :, index])
         _label_axes(ax, result)
         ax.set_title(map_title(result, label, METRICS[value]), loc="left", fontsize=9, linespacing=1.4)
     return ax
@@ -87,7 +88,7 @@ def ratios(result: Specialization, label: str, value: str = "lift") -> Floats:
     if value not in METRICS:
         raise unknown("value", value, METRICS)
     if value == "share":
-        return np.asarray(result.share[:, :, index] * result.n_experts / result.top_k)
+        return np.asarray(result.share[:, :, index] / result.counts.chance)
     return np.asarray(getattr(result, value)[:, :, index])
 
 
@@ -225,15 +226,17 @@ def layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
 def map_title(result: Specialization, label: str, metric: str) -> str:
     """Return the two lines above a map: model, metric and control; label, tokens and number of significant experts."""
     index = result.label_index(label)
-    above = result.significant[:, :, index] & (result.lift[:, :, index] > 1)
+    above = (result.certain[:, :, index] & (result.lift[:, :, index] > 1)).sum()
+    cells = result.certain[:, :, index].size
+    verdict = {
+        "test": f"lift significantly above chance at {above:,} of {cells:,} experts; "
+        "grey: not significant after correction",
+        "bounds": f"lift above chance by its bounds at {above:,} of {cells:,} experts; grey: the bounds include 1",
+        "none": f"lift above 1 at {above:,} of {cells:,} experts; nothing was tested",
+    }[result.evidence]
     if label in result.too_rare:
         verdict = "too rare to test: all cells are grey"
-    else:
-        verdict = (
-            f"lift significantly above chance at {above.sum():,} of {above.size:,} experts; "
-            "grey: not significant after correction"
-        )
-    tokens = f"{result.label_tokens[index]:,} tokens"
+    tokens = f"{result.label_tokens[index]:,.0f} tokens"
     return f"{result.headline} · {metric} · {result.control}\n{label_text(label)} · {tokens} · {verdict}"
 
 

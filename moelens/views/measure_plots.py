@@ -46,9 +46,18 @@ _UNITS = {
 }
 
 
+_CURVE_UNITS = {
+    "layer_information": "mutual information in bits",
+    "layer_curve": "mutual information in bits",
+    "usage_entropy": "entropy in bits",
+    "jensen_shannon": "divergence in bits",
+    "phases": "overlap as a share, divergence in bits",
+}
+
+
 def measure_size(measure: Measure) -> tuple[float, float]:
     """Return a width and height in inches for the plot of a measure."""
-    if "other" in measure.axes:
+    if "other" in measure.axes and "expert" in measure.axes:
         return (9.0, 4.4) if measure.name == _SHARES else (5.6, 5.0)
     return (8.0, 3.2) if "expert" not in measure.axes else grid_size(len(measure.axes["layer"]))
 
@@ -110,8 +119,7 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
     """One line for each label, those with the highest values first; with the band of the control where there is one."""
     layers = measure.axes["layer"]
     x = np.arange(len(layers))
-    values = measure.values.reshape(len(layers), -1, 1) if "value" not in measure.axes else measure.values
-    names = measure.axes.get("label", (measure.name,))
+    values, names = _lines(measure)
     shown = np.argsort(-np.nan_to_num(values[..., 0]).max(0), kind="stable")[:_MOST_LINES]
     for at, i in enumerate(shown):
         name = names[i]
@@ -126,16 +134,26 @@ def _curves(measure: Measure, ax: Axes) -> Axes:
     layer_ticks(ax.xaxis, layers)
     ax.tick_params(labelsize=8, length=2)
     ax.set_xlabel("layer", fontsize=8)
-    in_bits = "information" in measure.name or "value" in measure.axes
-    ax.set_ylabel("mutual information in bits" if in_bits else measure.name.replace("_", " "), fontsize=8)
+    ax.set_ylabel(_CURVE_UNITS.get(measure.name, measure.name.replace("_", " ")), fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    band = (
-        "\nbands: middle 95 % of the values for labels that are shifted along the text (control)"
-        if values.shape[-1] == 3
-        else ""
-    )
+    moved = "phases" if measure.name == "phases" else "labels"
+    control = f"\nbands: middle 95 % of the values for {moved} that are shifted along the text (control)"
+    band = control if values.shape[-1] == 3 else ""
     part = f" · {_MOST_LINES} of {len(names)} labels" if len(names) > _MOST_LINES else ""
     return _titled(ax, measure, f"{band}{part}")
+
+
+def _lines(measure: Measure) -> tuple[Floats, tuple[str, ...]]:
+    """The values of each line `[layer, line, value]`, and their names; pairs of labels are lines too."""
+    values = np.asarray(measure.values, float)
+    if "value" in measure.axes:
+        return values, measure.axes["label"]
+    if "other" in measure.axes:
+        labels = measure.axes["label"]
+        pairs = [(i, j) for i in range(len(labels)) for j in range(i + 1, len(labels))]
+        lines = [values[:, i, j] for i, j in pairs] or [values[:, 0, 0]]
+        return np.stack(lines, 1)[:, :, None], tuple(f"{labels[i]} – {labels[j]}" for i, j in pairs) or labels
+    return values.reshape(len(values), -1, 1), measure.axes.get("label", (measure.name,))
 
 
 def _grid(measure: Measure, ax: Axes) -> Axes:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _MAPS_PER_FAMILY = 4
 _FINDINGS_PER_LABEL = 3
+_GIVEN_TOKEN = " <em>Lift given token</em> is the lift that remains when token identity is controlled."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +158,7 @@ def _family_section(page: Page, family: str, result: Specialization, report: Rep
         "WHERE",
         f"{text_html(FAMILY_TITLE.get(family, family))}: layers and experts",
         "<p>Lift is the share of a label's tokens that go to an expert, divided by the share of all tokens that do; "
-        "1 is chance. <em>Lift given token</em> is the lift that remains when token identity is controlled.</p>",
+        f"1 is chance.{_GIVEN_TOKEN if result.evidence == 'test' else ''}</p>",
         f'<div class="scroll">{summary_html(result)}</div>',
         live,
         f"<h3>The {_FINDINGS_PER_LABEL} strongest experts of each label</h3>",
@@ -238,9 +239,36 @@ def _load_section(result: Specialization, figures: Sequence[tuple[str, Figure]])
 
 
 def _limits_section(result: Specialization, report: Report) -> str:
+    points = _test_limits(result) if result.evidence == "test" else _count_limits(result)
+    effects = "The section EFFECT shows such results, for the pairs named there."
+    points += [
+        "The router may follow script, position in the sentence or topic, where they correlate with the label.",
+        "A preference of the router does not show that the model needs the expert. To test that, remove the expert and "
+        f"compare with matched controls. {effects if report.effects else 'Nothing in this report is causal.'}",
+        *report.notes,
+    ]
+    items = "".join(f"<li>{text_html(point)}</li>" for point in points)
+    return _section("LIMITS", "What these numbers can and cannot show", f"<ul>{items}</ul>")
+
+
+def _count_limits(result: Specialization) -> list[str]:
+    """What limits a result of counts."""
+    reason = str(result.provenance["untested"])
+    points = [f"{reason[0].upper()}{reason[1:]}."]
+    if result.evidence == "bounds":
+        points.append(
+            "The counts are of token types. Where a type has a label only in some contexts, its occurrences with the "
+            "label may have gone to other experts than the rest. The estimate takes them to be alike; the bounds hold "
+            "however they differ."
+        )
+    return points
+
+
+def _test_limits(result: Specialization) -> list[str]:
+    """What limits a test over documents."""
     about = result.provenance
     cells, permutations = about.get("tested_cells", 0), about.get("permutations", 0)
-    points = [
+    return [
         f"Significance comes from a randomisation test over {about.get('documents', 0):,} documents, with "
         f"{permutations:,} draws and seed {about.get('seed', 0)}. The expected count is the mean over all permutations "
         "of the labels. Its variance is estimated from whole documents, so tokens of one document never count as "
@@ -250,19 +278,7 @@ def _limits_section(result: Specialization, report: Report) -> str:
         "Without a control, the test does not rule out token identity: an expert that is chosen for one frequent word "
         "has a high lift for every label of that word. Lift given token and left show what remains when token identity "
         "is controlled. The section within token identity tests it.",
-        "The test does not rule out script, position in the sentence or topic either, where they correlate with the "
-        "label.",
-        "A preference of the router does not show that the model needs the expert. To test that, remove the expert and "
-        "compare with matched controls. "
-        + (
-            "The section EFFECT shows such results, for the pairs named there."
-            if report.effects
-            else "Nothing in this report is causal."
-        ),
-        *report.notes,
     ]
-    items = "".join(f"<li>{text_html(point)}</li>" for point in points)
-    return _section("LIMITS", "What these numbers can and cannot show", f"<ul>{items}</ul>")
 
 
 def _reproduce_section(commands: str, result: Specialization) -> str:

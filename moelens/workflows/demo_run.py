@@ -143,7 +143,7 @@ def _demo_report(
         ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
         ("Tokens", f"{recording.n_tokens:,}"),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
-        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'refused'}" for c in model.checks)),
+        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'failed'}" for c in model.checks)),
     ]
     note = "The model is very small. These results show the method, not how a large model handles Japanese."
     content = report_content(recording, labels, results, notes=[note])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moelens.analysis import analyze
+from moelens.analysis import Counts, CountTables, Specialization, analyze
+from moelens.analysis.counts import COUNTS_ONLY
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.japanese import Labels
@@ -19,7 +20,6 @@ from moelens.tracing.passages import Passages
 from moelens.views import Example, Report, report_html
 
 if TYPE_CHECKING:
-    from moelens.analysis import Specialization
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
 
@@ -30,7 +30,7 @@ _EXAMPLES_PER_CLASS = 2
 
 
 def report(
-    recording: Recording | str | Path,
+    recording: Recording | Specialization | CountTables | str | Path,
     out: str | Path = "report.html",
     labels: Labels | None = None,
     *,
@@ -43,10 +43,11 @@ def report(
 ) -> Path:
     """Write a report on a recording: maps and strongest experts, example sentences, effects, and limits.
 
-    The report is one HTML file that contains all it shows and makes no network request.
+    The report is one HTML file that contains all it shows and makes no network request. A report on counts or on a
+    result has no sentences.
 
     Args:
-        recording: the recording, or its folder.
+        recording: the recording, or its folder; or counts or a result, or the file in which it was saved.
         out: file to write; an existing file is replaced.
         labels: labels of the recording; None opens those in its folder, or labels it if there are none.
         results: results of `analyze` by name; None analyses honorifics, honorifics within token identity, and parts of
@@ -73,12 +74,38 @@ def report(
         raise MoeLensError(
             f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
         )
-    recording = Recording.open(recording)
+    alone = _result_alone(recording)
+    if alone is not None:
+        content = Report(
+            title=title,
+            results={alone.family: alone},
+            model=[("Model", str(alone.provenance.get("model") or "model")), ("Tokens", f"{alone.n_tokens:,}")],
+            notes=notes,
+            effects=effects,
+        )
+        return _write_page(content, out)
+    recording = Recording.open(recording)  # type: ignore[arg-type]
     labels = labels or Labels.open_or_create(recording)
     if results is None:
         results, left_out = analyze_families(recording, labels, permutations, progress)
         notes = [*notes, *left_out]
     content = replace(report_content(recording, labels, results, title, notes), effects=effects)
+    return _write_page(content, out)
+
+
+def _result_alone(source: Any) -> Specialization | None:
+    """Return the result in counts, a result or a file of either; None for a recording."""
+    if isinstance(source, (str, Path)) and Path(source).suffix in (".json", ".parquet") and Path(source).is_file():
+        try:
+            return Specialization.open(source)
+        except RecordingError:
+            source = Counts.open(source)
+    if isinstance(source, CountTables):
+        return Specialization.of_counts(source, "groups", COUNTS_ONLY)
+    return source if isinstance(source, Specialization) else None
+
+
+def _write_page(content: Report, out: Path) -> Path:
     page = report_html(content)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")

@@ -14,6 +14,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from moelens.models.formats import FORMATS, Format
+from moelens.models.load_checks import Check
 from moelens.models.tokens import byte_alphabet
 from moelens.recording import Recording
 
@@ -58,6 +60,8 @@ class Model:
     runs: list[tuple[int, int]] = field(default_factory=list)
     listeners: list[Any] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    format: Format = FORMATS[""]
+    checks: tuple[Check, ...] = ()
 
     @property
     def hook_dict(self) -> dict[str, None]:

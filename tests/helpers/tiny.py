@@ -36,7 +36,7 @@ VOCABULARY = 160
 SIZES: dict[str, int] = {
     name: size
     for size, names in {
-        VOCABULARY: "vocab_size text_vocab_size vocab_size_per_layer_input",
+        VOCABULARY: "vocab_size text_vocab_size vocab_size_per_layer_input unpadded_vocab_size",
         96: "intermediate_size intermediate_size_mlp dense_intermediate_size ffn_hidden_size "
         "projection_intermediate_size",
         64: "hidden_size d_model embed_dim out_hidden_size sliding_window sliding_window_size attention_chunk_size",

@@ -1,0 +1,158 @@
+"""Read counts that inference engines write: SGLang's expert distribution recorder and llama.cpp's moe-trace."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from moelens.analysis.count_rows import FileCounts, checked_ids, checked_numbers
+from moelens.errors import CheckError
+
+_Array = NDArray[Any]
+_FORWARD_MODES = {1: "prefill", 2: "decode", 3: "mixed"}  # of SGLang's ForwardMode: extend, decode, both in one batch
+
+
+def read_sglang(path: Path, group: str) -> FileCounts:
+    """Read a dump of SGLang's expert distribution recorder.
+
+    The modes `stat` and `stat_approx` write `logical_count` `[step, layer, expert]`; `per_pass` and `per_token` write a
+    record for each forward pass with `global_physical_count` `[layer, replica]`, which the map from replicas to experts
+    turns into counts. In `per_token` each record says whether it is of prefill or of decoding, which become groups; in
+    the other modes all tokens are one group. The file is read without unpickling anything but tensors.
+
+    Args:
+        path: the file, `.pt`, or an `.npz` with `logical_count`.
+        group: name of the group where the file does not tell prefill from decoding.
+
+    Raises:
+        CheckError: the file is no such dump.
+    """
+    data = _load_dump(path)
+    if "logical_count" in data:
+        count = _array(data["logical_count"])
+        count = count.sum(0) if count.ndim == 3 else count
+        return _of_groups({group: count}, path.name)
+    records, replicas = data.get("records"), data.get("last_physical_to_logical_map")
+    if not isinstance(records, Sequence) or not records or replicas is None:
+        raise CheckError(
+            f"expected logical_count, or records with last_physical_to_logical_map, in {path.name}, got "
+            f"{', '.join(map(str, data))[:80] or 'nothing'}; dump SGLang's expert distribution recorder again"
+        )
+    experts = checked_ids(_array(replicas), "expert", path.name)
+    totals: dict[str, _Array] = {}
+    for record in records:
+        physical = _array(record["global_physical_count"])
+        if physical.shape != experts.shape:
+            raise CheckError(
+                f"expected counts [layer, replica] of the shape of the map from replicas to experts in {path.name}, "
+                f"{list(experts.shape)}, got {list(physical.shape)}; dump the recorder again"
+            )
+        name = _FORWARD_MODES.get(record.get("forward_mode"), "other") if "forward_mode" in record else group
+        total = totals.setdefault(name, np.zeros((len(experts), int(experts.max()) + 1), np.int64))
+        np.add.at(total, (np.arange(len(experts))[:, None], experts), physical)
+    return _of_groups(totals, path.name)
+
+
+def _load_dump(path: Path) -> Mapping[str, Any]:
+    """Return what a dump holds, by name."""
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        import torch
+
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise CheckError(
+            f"expected a dump of SGLang's recorder, got {path.name!r}, which cannot be read ({reason}); dump it again"
+        ) from error
+    return data if isinstance(data, Mapping) else {}
+
+
+def _array(value: Any) -> _Array:
+    """Return a tensor or array as int64."""
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value).astype(np.int64)
+
+
+def _of_groups(counts: Mapping[str, _Array], name: str) -> FileCounts:
+    """Put a table `[layer, expert]` for each group together."""
+    count = np.stack(list(counts.values()), axis=2)
+    checked_numbers(count, name)
+    return FileCounts(count=count, groups=tuple(counts), layers=tuple(range(len(count))))
+
+
+def is_moe_trace(path: Path) -> bool:
+    """Return whether a CSV file is a trace, which has no header: its first line holds integers only.
+
+    A header of layer numbers also does; it counts up from one column to the next.
+    """
+    with path.open("rb") as file:
+        fields = file.readline(4096).split(b",")
+    try:
+        numbers = [int(field) for field in fields]
+    except ValueError:
+        return False
+    return len(numbers) > 2 and any(b - a != 1 for a, b in pairwise(numbers))
+
+
+def read_moe_trace(path: Path, group: str) -> FileCounts:
+    """Read the CSV that llama.cpp's `llama-moe-trace` writes: `pos,layer,id,id,…`, without a header.
+
+    Positions below 0 are tokens of the prompt, the others are generated tokens; they become the groups "prefill" and
+    "decode". Traces may be concatenated.
+
+    Args:
+        path: the file.
+        group: what the names of the groups begin with; empty for nothing.
+
+    Raises:
+        CheckError: the file is no such trace.
+    """
+    try:
+        options = pyarrow.csv.ReadOptions(autogenerate_column_names=True)
+        table = pyarrow.csv.read_csv(path, read_options=options)
+        rows = np.stack([column.to_numpy() for column in table.columns], axis=1)
+    except (pa.ArrowException, OSError) as error:
+        raise CheckError(
+            f"expected lines pos,layer,id,id,… of equal length in {path.name}, got other lines "
+            f"({str(error).splitlines()[0][:80]}); trace again"
+        ) from error
+    if rows.dtype.kind != "i" or rows.shape[1] < 3:
+        raise CheckError(
+            f"expected lines of integers pos,layer,id,id,… in {path.name}, got "
+            f"{','.join(map(str, rows[0].tolist()))[:60]!r}; give the file that llama-moe-trace wrote"
+        )
+    position, layer = rows[:, 0], checked_ids(rows[:, 1], "layer", path.name)
+    ids = checked_ids(rows[:, 2:], "expert", path.name)
+    chosen = np.sort(ids, axis=1)
+    if (twice := (chosen[:, 1:] == chosen[:, :-1]).any(1)).any():
+        line = int(np.argmax(twice))
+        raise CheckError(
+            f"expected different experts for a token in {path.name}, got {ids[line].tolist()} in line {line + 1}; "
+            "trace again"
+        )
+    layers, at = np.unique(layer, return_inverse=True)
+    n_experts = int(ids.max()) + 1
+    groups = {"prefill": position < 0, "decode": position >= 0}
+    count = np.zeros((len(layers), n_experts, 2), np.int64)
+    for g, rows_of_group in enumerate(groups.values()):
+        keys = at.reshape(-1)[rows_of_group, None] * n_experts + ids[rows_of_group]
+        count[:, :, g] = np.bincount(keys.ravel(), minlength=len(layers) * n_experts).reshape(len(layers), n_experts)
+    present = [g for g, rows_of_group in enumerate(groups.values()) if rows_of_group.any()]
+    names = [f"{group} {name}".strip() for name in groups]
+    return FileCounts(
+        count=count[:, :, present],
+        groups=tuple(names[g] for g in present),
+        layers=tuple(layers.tolist()),
+        top_k=ids.shape[1],
+    )

@@ -1,0 +1,75 @@
+"""Interventions on the experts of a list that was written by `moelens analyze --export-experts` or another tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moelens.analysis.expert_lists import ExpertList, read_experts
+from moelens.errors import MoeLensError
+from moelens.interventions.intervention import Intervention
+from moelens.interventions.operations import operation_by_name
+
+
+def read_listed(path: str | Path) -> ExpertList | Path:
+    """Read a file of experts, to find what is wrong with it before a model is loaded; a `.f32` file needs the model."""
+    return Path(path) if Path(path).suffix == ".f32" else read_experts(path)
+
+
+def listed_interventions(
+    experts: ExpertList | str | Path,
+    operation: str = "steer",
+    value: float | None = None,
+    *,
+    n_experts: int | None = None,
+) -> tuple[Intervention, ...]:
+    """Make interventions on the experts of a list.
+
+    `steer` adds `value` times the bias of each expert to its selection score. The other operations act on the experts
+    with a bias above 0. Of a list of experts to keep, they act on all the others, which a pruned model lacks; `reroute`
+    then chooses as the pruned model does.
+
+    Args:
+        experts: a list, or its file.
+        operation: one of `moelens.interventions.operations.OPERATIONS` but `swap`.
+        value: the strength of `steer`, 1 by default; or the factor of `scale`.
+        n_experts: number of experts in each layer, for a file that does not state it.
+
+    Returns:
+        The interventions, for `model.intervene` and `moelens.effect`.
+
+    Raises:
+        UnknownNameError: there is no such operation.
+        MoeLensError: the list does not have what the operation needs.
+        CheckError: the file holds something else.
+
+    Example:
+        >>> from moelens.analysis import ExpertList
+        >>> listed = ExpertList(form="bias", biases=((3, 5, 0.5), (3, 9, -0.25)), layers=(3,), n_experts=32)
+        >>> listed_interventions(listed, "steer", 2.0)
+        (steer by 1 E5 in layer 3, steer by -0.5 E9 in layer 3)
+        >>> listed_interventions(listed, "remove")
+        (remove E5 in layer 3,)
+    """
+    if not isinstance(experts, ExpertList):
+        experts = read_experts(experts, n_experts)
+    if operation == "steer":
+        if experts.form == "keep":
+            raise MoeLensError(
+                "expected a list of biases for steer, got a list of experts to keep; use remove or reroute"
+            )
+        strength = 1.0 if value is None else value
+        return tuple(
+            operation_by_name("steer", layer, [expert], strength * bias) for layer, expert, bias in experts.biases
+        )
+    total = experts.n_experts or n_experts or 0
+    if experts.form == "keep" and not total:
+        raise MoeLensError(
+            "expected the number of experts of the model for a list of experts to keep, got none; give it"
+        )
+    found = []
+    for layer in experts.layers:
+        listed = experts.of_layer(layer)
+        chosen = sorted(set(range(total)) - set(listed)) if experts.form == "keep" else list(listed)
+        if chosen:
+            found.append(operation_by_name(operation, layer, chosen, value))
+    return tuple(found)
