@@ -105,10 +105,10 @@ def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any
     of_frame = f"at most {settings['per_frame']} items of each frame" if settings["per_frame"] else "all items"
     head = (
         f"{settings['model']}, seed {settings['seed']}, {of_frame}. For each kind of contrast, the routed experts "
-        f"among the {settings['top']} largest contributions are removed together, beside {draws} sets of matched experts. "
+        f"among the {settings['top']} largest contributions are removed together, beside {draws} matched sets. "
         f"Interactions and changes are in nats, means over the test half; intervals are over frames. With {draws} "
-        f"sets, p cannot be smaller than 1/{draws + 1}, or {least} after Holm's correction over {len(honorific)} honorific "
-        f"kinds; the controls are corrected among themselves. {significant} of {len(honorific)} corrected p values of "
+        f"sets, p cannot be smaller than 1/{draws + 1}, or {least} after Holm's correction over {len(honorific)} "
+        f"honorific kinds; the controls are corrected among themselves. {significant} of {len(honorific)} corrected p values of "
         "honorific kinds are below .05. Off target: mean absolute change of the control kinds over the change of the "
         "kind (selective at a third or less). Imbalance: the largest standardised difference between the removed set "
         "and the matched sets, in routed weight, output norm and load.\n\n"

@@ -38,7 +38,7 @@ def trigram_preferences(tokenizer: Any, folders: dict[str, Path], items: Sequenc
     nats = np.append(np.zeros(2), trigram_nats(train, np.concatenate(ids), len(tokenizer)))
     ends = np.cumsum([len(text) for text in ids])
     logs = np.array([-nats[end - len(text) + 2 : end].sum() for text, end in zip(ids, ends, strict=True)])
-    margins = np.bincount(owner, weights=logs[0::2] - logs[1::2], minlength=len(items))
+    margins = np.bincount(owner, weights=logs[0::2] - logs[1::2], minlength=len(items)).astype(float)
     return Preferences("trigram", tuple(items), margins)
 
 
@@ -73,7 +73,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     args = parser.parse_args()
     model = moelens.load(args.model)
-    items = [i for i in (*contrasts(), *pairs()) if args.split in (None, i.split)]
+    bundled: list[Any] = [*contrasts(), *pairs()]
+    items = [item for item in bundled if args.split in (None, item.split)]
     found = {"model": moelens.prefer(model, items)}
     if args.works and args.dialogues:
         folders = {"works": args.works, "dialogues": args.dialogues}

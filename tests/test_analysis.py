@@ -214,6 +214,9 @@ class FakeRecording:
         for rows in (slice(0, 30), slice(30, self.n_tokens)):
             yield rows, [self.column(name)[rows] for name in names]
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(4)
+
     def column(self, name: str) -> np.ndarray:
         row = np.arange(self.n_tokens)
         columns = {
@@ -264,7 +267,7 @@ def arrays(**change: Any) -> dict[str, Any]:
         (
             {"docs": np.zeros(100)},
             MoeLensError,
-            "expected 2 or more documents, since labels are compared between documents, got 1; record the text",
+            "expected 2 or more documents of different texts, since labels are compared between documents, got 1",
         ),
         (
             {"min_tokens": 90},

@@ -38,6 +38,9 @@ class Run:
     def n_tokens(self) -> int:
         return len(self.routes)
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(self.docs)
+
     def column(self, name: str) -> np.ndarray:
         row = np.arange(self.n_tokens)
         values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": (row + self.token_shift) % 97}
@@ -172,6 +175,6 @@ def test_other_errors() -> None:
     with pytest.raises(UnknownNameError, match="unknown label '敬語'"):
         compare(a, b, labels=labels, permutations=19).top(1, "敬語")
     with pytest.raises(
-        MoeLensError, match="expected 2 or more documents, since labels are compared between documents, got 1; record"
+        MoeLensError, match="expected 2 or more documents of different texts, since labels are compared"
     ):
         compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)), None)

@@ -186,8 +186,42 @@ MISTAKES = [
     ("trace modle", "雨が降る。", "unknown model 'modle'"),
     ("record modle", "雨が降る。", "unknown model 'modle'"),
     ("info demo -o 2x", None, "-o '2x' is not a valid variable name; give one such as -o result"),
-    ("trace 'open", None, 'No closing quotation in "trace \'open"; close the quotation mark'),
+    ("label 'open", None, 'No closing quotation in "label \'open"; close the quotation mark'),
+    ("trace --modle demo 雨", None, "unknown option '--modle'; did you mean '--model'? (write -- before a text that"),
+    ("trace 雨が降る。 -o 2x", None, "-o '2x' is not a valid variable name; give one such as -o result"),
 ]
+
+AS_TYPED = [
+    '先生は"敬語"を使う。',
+    "\\100",
+    "-5度まで冷える。",
+    "C:\\runs\\先生 'a' don't  # 雨",
+    "　字下げ",
+    "a\u2028b",
+    "- 箇条書き",
+]
+
+
+@pytest.mark.tried(
+    "Magics", "`%moe trace` of a text with quotes, backslashes, dashes", "the rest of the line is the text, as typed"
+)
+@pytest.mark.parametrize("text", AS_TYPED)
+def test_the_rest_of_the_line_is_the_text(shell: Any, text: str) -> None:
+    for line in (
+        f"trace {text}",
+        f"trace --model demo {text} -o found",
+        f"trace -o found --model=demo {text}",
+        f"trace {text} --model demo",
+    ):
+        assert shell.run_line_magic("moe", line).text == text
+    assert shell.user_ns["found"].text == text
+    assert shell.run_line_magic("moe", f"trace -- {text} -o x").text == f"{text} -o x"
+    assert shell.run_cell_magic("moe", "trace demo", f"{text}\n").text == text
+
+
+def test_cells_keep_what_is_no_line_end(shell: Any, here: Path) -> None:
+    made = shell.run_cell_magic("moe", "record demo --out one", "一\u2028二\x85三\r\n　四\n")
+    assert made.documents()["text"].to_pylist() == ["一\u2028二\x85三", "　四"]
 
 
 @pytest.mark.parametrize("line, cell, message", MISTAKES)

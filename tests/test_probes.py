@@ -57,6 +57,9 @@ class Fake:
             self.columns[f"weights_L{layer:02d}"] = rng.random((N, K)).astype(np.float16)
         self.residuals = rng.normal(size=(N, 6)) + 2 * np.eye(6)[self.classes]
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(DOCS)
+
     def column(self, name: str) -> Any:
         return self.columns[name]
 
@@ -236,7 +239,7 @@ ERRORS: dict[str, tuple[dict[str, Any], str]] = {
     "probe": ({"probes": ["linear"]}, "unknown probe 'linear'; allowed: logistic, centroid"),
     "folds": (
         {"folds": 50},
-        "expected at least as many documents as folds, got 40 documents for 50 folds; record more",
+        "expected at least as many documents of different texts as folds, got 40 for 50 folds; record more",
     ),
     "not recorded": (
         {"features": ["logits"]},
@@ -285,7 +288,7 @@ operation = "remove"
 layer = 3
 experts = [5]
 controls = "none"
-expect = "pairs >= 2"
+expect = "items >= 2"
 """
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 PAIRS = [

@@ -426,7 +426,7 @@ def test_other_corpora(tmp_path: Path) -> None:
             "c.jsonl",
             b'{"text": null}\n',
             MoeLensError,
-            "c.jsonl line 1: expected 'text' to be a string, got NoneType; convert it",
+            "c.jsonl line 1: expected 'text' to be a string or a list of messages, got NoneType; convert it",
         ),
         (
             "c.jsonl",
@@ -444,7 +444,7 @@ def test_other_corpora(tmp_path: Path) -> None:
             "c.txt",
             "a\n先生\n".encode("cp932"),
             MoeLensError,
-            "c.txt line 2 is not UTF-8; convert the file, as with iconv -f CP932 -t UTF-8",
+            "expected UTF-8 in c.txt line 2, got what looks like CP932; convert the file, as with iconv -f CP932 -t",
         ),
         ("c.txt", b"\n", MoeLensError, "expected documents in corpus '{path}', got none; give at least one document"),
         ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
@@ -485,7 +485,7 @@ def test_corpora_that_cannot_be_read(
             Model(),
             [{"text": "a", "id": 1}, {"text": "b", "id": "x"}],
             {},
-            "expected values of one type in metadata column 'id' of corpus 'texts', got others",
+            "document 1: expected values of one type that Parquet holds in metadata column 'id', got str 'x' (",
         ),
         (
             Model(),

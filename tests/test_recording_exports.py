@@ -250,6 +250,16 @@ def test_splits_are_by_document_and_stable() -> None:
             MoeLensError,
             "expected positive shares that sum to 1, got split 'a:1,b:1' with a sum of 2; correct",
         ),
+        (
+            {"to": "csv", "split": "a:nan,b:0.5"},
+            MoeLensError,
+            "expected positive shares that sum to 1, got split 'a:nan,b:0.5' with a sum of nan; correct",
+        ),
+        (
+            {"to": "csv", "split": "../a:1"},
+            MoeLensError,
+            "expected names of splits of letters, digits and _, got '../a'; rename it",
+        ),
     ],
 )
 def test_what_cannot_be_exported(
@@ -259,6 +269,58 @@ def test_what_cannot_be_exported(
         export(recording, out=tmp_path / "out", **options)
     assert str(raised.value).startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.tried("Exports", "a split without documents", "an empty split, in every format")
+@pytest.mark.parametrize("form", ["datasets", "npz", "safetensors", "csv"])
+@pytest.mark.parametrize("split", ["train:0.999999999,test:0.000000001", "test:0.000000001,train:0.999999999"])
+def test_an_empty_split(recording: Recording, tmp_path: Path, form: str, split: str) -> None:
+    out = export(recording, form, tmp_path / "out", split=split)
+    if form == "datasets":
+        loaded = pytest.importorskip("datasets").load_from_disk(str(out))
+        assert {name: len(part) for name, part in loaded.items()} == {"train": recording.n_tokens, "test": 0}
+        assert loaded["test"].features == loaded["train"].features
+    elif form == "csv":
+        train, test = ((out / f"{name}.csv").read_text("utf-8").splitlines() for name in ("train", "test"))
+        assert test == train[:1]
+    else:
+        load = np.load if form == "npz" else pytest.importorskip("safetensors.numpy").load_file
+        train, test = (load(out / f"{name}.{form}") for name in ("train", "test"))
+        for name in ("experts", "doc"):
+            assert test[name].shape == (0, *train[name].shape[1:])
+            assert test[name].dtype == train[name].dtype
+
+
+@pytest.mark.tried("Exports", "CSV with names that are not ASCII, for Excel", "begins with a byte order mark")
+def test_csv_that_excel_reads(tmp_path: Path) -> None:
+    made = record(moelens.load("demo"), ["先生がいらっしゃった。"], tmp_path / "run", progress=False)
+    moelens.label(made)
+    labelled = export(made, "csv", tmp_path / "labelled", family="honorifics") / "train.csv"
+    assert labelled.read_bytes().startswith(b"\xef\xbb\xbfdoc,")
+    with labelled.open(encoding="utf-8-sig", newline="") as file:
+        assert "honorifics.尊敬語" in next(csv.reader(file))
+    duckdb = pytest.importorskip("duckdb")
+    assert duckdb.sql(f"select count(doc), count(\"honorifics.尊敬語\") from '{labelled}'").fetchall() == [
+        (made.n_tokens, made.n_tokens)
+    ]
+    assert (export(made, "csv", tmp_path / "plain") / "train.csv").read_bytes().startswith(b"doc,")
+
+
+def test_vectors_of_layers_without_rows(tmp_path: Path) -> None:
+    made = record(moelens.load("demo"), ["はい"], tmp_path / "run", capture=["routes", "neurons"], progress=False)
+    made.manifest["tables"]["neurons"] = [e for e in made.manifest["tables"]["neurons"] if e["layer"] != 3]
+    for form in ("datasets", "npz", "safetensors", "csv"):
+        with pytest.raises(RecordingError, match=r"expected rows of neurons in layers \[3\], got none; choose other"):
+            export(made, form, tmp_path / "out", table="neurons", layers=[3])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.tried("Exports", "`force=True` into a folder with a README.md that is no export", "refused")
+def test_an_export_replaces_no_recording(tmp_path: Path) -> None:
+    made = record(Model(), TEXTS, tmp_path / "run", progress=False)
+    with pytest.raises(RecordingError, match="which exists; choose another folder"):
+        export(made, "csv", made.path, force=True)
+    assert moelens.verify(made)
 
 
 def test_an_export_replaces_only_an_export(recording: Recording, tmp_path: Path) -> None:
@@ -294,6 +356,23 @@ def test_real_routing_from_arrays(tmp_path: Path) -> None:
     assert (made.layers[0], made.layers[-1], made.n_experts) == (1, 26, 64)
     size = sum((made.path / e["path"]).stat().st_size for e in made.manifest["shards"])
     assert size / (source["expert_ids"].size * 3) <= 0.70
+
+
+@pytest.mark.tried(
+    "Imports", "expert ids of −1, 300 of 256, 10⁹ or 2⁶³ − 1, of any integer type", "refused before they are narrowed"
+)
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.uint16, np.uint32, np.uint64])
+@pytest.mark.parametrize("n_experts", [None, 256])
+@pytest.mark.parametrize("wrong", [-1, -128, 300, 65_536, 70_000, 10**9, 2**63 - 1, 2**64 - 1])
+def test_ids_that_no_expert_has(tmp_path: Path, dtype: type, n_experts: int | None, wrong: int) -> None:
+    if not np.iinfo(dtype).min <= wrong <= np.iinfo(dtype).max or (n_experts is None and 0 <= wrong < 65_536):
+        return
+    ids = np.arange(24).reshape(4, 3, 2).astype(dtype)
+    ids[2, 1, 0] = wrong
+    np.savez(tmp_path / "r.npz", expert_ids=ids, sequence_lengths=np.array([2, 2]))
+    with pytest.raises(MoeLensError, match=rf"layer 5: expected experts from 0 to \d+, got {wrong}\b"):
+        import_routes(tmp_path / "r.npz", tmp_path / "run", n_experts=n_experts, layers=[4, 5, 6])
+    assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights_are_not_zeros(tmp_path: Path) -> None:
@@ -407,6 +486,12 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             {"expert_ids": ROUTES},
             {"n_experts": 4},
             "document 0 (r.npz), row 0, layer 0: expected experts from 0 to 3, got",
+        ),
+        (
+            "r.npz",
+            {"expert_ids": ROUTES},
+            {"n_experts": 10**9},
+            "expected at most 65536 experts in a layer, whose ids are stored in 16 bits, got 1000000000; give the",
         ),
         (
             "r.jsonl",

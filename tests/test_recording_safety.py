@@ -8,10 +8,11 @@ import os
 import random
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 import moelens
 from moelens.commands.command_line import main
 from moelens.errors import MoeLensError, RecordingError
-from moelens.recording import Recording, parallel, record, recorder
+from moelens.recording import Recording, import_routes, parallel, record, recorder
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.storage import Folder
 
@@ -182,6 +183,57 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
     assert_recorded(record(model, TEXTS, out, progress=False), Model(), TEXTS)
     assert set(refused) == {f"another run is writing to '{out}'; wait until it has ended, or choose another folder"}
     assert_recorded(record(Model(), TEXTS, out, force=True, progress=False), Model(), TEXTS)
+
+
+@pytest.mark.tried("Imports", "`import` into a folder in which `record` is writing", "refused; the recording goes on")
+@pytest.mark.parametrize("force", [False, True])
+def test_an_import_does_not_write_to_the_folder_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    out, model, refused = tmp_path / "run", Model(), []
+    np.savez(tmp_path / "r.npz", expert_ids=np.zeros((2, 1, 1), int))
+
+    def meanwhile(name: str, tensor: Any) -> Any:
+        with pytest.raises(RecordingError) as error:
+            import_routes(tmp_path / "r.npz", out, force=force)
+        refused.append(str(error.value))
+        return tensor
+
+    model.edit = meanwhile
+    assert_recorded(record(model, TEXTS, out, batch_tokens=1, progress=False), Model(), TEXTS)
+    assert set(refused) == {f"another run is writing to '{out}'; wait until it has ended, or choose another folder"}
+    assert moelens.verify(out)
+
+
+def test_an_import_does_not_replace_an_unfinished_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    unfinished(out, monkeypatch)
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    np.savez(tmp_path / "r.npz", expert_ids=np.zeros((2, 1, 1), int))
+    with pytest.raises(RecordingError, match="holds an unfinished recording with other settings"):
+        import_routes(tmp_path / "r.npz", out)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    assert_recorded(record(Model(), TEXTS, out, progress=False), Model(), TEXTS)
+
+
+def test_an_interrupted_import_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "r.npz", expert_ids=np.zeros((2, 1, 1), int))
+    for stop in ("progress/00000", MANIFEST):
+        with monkeypatch.context() as patch:
+            real = Folder.writing
+
+            def writing(self: Folder, name: str, stop: str = stop, real: Any = real) -> Any:
+                if name.startswith(stop):
+                    raise KeyboardInterrupt
+                return real(self, name)
+
+            patch.setattr(Folder, "writing", writing)
+            with pytest.raises(KeyboardInterrupt):
+                import_routes(tmp_path / "r.npz", tmp_path / "run")
+        made = import_routes(tmp_path / "r.npz", tmp_path / "run")
+        assert moelens.verify(made)
+        shutil.rmtree(made.path)
 
 
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -408,6 +460,69 @@ def test_processes_that_the_model_does_not_divide(monkeypatch: pytest.MonkeyPatc
     ):
         record(model, TEXTS, "never-made", progress=False)
     assert not Path("never-made").exists()
+
+
+LAUNCH = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        pytest.param(
+            {"RANK": "", "MASTER_ADDR": "", "MASTER_PORT": ""},
+            "expected RANK, MASTER_ADDR and MASTER_PORT of 2 processes, as torchrun and accelerate launch set them"
+            " beside WORLD_SIZE, got no RANK, no MASTER_ADDR, no MASTER_PORT; start the processes with one of these",
+            marks=pytest.mark.tried(
+                "Launches", "a scheduler that sets WORLD_SIZE alone", "refused; says what is missing"
+            ),
+        ),
+        ({"RANK": "2"}, "expected RANK, MASTER_ADDR and MASTER_PORT of 2 processes, as torchrun and accelerate launch"),
+        ({"RANK": "-1", "MASTER_PORT": "x"}, "beside WORLD_SIZE, got RANK=-1, MASTER_PORT=x; start the processes with"),
+        ({"WORLD_SIZE": "auto"}, "expected a number of processes in WORLD_SIZE, got 'auto'; unset WORLD_SIZE to work"),
+        ({"WORLD_SIZE": "-2"}, "expected a number of processes in WORLD_SIZE, got '-2'; unset WORLD_SIZE to work"),
+    ],
+)
+def test_a_launch_that_is_none(monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str) -> None:
+    for name, value in (LAUNCH | change).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(MoeLensError) as error:
+        record(Model(), TEXTS, "never-made", progress=False)
+    assert message in str(error.value)
+    assert not Path("never-made").exists()
+
+
+@pytest.mark.tried("Launches", "WORLD_SIZE of two, and one process", "a line on stderr says what is waited for")
+def test_a_process_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (LAUNCH | {"MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(parallel, "_PATIENCE", 0.05)
+    monkeypatch.setattr(parallel, "_JOIN_TIMEOUT", timedelta(seconds=1))
+    awaited = f"2 processes (WORLD_SIZE) at 127.0.0.1:{port} (MASTER_ADDR)"
+    with pytest.raises(MoeLensError) as error:
+        record(Model(), TEXTS, tmp_path / "run", progress=False)
+    assert str(error.value).startswith(f"expected {awaited}, which did not all come (")
+    assert str(error.value).endswith("); start them all, or unset WORLD_SIZE to work with one process")
+    line = f"moelens: process 0 waits for {awaited}; unset WORLD_SIZE to work with one process"
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.tried("Launches", "WORLD_SIZE=1 with any RANK", "one process, which prints and writes")
+def test_a_rank_without_others_prints_and_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "3")
+    out = record(moelens.load("demo"), TEXTS, tmp_path / "run", progress=False).path
+    assert main(["measure", str(out), "load", "--out", str(tmp_path / "load.json")]) == 0
+    assert (tmp_path / "load.json").exists()
+    assert main(["record", "demo", "demo", "--out", str(tmp_path / "again"), "--layers", "1"]) == 0
+    assert "Recording(" in capsys.readouterr().out
 
 
 class Many:

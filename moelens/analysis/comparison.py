@@ -269,7 +269,7 @@ def compare(
         block._replace(labels=np.hstack([np.ones((len(block.docs), 1), bool), block.labels]))
         for block in token_blocks(owner, known, family or "")
     )
-    sample = Sample.of(blocks, names)
+    sample = Sample.of(blocks, names, texts=owner.text_ids())
     check_testable(sample.sizes, permutations)
     in_a, in_b, shared = _tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)

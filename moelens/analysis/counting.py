@@ -173,33 +173,36 @@ def tabulate(
     kinds: TokenKinds,
     n_experts: int,
     n_layers: int,
+    group: Ints | None = None,
 ) -> RouteTables:
     """Count the routes of `parts`.
 
     Args:
         parts: rows of tokens, and their routes `[token, slot]` for each layer.
         kind: the kind of every token of the corpus `[token]`; tokens of kind −1 are left out.
-        bounds: group g holds the tokens from `bounds[g]` to `bounds[g + 1]`, `[group + 1]`.
+        bounds: stretch s holds the tokens from `bounds[s]` to `bounds[s + 1]`, `[stretch + 1]`.
         kinds: the kinds. Label residuals are kept by group for the first stratification, in total for the others.
         n_experts: number of experts in each layer.
         n_layers: number of layers.
+        group: the group of documents to which each stretch belongs `[stretch]`; None makes each stretch a group.
 
     Returns:
         The tables of this process.
     """
-    kind_tokens = _tokens_of_kinds(kind, bounds, len(kinds.labels))
+    group_of = np.arange(len(bounds) - 1) if group is None else group
+    kind_tokens = _tokens_of_kinds(kind, bounds, group_of, len(kinds.labels))
     residuals = [kinds.residuals(kind_tokens.sum(0), which) for which in range(len(kinds.strata))]
     scores = LabelScores.of(kinds, kind_tokens) if residuals else None
     stratum = kinds.strata[0] if residuals else np.full(len(kinds.labels), -1)
     tables = _empty_tables(kind_tokens, stratum, len(residuals), (n_layers, n_experts, kinds.labels.shape[1]))
     for rows, routes in parts:
-        for group, tokens in _tokens_of_groups(kind, bounds, rows):
+        for g, tokens in _tokens_of_groups(kind, bounds, group_of, rows):
             present, local = distinct(kind[rows][tokens])
             # Matrix products in a type that holds every count of this run exactly.
             exact: type[np.floating[Any]] = np.float32 if len(local) < 1 << 24 else np.float64
             columns = [kinds.labels[present], *(r[present] for r in residuals)]
             if scores is not None:
-                columns.append(scores.of_group(kind_tokens[group], present))
+                columns.append(scores.of_group(kind_tokens[g], present))
             weights = np.hstack(columns).astype(exact)
             order, starts, strata = _sorted_strata(stratum[present])
             layers, layers_at_once = list(routes), max(1, _BLOCK // (len(present) * n_experts))
@@ -207,23 +210,26 @@ def tabulate(
                 at = slice(first, min(first + layers_at_once, n_layers))
                 table = _tally([chosen[tokens] for chosen in layers[at]], local, len(present), n_experts, exact)
                 sums = np.split(np.tensordot(table, weights, (0, 0)), len(columns), axis=2)
-                tables.cells[group, at] += sums[0].astype(np.int32)
-                tables.experts[group, at] += table.sum(0).astype(np.int64)
+                tables.cells[g, at] += sums[0].astype(np.int32)
+                tables.experts[g, at] += table.sum(0).astype(np.int64)
                 for total, values in zip(tables.total_excess, sums[1:], strict=False):
                     total[at] += values
                 if scores is not None:
-                    tables.excess[group, at] += sums[-1].astype(np.float32)
+                    tables.excess[g, at] += sums[-1].astype(np.float32)
                 if len(starts):
                     by_stratum = np.add.reduceat(table[order], starts, axis=0)
                     tables.by_stratum[strata, at] += by_stratum.astype(np.int32)
-                    tables.informative[group, at] += by_stratum.sum(0).astype(np.int64)
+                    tables.informative[g, at] += by_stratum.sum(0).astype(np.int64)
     return tables
 
 
-def _tokens_of_kinds(kind: NDArray[np.integer], bounds: Ints, n_kinds: int) -> Ints:
+def _tokens_of_kinds(kind: NDArray[np.integer], bounds: Ints, group_of: Ints, n_kinds: int) -> Ints:
     """Return the tokens of each kind in each group `[group, kind]`; kind −1 is not counted."""
-    counts = [np.bincount(kind[start:stop] + 1, minlength=n_kinds + 1)[1:] for start, stop in pairwise(bounds)]
-    return np.array(counts).reshape(len(bounds) - 1, n_kinds)
+    counts = np.zeros((int(group_of.max(initial=-1)) + 1, n_kinds), np.int64)
+    for g, (start, stop) in zip(group_of.tolist(), pairwise(bounds.tolist()), strict=True):
+        counted = kind[start:stop]
+        np.add.at(counts[g], counted[counted >= 0], 1)
+    return counts
 
 
 def _empty_tables(kind_tokens: Ints, stratum: Ints, n_strata: int, shape: tuple[int, int, int]) -> RouteTables:
@@ -262,20 +268,27 @@ def in_parts(indices: Routes, rows: Ints) -> Iterator[RoutePart]:
         yield slice(i, i + len(chosen)), np.ascontiguousarray(np.moveaxis(chosen, 1, 0))
 
 
-def _tokens_of_groups(kind: NDArray[np.integer], bounds: Ints, rows: slice) -> Iterator[tuple[int, slice | Ints]]:
+def _tokens_of_groups(
+    kind: NDArray[np.integer], bounds: Ints, group_of: Ints, rows: slice
+) -> Iterator[tuple[int, slice | Ints]]:
     """Yield each group that has tokens among `rows`, and their places within `rows`; kind −1 is left out.
 
-    >>> groups = _tokens_of_groups(np.zeros(9, int), np.array([0, 4, 9]), slice(2, 6))
-    >>> [(group, [*range(4)][tokens]) for group, tokens in groups]
-    [(0, [0, 1]), (1, [2, 3])]
+    >>> groups = _tokens_of_groups(np.zeros(9, int), np.array([0, 4, 5, 9]), np.array([0, 1, 0]), slice(2, 8))
+    >>> [(group, np.arange(6)[tokens].tolist()) for group, tokens in groups]
+    [(0, [0, 1, 3, 4, 5]), (1, [2])]
     """
-    for group in range(*np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]):
-        start, stop = max(bounds[group], rows.start), min(bounds[group + 1], rows.stop)
-        counted = np.flatnonzero(kind[start:stop] >= 0)
-        if len(counted) == stop - start:
-            yield group, slice(int(start) - rows.start, int(stop) - rows.start)
-        elif len(counted):
-            yield group, counted + (start - rows.start)
+    first, last = np.searchsorted(bounds, [rows.start + 1, rows.stop]) - [1, 0]
+    edges = np.clip(bounds[first : last + 1], rows.start, rows.stop) - rows.start
+    for group in dict.fromkeys(group_of[first:last].tolist()):
+        own = np.flatnonzero(group_of[first:last] == group)
+        start, stop = edges[own], edges[own + 1]
+        if len(own) == 1 and (kind[rows][start[0] : stop[0]] >= 0).all():
+            yield group, slice(int(start[0]), int(stop[0]))  # which copies no routes
+            continue
+        places = np.concatenate([np.arange(a, b) for a, b in zip(start, stop, strict=True)])
+        counted = places[kind[rows][places] >= 0]
+        if len(counted):
+            yield group, counted
 
 
 def _sorted_strata(stratum: Ints) -> tuple[Ints, Ints, Ints]:
@@ -333,6 +346,33 @@ def document_bounds(sizes: Ints, counted: Ints, groups: int) -> Ints:
     used = np.flatnonzero(counted)
     first = np.unique(balanced(counted[used], groups), return_index=True)[1]
     return np.concatenate([[0], starts[used[first[1:]]], starts[-1:]]).astype(np.int64)
+
+
+def document_groups(sizes: Ints, counted: Ints, groups: int, texts: Ints) -> tuple[Ints, Ints]:
+    """Group documents as `document_bounds` does, with all documents of the same text in one group.
+
+    Such a group need not be a single stretch of tokens.
+
+    Args:
+        sizes: tokens of each document `[document]`.
+        counted: how many of them are counted `[document]`.
+        groups: the largest number of groups.
+        texts: number of the text of each document `[document]`.
+
+    Returns:
+        Where each stretch of documents begins, and where the last one ends `[stretch + 1]`, and the group of each
+        stretch `[stretch]`.
+
+    >>> [x.tolist() for x in document_groups(np.array([3, 1, 4]), np.array([3, 1, 4]), 200, np.array([0, 1, 0]))]
+    [[0, 3, 4, 8], [0, 1, 0]]
+    """
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    used = np.flatnonzero(counted)
+    text = distinct(texts[used])[1]
+    of_document = balanced(np.bincount(text, counted[used]).astype(np.int64), groups)[text]
+    changes = np.flatnonzero(np.diff(of_document)) + 1
+    bounds = np.concatenate([[0], starts[used[changes]], starts[-1:]]).astype(np.int64)
+    return bounds, of_document[np.append(0, changes)] if len(used) else np.zeros(1, np.int64)
 
 
 def balanced(sizes: NDArray[np.integer], groups: int) -> Ints:

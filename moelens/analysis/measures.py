@@ -139,13 +139,15 @@ ROUTE_MEASURES: Mapping[str, Callable[[Recording], Any]] = {
     "gate_score": lambda r: _by_expert(experts.gate_score(r.indices(), r.weights(), r.n_experts), r),
     "pooled_gates": lambda r: _by_expert(routing.pooled_gates(r.indices(), r.weights(), r.n_experts), r),
     "coactivation": lambda r: _by_pair(routing.coactivation(r.indices(), r.n_experts), r),
-    "coactivation_adjacent": lambda r: _by_pair(routing.coactivation(r.indices(), r.n_experts, "adjacent"), r),
+    "coactivation_adjacent": lambda r: _by_pair(
+        routing.coactivation(r.indices(), r.n_experts, "adjacent", r.weights()), r
+    ),
     "coactivation_lift": lambda r: _by_pair(routing.coactivation_lift(r.indices(), r.n_experts), r),
     "route_shares": lambda r: _by_pair(_route_shares(r.indices(), r.n_experts), r),
     "route_flow": lambda r: _by_pair(routing.route_flow(r.indices(), r.n_experts), r),
-    "repetition": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[0], r),
+    "repetition": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"), r.weights()), r),
     "phases": lambda r: (phases.phase_values(r), phase_axes(r)),
-    "overlap_with_next": lambda r: _by_layer(routing.consecutive_repetition(r.indices(), r.column("doc"))[1], r),
+    "overlap_with_next": lambda r: _by_layer(routing.consecutive_overlap(r.indices(), r.column("doc")), r),
 }
 """The measures of single routes, by name."""
 _BY_EXPERT, _BY_LABEL = ("layer", "expert"), ("layer", "label")
@@ -266,9 +268,11 @@ def counts_of(
     recording = open_recording(recording)
     known = labels_for(recording, labels, family)
     if family is None or known is None:
-        return _count(recording, Sample.of(token_blocks(recording, None, "", text=False), ()))
+        blocks = token_blocks(recording, None, "", text=False)
+        return _count(recording, Sample.of(blocks, (), texts=recording.text_ids()))
     names = label_names(recording, known, family)
-    sample = Sample.of(token_blocks(recording, known, family, text=False), names)
+    blocks = token_blocks(recording, known, family, text=False)
+    sample = Sample.of(blocks, names, texts=recording.text_ids())
     return _count(recording, sample.by_combination() if by == "combination" else sample)
 
 
@@ -323,7 +327,7 @@ def layer_curve(
             f"expected 2 or more draws and tokens, got {draws} draws of {recording.n_tokens} tokens; "
             "give more draws, or record more text"
         )
-    sample = Sample.of(token_blocks(recording, known, family, text=False), names)
+    sample = Sample.of(token_blocks(recording, known, family, text=False), names, texts=recording.text_ids())
     information = label_measures.layer_information(_count(recording, sample))
     shifts = np.random.default_rng(seed).integers(1, recording.n_tokens, draws)
     shifted = (replace(sample, kind=np.roll(sample.kind, n)) for n in shifts)

@@ -41,12 +41,13 @@ class Excess:
     variance: Floats
 
     @classmethod
-    def of(cls, tables: RouteTables, kinds: TokenKinds) -> Excess:
+    def of(cls, tables: RouteTables, kinds: TokenKinds, copies: float = 1.0) -> Excess:
         """Compute the excess from the label scores at each expert, `tables.excess`, which is overwritten.
 
         The variance is that of labels permuted within strata, plus that of whole documents exchanged (Hoeffding 1951):
         Σ N²/(N−1) r(1−r) l(1−l) over strata + Σ A²/n · Σ B²/n / documents, with A and B the sums of R − r and L − l
-        over the n tokens of a document.
+        over the n tokens of a document. Copies of a text do not vary on their own: with c `copies` of each on average,
+        the first sum is c times as large.
         """
         n_groups, n_layers, n_experts, n_labels = tables.cells.shape
         scores, stratum = LabelScores.of(kinds, tables.kind_tokens), kinds.strata[0]
@@ -65,7 +66,7 @@ class Excess:
             routes += off**2 / tokens.sum()
             labels += (tokens @ scores.residuals[present]) ** 2 / tokens.sum()
         spread = (size**2 / np.maximum(size - 1, 1))[:, None] * (routing * (1 - routing))
-        within = (spread.T @ (scores.rate * (1 - scores.rate))).reshape(n_layers, n_experts, n_labels)
+        within = copies * (spread.T @ (scores.rate * (1 - scores.rate))).reshape(n_layers, n_experts, n_labels)
         return cls(
             by_group=tables.excess,
             total=tables.total_excess[0],

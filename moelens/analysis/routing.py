@@ -1,7 +1,7 @@
 """Measures of routes and router scores, each a pure function of arrays.
 
-`indices` are expert ids `[token, layer, slot]`, with the slots in the order of the router: the largest weight first.
-Logarithms are natural.
+`indices` are expert ids `[token, layer, slot]`. The order of the slots has no meaning: many routers do not sort their
+choice by weight (the top-k of DeepSeek-V3 is unsorted). Measures of rank take the weights. Logarithms are natural.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Floats, Ints, Routes, check_routes, divide, log
-from moelens.errors import CheckError, unknown
+from moelens.errors import CheckError, MoeLensError, unknown
 
 _PAIRS = ("all", "adjacent")
 
@@ -67,16 +67,45 @@ def selection_margin(selection: NDArray[np.floating], k: int) -> Floats:
     return np.asarray(ordered[..., -k] - ordered[..., -k - 1])
 
 
-def _pair_counts(indices: Routes, n_experts: int, pairs: Literal["all", "adjacent"] = "all") -> Ints:
+def _by_weight(indices: Routes, weights: NDArray[np.floating] | None) -> Routes:
+    """Sort the slots of `indices` by `weights` `[token, layer, slot]`, the largest first; ties stay in their order.
+
+    Raises:
+        MoeLensError: there are no weights, and so no ranks.
+        CheckError: the shapes differ.
+
+    >>> _by_weight(np.array([[[4, 7, 1]]]), np.array([[[0.2, 0.5, 0.3]]])).tolist()
+    [[[7, 1, 4]]]
+    """
+    if weights is None:
+        raise MoeLensError(
+            "expected weights, by which the experts of a token are ranked, got none; give those of the routes, or use a"
+            " measure without ranks, such as coactivation of all pairs"
+        )
+    if np.shape(weights) != indices.shape:
+        raise CheckError(
+            f"expected weights of shape {list(indices.shape)}, as the routes, got {list(np.shape(weights))}; give one"
+            " weight for each expert"
+        )
+    return np.take_along_axis(indices, np.argsort(-np.asarray(weights, float), axis=-1, kind="stable"), -1)
+
+
+def _pair_counts(
+    indices: Routes,
+    n_experts: int,
+    pairs: Literal["all", "adjacent"] = "all",
+    weights: NDArray[np.floating] | None = None,
+) -> Ints:
     """Count the tokens that two experts share `[layer, expert, expert]`: symmetric, 0 on the diagonal.
 
     "all" counts each unordered pair of a token's experts, 28 for top-8. "adjacent" counts only neighbours in rank, 7
-    for top-8, as the scripts published with OLMoE do.
+    for top-8, as the scripts published with OLMoE do, and needs the weights.
     """
     check_routes(indices, n_experts)
     if pairs not in _PAIRS:
         raise unknown("pairs", pairs, _PAIRS)
     slots = range(indices.shape[2])
+    indices = _by_weight(indices, weights) if pairs == "adjacent" else indices
     both = np.zeros((indices.shape[1], n_experts * n_experts), np.int64)
     for a, b in combinations(slots, 2) if pairs == "all" else pairwise(slots):
         keys = indices[:, :, a].astype(np.int64) * n_experts + indices[:, :, b]
@@ -86,7 +115,12 @@ def _pair_counts(indices: Routes, n_experts: int, pairs: Literal["all", "adjacen
     return np.asarray(counts + counts.swapaxes(1, 2))
 
 
-def coactivation(indices: Routes, n_experts: int, pairs: Literal["all", "adjacent"] = "all") -> Floats:
+def coactivation(
+    indices: Routes,
+    n_experts: int,
+    pairs: Literal["all", "adjacent"] = "all",
+    weights: NDArray[np.floating] | None = None,
+) -> Floats:
     """Compute the share of the tokens of expert i that also chose expert j: N_ij / N_i (arXiv 2409.02060, eq. 6).
 
     Args:
@@ -94,19 +128,21 @@ def coactivation(indices: Routes, n_experts: int, pairs: Literal["all", "adjacen
         n_experts: number of experts in each layer.
         pairs: "all" counts each unordered pair of a token's experts, 28 for top-8; "adjacent" counts only neighbours
             in rank, 7 for top-8, as the scripts published with OLMoE do.
+        weights: routing weights `[token, layer, slot]`, by which "adjacent" ranks; "all" does not need them.
 
     Returns:
         `[layer, i, j]`; NaN where i was never chosen.
 
     Raises:
-        CheckError: an expert id is out of range.
+        CheckError: an expert id is out of range, or the weights have another shape.
         UnknownNameError: `pairs` is something else.
+        MoeLensError: `pairs` is "adjacent", and there are no weights.
 
     Example:
         >>> coactivation(np.array([[[0, 1]], [[0, 2]]]), n_experts=3).tolist()
         [[[0.0, 0.5, 0.5], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]]
     """
-    return divide(_pair_counts(indices, n_experts, pairs), expert_counts(indices, n_experts)[:, :, None])
+    return divide(_pair_counts(indices, n_experts, pairs, weights), expert_counts(indices, n_experts)[:, :, None])
 
 
 def coactivation_lift(indices: Routes, n_experts: int) -> Floats:
@@ -164,26 +200,46 @@ def expert_counts(indices: Routes, n_experts: int) -> Ints:
     return np.array(counts, np.int64).reshape(indices.shape[1], n_experts)
 
 
-def consecutive_repetition(indices: Routes, docs: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Compute how often successive tokens of a document share their first expert, and how often any expert.
+def consecutive_repetition(indices: Routes, docs: NDArray[np.integer], weights: NDArray[np.floating] | None) -> Floats:
+    """Compute how often successive tokens of a document share their expert of the largest weight.
 
-    P(top1_t = top1_{t+1}) and P(S_t ∩ S_{t+1} ≠ ∅) (Jiang et al. 2024, arXiv 2401.04088, table 5). By chance they are
-    1/E and 1 − C(E−k, k)/C(E, k): 0.39 % and 22.7 % for 8 of 256 experts.
+    P(top1_t = top1_{t+1}) (Jiang et al. 2024, arXiv 2401.04088, table 5). By chance it is 1/E, 0.39 % for 256 experts.
+
+    Args:
+        indices: expert ids `[token, layer, slot]`.
+        docs: document of each token `[token]`.
+        weights: routing weights `[token, layer, slot]`.
+
+    Returns:
+        The share `[layer]`; NaN where no token has a next one.
+
+    Raises:
+        MoeLensError: there are no weights.
+        CheckError: the weights have another shape than the routes.
+    """
+    first, follows = _by_weight(indices, weights)[:, :, 0], docs[1:] == docs[:-1]
+    same = first[:-1][follows] == first[1:][follows]
+    return divide(same.sum(0), np.array(len(same)))
+
+
+def consecutive_overlap(indices: Routes, docs: NDArray[np.integer]) -> Floats:
+    """Compute how often successive tokens of a document share any expert.
+
+    P(S_t ∩ S_{t+1} ≠ ∅) (Jiang et al. 2024, arXiv 2401.04088, table 5). By chance it is 1 − C(E−k, k)/C(E, k), 22.7 %
+    for 8 of 256 experts.
 
     Args:
         indices: expert ids `[token, layer, slot]`.
         docs: document of each token `[token]`.
 
     Returns:
-        The two shares, each `[layer]`; NaN where no token has a next one.
+        The share `[layer]`; NaN where no token has a next one.
     """
     follows = docs[1:] == docs[:-1]
     now, then = indices[:-1][follows], indices[1:][follows]
-    first = (now[:, :, 0] == then[:, :, 0]).sum(0)
-    common = np.zeros(first.shape, np.int64)
-    for layer in range(indices.shape[1]):
-        common[layer] = (now[:, layer, :, None] == then[:, layer, None, :]).any((1, 2)).sum()
-    return divide(first, np.array(len(now))), divide(common, np.array(len(now)))
+    layers = range(indices.shape[1])
+    common = [(now[:, layer, :, None] == then[:, layer, None, :]).any((1, 2)).sum() for layer in layers]
+    return divide(np.array(common, np.int64), np.array(len(now)))
 
 
 def route_flow(indices: Routes, n_experts: int) -> Floats:

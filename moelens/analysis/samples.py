@@ -18,7 +18,7 @@ from moelens.analysis.counting import (
     RouteTables,
     TokenKinds,
     distinct,
-    document_bounds,
+    document_groups,
     tabulate,
 )
 from moelens.analysis.counts import Counts
@@ -96,8 +96,10 @@ class Sample:
         names: names of the labels.
         kind: kind of each token `[token]`, −1 where it is left out.
         kinds: the kinds: combinations of labels and strata.
-        bounds: where each group of documents begins, and where the last one ends `[group + 1]`.
-        sizes: tokens that are counted of each document that has any `[document]`.
+        bounds: where each stretch of documents begins, and where the last one ends `[stretch + 1]`.
+        group: the group of documents to which each stretch belongs `[stretch]`; copies of a text are in one group.
+        sizes: tokens that are counted of each document that has any `[document]`; copies of a text are one document.
+        copies: how many copies the text of a token has, on average over tokens; 1 if all texts are different.
         shortened: number of documents of which only the first tokens are counted, see `Sample.of`.
         cut: number of their tokens that are not counted.
         max_share: the largest share of the counted tokens that a document may have.
@@ -107,14 +109,16 @@ class Sample:
     kind: NDArray[np.int32]
     kinds: TokenKinds
     bounds: Ints
+    group: Ints
     sizes: Ints
+    copies: float
     shortened: int
     cut: int
     max_share: float
 
     @property
     def documents(self) -> int:
-        """Number of documents with a token that is counted."""
+        """Number of documents with a token that is counted; copies of a text are one document."""
         return len(self.sizes)
 
     @classmethod
@@ -124,6 +128,7 @@ class Sample:
         names: Sequence[str],
         given: Sequence[Sequence[str]] = (),
         groups: int = MAX_GROUPS,
+        texts: Ints | None = None,
         max_share: float = 1.0,
     ) -> Sample:
         """Read all blocks.
@@ -133,8 +138,11 @@ class Sample:
             names: names of the labels.
             given: stratifications, each by some of the controls.
             groups: the largest number of groups of documents.
+            texts: number of the text of each document, by the number of the document `[document]`. Documents of one
+                text are copies and count as one document. None if all texts are different.
             max_share: the largest share of the counted tokens that a document may have, or that two documents of
-                average length have, whichever is larger. Of a longer document, only the first tokens are counted.
+                average length have, whichever is larger. Of a longer document, only the first tokens are counted, and
+                of copies the first tokens of each.
         """
         controls = {name: _Numbering() for by in given for name in by}
         patterns, combinations = _Numbering(), _Numbering()
@@ -154,30 +162,37 @@ class Sample:
         strata = [_strata(by, dict(zip(controls, codes, strict=True)), len(pattern)) for by in given]
         kinds, of_combination = TokenKinds.of(labels, strata)
         docs, *sizes = np.concatenate(documents, axis=1)
-        document = distinct(docs)[1]
+        docs, document = distinct(docs)
         size, counted = (np.bincount(document, n).astype(np.int64) for n in sizes)
+        text = distinct(docs if texts is None else texts[docs])[1]
         of_token = np.append(of_combination, -1).astype(np.int32)[np.concatenate(kind)]
-        max_share = max(max_share, 2 / max((counted > 0).sum(), 1))
-        most = _largest_size(counted[counted > 0], max_share)
-        start, long = np.cumsum(size) - size, np.flatnonzero(counted > most)
-        for at, n in zip(start[long], size[long], strict=True):
-            of_token[at + np.flatnonzero(of_token[at : at + n] >= 0)[most:]] = -1
-        cut = int(counted.sum())
-        counted = np.minimum(counted, most)
+        of_text = np.bincount(text, counted).astype(np.int64)
+        max_share = max(max_share, 2 / max((of_text > 0).sum(), 1))
+        most = _largest_size(of_text[of_text > 0], max_share)
+        long = np.flatnonzero(of_text > most)
+        cut = _tokens_beyond(of_token, size, [np.flatnonzero(text == number) for number in long], most)
+        of_token[cut] = -1
+        counted -= np.bincount(np.searchsorted(np.cumsum(size), cut, "right"), minlength=len(size))
+        of_text = np.bincount(text, counted).astype(np.int64)
+        copies = np.bincount(text[counted > 0], minlength=len(of_text))
+        bounds, group = document_groups(size, counted, groups, text)
         return cls(
             names=tuple(names),
             kind=of_token,
             kinds=kinds,
-            bounds=document_bounds(size, counted, groups),
-            sizes=counted[counted > 0],
+            bounds=bounds,
+            group=group,
+            sizes=of_text[of_text > 0],
+            copies=float((of_text * copies).sum() / of_text.sum()) if of_text.any() else 1.0,
             shortened=len(long),
-            cut=cut - int(counted.sum()),
+            cut=len(cut),
             max_share=float(min(max_share, 1)),
         )
 
     def count(self, parts: Iterable[RoutePart], n_experts: int, layers: Sequence[int]) -> RouteTables:
         """Count routes in one pass over `parts`, summed over processes."""
-        return tabulate(parts, self.kind, self.bounds, self.kinds, n_experts, len(layers)).over_processes()
+        tables = tabulate(parts, self.kind, self.bounds, self.kinds, n_experts, len(layers), self.group)
+        return tables.over_processes()
 
     def counts(self, tables: RouteTables, layers: Sequence[int], top_k: int) -> Counts:
         """Return the part of `tables` that adds up from one corpus to another."""
@@ -197,10 +212,10 @@ class Sample:
         return replace(self, names=names, kinds=TokenKinds(labels, self.kinds.strata))
 
     def own_rows(self) -> slice:
-        """Return the tokens that this process counts: whole groups, with about as many tokens in each process."""
+        """Return the tokens that this process counts: whole stretches, with about as many tokens in each process."""
         rank, size = rank_and_size()
-        groups = len(self.bounds) - 1
-        return slice(int(self.bounds[groups * rank // size]), int(self.bounds[groups * (rank + 1) // size]))
+        stretches = len(self.group)
+        return slice(int(self.bounds[stretches * rank // size]), int(self.bounds[stretches * (rank + 1) // size]))
 
     def label_matrix(self, rows: slice) -> Bools:
         """Return the labels of these tokens `[token, label]`; tokens that are left out have none."""
@@ -219,6 +234,27 @@ def _largest_size(sizes: Ints, max_share: float) -> int:
             return int(most)
         rest -= size
     return int(sizes.max(initial=0))
+
+
+def _tokens_beyond(kind: NDArray[np.integer], sizes: Ints, copies: Sequence[Ints], most: int) -> Ints:
+    """Return the tokens that shorten each text to its first `most` tokens, taken alike from all its copies.
+
+    Args:
+        kind: kind of each token, −1 where it is not counted `[token]`.
+        sizes: tokens of each document `[document]`.
+        copies: the documents of each text that is too long.
+        most: the number of tokens that are left of each.
+
+    >>> _tokens_beyond(np.array([0, 0, 0, 5, 0, -1, 0]), np.array([3, 1, 3]), [np.array([0, 2])], 3).tolist()
+    [6, 2]
+    """
+    ends, cut = np.cumsum(sizes), [np.zeros(0, np.int64)]
+    for documents in copies:
+        starts = ends[documents] - sizes[documents]
+        counted = [at + np.flatnonzero(kind[at : at + n] >= 0) for at, n in zip(starts, sizes[documents], strict=True)]
+        place = np.concatenate([np.arange(len(tokens)) for tokens in counted])
+        cut.append(np.concatenate(counted)[np.argsort(place, kind="stable")[most:]])
+    return np.concatenate(cut)
 
 
 class _Numbering:

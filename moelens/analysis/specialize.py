@@ -50,9 +50,9 @@ def analyze(
 ) -> Specialization:
     """Test which experts of each layer specialise in which labels of a family.
 
-    Tokens without text (the tokenizer's special tokens) are left out. If torch.distributed is initialised, the
-    processes share the counting and all of them get the result. For the test and its limits, see
-    `specialization_from_arrays`.
+    Tokens without text (the tokenizer's special tokens) are left out. Copies of a text count as one document. If
+    torch.distributed is initialised, the processes share the counting and all of them get the result. For the test and
+    its limits, see `specialization_from_arrays`.
 
     Args:
         recording: the recording, or its folder.
@@ -89,9 +89,8 @@ def analyze(
     names = label_names(recording, known, family)
     given = control_names(given, controls_of(recording, known, family))
     controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
-    sample = Sample.of(
-        token_blocks(recording, known, family, controls), names, _stratifications(given), max_share=max_share
-    )
+    blocks, texts = token_blocks(recording, known, family, controls), recording.text_ids()
+    sample = Sample.of(blocks, names, _stratifications(given), texts=texts, max_share=max_share)
     check_testable(sample.sizes, permutations)
     rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
@@ -196,7 +195,7 @@ def _specialization(
 ) -> Specialization:
     """Test the counted tables; the tokens are not needed any more."""
     given = settings.given
-    excess = Excess.of(tables, sample.kinds)
+    excess = Excess.of(tables, sample.kinds, sample.copies)
     testable = _testable_labels(counts, excess, settings)
     used = (counts.expert_tokens >= settings.min_tokens) & (counts.expert_tokens < counts.n_tokens)
     tested = used[:, :, None] & testable & (excess.variance > 0)
@@ -250,8 +249,8 @@ def check_testable(sizes: Ints, permutations: int) -> None:
     """
     if len(sizes) < 2:
         raise MoeLensError(
-            f"expected 2 or more documents, since labels are compared between documents, got {len(sizes)}; "
-            "record the text as several documents"
+            "expected 2 or more documents of different texts, since labels are compared between documents, got "
+            f"{len(sizes)}; record the text as several documents"
         )
     if (effective := effective_number(sizes)) < _LEAST_EFFECTIVE:
         raise MoeLensError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moelens.commands.session import Session
 from moelens.errors import MoeLensError, RecordingError
 from moelens.recipes import load_hooks, parse_options
+from moelens.text_files import split_lines
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -62,8 +63,11 @@ def _save_result(result: Any, args: Namespace) -> Any:
 
 
 def _is_first() -> bool:
-    """Whether this process is the one that prints and writes, among those that run together."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process is the one that prints and writes, among those that run together.
+
+    A scheduler may set RANK for a process that works alone.
+    """
+    return os.environ.get("WORLD_SIZE", "1") in ("", "0", "1") or os.environ.get("RANK", "0") == "0"
 
 
 def demo_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -108,7 +112,7 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
     name, corpus = args.model, args.corpus
     if cell is not None:
-        corpus = [line for line in cell.splitlines() if line.strip()]
+        corpus = [line for line in split_lines(cell) if line.strip()]
     else:
         if corpus is None:  # a single name is that of the corpus
             name, corpus = None, name
@@ -133,6 +137,7 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
             context=args.context,
             overlap=args.overlap,
             batch_tokens=args.batch_tokens,
+            add_special_tokens=args.add_special_tokens,
             force=args.force,
         )
 
@@ -244,8 +249,8 @@ def trace_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.tracing import trace
 
     words = " ".join(args.text)
-    text, name = (words, args.model) if cell is None else (cell.strip(), args.model or words or None)
-    if not text:
+    text, name = (words, args.model) if cell is None else (cell.strip("\r\n"), args.model or words or None)
+    if not text.strip():
         raise MoeLensError(
             "expected a text to trace, got none; write it below %%moe trace in the same cell, or as %moe trace TEXT"
         )

@@ -51,6 +51,7 @@ class Command:
         interfaces: those of `INTERFACES` that have the command.
         cell: the content of the cell below `%%moe COMMAND`, as a noun phrase; empty if the command takes no cell.
         show: returns what the command line prints of the result, or None.
+        takes_text: whether the first argument is a text; after `%moe` it is the rest of the line, as typed.
         timed: whether `%moe` prints the time that it took.
     """
 
@@ -63,6 +64,7 @@ class Command:
     interfaces: tuple[str, ...] = INTERFACES
     cell: str = ""
     show: Callable[[Any, Namespace], str | None] = show_text
+    takes_text: bool = False
     timed: bool = False
 
 

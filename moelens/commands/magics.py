@@ -56,6 +56,13 @@ def _help() -> str:
     )
 
 
+_TEXT_OPTIONS = {
+    c.name: [flag for a in c.arguments for flag in a.names if flag.startswith("-")]
+    for c in COMMANDS.values()
+    if c.takes_text
+}
+
+
 @magics_class
 class MoeMagics(Magics, Session):  # type: ignore[misc]
     """The magics of moelens and their defaults.
@@ -79,8 +86,9 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
     @line_cell_magic  # type: ignore[untyped-decorator]
     def moe(self, line: str, cell: str | None = None) -> Any:
         """Find the experts of a Mixture-of-Experts model that handle Japanese; `%moe --help` lists the commands."""
+        texts = {} if cell is not None else _TEXT_OPTIONS
         try:
-            words, output = split_words(line)
+            words, output = split_words(line, texts)
         except MoeLensError as error:
             raise MagicError(str(error)) from error
         if words[:1] == ["help"] and len(words) > 1:

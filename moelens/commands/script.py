@@ -26,6 +26,7 @@ from moelens.recipes import load_hooks
 from moelens.recording import Recording, record
 from moelens.recording.parallel import Ranks
 from moelens.saved import json_values
+from moelens.text_files import read_text
 from moelens.views.style import japanese_font
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -117,7 +118,7 @@ class Script:
         if not path.is_file():
             raise UnknownNameError(f"no script at '{path}'; give a TOML file with [[probe]] and [[effect]] entries")
         try:
-            settings = tomllib.loads(path.read_text("utf-8"))
+            settings = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise MoeLensError(f"'{path}' is not valid TOML: {error}") from error
         script = cls(path, settings, hooks, options or {})

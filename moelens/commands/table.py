@@ -6,6 +6,7 @@ The two interfaces differ only in how they find a model or a recording by its na
 from __future__ import annotations
 
 import os
+from argparse import BooleanOptionalAction
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -148,7 +149,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="number of tokens that successive windows share (%(default)s)",
                     ),
                     option("--batch-tokens", type=int, default=4096, help="number of tokens in a batch (%(default)s)"),
-                    option("--text-column", default="text", help="key or column of the text (%(default)s)"),
+                    option("--text-column", default="text", help="key or column of the text or messages (%(default)s)"),
+                    option(
+                        "--add-special-tokens",
+                        action=BooleanOptionalAction,
+                        default=None,
+                        help="whether the tokenizer adds BOS and other special tokens (unless the text has them)",
+                    ),
                     option("--license", default="", help="license of the texts, for the dataset card"),
                     *_PLACEMENT,
                     option(
@@ -289,13 +296,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 function="trace",
                 run=actions.trace_command,
                 arguments=(
-                    positional("text", "text; with %%%%moe trace, the model", "model", nargs="*"),
+                    positional("text", "text as typed; with %%%%moe trace, the model", "model", nargs="*"),
                     option(
                         "--model", help="demo, a folder, a hub name, or a variable of the notebook", completes="model"
                     ),
                 ),
                 example="trace 先生がいらっしゃいました。 --model demo",
                 cell="the text",
+                takes_text=True,
             ),
             Command(
                 name="prefer",

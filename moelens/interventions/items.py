@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.japanese.crossed_contrasts import contrast_kinds, contrasts
 from moelens.japanese.minimal_pairs import kinds as pair_kinds
 from moelens.japanese.minimal_pairs import pairs as bundled_pairs
+from moelens.text_files import read_json_lines, split_lines
 
 Half = Literal["all", "discovery", "test"]
 PAIR_FIELDS = ("id", "kind", "frame", "context", "good", "bad")
@@ -121,15 +121,21 @@ def as_items(source: str | Iterable[Any]) -> tuple[Item, ...]:
     Args:
         source: objects such as `TextPair`, `TextContrast` and those of `moelens.japanese`; mappings such as the rows
             of a `datasets` Dataset or of JSON lines; or what `read_items` takes: a kind of the bundled contrasts or
-            pairs, or a `.jsonl` file.
+            pairs, or a `.jsonl` or `.jsonl.gz` file.
 
     Raises:
         UnknownNameError: the source is a string and neither a file nor a kind.
-        MoeLensError: there are no items, or an item lacks a field or has the same text twice.
+        MoeLensError: there are no items, or an item lacks a field, has a text that is not valid Unicode, or has the
+            same text twice.
     """
     if isinstance(source, str):
         return read_items(source)
-    items = [_from_row(row, place) if isinstance(row, Mapping) else row for place, row in enumerate(source)]
+    return _checked_items((row, f"row {place}") for place, row in enumerate(source))
+
+
+def _checked_items(rows: Iterable[tuple[Any, str]]) -> tuple[Item, ...]:
+    """Return the items in rows, each given with its place, such as "pairs.jsonl line 3"."""
+    items = [_checked_item(row, place) for row, place in rows]
     if not items:
         raise MoeLensError(
             f"expected one or more pairs or contrasts, got none; give pairs with {', '.join(PAIR_FIELDS)}"
@@ -143,16 +149,32 @@ def as_items(source: str | Iterable[Any]) -> tuple[Item, ...]:
     return tuple(cast(list[Item], items))
 
 
-def _from_row(row: Mapping[str, Any], place: int) -> TextPair | TextContrast:
-    made: Any = TextContrast if "context_a" in row else TextPair
+def _checked_item(row: Any, place: str) -> Any:
+    """Return the item that a row is or describes."""
+    plain = isinstance(row, Mapping)
+    values = row if plain else {n: getattr(row, n) for n in (*PAIR_FIELDS, *CONTRAST_FIELDS) if hasattr(row, n)}
+    made: Any = TextContrast if "context_a" in values else TextPair
     fields = CONTRAST_FIELDS if made is TextContrast else PAIR_FIELDS
-    missing = [name for name in fields if name not in row]
+    missing = [name for name in fields if name not in values]
     if missing:
         raise MoeLensError(
-            f"expected rows with {', '.join(fields)}, got row {place} without {missing[0]!r}; add this field"
+            f"expected rows with {', '.join(fields)}, got {place} without {missing[0]!r}; add this field"
         )
-    item: TextPair | TextContrast = made(**{n: str(row[n]) for n in fields}, split=str(row.get("split") or ""))
-    return item
+    for name in fields[3:]:
+        if not isinstance(values[name], str) or not _is_unicode(values[name]):
+            raise MoeLensError(
+                f"expected {name!r} in {place} to be a string of valid Unicode, got {values[name]!r}; correct it"
+            )
+    return made(**{n: str(row[n]) for n in fields}, split=str(row.get("split") or "")) if plain else row
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a text has no half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def item_kinds() -> tuple[str, ...]:
@@ -161,19 +183,20 @@ def item_kinds() -> tuple[str, ...]:
 
 
 def read_items(source: str) -> tuple[Item, ...]:
-    """Read pairs or contrasts from a `.jsonl` file, one a line, or return the bundled ones of a kind.
+    """Read pairs or contrasts from a `.jsonl` or `.jsonl.gz` file, one a line, or return the bundled ones of a kind.
 
     Raises:
         UnknownNameError: there is no such file or kind.
+        MoeLensError: a line of the file is not a pair or contrast, or not UTF-8.
     """
     path = Path(source)
-    if path.suffix == ".jsonl":
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
         if not path.is_file():
             raise UnknownNameError(
                 f"expected a .jsonl file with one pair or contrast a line, got '{source}', which does not exist; "
                 "give the path of a file, or a kind"
             )
-        return as_items([json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()])
+        return _checked_items(read_json_lines(path))
     if source in contrast_kinds():
         return as_items(contrasts(source))
     if source not in pair_kinds():
@@ -191,8 +214,8 @@ def read_pair_lines(text: str) -> list[dict[str, str]]:
         MoeLensError: a line is not of this form, or there is none.
     """
     rows = []
-    for line_number, line in enumerate(text.splitlines(), 1):
-        parts = [part.strip() for part in line.replace("｜", "|").split("|")]
+    for line_number, line in enumerate(split_lines(text), 1):
+        parts = [part.strip(" \t\u3000") for part in line.replace("｜", "|").split("|")]
         if not line.strip():
             continue
         if len(parts) != 3 or not parts[1] or not parts[2]:

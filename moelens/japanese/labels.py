@@ -35,6 +35,7 @@ from moelens.japanese.families import (
 from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
 from moelens.japanese.token_labels import Policy, completed, last_of, policy_in_words, token_labels
+from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_labels
 
 _Ints = npt.NDArray[np.int32]
 
@@ -166,6 +167,7 @@ class Labels(Displayed):
         describe = getattr(recording, "describe_labels", None)  # the card of a recording names its labels
         if describe is not None:
             describe(labels.metadata)
+        write_turn_labels(recording, labels.path, {f"moelens.{name}": value for name, value in metadata.items()})
         return labels
 
     @classmethod
@@ -178,8 +180,8 @@ class Labels(Displayed):
 
     @property
     def families(self) -> tuple[str, ...]:
-        """The names of the label families."""
-        return tuple(FAMILIES)
+        """The names of the label families; `role` and `turn` are those of conversations."""
+        return (*FAMILIES, *turn_families(self.path))
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -207,9 +209,10 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such family.
         """
-        if family not in FAMILIES:
-            raise unknown("label family", family, FAMILIES)
-        names = FAMILIES[family]
+        families = dict(FAMILIES) | turn_families(self.path)
+        if family not in families:
+            raise unknown("label family", family, families)
+        names = families[family]
         table = self.table(family, [f"{family}.{name}" for name in names], rows)
         return names, np.stack([column.to_numpy() for column in table.columns]).T  # many times faster than axis=1
 
@@ -224,8 +227,8 @@ class Labels(Displayed):
         Returns:
             An Arrow table with one row per token.
         """
-        name = next(file for file, families in LABEL_FILES.items() if family in families)
-        path = self.path / f"{name}.parquet"
+        name = next((file for file, families in LABEL_FILES.items() if family in families), "")
+        path = self.path / f"{name}.parquet" if name else turn_file(self.path)
         if rows is None:
             return pq.read_table(path, columns=columns)
         with pq.ParquetFile(path) as file:

@@ -23,8 +23,8 @@ _ROUTES = ("experts", "weights", "paths")
 _VECTORS = ("logits", "residuals", "neurons")
 FEATURES = (*_ROUTES, *_VECTORS)
 """The features. `experts`: which experts were chosen. `weights`: with which gate weights. `paths`: the experts chosen
-in this layer and every one before it. `logits`, `residuals`, `neurons`: as the recording captured them, neurons slot by
-slot. If it has only the largest (`logits:8`), the others count as 0."""
+in this layer and every one before it. `logits`, `residuals`, `neurons`: as the recording captured them, neurons expert
+by expert in the order of the weights. If it has only the largest (`logits:8`), the others count as 0."""
 
 
 def sklearn_module(name: str) -> Any:
@@ -161,10 +161,10 @@ class FeatureStore:
         return self._files[kind]
 
     def _vectors(self, name: str, layer: int, column: str = "values") -> Any:
-        """Return a captured table `[token, width]`, for neurons `[token, slot * d_expert]`; 0 for tokens without a row.
+        """Return a captured table `[token, width]`, for neurons `[token, rank * d_expert]`; 0 for tokens without a row.
 
         Raises:
-            RecordingError: it was not captured.
+            RecordingError: it was not captured, or the neurons were captured without routes.
         """
         key = f"{name}-{layer}-{column}"
         if key in self._files:
@@ -180,6 +180,7 @@ class FeatureStore:
         place = doc * span + pos
         order = np.argsort(place)
         slots = self.recording.top_k if name == "neurons" else 1
+        rank = self._ranks(layer) if name == "neurons" else np.zeros((len(doc), 1), np.int64)
         file = None
         for part in self.recording.vector_parts(name, layer):
             values = as_array(part[column])
@@ -187,8 +188,23 @@ class FeatureStore:
                 file = self._file(key, (len(doc), slots * values.shape[1]), np.float32)
             token = part["doc"].to_numpy().astype(np.int64) * span + part["pos"].to_numpy()
             slot = part["slot"].to_numpy() if name == "neurons" else 0
-            file.reshape(len(doc), slots, -1)[order[np.searchsorted(place, token, sorter=order)], slot] = values
+            row = order[np.searchsorted(place, token, sorter=order)]
+            file.reshape(len(doc), slots, -1)[row, rank[row, slot]] = values
         return file
+
+    def _ranks(self, layer: int) -> Ints:
+        """Return the rank of each slot by weight, 0 for the largest, `[token, slot]`; not all routers sort their slots.
+
+        Raises:
+            RecordingError: the recording has no routes.
+        """
+        if "routes" not in self.recording.captures:
+            raise RecordingError(
+                "expected routes beside neurons, whose weights rank the experts of a token, got a recording without;"
+                " record again with capture=['routes', 'neurons']"
+            )
+        weights = self._columns("weights")[:, self.recording.layers.index(layer)].astype(np.float32)
+        return np.argsort(np.argsort(-weights, axis=1, kind="stable"), axis=1, kind="stable")
 
 
 def _sparse_matrix(columns: Ints, values: Any, width: int) -> Any:

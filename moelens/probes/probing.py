@@ -148,7 +148,7 @@ def probe(
             `moelens.probes.features.FEATURES`.
         layers: numbers of the layers; None for all recorded layers.
         probes: "logistic" and "centroid".
-        folds: number of folds of documents.
+        folds: number of folds of documents; copies of a text are one document.
         control_draws: draws of the labels of the control task, 1 or more; a single one can be off by several percent.
         seed: seed of folds, control labels, code blocks and intervals.
         progress: show a progress bar; None shows it in a terminal or notebook.
@@ -174,7 +174,7 @@ def probe(
     names, y = token_classes(recording, family)
     rows = np.flatnonzero(y >= 0)
     used = np.unique(y[rows])
-    docs = recording.column("doc")
+    docs = recording.text_ids()[recording.column("doc")]  # copies of a text are in one fold
     documents = len(np.unique(docs[rows]))
     if len(used) < 2:
         what = repr(family) if isinstance(family, str) else "the given labels"
@@ -183,7 +183,7 @@ def probe(
         )
     if documents < folds:
         raise MoeLensError(
-            f"expected at least as many documents as folds, got {documents} documents for {folds} folds; "
+            f"expected at least as many documents of different texts as folds, got {documents} for {folds} folds; "
             "record more, or give fewer folds"
         )
     names = tuple(names[i] for i in used)

@@ -248,7 +248,16 @@ def bytes_per_token(request: CaptureRequest, shape: MoEShape) -> dict[str, int]:
 
 
 def index_type(n_experts: int) -> type[np.unsignedinteger[Any]]:
-    """Return the smallest integer type that holds the id of an expert."""
+    """Return the smallest integer type that holds the id of an expert.
+
+    Raises:
+        MoeLensError: If none of 16 bits does.
+    """
+    if n_experts > 1 << 16:
+        raise MoeLensError(
+            f"expected at most {1 << 16} experts in a layer, whose ids are stored in 16 bits, got {n_experts};"
+            " give the number of experts of the model"
+        )
     return np.uint8 if n_experts <= 256 else np.uint16
 
 

@@ -2,40 +2,56 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from moelens.errors import MoeLensError, UnknownNameError, unknown
+from moelens.recording.rows import PlacedRows, read_rows, rows_reader
 
 _SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
 _HUB_NAME = re.compile(r"(hf://datasets/)?[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_RESERVED = ("doc", "text")  # columns of the documents of a recording
+_MESSAGES = "messages"  # the column of a conversation
+_RESERVED = ("doc", "text", "generated")  # columns of the documents of a recording
 
 
 @dataclass(frozen=True)
-class Document:
-    """A text to record.
+class Turn:
+    """The characters of a message in the text that a chat template makes of a conversation.
 
     Attributes:
-        text: The text.
-        metadata: Values by name, which become columns of the documents of the recording.
+        role: Who speaks, such as "user".
+        start: Index of the first character.
+        end: Index after the last character.
     """
 
-    text: str
+    role: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A text to record, or a conversation, of which the chat template of the model makes a text.
+
+    Attributes:
+        text: The text; "" for a conversation until `record` applies the chat template.
+        metadata: Values by name, which become columns of the documents of the recording.
+        messages: The messages of a conversation, with `role` and `content`; None for a text.
+        turns: Where each message is in the text of a conversation; None if it is nowhere.
+        at: The place of the document, for error messages.
+    """
+
+    text: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    messages: Sequence[Mapping[str, Any]] | None = None
+    turns: Sequence[Turn | None] = ()
+    at: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,18 +98,24 @@ class Corpus:
             source: One of these:
 
                 - texts, or dicts with a text and metadata: a list, a `datasets.Dataset` or an `IterableDataset`;
+                - a table with one row per document: a data frame of pandas or polars, an Arrow table, or a dict with
+                  one list for each column;
                 - the path of a `.txt` file (one document per line), of a `.jsonl` or `.jsonl.gz` file (one dict per
                   line) or of a `.parquet` file (one dict per row);
                 - the name of a data set on the Hugging Face hub, which is streamed: `owner/name`,
                   `owner/name:configuration` or `owner/name:configuration:split` ("train" by default);
                 - "demo", the bundled corpus;
                 - a corpus, which is returned unchanged.
+
+                In place of a text there may be a conversation: a list of messages, which are dicts with `role` and
+                `content`. Its key may also be "messages".
             text_column: The key of the text in dicts; the other keys are metadata.
             license: The licence of the texts, for the dataset card; by default that of the data set.
 
         Raises:
             UnknownNameError: If there is no such file or data set.
-            MoeLensError: If a file has another format. Errors in the contents are raised on iteration.
+            MoeLensError: If a file has another format, or the source is several data sets, as a `DatasetDict` is, or
+                nothing with documents. Errors in the contents are raised on iteration.
 
         Example:
             >>> [document.text for document in Corpus.of(["先生がいらっしゃる。", "雨が降る。"])]
@@ -102,29 +124,21 @@ class Corpus:
         if isinstance(source, Corpus):
             return source
         name = str(source) if isinstance(source, (str, Path)) else "texts"
-        iter_rows: Callable[[], Iterator[tuple[object, str]]]
+        iter_rows: Callable[[], PlacedRows]
         if isinstance(source, (str, Path)) and not _is_hub_name(name):
             path = Path(str(files("moelens.demo") / "corpus.jsonl")) if source == "demo" else Path(source)
             _require_file(path, name)
             iter_rows = partial(read_rows, path)
         else:
-            items: Any = source
-            if isinstance(source, (str, Path)):
-                items = _load_from_hub(name)
-            elif isinstance(source, Iterator):
-                items = list(source)
+            items: Any = _load_from_hub(name) if isinstance(source, (str, Path)) else source
             license = license or str(getattr(getattr(items, "info", None), "license", None) or "")
-            iter_rows = partial(_numbered_items, items)
+            iter_rows = rows_reader(items, (text_column, _MESSAGES))
         return cls(name, lambda: (_as_document(row, text_column, at) for row, at in iter_rows()), license)
 
 
-CorpusSource: TypeAlias = "str | Path | Iterable[str] | Iterable[Mapping[str, Any]] | Corpus"
-
-
-def _numbered_items(items: Iterable[object]) -> Iterator[tuple[object, str]]:
-    """Yield each item with its description for error messages."""
-    for i, item in enumerate(items):
-        yield item, f"document {i}"
+CorpusSource: TypeAlias = (
+    "str | Path | Iterable[str] | Iterable[Mapping[str, Any]] | Mapping[str, Sequence[Any]] | Corpus"
+)
 
 
 def _require_file(path: Path, source: str) -> None:
@@ -166,73 +180,48 @@ def _load_from_hub(source: str) -> Any:
         ) from error
 
 
-def read_rows(path: Path) -> Iterator[tuple[str | Mapping[str, Any], str]]:
-    """Yield the text or dict of each line or row of a file, with its place for error messages; skip empty lines."""
-    if path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-        return
-    for number, line in _lines(path):
-        at = f"{path.name} line {number}"
-        try:
-            text = line.decode("utf-8").rstrip("\r\n")
-            if text.strip():
-                yield text if path.suffix == ".txt" else json.loads(text), at
-        except UnicodeDecodeError as error:
-            raise MoeLensError(f"{at} is not UTF-8; convert the file, as with iconv -f CP932 -t UTF-8") from error
-        except RecursionError as error:
-            raise MoeLensError(f"{at} is nested too deeply; write one flat JSON object per line") from error
-        except json.JSONDecodeError as error:
-            raise MoeLensError(
-                f"{at} is not JSON ({error.msg}, column {error.colno}); write one JSON object per line"
-            ) from error
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """Yield the rows of a Parquet file, with one batch of them in memory."""
-    number = 0
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    yield row, f"{path.name} row {number}"
-                    number += 1
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise MoeLensError(f"{path.name} cannot be read after row {number} ({reason}); download it again") from error
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a file, which may be compressed, with their numbers from 1 on."""
-    number = 0
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        try:
-            for number, line in enumerate(file, 1):
-                yield number, line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise MoeLensError(
-                f"{path.name} cannot be read after line {number} ({error}); download it again"
-            ) from error
-
-
 def _as_document(row: object, text_column: str, at: str) -> Document:
     """Return the document in a row; `at` is its place for error messages."""
     if isinstance(row, str):
         row = {text_column: row}
     if not isinstance(row, Mapping):
         raise MoeLensError(f"{at}: expected a string or a dict with a text, got {type(row).__name__}; convert it")
-    if text_column not in row:
+    column = _MESSAGES if text_column not in row and _MESSAGES in row else text_column
+    if column not in row:
         raise unknown("text column", text_column, row, f"{at}; choose with text_column=")
-    text = row[text_column]
-    metadata = {str(key): value for key, value in row.items() if key != text_column}
+    text = row[column]
+    metadata = {str(key): value for key, value in row.items() if key != column}
+    for name in _RESERVED:
+        if name in metadata:
+            raise MoeLensError(f"{at}: metadata {name!r} has the name of a column of recordings; rename it")
+    if isinstance(text, (list, tuple)):
+        for i, message in enumerate(text):
+            _check_message(message, f"{at}, message {i}")
+        if text:
+            return Document(metadata=metadata, messages=text, at=at)
     if not isinstance(text, str):
-        raise MoeLensError(f"{at}: expected {text_column!r} to be a string, got {type(text).__name__}; convert it")
+        given = "an empty list" if isinstance(text, (list, tuple)) else type(text).__name__
+        raise MoeLensError(f"{at}: expected {column!r} to be a string or a list of messages, got {given}; convert it")
+    _check_unicode(text, at)
+    return Document(text=text, metadata=metadata, at=at)
+
+
+def _check_message(message: object, at: str) -> None:
+    """Raise `MoeLensError` unless a message has a role, and a text or no content."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or not message["role"]:
+        raise MoeLensError(f"{at}: expected a dict with 'role' and 'content', got {str(message)[:60]!r}; convert it")
+    content = message.get("content")
+    if content is not None and not isinstance(content, str):
+        raise MoeLensError(
+            f"{at}: expected 'content' to be a string, got {type(content).__name__}; join the text of its parts"
+        )
+    _check_unicode(content or "", at)
+
+
+def _check_unicode(text: str, at: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise MoeLensError(
             f"{at}: expected valid Unicode, got half a surrogate pair at character {error.start}; write the whole pair"
         ) from error
-    for name in _RESERVED:
-        if name in metadata:
-            raise MoeLensError(f"{at}: metadata {name!r} has the name of a column of recordings; rename it")
-    return Document(text, metadata)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import importlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from moelens.recording.store import Recording, as_array
 from moelens.recording.writer import layer_label
 
 _Array = NDArray[Any]
+_SETTINGS_FILE = "recording.json"  # what tells an export from other folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +117,8 @@ def export(
         _FORMATS[to](recording, selection, new)
         manifest = recording.manifest | {"capture": recording.manifest["capture"] | {"layers": [*selection.layers]}}
         about = selection.labels.metadata if selection.labels else None
-        (new / "README.md").write_text(export_card(manifest, to, table, "recording.json", about), "utf-8")
-        (new / "recording.json").write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
+        (new / "README.md").write_text(export_card(manifest, to, table, _SETTINGS_FILE, about), "utf-8")
+        (new / _SETTINGS_FILE).write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
         if out.exists():
             shutil.rmtree(out)
         new.rename(out)
@@ -125,7 +127,7 @@ def export(
 
 def _require_free(out: Path, force: bool) -> None:
     """Raise `RecordingError` unless a folder is new or empty, or holds an export that `force` replaces."""
-    replaceable = force and (out / "README.md").exists()
+    replaceable = force and (out / _SETTINGS_FILE).exists()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not replaceable)):
         raise RecordingError(
             f"expected a new or empty folder, got '{out}', which exists;"
@@ -146,12 +148,15 @@ def parse_split(text: str) -> dict[str, float]:
     if not text:
         return {"train": 1.0}
     try:
-        shares = {n: float(s) for n, s in (part.split(":") for part in text.split(","))}
+        shares = {n.strip(): float(s) for n, s in (part.split(":") for part in text.split(","))}
     except ValueError as error:
         raise MoeLensError(
             f"expected a split such as train:0.8,test:0.2, got {text!r}; write names and shares"
         ) from error
-    if any(s <= 0 for s in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+    for name in shares:
+        if not re.fullmatch(r"\w+", name):
+            raise MoeLensError(f"expected names of splits of letters, digits and _, got {name!r}; rename it")
+    if not all(s > 0 for s in shares.values()) or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN is neither
         raise MoeLensError(
             f"expected positive shares that sum to 1, got split {text!r} with a sum of {sum(shares.values()):g};"
             " correct the shares"
@@ -204,7 +209,12 @@ def _token_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Ta
 
 
 def _vector_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Table]:
-    for entry in recording.vector_entries(selection.table, selection.layers):
+    entries = recording.vector_entries(selection.table, selection.layers)
+    if not entries:
+        raise RecordingError(
+            f"expected rows of {selection.table} in layers {[*selection.layers]}, got none; choose other layers"
+        )
+    for entry in entries:
         table = recording.shard(entry["path"])
         yield table.filter(pc.is_in(table["layer"], pa.array(selection.layers, table["layer"].type)))
 
@@ -230,16 +240,23 @@ def _write_datasets(recording: Recording, selection: _Selection, out: Path) -> N
     datasets = importlib.import_module("datasets")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         paths: dict[str, list[str]] = {name: [] for name in selection.splits}
+        schema = pa.schema([])
         for i, (table, split) in enumerate(_shards(recording, selection)):
+            schema = table.schema
             for n, name in enumerate(selection.splits):
                 part = table.filter(pa.array(split == n))
-                if len(part) or not paths[name]:
+                if len(part):
                     paths[name].append(f"{scratch}/{name}-{i:05d}.parquet")
                     pq.write_table(part, paths[name][-1])
         splits = {
-            name: datasets.Dataset.from_parquet(files, cache_dir=f"{scratch}/cache") for name, files in paths.items()
+            name: datasets.Dataset.from_parquet(files, cache_dir=f"{scratch}/cache")
+            if files
+            else datasets.Dataset(datasets.table.InMemoryTable(schema.empty_table()))
+            for name, files in paths.items()
         }
-        datasets.DatasetDict(splits).save_to_disk(str(out))
+        # Without the number of files, an empty split gets none and cannot be loaded.
+        files_of = {name: None if files else 1 for name, files in paths.items()}
+        datasets.DatasetDict(splits).save_to_disk(str(out), num_shards=files_of)
 
 
 def _array_files(recording: Recording, selection: _Selection) -> Iterator[tuple[str, dict[str, _Array]]]:
@@ -291,7 +308,10 @@ def _write_safetensors(recording: Recording, selection: _Selection, out: Path) -
 
 
 def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
-    """Write one line per row of the table, with one column per slot or component of a vector."""
+    """Write one line per row of the table, with one column per slot or component of a vector.
+
+    If a column has a name that is not ASCII, a byte order mark begins the file, by which Excel knows that it is UTF-8.
+    """
     files: dict[str, Any] = {}
     try:
         for table, split in _shards(recording, selection):
@@ -303,7 +323,8 @@ def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
                 )
             for n, name in enumerate(selection.splits):
                 if name not in files:
-                    files[name] = (out / f"{name}.csv").open("w", encoding="utf-8", newline="")
+                    encoding = "utf-8" if "".join(columns).isascii() else "utf-8-sig"
+                    files[name] = (out / f"{name}.csv").open("w", encoding=encoding, newline="")
                     csv.writer(files[name]).writerow(columns)
                 rows = np.flatnonzero(split == n)
                 csv.writer(files[name]).writerows(zip(*(v[rows].tolist() for v in columns.values()), strict=True))

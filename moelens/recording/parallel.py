@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _TIMEOUT = timedelta(days=7)  # processes end at different times, and wait for each other
+_JOIN_TIMEOUT: timedelta | None = None  # for the others at the start; None is that of torch
+_PATIENCE = 10.0  # seconds without the others, after which a line says so
+_ALONE = "unset WORLD_SIZE to work with one process"
 
 
 @dataclass(frozen=True)
@@ -104,15 +109,54 @@ class Ranks:
 
 
 def join_processes() -> bool:
-    """Join the other processes of this launch, and return whether there are any."""
+    """Join the other processes of this launch, and return whether there are any.
+
+    While they do not come, a line on stderr says what this process waits for.
+
+    Raises:
+        MoeLensError: If WORLD_SIZE announces other processes, but they are not described, or do not come.
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if not size.isdecimal():
+        raise MoeLensError(f"expected a number of processes in WORLD_SIZE, got {size!r}; {_ALONE}")
+    if int(size) < 2:
         return False
+    if wrong := _wrong_variables(int(size)):
+        raise MoeLensError(
+            f"expected RANK, MASTER_ADDR and MASTER_PORT of {size} processes, as torchrun and accelerate launch set"
+            f" them beside WORLD_SIZE, got {', '.join(wrong)}; start the processes with one of these, or {_ALONE}"
+        )
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    awaited = f"{size} processes (WORLD_SIZE) at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR)"
+    notice = threading.Timer(
+        _PATIENCE, print, [f"moelens: process {os.environ['RANK']} waits for {awaited}; {_ALONE}"], {"file": sys.stderr}
+    )
+    notice.start()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        dist.init_process_group(backend, timeout=_JOIN_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise MoeLensError(
+            f"expected {awaited}, which did not all come ({reason}); start them all, or {_ALONE}"
+        ) from error
+    finally:
+        notice.cancel()
     return True
+
+
+def _wrong_variables(size: int) -> list[str]:
+    """Return the environment variables of a launch that do not describe one of `size` processes, with their values."""
+    given = {name: os.environ.get(name, "") for name in ("RANK", "MASTER_ADDR", "MASTER_PORT")}
+    valid = {
+        "RANK": given["RANK"].isdecimal() and int(given["RANK"]) < size,
+        "MASTER_ADDR": bool(given["MASTER_ADDR"]),
+        "MASTER_PORT": given["MASTER_PORT"].isdecimal(),
+    }
+    return [f"{name}={given[name]}" if given[name] else f"no {name}" for name in given if not valid[name]]
 
 
 def local_device() -> str:

@@ -206,6 +206,7 @@ def _generated_rows(chunk: Chunk, i: int, ids: _Array, spans: TokenSpans) -> Row
     """Return the rows of the tokens generated after a document, whose characters follow those of its text."""
     item = chunk.items[i]
     offset = np.int32(len(item.document.text))
+    turn = None if item.document.messages is None else np.full(len(ids), len(item.document.messages), np.int32)
     return Rows(
         doc=np.full(len(ids), chunk.first + i, np.int32),
         pos=np.arange(len(item.ids), len(item.ids) + len(ids), dtype=np.int32),
@@ -213,4 +214,6 @@ def _generated_rows(chunk: Chunk, i: int, ids: _Array, spans: TokenSpans) -> Row
         start=spans.start + offset,
         end=spans.end + offset,
         partial=spans.partial,
+        turn=turn,
+        role=None if turn is None else np.full(len(ids), "assistant", object),
     )

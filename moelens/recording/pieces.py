@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,18 +19,22 @@ from moelens.recording.captures import SLOT_TABLES, TABLES, TOKEN_COLUMNS
 from moelens.recording.collector import LayerCapture
 from moelens.recording.corpus import Document
 from moelens.recording.generation import RouteCheck
-from moelens.recording.progress import ColumnTypes, commit_piece, documents_part_name, documents_table
+from moelens.recording.progress import commit_piece, documents_part_name
 from moelens.recording.storage import Folder
+from moelens.recording.survey import ColumnTypes, documents_table
 from moelens.recording.writer import ShardWriter, as_column, layer_label
 
 _Array = NDArray[Any]
 PassResult = tuple[_Array, list[LayerCapture]]
 """The result of a forward pass: the row in the chunk of each kept token, `[token]`, and the captures."""
 
+SpecialTokens = Literal["tokenizer", "text", "none"]
+"""Where the special tokens at the ends are from: the tokenizer added them, the text has them, or there are none."""
+
 _PHASES = ("prefill", "decode")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tokenized:
     """A tokenised document.
 
@@ -38,11 +42,22 @@ class Tokenized:
         document: The document.
         ids: Token ids, `[token]` int32.
         spans: The places of the tokens in the text.
+        special_tokens: Where the special tokens at the ends are from.
+        turn: Number of the message of a conversation, `[token]`, −1 for what the chat template writes; None for texts.
     """
 
     document: Document
     ids: NDArray[np.int32]
     spans: TokenSpans
+    special_tokens: SpecialTokens
+    turn: NDArray[np.int32] | None = None
+
+    @property
+    def role(self) -> _Array:
+        """Who speaks, `[token]` strings; "" for what the chat template writes."""
+        assert self.turn is not None
+        roles = [str(message["role"]) for message in self.document.messages or ()]
+        return np.array([*roles, ""], object)[self.turn]
 
 
 @dataclass(frozen=True)
@@ -73,6 +88,8 @@ class Rows:
         start: Index of the first character, `[row]`.
         end: Index after the last character, `[row]`.
         partial: Whether the token holds only a part of a character, `[row]`.
+        turn: Number of the message, `[row]`, −1 for what the chat template writes; None unless of conversations.
+        role: Who speaks, `[row]`, "" for what the chat template writes; None unless of conversations.
         decode: Whether the model generated the token, `[row]`; None in a recording without generation.
     """
 
@@ -82,6 +99,8 @@ class Rows:
     start: _Array
     end: _Array
     partial: _Array
+    turn: _Array | None = None
+    role: _Array | None = None
     decode: _Array | None = None
 
     @classmethod
@@ -89,6 +108,7 @@ class Rows:
         """Return the tokens that are read."""
         lengths = [len(item.ids) for item in chunk.items]
         spans = [item.spans for item in chunk.items]
+        turns = [item.turn for item in chunk.items if item.turn is not None]
         return cls(
             doc=np.repeat(np.arange(chunk.first, chunk.first + len(lengths), dtype=np.int32), lengths),
             pos=np.concatenate([np.arange(length, dtype=np.int32) for length in lengths]),
@@ -96,25 +116,30 @@ class Rows:
             start=np.concatenate([s.start for s in spans]),
             end=np.concatenate([s.end for s in spans]),
             partial=np.concatenate([s.partial for s in spans]),
+            turn=np.concatenate(turns) if turns else None,
+            role=np.concatenate([item.role for item in chunk.items]) if turns else None,
         )
 
     def with_generated(self, generated: Sequence[Rows]) -> Rows:
         """Return these rows followed by those of generated tokens."""
         parts = [self, *generated]
-        names = [f.name for f in fields(self) if f.name != "decode"]
+        names = [f.name for f in fields(self) if f.name != "decode" and getattr(self, f.name) is not None]
         columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
         return Rows(**columns, decode=np.arange(len(columns["doc"])) >= len(self.doc))
 
     def columns(self) -> dict[str, _Array]:
         """Return the columns of the table of tokens that do not depend on the captures."""
-        return {
+        columns = {
             "doc": self.doc,
             "pos": self.pos,
             "token_id": self.ids,
             "char_start": self.start,
             "char_end": self.end,
             "partial": self.partial,
+            "turn": self.turn,
+            "role": self.role,
         }
+        return {name: values for name, values in columns.items() if values is not None}
 
 
 def phase_column(decode: _Array) -> pa.Array:
@@ -173,6 +198,7 @@ class PieceWriter:
         writers: The writers of the files of the current piece, by name.
         layers: The layers of the files of vectors, by name.
         methods: The number of documents by the method that located their tokens.
+        special_tokens: The number of documents by where their special tokens are from.
     """
 
     folder: Folder
@@ -181,6 +207,7 @@ class PieceWriter:
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
     routes: Counter[str] = field(default_factory=Counter)
+    special_tokens: Counter[str] = field(default_factory=Counter)
 
     def write(
         self,
@@ -213,6 +240,7 @@ class PieceWriter:
             for done in [pool.submit(self._append, name, table) for name, table in tables.items()]:
                 done.result()
         self.methods.update(item.spans.method for item in chunk.items)
+        self.special_tokens.update(item.special_tokens for item in chunk.items)
         if check.choices:
             self.routes.update(choices=check.choices, agreeing=check.agreeing)
         if chunk.last:
@@ -227,8 +255,9 @@ class PieceWriter:
         shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
         documents = shards.pop(documents_part_name(piece))
         written = [s for s in shards.values() if s.rows]
-        commit_piece(self.folder, piece, written, documents, self.methods, self.routes)
-        self.writers, self.layers, self.methods, self.routes = {}, {}, Counter(), Counter()
+        commit_piece(self.folder, piece, written, documents, self.methods, self.routes, self.special_tokens)
+        self.writers, self.layers = {}, {}
+        self.methods, self.routes, self.special_tokens = Counter(), Counter(), Counter()
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished files after an error."""

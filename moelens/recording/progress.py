@@ -7,21 +7,16 @@ each complete piece, its part of the documents and `NNNNN.json`, which lists its
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moelens.errors import MoeLensError, RecordingError
+from moelens.errors import RecordingError
 from moelens.recording.captures import TABLES
-from moelens.recording.corpus import Corpus, Document
 from moelens.recording.storage import Folder
 from moelens.recording.writer import Shard, merge_files
 
@@ -30,10 +25,6 @@ PROGRESS = "progress"
 SETTINGS = f"{PROGRESS}/settings.json"
 UNCAPTURED = "uncaptured"
 
-ColumnTypes = dict[str, pa.DataType]
-"""The Arrow types of the metadata columns, by name."""
-
-_CHUNK_DOCUMENTS = 1024  # read together from the corpus
 _RECORDING_FILES = (
     "tokens/",
     "documents.parquet",
@@ -44,88 +35,6 @@ _RECORDING_FILES = (
     *(f"{table}/" for table in TABLES),
     MANIFEST,
 )
-
-
-@dataclass(frozen=True)
-class CorpusSurvey:
-    """What a first reading of a corpus, before the model runs, finds.
-
-    Attributes:
-        types: The types of the metadata columns.
-        lengths: The number of characters of each document.
-        sha256: SHA-256 of all texts, in hexadecimal.
-    """
-
-    types: ColumnTypes
-    lengths: Sequence[int]
-    sha256: str
-
-    def pieces(self, characters: int) -> list[range]:
-        """Divide the documents into pieces, each of at least this number of characters except the last."""
-        pieces, start, size = [], 0, 0
-        for i, length in enumerate(self.lengths):
-            size += length
-            if size >= characters:
-                pieces.append(range(start, i + 1))
-                start, size = i + 1, 0
-        if start < len(self.lengths):
-            pieces.append(range(start, len(self.lengths)))
-        return pieces
-
-
-def survey_corpus(corpus: Corpus) -> CorpusSurvey:
-    """Read a corpus once, so that an error in a document is found before the model has run for a long time.
-
-    Raises:
-        MoeLensError: If a document cannot be read, or a metadata column holds values of different types.
-    """
-    types: ColumnTypes = {}
-    lengths = array("I")
-    digest, documents = hashlib.sha256(), iter(corpus)
-    while chunk := list(islice(documents, _CHUNK_DOCUMENTS)):
-        lengths.extend(len(document.text) for document in chunk)
-        for document in chunk:
-            digest.update(document.text.encode() + b"\0")
-        for name in dict.fromkeys(key for document in chunk for key in document.metadata):
-            try:
-                found = pa.array([_metadata_value(document, name) for document in chunk]).type
-                both = [pa.schema([(name, t)]) for t in (types.get(name, pa.null()), found)]
-                types[name] = pa.unify_schemas(both, promote_options="permissive").field(0).type
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise MoeLensError(
-                    f"expected values of one type in metadata column {name!r} of corpus '{corpus.name}',"
-                    f" got others ({error}); convert them"
-                ) from error
-    return CorpusSurvey({name: _storable_type(kind) for name, kind in types.items()}, lengths, digest.hexdigest())
-
-
-def _metadata_value(document: Document, name: str) -> Any:
-    """Return a metadata value; None for an empty dict, because Parquet has no structures without fields."""
-    value = document.metadata.get(name)
-    return None if isinstance(value, dict) and not value else value
-
-
-def _storable_type(kind: pa.DataType) -> pa.DataType:
-    """Return a type with strings in place of nulls, because some readers do not support the null type."""
-    if pa.types.is_list(kind):
-        return pa.list_(_storable_type(kind.value_type))
-    return pa.string() if pa.types.is_null(kind) else kind
-
-
-def documents_table(
-    first: int, documents: Sequence[Document], types: ColumnTypes, generated: Sequence[str] | None
-) -> pa.Table:
-    """Return the table of documents: `doc`, `text`, `generated` (if there is generated text) and the metadata."""
-    columns: dict[str, list[Any]] = {
-        "doc": list(range(first, first + len(documents))),
-        "text": [document.text for document in documents],
-    }
-    schema = [("doc", pa.int32()), ("text", pa.string())]
-    if generated is not None:
-        columns["generated"] = list(generated)
-        schema.append(("generated", pa.string()))
-    columns |= {name: [_metadata_value(document, name) for document in documents] for name in types}
-    return pa.table(columns, schema=pa.schema([*schema, *types.items()]))
 
 
 def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> dict[str, Any]:
@@ -213,6 +122,7 @@ def commit_piece(
     documents: Shard,
     methods: Counter[str],
     routes: Counter[str],
+    special_tokens: Counter[str] | None = None,
 ) -> None:
     """Commit a piece, which will not be recorded again.
 
@@ -224,9 +134,10 @@ def commit_piece(
         methods: The number of its documents by the method that located their tokens.
         routes: Of generated tokens, the number of choices of an expert that were compared with a forward pass, and of
             those that agreed.
+        special_tokens: The number of its documents by where their special tokens are from; None if that is not known.
     """
     entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
-    entry["decode_routes"] = dict(routes)
+    entry |= {"decode_routes": dict(routes), "special_tokens": dict(special_tokens or {})}
     folder.write_json(commit_name(piece), entry)
 
 
@@ -294,9 +205,11 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()
     routes: Counter[str] = Counter()
+    special_tokens: Counter[str] = Counter()
     for entry in entries:
         methods.update(entry["methods"])
         routes.update(entry["decode_routes"])
+        special_tokens.update(entry["special_tokens"])
         for shard in entry["shards"]:
             name = shard["path"].split("/")[0]
             (tokens if name == "tokens" else tables.setdefault(name, [])).append(shard)
@@ -307,6 +220,7 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
         "shards": tokens,
         "tables": tables,
         "documents": documents.to_dict(),
-        "tokenizer": same.get("tokenizer", {}) | {"documents_by_spans": dict(methods)},
+        "tokenizer": same.get("tokenizer", {})
+        | {"documents_by_spans": dict(methods), "documents_by_special_tokens": dict(special_tokens)},
     }
     return same | counted | generation

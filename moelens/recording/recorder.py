@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -18,10 +19,11 @@ import torch
 
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
-from moelens.models.tokens import describe_tokenizer, token_spans
+from moelens.models.tokens import describe_tokenizer
 from moelens.recording.captures import CaptureRequest, bytes_per_token, index_type
 from moelens.recording.card import write_card
 from moelens.recording.collector import Collector
+from moelens.recording.conversations import chat_template, with_chat_template
 from moelens.recording.corpus import Corpus, CorpusSource
 from moelens.recording.generation import Greedy
 from moelens.recording.parallel import Ranks
@@ -31,16 +33,16 @@ from moelens.recording.progress import (
     MANIFEST,
     PROGRESS,
     SETTINGS,
-    ColumnTypes,
     begin_recording,
     clear_recording,
     commit_name,
     merge_pieces,
-    survey_corpus,
     uncommitted_pieces,
 )
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
+from moelens.recording.survey import ColumnTypes, survey_corpus
+from moelens.recording.tokenizing import tokenize
 from moelens.recording.writer import BackgroundCalls, read_ahead
 from moelens.version import __version__
 
@@ -67,6 +69,7 @@ def record(
     context: int | None = None,
     overlap: int = 0,
     batch_tokens: int = 4096,
+    add_special_tokens: bool | None = None,
     force: bool = False,
     progress: bool | None = None,
 ) -> Recording:
@@ -77,8 +80,10 @@ def record(
     Under `accelerate launch` or `torchrun`, the processes share the work, and all of them return the recording.
 
     Args:
-        model: A hooked model with a tokenizer, which adds its special tokens.
+        model: A hooked model with a tokenizer.
         corpus: A `Corpus`, or any source that `Corpus.of` takes: texts, dicts with a text, a file, a data set, "demo".
+            Conversations go through the chat template of the tokenizer, and the columns `role` and `turn` say whose
+            message each token is of.
         out: A folder, or an fsspec URL such as `s3://bucket/run`.
         capture: One or more of these:
 
@@ -99,6 +104,8 @@ def record(
         context: The longest window in tokens; by default that of the model. Longer documents are read in windows.
         overlap: Number of tokens that a window repeats from the previous one; each token is recorded once.
         batch_tokens: The largest number of tokens that run together, padding included; a longer document runs alone.
+        add_special_tokens: Whether the tokenizer adds its special tokens, such as BOS, to each text. None adds those
+            that a text does not begin or end with already, and none to a conversation, whose template writes them.
         force: Replace a recording that is in `out`.
         progress: Whether to show a progress bar; None shows it in a terminal or notebook.
 
@@ -128,10 +135,11 @@ def record(
         )
     run = _Run(
         model=model,
-        corpus=Corpus.of(corpus),
+        corpus=with_chat_template(Corpus.of(corpus), model.tokenizer, generate > 0),
         folder=Folder.at(out),
         request=CaptureRequest.of(model, capture, layers, experts, store_dtype),
         settings=settings,
+        add_special_tokens=add_special_tokens,
         ranks=Ranks.of(model),
     )
     ranks, folder = run.ranks, run.folder
@@ -157,6 +165,7 @@ class _Run:
     folder: Folder
     request: CaptureRequest
     settings: RunSettings
+    add_special_tokens: bool | None
     ranks: Ranks
 
     @property
@@ -195,7 +204,7 @@ def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
     if run.ranks.teams > 1:
         characters = min(characters, max(sum(survey.lengths) // (4 * run.ranks.teams), 1))
     settings = {
-        "same": _describe_run(run) | {"corpus_sha256": survey.sha256},
+        "same": _describe_run(run, survey.conversations) | {"corpus_sha256": survey.sha256},
         "checks": [asdict(check) for check in run.model.checks],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "pieces": [[p.start, p.stop] for p in survey.pieces(characters)],
@@ -220,7 +229,8 @@ def _record_pieces(run: _Run, job: _Job, progress: bool | None) -> None:
     try:
         bar = progress_bar(total=total, desc="recording", unit="doc", show=progress)
         with BackgroundCalls(_waiting_chunks(model)) as background, bar:
-            for chunk in read_ahead(chunks(model.tokenizer, run.corpus, job.pieces, todo, tokens)):
+            read = chunks(model.tokenizer, run.corpus, job.pieces, todo, tokens, run.add_special_tokens)
+            for chunk in read_ahead(read):
                 results = run_chunk(model, collector, chunk, run.settings, bar.update)
                 if run.ranks.writes:
                     background.submit(writer.write, chunk, *results)
@@ -240,7 +250,12 @@ def _waiting_chunks(model: HookedMoE) -> int:
 
 
 def chunks(
-    tokenizer: Any, corpus: Corpus, pieces: Sequence[tuple[int, int]], todo: Sequence[int], tokens: int
+    tokenizer: Any,
+    corpus: Corpus,
+    pieces: Sequence[tuple[int, int]],
+    todo: Sequence[int],
+    tokens: int,
+    add_special_tokens: bool | None = None,
 ) -> Iterator[Chunk]:
     """Tokenise the documents of some pieces, and yield them in chunks.
 
@@ -250,6 +265,7 @@ def chunks(
         pieces: For each piece, the number of its first document and the number after its last.
         todo: The numbers of the pieces to yield, in order.
         tokens: The number of tokens after which a chunk ends.
+        add_special_tokens: See `record`.
     """
     documents, at = iter(corpus), 0
     for piece in todo:
@@ -259,9 +275,8 @@ def chunks(
         items: list[Tokenized] = []
         size, first = 0, start
         for at, document in enumerate(islice(documents, stop - start), start + 1):
-            ids = tokenizer(document.text, truncation=False, verbose=False)["input_ids"]
-            items.append(Tokenized(document, np.array(ids, np.int32), token_spans(tokenizer, document.text, ids)))
-            size += len(ids)
+            items.append(tokenize(tokenizer, document, add_special_tokens))
+            size += len(items[-1].ids)
             if size >= tokens or at == stop:
                 yield Chunk(piece, first, items, at == stop)
                 items, size, first = [], 0, at
@@ -287,8 +302,9 @@ def _conclude(folder: Folder, job: _Job) -> None:
     folder.remove(PROGRESS)
 
 
-def _describe_run(run: _Run) -> dict[str, Any]:
+def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
     """Return what the manifest states about a run; to continue a run, all of it has to be the same."""
+    template = chat_template(run.model.tokenizer) if conversations else None
     model, settings = run.model, run.settings
     return {
         "format": FORMAT,
@@ -317,7 +333,12 @@ def _describe_run(run: _Run) -> dict[str, Any]:
             "generate": settings.generate,
             "index_dtype": np.dtype(index_type(model.shape.n_experts)).name,
         },
-        "tokenizer": describe_tokenizer(model.tokenizer),
+        "tokenizer": describe_tokenizer(model.tokenizer)
+        | {
+            "add_special_tokens": run.add_special_tokens,
+            "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        },
+        "token_labels": ["role", "turn"] if conversations else [],
         "libraries": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

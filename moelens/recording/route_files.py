@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, UnknownNameError
-from moelens.recording.corpus import read_rows
 from moelens.recording.responses import read_answers
 from moelens.recording.route_inputs import Answer, Part, is_text, read_array
+from moelens.recording.rows import read_rows
 
 _Array = NDArray[Any]
 Texts: TypeAlias = "str | Path | Iterable[str | Mapping[str, Any]]"

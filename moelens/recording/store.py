@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +193,27 @@ class Recording(Displayed):
             for batch in file.iter_batches(256, columns=names):
                 for parts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield "".join(part or "" for part in parts)
+
+    def text_ids(self) -> NDArray[np.int64]:
+        """Return for each document the number of the first one with the same text, `[document]`.
+
+        Folds and tests over documents count copies of a text as one. A document whose text is not known has its own
+        number.
+
+        Raises:
+            RecordingError: If the file of the documents is missing or damaged.
+        """
+        if not self.manifest["documents"]:
+            return np.arange(self.n_documents)
+        first: dict[bytes, int] = {}
+        found: list[int] = []
+        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
+            for batch in file.iter_batches(256, columns=["text"]):
+                for text in batch.column(0).to_pylist():
+                    number = len(found)
+                    digest = b"" if text is None else hashlib.sha256(text.encode()).digest()
+                    found.append(first.setdefault(digest, number) if digest else number)
+        return np.array(found, np.int64)
 
     def _documents_path(self) -> str:
         if not self.manifest["documents"]:

@@ -39,7 +39,7 @@ def tokens_html(
     Args:
         tokens: texts of the tokens.
         experts: ids of their experts, `[token, slot]`.
-        weights: routing weights, `[token, slot]`; without them the first slot counts as the largest.
+        weights: routing weights, `[token, slot]`; without them, or if all are NaN, one of the experts is shown.
         spans: honorifics, each as first token, token after the last, and class. They are underlined in the colour of
             their class and bear its mark.
         layer: number of the layer, for the heading.
@@ -64,9 +64,11 @@ def tokens_html(
         )
     if not len(tokens):
         return "<div>no tokens to show</div>"
+    weighed = gates is not None and bool(np.isfinite(gates).any())
+    expert = "expert with the largest weight" if weighed else "one of the experts, whose weights are not known"
     place = "" if layer is None else f"layer {layer} · "
     cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float))
-    return _line_html(f"{place}colour and number: {values_name or 'expert with the largest weight'}", spans, cells)
+    return _line_html(f"{place}colour and number: {values_name or expert}", spans, cells)
 
 
 def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
