@@ -473,7 +473,7 @@ def turns(messages: list[dict[str, Any]], template: str, generate: bool = False)
 )
 def test_messages_go_through_the_chat_template(tmp_path: Path) -> None:
     model = Model(tokenizer=with_template(CHATML))
-    rows = [{"messages": MESSAGES, "id": i} for i in range(2)] + [{"messages": [MESSAGES[1]], "id": 2}]
+    rows = [{"messages": MESSAGES, "id": i} for i in range(2)] + [{"messages": MESSAGES[1:], "id": 2}]
     recording = record(model, rows, tmp_path / "run", progress=False)
     text = recording.documents()["text"][0].as_py()
     assert text == "".join(f"<|{m['role']}|>\n{m['content'].strip()}<|end|>\n" for m in MESSAGES)
