@@ -288,7 +288,7 @@ def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, exper
 @pytest.mark.parametrize("groups", [[(1, (7,))], [(1, (7, 9)), (4, (0, 1, 2))]])
 def test_matched_controls_are_balanced_and_random_ones_are_not(groups: list[tuple[int, tuple[int, ...]]]) -> None:
     found = random_usage(1, experts=128)
-    extreme = np.argsort(found.weight[0])[[-45, -46]]  # in the upper third
+    extreme = np.argsort(found.weight[0])[[-48, -49]]  # in the upper third
     wanted = [(layer, tuple(extreme[: len(of)].tolist()) if layer == 1 else of) for layer, of in groups]
     _, matched = control_sets(found, wanted, 20, 0)
     _, drawn = control_sets(found, wanted, 20, 0, matched=False)

@@ -79,9 +79,9 @@ def test_pairs_of_a_cell(shell: Any) -> None:
     found = shell.run_cell_magic(
         "moe", "prefer", "明日は学校へ | 行きます。 | 行きるです。\n｜雨が降る。｜雨降るが。\n"
     )
-    assert [p.context for p in found.pairs] == ["明日は学校へ", ""]
-    assert found.kinds[0].preferred == 1
-    assert len(shell.run_line_magic("moe", "prefer --pairs style-agreement").pairs) > 20
+    assert [p.context for p in found.items] == ["明日は学校へ", ""]
+    assert found.kinds[0].accuracy == 1
+    assert len(shell.run_line_magic("moe", "prefer --pairs style-agreement").items) > 20
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_hooks_of_a_recipe(shell: Any) -> None:
 
 def test_defaults(shell: Any) -> None:
     shell.run_line_magic("config", "MoeMagics.pairs = 'humble-object'")
-    assert {p.kind for p in shell.run_line_magic("moe", "prefer").pairs} == {"humble-object"}
+    assert {p.kind for p in shell.run_line_magic("moe", "prefer").items} == {"humble-object"}
     shell.run_line_magic("config", "MoeMagics.pairs = 'respectful-humble'")
 
 
@@ -149,7 +149,7 @@ def test_help(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
 COMPLETIONS = [
     ("%moe an", ["analyze"]),
     ("%%moe pre", ["prefer"]),
-    ("%%moe ", ["prefer", "record", "trace"]),
+    ("%%moe ", ["prefer", "record", "steer", "trace"]),
     ("%moe analyze rec --given tok", ["token"]),
     ("%moe record --ca", ["--capture"]),
     ("%moe record --capture ne", ["neurons"]),
@@ -158,7 +158,7 @@ COMPLETIONS = [
     ("%moe label re", ["rec"]),
     ("%%moe trace mo", ["model"]),
     ("%moe export rec --to n", ["npz"]),
-    ("%moe effect --pairs respectful-", ["respectful-humble"]),
+    ("%moe effect --pairs respectful-", ["respectful-humble", "respectful-humble-object"]),
     ("%moe analyze rec --family honorifics", ["honorifics"]),
     ("%moe report runs/", ["runs/one"]),
 ]
@@ -181,7 +181,7 @@ MISTAKES = [
     ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
-    ("effect --layer 3 --experts five", None, "expected --experts with ids such as 5,9 or the word shared, got 'five'"),
+    ("effect --layer 3 --experts five", None, "expected --experts with ids such as 5,9, the word shared or a file of experts, got 'five'"),
     ("effect --layer three", None, "%moe effect: argument --layer: invalid int value: 'three'; see %moe effect --help"),
     ("trace modle", "雨が降る。", "unknown model 'modle'"),
     ("record modle", "雨が降る。", "unknown model 'modle'"),

@@ -50,9 +50,10 @@ def _recording_folders() -> list[str]:
 
 
 def _pairs() -> Iterable[str]:
+    from moelens.japanese.crossed_contrasts import contrast_kinds
     from moelens.japanese.minimal_pairs import kinds
 
-    return kinds()
+    return (*contrast_kinds(), *kinds())
 
 
 def _families() -> Iterable[str]:
