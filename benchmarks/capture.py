@@ -86,7 +86,7 @@ def build(kind: str, settings: dict[str, Any], folder: str) -> None:
     """Save a random model whose weights are large enough that tokens get different routes."""
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(kind, **(COMMON | settings))
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -96,7 +96,8 @@ def build(kind: str, settings: dict[str, Any], folder: str) -> None:
 
 def load_model(folder: str) -> Any:
     """Load the model without hooks."""
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    return model.eval()
 
 
 def moelens_cache(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:

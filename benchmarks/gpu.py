@@ -56,7 +56,7 @@ def build(tiny: bool, device: str) -> moelens.HookedMoE:
     config = transformers.AutoConfig.for_model("qwen3_moe", **(TINY if tiny else SHAPE))
     torch.manual_seed(0)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     return moelens.hook(model.eval())
 
 

@@ -245,7 +245,7 @@ def _labels(folder: Path, n_tokens: int) -> TypeLabels:
 def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def qwen3(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from test_loading import save
 import moelens
 from moelens.errors import CheckError, MoeLensError, MoeLensWarning
 from moelens.models.load_checks import Check
+from moelens.models.loading import load_tokenizer
 
 Weights = dict[str, torch.Tensor]
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 1234567\n"
@@ -253,6 +255,87 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
     shards[1].rename(tmp_path / "elsewhere")
     with pytest.raises(MoeLensError, match=f"'model.safetensors.index.json' names '{shards[1].name}', which is not in"):
         moelens.load(str(tmp_path))
+
+
+def with_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the header of a safetensors file."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    changed = change(header)
+    text = changed if isinstance(changed, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[end:])
+
+
+def of_first(**fields: Any) -> Callable[[dict[str, Any]], Any]:
+    """Change the fields of the first tensor in a header."""
+    return lambda header: header[next(n for n in header if n != "__metadata__")].update(fields)
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (of_first(shape=[2**40] * 3), "has a header that cannot be true .*overflow"),
+        (of_first(shape=[-1]), "has a header that cannot be true .*-1"),
+        (of_first(shape=[1]), "has a header that cannot be true .*; download it again"),
+        (of_first(dtype="Q9"), "has a header that cannot be true .*Q9"),
+        (of_first(data_offsets=["a", "b"]), "has no readable header"),
+        (of_first(data_offsets=None), "has no readable header"),
+        (lambda header: b"[" * 100_000, "has no readable header"),
+        (lambda header: b"[1]", "has no readable header"),
+        (lambda header: b"\xff\xfe{}", "has no readable header"),
+    ],
+    ids=["overflow", "negative", "size", "type", "offsets", "no offsets", "nested", "a list", "bytes"],
+)
+def test_headers_that_lie(tmp_path: Path, change: Any, text: str) -> None:
+    folder = checkpoint(tmp_path, lambda weights: weights)
+    with_header(tmp_path / "model.safetensors", change)
+    with pytest.raises(MoeLensError, match=f"model.safetensors' {text}"):
+        moelens.load(folder)
+
+
+@pytest.mark.parametrize(
+    "index, text",
+    [
+        ({"weight_map": {"a": "../model.safetensors"}}, "names '../model.safetensors', which is not in its folder; do"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "names '/etc/passwd', which is not in its folder; do not use this"),
+        ({"weight_map": {"a": "x/../../y"}}, "names 'x/../../y', which is not in its folder"),
+        ({"weight_map": ["a"]}, "is damaged, or is not the index of a checkpoint; download it again"),
+        ({}, "is damaged, or is not the index of a checkpoint"),
+        ([1], "is damaged, or is not the index of a checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_that_lies(tmp_path: Path, name: str, index: Any, text: str) -> None:
+    folder = checkpoint(tmp_path, lambda weights: weights)
+    (tmp_path / f"{name}.index.json").write_text(json.dumps(index), "utf-8")
+    with pytest.raises(MoeLensError, match=f"{name}.index.json' {text}"):
+        moelens.load(folder)
+
+
+def test_pickled_weights(tmp_path: Path) -> None:
+    """A file that would run a command when it is unpickled, and one of random bytes."""
+
+    class Command:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/ran",)
+
+    folder = checkpoint(tmp_path, lambda weights: weights)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"x": Command()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(MoeLensError, match=r"expected safetensors weights in .*, got files that have to be unpickled"):
+        moelens.load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ['{"model_type": 5}', "[1]", "{", "\xff", "[" * 100_000, '{"model_type": "mixtral", "hidden_size": "x"}']
+)
+def test_a_configuration_that_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    for call in (moelens.load, moelens.info, moelens.plan, load_tokenizer):
+        with pytest.raises(MoeLensError):
+            call(str(tmp_path))
 
 
 # Tokenizers

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import moelens
+from moelens.analysis.type_labels import TypeLabels
 from moelens.commands.command_line import main
 from moelens.errors import RecordingError
+from moelens.models.loading import load_tokenizer
 from moelens.recording import Recording
 from moelens.recording.storage import Folder
 
@@ -82,10 +89,67 @@ def test_names_within_a_folder() -> None:
     assert folder.full_path("tokens/a..b.parquet").endswith("security/tokens/a..b.parquet")
 
 
-def test_code_of_a_model_runs_only_when_trusted(tmp_path: Path) -> None:
-    """A folder whose configuration names code of its own is refused, and the code is not run."""
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "evil.Config"}}))
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    with pytest.raises(moelens.MoeLensError, match="is not a model transformers can load"):
-        moelens.load(str(tmp_path))
-    assert not (tmp_path / "ran").exists()
+REMOTE = """
+import pathlib
+pathlib.Path({ran!r}).touch()
+from transformers import LlamaConfig, PreTrainedTokenizer
+class Config(LlamaConfig):
+    model_type = "x"
+Model = Tokenizer = Processor = Config
+"""
+CALLS: dict[str, Callable[[str, Path], object]] = {
+    "load": lambda model, out: moelens.load(model),
+    "load, trust undecided": lambda model, out: moelens.load(model, trust_remote_code=None),  # type: ignore[arg-type]
+    "tokenizer of load": lambda model, out: moelens.load("demo", tokenizer=model),
+    "load_tokenizer": lambda model, out: load_tokenizer(model),
+    "info": lambda model, out: moelens.info(model),
+    "moelens info": lambda model, out: main(["info", model]),
+    "moelens plan": lambda model, out: main(["plan", model]),
+    "moelens record": lambda model, out: main(["record", model, "demo", "--out", str(out)]),
+    "token types": lambda model, out: TypeLabels.of_text("はい。", model, 9),
+}
+
+
+def with_code_of_its_own(folder: Path, **options: Any) -> Path:
+    """Make a checkpoint whose configuration names code, and return the file that the code would write."""
+    ran = folder / "ran"
+    names = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoProcessor": "evil.Processor"}
+    code = {"auto_map": names | {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    (folder / "config.json").write_text(json.dumps({"model_type": "x"} | code | options), "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Tokenizer"} | code), "utf-8")
+    (folder / "evil.py").write_text(REMOTE.format(ran=str(ran)), "utf-8")
+    return ran
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("answers", ["y\n" * 20, None], ids=["y is waiting", "input is closed"])
+def test_code_of_a_model_runs_only_when_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, answers: str | None
+) -> None:
+    stdin = io.StringIO(answers or "")
+    if answers is None:
+        stdin.close()
+    monkeypatch.setattr("sys.stdin", stdin)
+    ran = with_code_of_its_own(tmp_path)
+    with contextlib.suppress(moelens.MoeLensError):
+        assert CALLS[name](str(tmp_path), tmp_path / "run") == 2
+    assert not ran.exists()
+    assert answers is None or stdin.tell() == 0  # nobody asked
+    assert not (tmp_path / "run").exists()
+
+
+def test_trusted_code_runs(tmp_path: Path) -> None:
+    ran = with_code_of_its_own(tmp_path)
+    with pytest.raises(moelens.MoeLensError):
+        moelens.load(str(tmp_path), trust_remote_code=True)
+    assert ran.exists()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_call_says_whether_code_is_trusted(path: Path) -> None:
+    """transformers asks on standard input where it is not said."""
+    for call in (node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and call.func.attr in ("from_pretrained", "from_config", "pipeline"):
+            said = [keyword.value for keyword in call.keywords if keyword.arg == "trust_remote_code"]
+            assert said, f"{path}:{call.lineno} does not pass trust_remote_code"
+            assert not isinstance(said[0], ast.Constant) or said[0].value is False, f"{path}:{call.lineno}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.count_rows import COUNT_NAMES, GATE_NAMES, FileCounts, checked_numbers, table_of_rows
 from moelens.errors import CheckError
+from moelens.recording.array_files import read_npz_arrays
 
 _Array = NDArray[Any]
 _LAYER = re.compile(r"(?:.*\b(?:layers?|blk|block|h)[._ -]?|[Ll])?(\d{1,9})(?:[._]\D.*)?")
@@ -169,7 +169,7 @@ def read_columns(path: Path) -> dict[str, _Array]:
         ".csv": _read_csv,
         ".tsv": _read_csv,
         ".parquet": _read_parquet,
-        ".npz": _read_npz,
+        ".npz": read_npz_arrays,
     }
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in readers:
@@ -179,7 +179,7 @@ def read_columns(path: Path) -> dict[str, _Array]:
         )
     try:
         return {str(name).strip().lower(): column for name, column in readers[suffix](path).items()}
-    except (pa.ArrowException, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (pa.ArrowException, ValueError, OSError, EOFError) as error:
         raise CheckError(
             f"expected a readable {suffix} file, got {path.name!r}, which cannot be read "
             f"({str(error).splitlines()[0][:80]}); write it again"
@@ -194,14 +194,6 @@ def _read_csv(path: Path) -> dict[str, _Array]:
 
 def _read_parquet(path: Path) -> dict[str, _Array]:
     return _arrays(pyarrow.parquet.read_table(path))
-
-
-def _read_npz(path: Path) -> dict[str, _Array]:
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > _MOST_BYTES:
-            raise ValueError(f"its arrays take more than {_MOST_BYTES >> 30} GiB")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
 
 
 def _arrays(table: pa.Table) -> dict[str, _Array]:

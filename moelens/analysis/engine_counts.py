@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.count_rows import FileCounts, checked_ids, checked_numbers
 from moelens.errors import CheckError
+from moelens.recording.array_files import read_npz_arrays
 
 _Array = NDArray[Any]
 _FORWARD_MODES = {1: "prefill", 2: "decode", 3: "mixed"}  # of SGLang's ForwardMode: extend, decode, both in one batch
@@ -66,8 +67,7 @@ def _load_dump(path: Path) -> Mapping[str, Any]:
     """Return what a dump holds, by name."""
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
+            return read_npz_arrays(path)
         import torch
 
         data = torch.load(path, map_location="cpu", weights_only=True)

@@ -351,7 +351,9 @@ def main(argv: list[str] | None = None) -> None:
         _save_model(model, tokenizer, args.out)
 
     # The rounded weights are read back, so that the evaluation is of the model that is shipped.
-    shipped = DeepseekV3ForCausalLM.from_pretrained(args.out, dtype=torch.float32, experts_implementation="grouped_mm")
+    shipped = DeepseekV3ForCausalLM.from_pretrained(
+        args.out, dtype=torch.float32, experts_implementation="grouped_mm", trust_remote_code=False
+    )
     held_out_streams = {name: encode(tokenizer, own) for name, own in held_out.items()}
     report = {
         "documents": {name: [len(texts[name]), len(held_out[name])] for name in _SOURCES},

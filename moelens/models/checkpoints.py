@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -49,6 +49,10 @@ def require_whole_files(folder: Path) -> None:
                     f"'{path}' is a Git LFS pointer, which stands in for a file that was not downloaded; run "
                     "`git lfs pull` in the folder"
                 )
+    for index in sorted(folder.glob("*.index.json")):
+        for shard in _shards(index):
+            if not (folder / shard).exists():
+                raise MoeLensError(f"'{index.name}' names '{shard}', which is not in '{folder}'; download it")
     for path in sorted(folder.glob("*.safetensors")):
         expected, size = _length(path), path.stat().st_size
         if not expected:
@@ -59,11 +63,29 @@ def require_whole_files(folder: Path) -> None:
             raise MoeLensError(
                 f"expected {expected:,} bytes in '{path}', as its header says, got {size:,}; download it again"
             )
-    for index in sorted(folder.glob("*.safetensors.index.json")):
-        named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        for shard in sorted(named):
-            if not (folder / shard).exists():
-                raise MoeLensError(f"'{index.name}' names '{shard}', which is not in '{folder}'; download it")
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise MoeLensError(
+                f"'{path}' has a header that cannot be true ({' '.join(str(error).split())[:120]}); download it again"
+            ) from error
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files in the index of a checkpoint.
+
+    Raises:
+        MoeLensError: it is no index, or names a file that is not in its folder.
+    """
+    try:
+        named = {str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MoeLensError(f"'{index}' is damaged, or is not the index of a checkpoint; download it again") from error
+    for name in sorted(named):
+        if Path(name).is_absolute() or "\\" in name or ".." in Path(name).parts:
+            raise MoeLensError(f"'{index}' names {name!r}, which is not in its folder; do not use this checkpoint")
+    return sorted(named)
 
 
 def _length(path: Path) -> int:
@@ -72,11 +94,10 @@ def _length(path: Path) -> int:
         start = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(min(start, path.stat().st_size)))
-        except ValueError:
+            ends = [int(t["data_offsets"][1]) for n, t in header.items() if n != "__metadata__"]
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
             return 0
-        if not isinstance(header, dict):
-            return 0
-    return 8 + start + max((t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"), default=0)
+    return 8 + start + max(ends, default=0)
 
 
 def weight_files(source: str, revision: str | None = None) -> list[Path]:

@@ -100,7 +100,7 @@ def gguf_config(source: str, path: Path) -> Any:
     """
     fields, _ = _read(path)
     architecture = fields["general.architecture"]
-    config = transformers.AutoConfig.from_pretrained(source, gguf_file=path.name)
+    config = transformers.AutoConfig.from_pretrained(source, gguf_file=path.name, trust_remote_code=False)
     for key, attribute in _LEFT_OUT.items():
         if f"{architecture}.{key}" in fields and hasattr(config, attribute):
             setattr(config, attribute, fields[f"{architecture}.{key}"])

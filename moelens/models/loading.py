@@ -98,6 +98,7 @@ def load(
         transformers.utils.logging.disable_progress_bar()  # it loads in a quarter of a second
     if Path(source).suffix == ".gguf" and Path(source).is_file():
         source, gguf_file = str(Path(source).parent), Path(source).name
+    trust_remote_code = bool(trust_remote_code)  # for None, transformers would ask
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     files = {"gguf_file": gguf_file} if gguf_file else {}
     with _explained(model, source):
@@ -113,11 +114,17 @@ def load(
         given, (tokenizer, note) = tokenizer, find_tokenizer(tokenizer, source, options | files)
         if gguf_path and given is None and tokenizer is not None:
             tokenizer, note = as_in_file(gguf_path, tokenizer)
-        arguments = options | files | kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        arguments = files | kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
         with allow_partial_blocks(quantised.get("weight_block_size")), kept_report() as reports:
             try:
                 loaded, report = auto_class(config).from_pretrained(
-                    source, config=config, device_map=device_map, dtype=dtype, **arguments
+                    source,
+                    config=config,
+                    device_map=device_map,
+                    dtype=dtype,
+                    revision=revision,
+                    trust_remote_code=trust_remote_code,
+                    **arguments,
                 )
             except RuntimeError as error:
                 raise (incomplete_weights(model, reports) or error) from error
@@ -142,13 +149,21 @@ def _explained(model: str, source: str) -> Iterator[None]:
     except MoeLensError:
         raise
     except Exception as error:
+        if type(error).__name__ == "UnpicklingError":
+            raise MoeLensError(
+                f"expected safetensors weights in {model!r}, got files that have to be unpickled, which can run any "
+                "code; use a checkpoint in safetensors, or convert it where you trust it"
+            ) from error
         if Path(source).exists() or not isinstance(error, OSError):
             text = _one_line(error) or type(error).__name__
             raise MoeLensError(f"{model!r} is not a model transformers can load: {text}") from error
         if interrupted := interrupted_download(model, error):
             raise interrupted from error
         raise unknown(
-            "model", model, ["demo"], "give a folder, a hub name that can be reached or is in its cache, or 'demo'"
+            "model",
+            model,
+            ["demo"],
+            "give a folder, a hub name that can be reached or is in its cache, an architecture, or 'demo'",
         ) from error
 
 
@@ -162,6 +177,7 @@ def read_config(source: str, options: dict[str, Any]) -> Any:
         source: a folder or a hub name.
         options: arguments of transformers' `from_pretrained`.
     """
+    options = {"trust_remote_code": False} | options
     content, _ = transformers.PretrainedConfig.get_config_dict(source, revision=options.get("revision"))
     if content.get("model_type") not in CONFIG_MAPPING:
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
@@ -170,7 +186,8 @@ def read_config(source: str, options: dict[str, Any]) -> Any:
             return CONFIG_MAPPING[known[0]].from_dict(
                 {k: v for k, v in content.items() if k not in _OF_THE_REMOTE_CODE}
             )
-    return transformers.AutoConfig.from_pretrained(source, **options)
+    trusted = options.pop("trust_remote_code")
+    return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options)
 
 
 def interrupted_download(model: str, error: BaseException) -> MoeLensError | None:
@@ -253,7 +270,8 @@ def describe_configuration(model: str) -> tuple[MoEShape, RouterRule | None]:
         >>> shape.moe_layers, rule.normalised
         ((1, 2, 3, 4), True)
     """
-    return _describe(model_without_weights(model))
+    with _explained(model, str(DEMO) if model == "demo" else model):
+        return _describe(model_without_weights(model))
 
 
 def _describe(model: Any) -> tuple[MoEShape, RouterRule | None]:
@@ -271,17 +289,15 @@ def model_without_weights(model: str) -> Any:
 
     Raises:
         UnknownNameError: there is no such model.
+        MoeLensError: transformers cannot build it from its configuration, or needs code that comes with it.
     """
     if model in architectures() and not Path(model).is_dir():
         return build_on_meta(model)
-    try:
-        config = transformers.AutoConfig.from_pretrained(str(DEMO) if model == "demo" else model)
-    except (OSError, ValueError) as error:
-        if interrupted := interrupted_download(model, error):
-            raise interrupted from error
-        raise unknown("model", model, ["demo"], "give a folder, an architecture or a name on the hub") from error
-    with torch.device("meta"):
-        return auto_class(config)._model_mapping[type(config)](config)
+    source = str(DEMO) if model == "demo" else model
+    with _explained(model, source):
+        config = read_config(source, {})
+        with torch.device("meta"):
+            return auto_class(config)._model_mapping[type(config)](config)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -298,7 +314,9 @@ def load_tokenizer(name: str) -> Any:
         [0, 1050, 271]
     """
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(DEMO) if name == "demo" else name)
+        return transformers.AutoTokenizer.from_pretrained(
+            str(DEMO) if name == "demo" else name, trust_remote_code=False
+        )
     except Exception as error:  # of transformers, the hub's library, or tokenizers, which raises the class itself
         if interrupted := interrupted_download(name, error):
             raise interrupted from error

@@ -32,8 +32,10 @@ def find_tokenizer(given: Any, source: str, options: dict[str, Any]) -> tuple[An
         return given, None
     if given is not None:
         source, options = given, {n: v for n, v in options.items() if n == "trust_remote_code"}
+    options = dict(options)
+    trusted = bool(options.pop("trust_remote_code", False))
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trusted, **options)
     except Exception as error:
         if given is None and not _has_files(source, _FILES, options):
             return None, _absent()

@@ -34,7 +34,7 @@ from moelens.recording.progress import (
 )
 from moelens.recording.route_checks import RouteChecks
 from moelens.recording.route_files import Texts, read_npz, read_responses
-from moelens.recording.route_inputs import Answer
+from moelens.recording.route_inputs import MAX_LAYERS, Answer, read_option
 from moelens.recording.route_texts import Aligner, RoutedDocument, join_conversations, place_rows
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
@@ -42,6 +42,7 @@ from moelens.recording.writer import Shard, ShardWriter, as_column, layer_label
 from moelens.version import __version__
 
 _Array = NDArray[Any]
+_MOST_UNSEEN = 1 << 28
 _GROUP_ROWS = 1 << 16  # tokens in a row group, at least
 _KINDS = ("npz", "sglang", "vllm")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -106,7 +107,11 @@ def import_routes(
         ...     import_routes(f"{folder}/routes.npz", f"{folder}/run", n_experts=4).indices().tolist()
         [[[0, 3]], [[2, 1]]]
     """
-    path = Path(source)
+    given = {"source": source, "out": out, "model": model, "tokenizer": tokenizer, "texts": texts}
+    given |= {"n_experts": n_experts, "layers": layers, "shape": shape}
+    checked = {name: read_option(name, value) for name, value in given.items()}
+    layers, n_experts, shape = checked["layers"], checked["n_experts"], checked["shape"]
+    path, model = Path(source), str(model)
     kind = kind or ("npz" if path.suffix == ".npz" else "")
     if kind not in _KINDS:
         raise unknown("kind of routes", kind, _KINDS, "choose with kind= (--from)")
@@ -185,10 +190,18 @@ def _read_documents(
     """
     documents: list[RoutedDocument] = []
     size: tuple[int, ...] = ()
+    unseen = 0  # tokens of which the file has the number only
     for number, answer in enumerate(answers):
         place = f"document {number} ({answer.at})"
         answer = model.aligner.tokenise_prompt(answer)
         places = place_rows(answer, None if answer.routes is None else len(answer.routes))
+        rows = 0 if answer.routes is None else len(answer.routes)
+        unseen += max(places.tokens - len(answer.prompt.ids or ()) - rows, 0)
+        if unseen > _MOST_UNSEEN:
+            raise MoeLensError(
+                f"expected at most {_MOST_UNSEEN} tokens without routes and token ids in {name}, got more up to"
+                f" {place}; save the token ids, or import the file in parts"
+            )
         if answer.routes is None:
             if not skip_uncaptured:
                 raise MoeLensError(
@@ -258,6 +271,11 @@ def _choose_layers(
     Raises:
         MoeLensError: If the routes do not have these layers.
     """
+    if max(size) > MAX_LAYERS:
+        raise MoeLensError(
+            f"expected at most {MAX_LAYERS} layers and slots in {name}, got {size[0]} layers and {size[1]} slots; order"
+            " the axes as [token, layer, slot]"
+        )
     every = list(range(size[0]))
     numbers = every if layers is None else list(layers)
     if layers is None and shape is not None:
@@ -320,14 +338,14 @@ def _write(folder: Folder, documents: Sequence[RoutedDocument], same: dict[str, 
         texts.write(_documents_table(documents))
         methods = Counter(d.spans.method if d.spans is not None else "none" for d in documents)
         commit_piece(folder, 0, shards[:1], texts.close(), methods, Counter())
+        manifest = merge_pieces(folder, 1, same) | {"created": created}
+        if shards[1:]:
+            manifest["uncaptured"] = shards[1].to_dict()
+        write_card(folder, manifest)
+        folder.write_json(MANIFEST, manifest)
     except BaseException:
         clear_recording(folder)
         raise
-    manifest = merge_pieces(folder, 1, same) | {"created": created}
-    if shards[1:]:
-        manifest["uncaptured"] = shards[1].to_dict()
-    write_card(folder, manifest)
-    folder.write_json(MANIFEST, manifest)
     folder.remove(PROGRESS)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, unknown
+from moelens.recording.array_files import parse_npy
 from moelens.recording.route_inputs import Answer, Part, is_ids, is_text, read_field
 
 _Array = NDArray[Any]
@@ -221,9 +221,15 @@ class _Choice:
         if before is None and given is None:
             return None
         # The rows of generated tokens are none or empty if no generated token was run.
-        return np.concatenate(
-            [_vllm_rows(part, self.at) for part in (before, given) if part is not None and part != []]
-        )
+        parts = [_vllm_rows(part, self.at) for part in (before, given) if part is not None and part != []]
+        if len({part.shape[1:] for part in parts}) > 1:
+            raise MoeLensError(
+                f"expected routed_experts of one shape [layer, slot] in {self.at}, got"
+                f" {' and '.join(str(list(part.shape[1:])) for part in parts)}; save the response unchanged"
+            )
+        if len({part.dtype for part in parts}) > 1:  # numpy would make floats of int64 and uint64
+            parts = [part.astype(np.int64) for part in parts]  # 2**64 - 1 is a mark as −1 is
+        return np.concatenate(parts) if parts else None
 
 
 def _scored_ids(meta: _Object | None, name: str) -> list[int] | None:
@@ -240,6 +246,8 @@ def _vllm_rows(given: Any, at: str) -> _Array:
         rows = np.asarray(_decode_npy(given, at) if isinstance(given, str) else given)
     except ValueError:  # lists of different lengths
         rows = np.zeros(0)
+    if isinstance(given, list) and rows.ndim == 3 and bool in {type(i) for row in given for x in row for i in x}:
+        rows = rows.astype(np.bool_)  # numpy takes true for 1
     if rows.ndim != 3 or rows.dtype.kind not in "iu":
         raise MoeLensError(
             f"expected integers [token, layer, slot] as routed_experts in {at}, got {list(rows.shape)} of"
@@ -251,10 +259,9 @@ def _vllm_rows(given: Any, at: str) -> _Array:
 def _decode_npy(text: str, at: str) -> _Array:
     """Return an array from base64 of the `.npy` format, which is read without unpickling."""
     try:
-        array: _Array = np.load(io.BytesIO(base64.b64decode(text, validate=True)), allow_pickle=False)
-    except (binascii.Error, ValueError, EOFError) as error:
+        return parse_npy(base64.b64decode(text, validate=True))
+    except ValueError as error:
         raise MoeLensError(
             f"expected base64 of an .npy array as routed_experts in {at}, got other data ({error});"
             " save the response unchanged"
         ) from error
-    return array

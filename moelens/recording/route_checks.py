@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from moelens.errors import MoeLensError
 from moelens.models.routers import RouterRule
 from moelens.models.summary import ranges
+from moelens.recording.route_inputs import MAX_EXPERTS
 
 _Array = NDArray[Any]
 _Bools = NDArray[np.bool_]
 
 _NOT_CAPTURED = (-1, 2**8 - 1, 2**16 - 1, 2**32 - 1, 2**64 - 1)  # −1, also as an unsigned integer
-_MAX_EXPERTS = 2**16  # ids are stored in 16 bits
 _FLOAT16_MAX = 65504.0
 _SUM_TOLERANCE = 0.01  # of the sum; bfloat16 has 8 bits
 _SUMS_FOR_A_RULE = 8
@@ -74,9 +74,9 @@ class RouteChecks:
                 f"{where}: expected {indices.shape[2]} experts, got only zeros, as from a kernel that returned nothing;"
                 " serve with another backend of the experts, or leave the response out"
             )
-        wrong = (indices < 0) | (indices >= (self.n_experts or _MAX_EXPERTS))
+        wrong = (indices < 0) | (indices >= (self.n_experts or MAX_EXPERTS))
         if where := self._where(wrong.any(axis=2) & captured[:, None], place):
-            n = f"from 0 to {(self.n_experts or _MAX_EXPERTS) - 1}"
+            n = f"from 0 to {(self.n_experts or MAX_EXPERTS) - 1}"
             raise MoeLensError(
                 f"{where}: expected experts {n}, got {int(indices[captured][wrong[captured]][0])}; give the number of"
                 " experts of the model (--experts), or correct the shape or the integer width of the buffer"
@@ -100,7 +100,7 @@ class RouteChecks:
         marked = np.isin(first, _marks(indices.dtype)) & (indices == first[:, :, None]).all(axis=2)
         if indices.shape[2] > 1:
             return np.asarray(marked)
-        return np.asarray(marked & ((first < 0) | (first >= (self.n_experts or _MAX_EXPERTS))))
+        return np.asarray(marked & ((first < 0) | (first >= (self.n_experts or MAX_EXPERTS))))
 
     def _require_layers(self, indices: _Array, place: str) -> None:
         """Raise `MoeLensError` if some layers hold nothing but zeros or marks in all rows, as dense layers do."""

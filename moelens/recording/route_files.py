@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, UnknownNameError
+from moelens.recording.array_files import read_npz_arrays
 from moelens.recording.responses import read_answers
 from moelens.recording.route_inputs import Answer, Part, is_text, read_array
 from moelens.recording.rows import read_rows
@@ -34,9 +34,8 @@ def read_npz(path: Path, texts: Texts | None) -> Iterator[Answer]:
         MoeLensError: If the file is not an `.npz`, its arrays do not fit together, or there is not one text a document.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        arrays = read_npz_arrays(path)
+    except (ValueError, OSError) as error:
         raise MoeLensError(
             f"expected an .npz of plain arrays, got {path.name} ({error}); save it with numpy.savez"
         ) from error
@@ -45,12 +44,13 @@ def read_npz(path: Path, texts: Texts | None) -> Iterator[Answer]:
         read_array(arrays, which, sizes, path.name) for which in ("indices", "weights", "ids", "lengths")
     )
     assert indices is not None
-    ends = np.array([len(indices)]) if lengths is None else np.cumsum(lengths.astype(np.int64))
-    if (ends[-1] if len(ends) else 0) != len(indices):
+    counts = [len(indices)] if lengths is None else lengths.tolist()
+    if sum(counts) != len(indices):
         raise MoeLensError(
             f"expected sequence_lengths that sum to the {len(indices)} tokens in {path.name}, got a sum of"
-            f" {ends[-1] if len(ends) else 0}; correct them"
+            f" {sum(counts)}; correct them"
         )
+    ends = np.cumsum(counts, dtype=np.int64)
     bounds = list(zip(np.concatenate([[0], ends[:-1]]).tolist(), ends.tolist(), strict=True))
     for (start, stop), (text, at) in _paired(bounds, texts, path.name):
         text = text.get("text") if isinstance(text, Mapping) else text

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError
 
 _Array = NDArray[Any]
 _MAX_TOKEN_ID = 2**31 - 1  # token ids are stored as int32
+_MAX_TOKENS = 2**24  # of a response; more than any context
+MAX_EXPERTS = 2**16  # ids are stored in 16 bits
+MAX_LAYERS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +131,7 @@ FIELDS = {
 
 _KINDS = {
     "ids": "a list of token ids",
-    "count": "a number of tokens",
+    "count": f"a number of tokens, at most {_MAX_TOKENS},",
     "text": "a text",
     "object": "an object",
     "objects": "a list of objects",
@@ -156,8 +161,7 @@ def read_field(which: str, at: str, *scopes: Mapping[str, Any] | None) -> Any:
                 continue
             if not _is_of_kind(value, expected.kind):
                 raise MoeLensError(
-                    f"expected {_KINDS[expected.kind]} as {name} in {at}, got {repr(value)[:60]};"
-                    " save responses unchanged"
+                    f"expected {_KINDS[expected.kind]} as {name} in {at}, got {_short(value)}; save responses unchanged"
                 )
             return value
     return None
@@ -179,10 +183,80 @@ def _is_of_kind(value: Any, kind: str) -> bool:
     if kind == "text":
         return is_text(value)
     if kind == "count":
-        return type(value) is int and 0 <= value <= _MAX_TOKEN_ID
+        return type(value) is int and 0 <= value <= _MAX_TOKENS
     if kind == "object":
         return isinstance(value, Mapping)
     return isinstance(value, list) and all(isinstance(item, Mapping) for item in value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionInput:
+    """An argument of `import_routes`.
+
+    Attributes:
+        what: What it is, for messages.
+        types: Its types.
+        low: The smallest of its integers.
+        high: The largest of its integers; None if it does not hold integers.
+        length: The number of its integers; None for any.
+        optional: Whether it may be None.
+    """
+
+    what: str
+    types: tuple[type, ...]
+    low: int = 0
+    high: int | None = None
+    length: int | None = None
+    optional: bool = True
+
+
+_PATH, _LISTS, _INTEGERS = (str, PurePath), (list, tuple, range, np.ndarray), (int, np.integer)
+OPTIONS = {
+    "source": OptionInput(what="the path of a file", types=_PATH, optional=False),
+    "out": OptionInput(what="the path or URL of a folder", types=_PATH, optional=False),
+    "model": OptionInput(what="the name of a model", types=_PATH, optional=False),
+    "tokenizer": OptionInput(what="a tokenizer or the name of one", types=(*_PATH, Callable)),  # type: ignore[arg-type]
+    "texts": OptionInput(what="a file of texts or a list of them", types=(*_PATH, Iterable)),
+    "n_experts": OptionInput(what=f"an integer from 1 to {MAX_EXPERTS}", types=_INTEGERS, low=1, high=MAX_EXPERTS),
+    "layers": OptionInput(what=f"a list of integers from 0 to {MAX_LAYERS - 1}", types=_LISTS, high=MAX_LAYERS - 1),
+    "shape": OptionInput(what=f"two integers from 1 to {MAX_LAYERS}", types=_LISTS, low=1, high=MAX_LAYERS, length=2),
+}
+"""The arguments of `import_routes` that have to be of some type or within some range."""
+
+
+def read_option(name: str, value: Any) -> Any:
+    """Return an argument of `import_routes` after checking it; integers of NumPy become Python's.
+
+    Args:
+        name: A key of `OPTIONS`.
+        value: What was given.
+
+    Raises:
+        MoeLensError: If it is not what is described.
+
+    Example:
+        >>> read_option("layers", range(2, 4))
+        [2, 3]
+    """
+    expected = OPTIONS[name]
+    if value is None and expected.optional:
+        return None
+    right = isinstance(value, expected.types) and not isinstance(value, (bool, bytes, Mapping)) and str(value) != ""
+    if right and expected.high is not None:
+        several = isinstance(value, _LISTS)
+        items = list(value[: expected.high + 1]) if several and np.ndim(value) else [value]
+        right = len(items) == (expected.length or len(items)) and all(
+            isinstance(i, _INTEGERS) and not isinstance(i, bool) and expected.low <= i <= expected.high for i in items
+        )
+        value = [int(i) for i in items] if right and several else int(value) if right else value
+    if not right:
+        raise MoeLensError(f"expected {expected.what} as {name}, got {_short(value)}; correct it")
+    return value
+
+
+def _short(value: Any) -> str:
+    """Return a value in a few characters of valid Unicode."""
+    return " ".join(repr(value).split())[:60].encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True, kw_only=True)

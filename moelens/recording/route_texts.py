@@ -162,7 +162,7 @@ class Aligner:
         prompt = answer.prompt
         text = prompt.text
         if text is None and prompt.ids is None and prompt.messages is not None:
-            text = self._apply_template(prompt)
+            text = self._apply_template(prompt, answer.at)
         if self.tokenizer is None or text is None or prompt.ids is not None:
             return replace(answer, prompt=replace(prompt, text=text))
         # A chat template writes the special tokens itself.
@@ -292,12 +292,19 @@ class Aligner:
         )
         return decoded
 
-    def _apply_template(self, prompt: Part) -> str | None:
+    def _apply_template(self, prompt: Part, at: str) -> str | None:
         """Return the text of a chat; None if there is no chat template."""
         if getattr(self.tokenizer, "chat_template", None) is None:
             return None
         options = {"add_generation_prompt": True} | dict(prompt.template)
-        text: str = self.tokenizer.apply_chat_template(prompt.messages, tokenize=False, **options)
+        try:
+            text: str = self.tokenizer.apply_chat_template(prompt.messages, **(options | {"tokenize": False}))
+            text.encode()
+        except Exception as error:  # the template is a program, and the options are those of a file
+            raise MoeLensError(
+                f"expected messages and options of the tokenizer's chat template in {at}, got others"
+                f" ({' '.join(str(error).split())[:100]}); give the request as it was sent"
+            ) from error
         return text
 
 
