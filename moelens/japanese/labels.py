@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, character_labels
-from moelens.japanese.morphology import Analyser, provenance
+from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, CharacterLabels, character_labels
+from moelens.japanese.honorific_spans import HonorificSpan
+from moelens.japanese.morphology import Analyser, Morpheme, provenance
 from moelens.japanese.rules import rulebook
 
 Policy = Literal["last", "any", "majority"]
@@ -31,6 +32,7 @@ _Ints = npt.NDArray[np.int32]
 _WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
 _HONORIFIC_COLUMNS = ("rule", "plain", "readings")
 _GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
+_TABLE_TOKENS = 1 << 15  # a table of Arrow costs time for each of its columns, so it has the tokens of many documents
 _POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it ends it
     (True, False): COLUMNS.index("position.begin"),
     (False, False): COLUMNS.index("position.inside"),
@@ -39,6 +41,8 @@ _POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it
 }
 _Document = tuple[str, _Ints, _Ints]  # its text, and the starts and the ends of its tokens, [token]
 _Job = tuple[list[_Document], Policy, Analyser]
+# Labels of some tokens, bool `[token, column]`, and the morpheme and the honorific of each token's last character.
+_TokenLabels = tuple[Bools, list[Morpheme | None], list[HonorificSpan | None]]
 
 
 class _Recording(Protocol):
@@ -250,31 +254,67 @@ def _groups(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
 
 
 def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[pa.Table]:
-    """Yield the table of each job, in order; a few jobs per process are in memory at a time."""
+    """Yield the tables of all jobs, in order; a few jobs per process are in memory at a time."""
     first = list(islice(jobs, processes))
     jobs, processes = chain(first, jobs), min(processes, len(first))
     if processes < 2:
-        yield from map(_label_documents, jobs)
+        yield from chain.from_iterable(map(_label_documents, jobs))
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        while batch := list(islice(jobs, 4 * processes)):
-            yield from pool.map(_label_documents, batch)
+        while batch := list(islice(jobs, 2 * processes)):
+            yield from chain.from_iterable(pool.map(_label_job, batch))
 
 
-def _label_documents(job: _Job) -> pa.Table:
+def _label_job(job: _Job) -> list[pa.Table]:
+    return list(_label_documents(job))
+
+
+def _label_documents(job: _Job) -> Iterator[pa.Table]:
+    """Yield tables with the labels of successive tokens, of about `_TABLE_TOKENS` rows each."""
     documents, policy, analyser = job
-    return pa.concat_tables([_label_document(*document, policy, analyser) for document in documents])
+    waiting: list[_TokenLabels] = []
+    rows = 0
+    for document in documents:
+        for part in _label_document(*document, policy, analyser):
+            waiting.append(part)
+            rows += len(part[0])
+            if rows >= _TABLE_TOKENS:
+                yield _as_table(waiting)
+                waiting, rows = [], 0
+    if waiting:
+        yield _as_table(waiting)
 
 
-def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser) -> pa.Table:
+def _label_document(
+    text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser
+) -> Iterator[_TokenLabels]:
+    """Yield the labels of at most `_TABLE_TOKENS` tokens of a document at a time."""
     labels = character_labels(text, analyser)
-    has = token_labels(labels.has, start, end, policy, labels.morpheme >= 0)
-    last = _last_characters(labels.morpheme >= 0, start, end)
-    words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
-    spans = [labels.honorific[i] if i >= 0 else None for i in last]
+    for first in range(0, len(start), _TABLE_TOKENS):
+        part = slice(first, first + _TABLE_TOKENS)
+        yield _label_tokens(labels, start[part], end[part], policy)
+
+
+def _label_tokens(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Policy) -> _TokenLabels:
+    covering = end > start
+    low, high = (int(start[covering].min()), int(end[covering].max())) if covering.any() else (0, 0)
+    starts, ends = np.clip(start, low, high) - low, np.clip(end, low, high) - low
+    inside = labels.morpheme[low:high] >= 0
+    has = token_labels(labels.has[low:high], starts, ends, policy, inside)
+    last = _last_characters(inside, starts, ends)
+    words = [labels.morphemes[labels.morpheme[low + i]] if i >= 0 else None for i in last.tolist()]
+    spans = [labels.honorific[low + i] if i >= 0 else None for i in last.tolist()]
     for row, m in enumerate(words):
         if m is not None:
             has[row, _POSITION_COLUMN[bool(start[row] <= m.start), bool(end[row] >= m.end)]] = True
+    return has, words, spans
+
+
+def _as_table(parts: Sequence[_TokenLabels]) -> pa.Table:
+    """Make one table of the labels of successive tokens."""
+    has = np.asfortranarray(np.concatenate([part for part, _, _ in parts]))
+    words = [m for _, part, _ in parts for m in part]
+    spans = [span for _, _, part in parts for span in part]
     details = {
         **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
         **{name: [getattr(m, name) if m else "" for m in words] for name in _WORD_COLUMNS[4:]},
@@ -289,8 +329,7 @@ def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyse
 
 
 def _schema() -> pa.Schema:
-    nothing = np.zeros(0, np.int32)
-    return _label_document("", nothing, nothing, "last", "fugashi").schema
+    return _as_table([(np.zeros((0, len(COLUMNS)), np.bool_), [], [])]).schema
 
 
 def _last_characters(inside: Bools, start: _Ints, end: _Ints) -> npt.NDArray[np.int64]:

@@ -86,6 +86,7 @@ _FEATURES = (
     "fForm",
     "kana",
 )
+_MECAB_CHARACTERS = 100_000  # per call: MeCab keeps all words that may begin at any character, about 1 KB for each
 _SUDACHI_CHARACTERS = 12_000  # per call: Sudachi refuses more than 49,149 bytes, and a character has up to 4
 _CACHED_WORDS = 1 << 17  # in each cache: making a word takes longer than looking it up
 
@@ -259,15 +260,30 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
 
 
 def _by_fugashi(text: str, readable: str) -> Iterator[Morpheme]:
-    lines = _unidic().parse(readable).split(_WORD)[:-1]
-    if readable != text:
-        lines = _restore_surfaces(text, lines)
-    end = 0
-    for line in lines:
-        word, white, length = _parse_line(line)
-        start = end + white
-        end = start + length
-        yield Morpheme(word, start, end)
+    for begin, stop in _pieces(readable):
+        lines = _unidic().parse(readable[begin:stop]).split(_WORD)[:-1]
+        if readable != text:
+            lines = _restore_surfaces(text[begin:stop], lines)
+        end = begin
+        for line in lines:
+            word, white, length = _parse_line(line)
+            start = end + white
+            end = start + length
+            yield Morpheme(word, start, end)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Yield the places of the pieces of a text that MeCab analyses one by one, so that its memory is bounded.
+
+    A text of up to `_MECAB_CHARACTERS` is one piece. A longer one is divided after a line or a sentence if it has any.
+    """
+    begin = 0
+    while len(text) - begin > _MECAB_CHARACTERS:
+        limit = begin + _MECAB_CHARACTERS
+        cut = max(text.rfind("\n", begin, limit), text.rfind("。", begin, limit)) + 1 or limit
+        yield begin, cut
+        begin = cut
+    yield begin, len(text)
 
 
 def _restore_surfaces(text: str, lines: list[str]) -> Iterator[str]:
