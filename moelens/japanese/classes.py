@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from moelens.japanese.label_names import LABEL_NAMES
+
 
 @dataclass(frozen=True)
 class ClassStyle:
@@ -37,27 +39,7 @@ CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
 
 #: English glosses of Japanese labels.
 GLOSS: Mapping[str, str] = MappingProxyType(
-    {
-        "名詞": "noun",
-        "代名詞": "pronoun",
-        "動詞": "verb",
-        "形容詞": "adjective",
-        "形状詞": "adjectival noun",
-        "副詞": "adverb",
-        "連体詞": "adnominal",
-        "接続詞": "conjunction",
-        "感動詞": "interjection",
-        "助詞": "particle",
-        "助動詞": "auxiliary",
-        "接頭辞": "prefix",
-        "接尾辞": "suffix",
-        "記号": "symbol",
-        "補助記号": "punctuation",
-        "空白": "space",
-        "漢字": "kanji",
-        "ひらがな": "hiragana",
-        "カタカナ": "katakana",
-    }
+    {name: english for name, (_, english) in LABEL_NAMES.items()}
     | {name: style.gloss for name, style in CLASS_STYLE.items()}
 )
 

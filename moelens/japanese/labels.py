@@ -285,9 +285,7 @@ def _label_documents(job: _Job) -> Iterator[pa.Table]:
         yield _as_table(waiting)
 
 
-def _label_document(
-    text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser
-) -> Iterator[_TokenLabels]:
+def _label_document(text: str, start: _Ints, end: _Ints, policy: Policy, analyser: Analyser) -> Iterator[_TokenLabels]:
     """Yield the labels of at most `_TABLE_TOKENS` tokens of a document at a time."""
     labels = character_labels(text, analyser)
     for first in range(0, len(start), _TABLE_TOKENS):
