@@ -181,7 +181,11 @@ MISTAKES = [
     ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
     ("label nowhere", None, "'nowhere' is not a recording"),
-    ("effect --layer 3 --experts five", None, "expected --experts with ids such as 5,9, the word shared or a file of experts, got 'five'"),
+    (
+        "effect --layer 3 --experts five",
+        None,
+        "expected --experts with ids such as 5,9, the word shared or a file of experts, got 'five'",
+    ),
     ("effect --layer three", None, "%moe effect: argument --layer: invalid int value: 'three'; see %moe effect --help"),
     ("trace modle", "雨が降る。", "unknown model 'modle'"),
     ("record modle", "雨が降る。", "unknown model 'modle'"),

@@ -36,7 +36,8 @@ from moelens.analysis.samples import (
 from moelens.analysis.specialize import check_testable
 from moelens.analysis.tables import interval, number, plain_table
 from moelens.display import Plotted
-from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.errors import MoeLensError, RecordingError
+from moelens.japanese.families import require_name
 from moelens.recording import Recording
 from moelens.saved import SavedCells, json_values, number_array
 
@@ -147,8 +148,8 @@ class Comparison(Plotted, SavedCells):
         Raises:
             UnknownNameError: there is no such label.
         """
-        if label is not None and label not in self.names:
-            raise unknown("label", label, self.names)
+        if label is not None:
+            label = require_name(label, self.names)
         wanted = np.isfinite(self.change) & (self.change != 0)
         if label is not None:
             wanted &= np.arange(len(self.names)) == self.names.index(label)

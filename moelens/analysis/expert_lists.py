@@ -186,6 +186,7 @@ def found_experts(
             )
         label = result.names[0]
     at = result.label_index(label)
+    label = result.names[at]
     found = result.certain[:, :, at] & (result.lift_given[:, :, at] > 1)
     if not found.any():
         raise MoeLensError(

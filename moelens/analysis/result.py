@@ -15,7 +15,7 @@ from moelens.analysis.count_tables import CountTables, Numbers
 from moelens.analysis.randomize import ALPHA, limits_of_test
 from moelens.analysis.tables import interval, number, percent, plain_table
 from moelens.display import Plotted, find_view
-from moelens.errors import unknown
+from moelens.japanese.families import require_name
 from moelens.saved import SavedCells
 
 _TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
@@ -279,14 +279,12 @@ class Specialization(Plotted, SavedCells):
         return tuple(lines)
 
     def label_index(self, label: str) -> int:
-        """Return the position of `label` on the last axis.
+        """Return the position of `label`, or of the label with this romanised or English name, on the last axis.
 
         Raises:
             UnknownNameError: there is no such label.
         """
-        if label not in self.names:
-            raise unknown("label", label, self.names, f"family {self.family!r}")
-        return self.names.index(label)
+        return self.names.index(require_name(label, self.names, f"family {self.family!r}"))
 
     def explore(self) -> Any:
         """Show the live map with a card for the selected expert; `moelens.explore` also shows sentences."""

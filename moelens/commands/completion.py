@@ -62,6 +62,13 @@ def _families() -> Iterable[str]:
     return FAMILIES
 
 
+def _labels() -> Iterable[str]:
+    from moelens.japanese.families import FAMILIES
+    from moelens.japanese.label_names import typed_names
+
+    return [name for labels in FAMILIES.values() for label in labels for name in (label, *typed_names(label))]
+
+
 def _captures() -> Iterable[str]:
     from moelens.recording.captures import CAPTURE_POINTS
 
@@ -89,6 +96,8 @@ _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "phase": lambda: ["prefill,decode"],
     "pairs": _pairs,
     "family": _families,
+    "label": _labels,
+    "family or label": lambda: [*_families(), *_labels()],
     "given": lambda: ["token", "position", *_families()],
     "format": lambda: ["datasets", "safetensors", "npz", "csv"],
     "capture": _captures,

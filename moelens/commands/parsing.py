@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import argparse
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moelens.commands.table import COMMANDS
 
 _Parser = TypeVar("_Parser", bound=argparse.ArgumentParser)
+
+
+# What arguments complete whose values may be Japanese words that are no paths.
+_JAPANESE = ("label", "family", "family or label", "given", "text")
+
+
+def as_utf8(word: str) -> str:
+    """Decode a word of the command line as UTF-8 if the locale, such as C, could not decode it.
+
+    >>> as_utf8("尊敬語".encode().decode("ascii", "surrogateescape")), as_utf8("sonkeigo")
+    ('尊敬語', 'sonkeigo')
+    """
+    try:
+        return word.encode("ascii", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return word
 
 
 def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *, prog: str) -> dict[str, _Parser]:
@@ -37,6 +53,7 @@ def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *
             add_help=True,  # the parser of IPython has no --help by default
         )
         for argument in command.arguments:
-            subparser.add_argument(*argument.names, help=argument.help, **argument.options)
+            kind: dict[str, Any] = {"type": as_utf8} if argument.completes in _JAPANESE else {}
+            subparser.add_argument(*argument.names, help=argument.help, **kind, **argument.options)
         made[name] = subparser
     return made

@@ -234,7 +234,11 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _PERMUTATIONS,
                     _SEED,
                     _TOP,
-                    option("--label", help="label whose findings are printed and exported (all)"),
+                    option(
+                        "--label",
+                        help="label whose findings are printed and exported, such as 丁寧語 or teineigo (all)",
+                        completes="label",
+                    ),
                     option(
                         "--export-experts",
                         type=Path,
@@ -398,7 +402,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     positional(
                         "recording", "recording, or a .toml file with [[probe]] and [[effect]] entries", "recording"
                     ),
-                    positional("family", "family of labels, or one label (honorifics)", "family", nargs="?"),
+                    positional("family", "family of labels, or one label (honorifics)", "family or label", nargs="?"),
                     option(
                         "--features",
                         nargs="+",
@@ -577,7 +581,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _RECORDING,
                     _FAMILY,
-                    option("--label", help="label to show first, such as 尊敬語"),
+                    option("--label", help="label to show first, such as 尊敬語 or sonkeigo", completes="label"),
                     option(
                         "--model",
                         help="model that experts are removed from (demo, for a recording of it)",

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from moelens.japanese.label_names import LABEL_NAMES
+
 
 @dataclass(frozen=True)
 class ClassStyle:
@@ -37,47 +39,7 @@ CLASS_STYLE: Mapping[str, ClassStyle] = MappingProxyType(
 
 #: English glosses of Japanese labels.
 GLOSS: Mapping[str, str] = MappingProxyType(
-    {
-        "名詞": "noun",
-        "代名詞": "pronoun",
-        "動詞": "verb",
-        "形容詞": "adjective",
-        "形状詞": "adjectival noun",
-        "副詞": "adverb",
-        "連体詞": "adnominal",
-        "接続詞": "conjunction",
-        "感動詞": "interjection",
-        "助詞": "particle",
-        "助動詞": "auxiliary",
-        "接頭辞": "prefix",
-        "接尾辞": "suffix",
-        "記号": "symbol",
-        "補助記号": "punctuation",
-        "空白": "space",
-        "漢字": "kanji",
-        "ひらがな": "hiragana",
-        "カタカナ": "katakana",
-        "一人称・改まった": "first person, formal",
-        "一人称・普通": "first person",
-        "一人称・くだけた": "first person, casual",
-        "二人称・改まった": "second person, formal",
-        "二人称・普通": "second person",
-        "二人称・くだけた": "second person, casual",
-        "二人称・呼称": "title or name of the addressee",
-        "三人称・改まった": "third person, formal",
-        "三人称・普通": "third person",
-        "三人称・くだけた": "third person, casual",
-        "三人称・呼称": "title or name of another",
-        "再帰": "reflexive",
-        "指示コ": "this",
-        "指示ソ": "that",
-        "指示ア": "that over there",
-        "指示ド": "which",
-        "主語なし・話し手": "no subject: the speaker",
-        "主語なし・聞き手": "no subject: the addressee",
-        "主語なし・敬う第三者": "no subject: a respected third person",
-        "主語なし・不明": "no subject: unknown",
-    }
+    {name: english for name, (_, english) in LABEL_NAMES.items()}
     | {name: style.gloss for name, style in CLASS_STYLE.items()}
 )
 

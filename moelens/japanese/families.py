@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.grammatical_functions import FUNCTIONS, function_labels
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
+from moelens.japanese.label_names import find_labels, typed_names
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.normalization import normalize, visible_ends
 from moelens.japanese.references import REFERENCES, reference_spans
@@ -172,7 +174,8 @@ def require_label(name: str, columns: Iterable[str]) -> str:
     """Find the column of a label.
 
     Args:
-        name: A label with its family ("honorifics.尊敬語") or without it ("尊敬語").
+        name: A label with its family ("honorifics.尊敬語") or without it ("尊敬語"), or its romanised or English name
+            ("sonkeigo", "respectful").
         columns: The columns to choose from, with their families.
 
     Raises:
@@ -180,17 +183,42 @@ def require_label(name: str, columns: Iterable[str]) -> str:
         MoeLensError: If several families have this label.
 
     Example:
-        >>> require_label("尊敬語", COLUMNS)
-        'honorifics.尊敬語'
+        >>> require_label("尊敬語", COLUMNS), require_label("kenjogo-1", COLUMNS)
+        ('honorifics.尊敬語', 'honorifics.謙譲語I')
     """
     columns = tuple(columns)
-    found = [c for c in columns if name in (c, c.partition(".")[2])]
+    names = {c: c.partition(".")[2] for c in columns}
+    meant = find_labels(name, columns) or set(find_labels(name, dict.fromkeys(names.values())))
+    found = [c for c in columns if c in meant or names[c] in meant]
     if not found:
-        raise unknown("label", name, [*(c.partition(".")[2] for c in columns), *columns])
+        typed = chain.from_iterable(map(typed_names, names.values()))
+        raise unknown("label", name, [*names.values(), *columns, *typed])
     if len(found) > 1:
         raise MoeLensError(
             f"expected a label of one family, got {name!r}, which several families have; write {' or '.join(found)}"
         )
+    return found[0]
+
+
+def require_name(name: str, names: Iterable[str], hint: str = "") -> str:
+    """Find a label among those of one family or result.
+
+    Args:
+        name: The label, or its romanised or English name.
+        names: The labels to choose from.
+        hint: Further advice for the message of the error.
+
+    Raises:
+        UnknownNameError: If there is no such label.
+
+    Example:
+        >>> require_name("sonkeigo", FAMILIES["honorifics"])
+        '尊敬語'
+    """
+    names = tuple(names)
+    found = find_labels(name, names)
+    if not found:
+        raise unknown("label", name, names, hint)
     return found[0]
 
 

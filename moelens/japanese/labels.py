@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -32,7 +32,8 @@ from moelens.japanese.families import (
     character_labels,
     family_columns,
 )
-from moelens.japanese.morphology import Analyser, provenance
+from moelens.japanese.honorific_spans import HonorificSpan
+from moelens.japanese.morphology import Analyser, Morpheme, provenance
 from moelens.japanese.rules import rulebook
 from moelens.japanese.token_labels import Policy, completed, last_of, policy_in_words, token_labels
 from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_labels
@@ -43,6 +44,7 @@ _METADATA = ("analyser", "dictionary", "rules", "policy", "alignment", "normaliz
 _WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
 _HONORIFIC_COLUMNS = ("rule", "plain", "readings")
 _GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
+_TABLE_TOKENS = 1 << 15  # a table of Arrow costs time for each of its columns, so it has the tokens of many documents
 _POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it ends it
     (True, False): COLUMNS.index("position.begin"),
     (False, False): COLUMNS.index("position.inside"),
@@ -50,8 +52,11 @@ _POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it
     (True, True): COLUMNS.index("position.whole"),
 }
 _HONORIFICS = [*family_columns("honorifics"), COLUMNS.index("honorific_form.ambiguous")]
+_TOKENS_OF_CHARACTER = 4  # a character has up to four bytes, and a token one or more
 _Document = tuple[str, _Ints, _Ints]  # its text, and the starts and the ends of its tokens, [token]
 _Job = tuple[list[_Document], Policy, Analyser]
+# Labels of some tokens, bool `[token, column]`, and the last morpheme and honorific of each token.
+_TokenLabels = tuple[Bools, list[Morpheme | None], list[HonorificSpan | None]]
 _Labelled = tuple[pa.Table, Counter[str]]  # and how many characters were normalised, by kind
 
 
@@ -275,19 +280,19 @@ def _groups(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
 
 
 def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[_Labelled]:
-    """Yield the table of each job with the counts of what was normalised, in order.
+    """Yield the tables of all jobs with the counts of what was normalised, in order.
 
     A few jobs per process are in memory at a time.
     """
     first = list(islice(jobs, processes))
     jobs, processes = chain(first, jobs), min(processes, len(first))
     if processes < 2:
-        yield from map(_label_documents, jobs)
+        yield from chain.from_iterable(map(_label_documents, jobs))
         return
     try:
         with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            while batch := list(islice(jobs, 4 * processes)):
-                yield from pool.map(_label_documents, batch)
+            while batch := list(islice(jobs, 2 * processes)):
+                yield from chain.from_iterable(pool.map(_label_job, batch))
     except BrokenProcessPool as error:
         raise MoeLensError(
             f"expected {processes} processes to label the documents, but one ended early (often for lack of memory);"
@@ -295,27 +300,55 @@ def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[_Labelled]:
         ) from error
 
 
-def _label_documents(job: _Job) -> _Labelled:
+def _label_job(job: _Job) -> list[_Labelled]:
+    return list(_label_documents(job))
+
+
+def _label_documents(job: _Job) -> Iterator[_Labelled]:
+    """Yield tables with the labels of successive tokens, of about `_TABLE_TOKENS` rows each."""
     documents, policy, analyser = job
+    waiting: list[_TokenLabels] = []
+    rows = 0
     normalized: Counter[str] = Counter()
-    tables = []
     for text, start, end in documents:
         labels = character_labels(text, analyser)
         normalized.update(labels.normalized)
-        tables.append(_token_table(labels, start, end, policy))
-    return pa.concat_tables(tables), normalized
+        for first in range(0, len(start), _TABLE_TOKENS):
+            tokens = slice(first, first + _TABLE_TOKENS + _TOKENS_OF_CHARACTER)
+            part = _label_tokens(labels, start[tokens], end[tokens], policy)
+            waiting.append(tuple(values[:_TABLE_TOKENS] for values in part))  # type: ignore[arg-type]
+            rows += len(waiting[-1][0])
+            if rows >= _TABLE_TOKENS:
+                yield _as_table(waiting), normalized
+                waiting, rows, normalized = [], 0, Counter()
+    if waiting:
+        yield _as_table(waiting), normalized
 
 
-def _token_table(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Policy) -> pa.Table:
-    has = token_labels(labels, start, end, policy)
-    last = last_of(labels.morpheme >= 0, start, end)
-    words = [labels.morphemes[labels.morpheme[i]] if i >= 0 else None for i in last]
+def _label_tokens(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Policy) -> _TokenLabels:
+    covering = end > start
+    low, high = (int(start[covering].min()), int(end[covering].max())) if covering.any() else (0, 0)
+    starts, ends = np.clip(start, low, high) - low, np.clip(end, low, high) - low
+    covered = replace(
+        labels, **{name: getattr(labels, name)[low:high] for name in ("has", "ends", "morpheme", "honorific")}
+    )
+    has = token_labels(covered, starts, ends, policy)
+    last = last_of(covered.morpheme >= 0, starts, ends)
+    words = [labels.morphemes[covered.morpheme[i]] if i >= 0 else None for i in last.tolist()]
     if policy == "ends":
-        last = last_of(np.asarray(labels.ends[:, _HONORIFICS].any(axis=1)), start, completed(start, end))
-    spans = [labels.honorific[i] if i >= 0 else None for i in last]
+        last = last_of(np.asarray(covered.ends[:, _HONORIFICS].any(axis=1)), starts, completed(starts, ends))
+    spans = [covered.honorific[i] if i >= 0 else None for i in last.tolist()]
     for row, m in enumerate(words):
         if m is not None:
             has[row, _POSITION_COLUMN[bool(start[row] <= m.start), bool(end[row] >= m.end)]] = True
+    return has, words, spans
+
+
+def _as_table(parts: Sequence[_TokenLabels]) -> pa.Table:
+    """Make one table of the labels of successive tokens."""
+    has = np.asfortranarray(np.concatenate([part for part, _, _ in parts]))
+    words = [m for _, part, _ in parts for m in part]
+    spans = [span for _, _, part in parts for span in part]
     details = {
         **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
         **{name: [getattr(m, name) if m else "" for m in words] for name in _WORD_COLUMNS[4:]},
@@ -330,8 +363,7 @@ def _token_table(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Poli
 
 
 def _schema() -> pa.Schema:
-    nothing = np.zeros(0, np.int32)
-    return _token_table(character_labels(""), nothing, nothing, "ends").schema
+    return _as_table([(np.zeros((0, len(COLUMNS)), np.bool_), [], [])]).schema
 
 
 def require_alignment(recording: object) -> None:

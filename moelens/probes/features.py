@@ -243,6 +243,8 @@ def token_classes(recording: Recording, label: str | Sequence[str | None]) -> tu
     if label in labels.families:
         names, has = labels.matrix(label)
         return names, np.where(text & (has.sum(1) == 1), has.argmax(1), -1)
-    family, _, name = require_label(label, COLUMNS).partition(".")
+    column = require_label(label, COLUMNS)
+    family, _, name = column.partition(".")
     names, has = labels.matrix(family)
+    label = label if label == column else name
     return (f"not {label}", label), np.where(text, has[:, names.index(name)].astype(np.int64), -1)

@@ -58,10 +58,10 @@ def parse_npy(data: bytes) -> NDArray[Any]:
     """
     try:
         file = io.BytesIO(data)
-        version = npy.read_magic(file)
+        version: tuple[int, int] = npy.read_magic(file)  # type: ignore[no-untyped-call]
         if version not in _HEADERS:
             raise ValueError(f"version {version[0]}.{version[1]} of the format")
-        shape, by_column, dtype = _HEADERS[version](file)
+        shape, by_column, dtype = _HEADERS[version](file)  # type: ignore[no-untyped-call]
         if dtype.hasobject:
             raise ValueError("it holds objects")
         stated, start = math.prod(shape) * dtype.itemsize, file.tell()

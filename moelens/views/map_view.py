@@ -93,7 +93,7 @@ class ExpertMap(LiveView):
     ) -> None:
         self.result, self.recording = result, recording
         shown = [name for name in result.names if name not in result.too_rare] or list(result.names)
-        label = shown[0] if label is None else label
+        label = shown[0] if label is None else result.names[result.label_index(label)]
         best = result.top(1, label)
         super().__init__(
             shape=[len(result.layers), result.n_experts],

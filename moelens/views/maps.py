@@ -66,7 +66,8 @@ def expert_map(
     """
     if label is None:
         label = next((name for name in result.names if name not in result.too_rare), result.names[0])
-    index, ratio = result.label_index(label), ratios(result, label, value)
+    index = result.label_index(label)
+    label, ratio = result.names[index], ratios(result, label, value)
     with japanese_font():
         ax = ax or new_axes(map_size(result, label))
         if not result.label_tokens[index]:

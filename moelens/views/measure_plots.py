@@ -16,6 +16,7 @@ from moelens.analysis.routing import cluster_order
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE, GLOSS, label_text
+from moelens.japanese.families import require_name
 from moelens.views.maps import (
     cell_colours,
     colour_limit,
@@ -324,9 +325,7 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
     Raises:
         UnknownNameError: the comparison does not have this label.
     """
-    label = comparison.names[0] if label is None else label
-    if label not in comparison.names:
-        raise unknown("label", label, comparison.names)
+    label = comparison.names[0] if label is None else require_name(label, comparison.names)
     index = comparison.names.index(label)
     change = 100 * comparison.change[:, :, index]
     a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
