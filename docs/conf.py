@@ -1,6 +1,6 @@
 """Sphinx: `sphinx-build -W docs docs/_build` builds the site; pytest runs the examples in the docstrings.
 
-`MOELENS_EXECUTE=1` executes the notebooks of the gallery during the build (minutes); they are committed without outputs.
+`MOELENS_EXECUTE=1` executes the notebooks of the gallery during the build, which takes minutes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ html_title = "moelens"
 html_show_sphinx = False
 html_copy_source = False
 # System fonts only: nothing is loaded from the network.
-_FONTS = '-apple-system, "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", "Yu Gothic UI", Meiryo, sans-serif'
+_FONTS = (
+    '-apple-system, "Segoe UI", "Hiragino Sans", "Noto Sans CJK JP", "Noto Sans JP", "Yu Gothic UI", Meiryo, sans-serif'
+)
 html_theme_options = {
     "light_css_variables": {"font-stack": _FONTS},
     "dark_css_variables": {"font-stack": _FONTS},

@@ -52,7 +52,9 @@ def commands() -> str:
             f"{command.help[0].upper()}{command.help[1:]}. In Python: `moelens.{command.function}`"
             + (" (in notebooks only)." if start == "%moe" else ".")
             + (f" `%%moe {name}` takes {command.cell} from the cell." if command.cell else ""),
-            f"```console\n$ {start} {command.example}\n```" if start == "moelens" else f"```\n%moe {command.example}\n```",
+            f"```console\n$ {start} {command.example}\n```"
+            if start == "moelens"
+            else f"```\n%moe {command.example}\n```",
             _table(("argument", "meaning (default)"), rows) if rows else "",
         ]
     return "\n\n".join(parts)
@@ -63,7 +65,10 @@ def labels() -> str:
     parts = []
     for file, families in LABEL_FILES.items():
         shown = [
-            (_code(family), "、".join(name + (f" ({GLOSS[name]})" if name in GLOSS else "") for name in FAMILIES[family]))
+            (
+                _code(family),
+                "、".join(name + (f" ({GLOSS[name]})" if name in GLOSS else "") for name in FAMILIES[family]),
+            )
             for family in families
         ]
         parts.append(f"## `labels/{file}.parquet`\n\n{_table(('family', 'labels'), shown)}")
