@@ -108,10 +108,10 @@ def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any
         f"among the {settings['top']} largest contributions are removed together, beside {draws} matched sets. "
         f"Interactions and changes are in nats, means over the test half; intervals are over frames. With {draws} "
         f"sets, p cannot be smaller than 1/{draws + 1}, or {least} after Holm's correction over {len(honorific)} "
-        f"honorific kinds; the controls are corrected among themselves. "
+        "honorific kinds; the controls are corrected among themselves. "
         f"{significant} of {len(honorific)} corrected "
-        "p values of honorific kinds are below .05. Off target: mean absolute change of the control kinds over the change of the "
-        "kind (selective at a third or less). Imbalance: the largest standardised difference between the removed set "
+        "p values of honorific kinds are below .05. Off target: mean absolute change of the control kinds over the "
+        "change of the kind (selective at a third or less). Imbalance: the largest standardised difference between the removed set "
         "and the matched sets, in routed weight, output norm and load.\n\n"
         f"Measured on {result['machine']}."
     )

@@ -21,7 +21,13 @@ from moelens.commands.parsing import add_commands
 from moelens.commands.table import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "hooks").glob("*.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "README.ja.md",
+    ROOT / "SECURITY.md",
+    *(ROOT / "docs").rglob("*.md"),
+    *(ROOT / "hooks").glob("*.md"),
+]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

@@ -1,14 +1,20 @@
-"""The pages of the public API are built without a warning."""
+"""The site is built without a warning; both languages say the same; links lead somewhere."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+from moelens.commands.table import COMMANDS
+from moelens.japanese.rules import rulebook
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("README*.md"), *DOCS.rglob("*.md")])
 
 
 @pytest.mark.slow
@@ -27,4 +33,50 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert 'id="moelens.record"' in (tmp_path / "out" / "api.html").read_text("utf-8")
+    site = tmp_path / "out"
+    assert 'id="moelens.record"' in (site / "api.html").read_text("utf-8")
+    for name in COMMANDS:
+        assert f"moelens {name}" in (site / "reference/commands.html").read_text("utf-8") or name in ("load", "hooks")
+    for rule in rulebook().rules:
+        assert f">{rule.name}<" in (site / "reference/keigo-rules.html").read_text("utf-8")
+    japanese = (site / "ja/tutorial.html").read_text("utf-8")
+    assert '<html class="no-js" lang="ja"' in japanese
+    assert 'href="../tutorial.html" lang="en"' in japanese
+    assert 'href="ja/tutorial.html" lang="ja"' in (site / "tutorial.html").read_text("utf-8")
+    for page in site.rglob("*.html"):  # nothing is loaded from another server
+        assert not re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//[^"]*"', page.read_text("utf-8")), page
+
+
+CODE = re.compile(r"^    \S.*$|```[\s\S]*?```|`[^`\n]+`", re.MULTILINE)
+
+
+def commands(page: str) -> list[str]:
+    """The lines of code of a page, without comments."""
+    return sorted(re.sub(r"  # .*", "", line) for block in CODE.findall(page) for line in block.splitlines())
+
+
+def figures(page: str) -> list[str]:
+    """The numbers in the prose of a page: those with decimals or %, since English writes small ones as words."""
+    return sorted(re.findall(r"\d+\.\d+(?: %)?|\d+ %", re.sub(r"\]\([^)]*\)", "", CODE.sub("", page))))
+
+
+def test_both_readmes_show_the_same_commands_and_figures() -> None:
+    english, japanese = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.ja.md"))
+    assert commands(japanese) == commands(english)
+    assert figures(japanese) == figures(english)
+
+
+@pytest.mark.parametrize("page", ["tutorial"])
+def test_both_languages_of_a_page_show_the_same_blocks(page: str) -> None:
+    english, japanese = ((DOCS / folder / f"{page}.md").read_text("utf-8") for folder in (".", "ja"))
+    blocks = [re.findall(r"```.*?```", text, re.DOTALL) for text in (english, japanese)]
+    assert blocks[0] == blocks[1]
+    assert len(blocks[0]) > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
+        if not target.startswith(("http", "mailto")):
+            target = target.replace("gallery/0", "../notebooks/0") if "gallery/0" in target else target
+            assert (page.parent / target).resolve().exists(), target

@@ -120,7 +120,7 @@ def _check_top(shares: NDArray[np.floating], n: int) -> None:
 
 
 def jaccard(shares: NDArray[np.floating], n: int) -> Floats:
-    """Compute how alike two labels are in their n most used experts: |A ∩ B| / |A ∪ B|.
+    """Compute how alike two labels are in their n most used experts: `|A ∩ B| / |A ∪ B|`.
 
     Give the distributions of each layer for a value in each layer. Their mean over layers gives the single value for
     two categories that arXiv 2606.25092 publishes, with half of the experts as `n`.
