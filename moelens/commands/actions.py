@@ -24,8 +24,8 @@ _LIFT = "lift: share of the label's tokens that go to the expert, divided by the
 _LEGENDS = {
     "test": f"""\
 {_LIFT}
-lift | token: the same within token identity; near 1, the token explains the preference
-left: share of the excess over chance that remains within token identity
+lift given token: the same among tokens of one id; near 1, the token explains the preference
+the strongest first: significant ones, by the share of the label's tokens that go to the expert beyond chance
 q: false discovery rate, p family: family-wise p, both over all layers, experts and labels; *: one is below .05""",
     "bounds": f"""\
 {_LIFT}
@@ -183,8 +183,9 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     result = analyze(
         recording,
         family,
-        given=args.given and tuple(args.given.split(",")),
+        given=_controls(args.given),
         permutations=args.permutations,
+        min_tokens=args.min_tokens,
         max_share=args.max_share,
         seed=seed,
         progress=None if Ranks.of(None).first else False,
@@ -195,6 +196,11 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     if args.export_experts is not None and _is_first():
         _export_experts(result, args)
     return result
+
+
+def _controls(given: str) -> tuple[str, ...] | None:
+    """The controls in `--given`; None for `none`."""
+    return None if given == "none" else tuple(given.split(","))
 
 
 def _check_export(args: Namespace) -> None:

@@ -21,7 +21,15 @@ _PAIRS = option(
     "--pairs", help=f"kind of the bundled minimal pairs, or a .jsonl file ({DEFAULTS['pairs']})", completes="pairs"
 )
 _FAMILY = option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
-_TOP = option("--top", type=int, default=15, help="number of findings to print (%(default)s)")
+_GIVEN = option(
+    "--given",
+    metavar="CONTROL",
+    default="token",
+    help="control: token, position, a family of labels, a column of the corpus, several such as token,script, or none "
+    "(%(default)s)",
+    completes="given",
+)
+_TOP = option("--top", type=int, default=15, help="number of findings to print, the strongest first (%(default)s)")
 _MODEL_NAME = option("--model", help="name of the model (that in the files)")
 _N_EXPERTS = option("--experts", type=int, help="number of experts in each layer (the largest id plus one)")
 _TOP_K = option("--top-k", type=int, help="experts chosen for each token (what the counts say)")
@@ -210,12 +218,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _RECORDING,
                     _FAMILY,
+                    _GIVEN,
                     option(
-                        "--given",
-                        metavar="CONTROL",
-                        help="control: token, position, a family of labels, a column of the corpus, "
-                        "or several such as token,script (none)",
-                        completes="given",
+                        "--min-tokens",
+                        type=int,
+                        default=20,
+                        help="labels and experts with fewer tokens are not tested (%(default)s)",
                     ),
                     option(
                         "--max-share",
@@ -226,7 +234,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _PERMUTATIONS,
                     _SEED,
                     _TOP,
-                    option("--label", help="label whose findings are printed and exported (all)"),
+                    option("--label", help="label whose findings are printed and exported, such as 尊敬語 (all)"),
                     option(
                         "--export-experts",
                         type=Path,

@@ -30,7 +30,7 @@ RemoveExpert = Callable[[int, int, str, bool], "Effect"]
 """Removes an expert and measures the effect: layer, expert, kind of sentences, whether to run matched controls."""
 
 # The kind of contrasts that tests the label.
-_KIND_OF_LABEL = {
+KIND_OF_LABEL = {
     "尊敬語": "subject-honorification",
     "謙譲語I": "humble-object",
     "謙譲語II": "in-out-group",
@@ -137,7 +137,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
                 f"{passages.recording.layers}; give the recording that was analysed"
             )
         self.trace = TraceView([passages.passage(0)], load=self.result.load)
-        self.effect = EffectView(kind=_KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
+        self.effect = EffectView(kind=KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
         self.effect.observe(self._remove, "clicks")
         extent = passages.excerpt.extent
         source = f", from {extent}" if extent else ""
@@ -182,8 +182,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self.passages is not None:
             self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
             self.effect.target = f"L{layer} · E{expert}"
-            if change is not None and change["name"] == "label" and self.map.label in _KIND_OF_LABEL:
-                self.effect.kind = _KIND_OF_LABEL[self.map.label]
+            if change is not None and change["name"] == "label" and self.map.label in KIND_OF_LABEL:
+                self.effect.kind = KIND_OF_LABEL[self.map.label]
 
     def _remove(self, change: Any) -> None:
         view, (layer, expert) = self.effect, self._selected()
