@@ -9,6 +9,7 @@ import numpy as np
 
 from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number, signed_interval, signed_number
+from moelens.japanese.classes import GLOSS
 from moelens.views.finding_tables import lift_name, strongest
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def _specialists(result: Specialization) -> str:
     tested = [name for name in result.names if name not in result.too_rare]
     found = {name: strongest(result, name) for name in tested}
     listed = [
-        f"{name} by L{f.layer} · E{f.expert} ({lift_name(result)} {number(f.lift_given)}{_interval(result, f)})"
+        f"{_glossed(name)} by L{f.layer} · E{f.expert} ({lift_name(result)} {number(f.lift_given)}{_interval(result, f)})"
         for name, f in found.items()
         if f is not None
     ]
@@ -57,11 +58,15 @@ def _specialists(result: Specialization) -> str:
     )
     none = [name for name, f in found.items() if f is None]
     if listed and none:
-        text += f" Not found: an expert for {', '.join(none)}."
+        text += f" Not found: an expert for {', '.join(map(_glossed, none))}."
     untested: dict[str, list[str]] = {}
     for name in result.too_rare:
         untested.setdefault(result.why_untested(name), []).append(name)
     return text + "".join(f" {reason[0].upper()}{reason[1:]}: {', '.join(names)}." for reason, names in untested.items())
+
+
+def _glossed(name: str) -> str:
+    return f"{name} ({GLOSS[name]})" if name in GLOSS else name
 
 
 def _interval(result: Specialization, f: Finding) -> str:

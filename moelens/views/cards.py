@@ -188,13 +188,16 @@ def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: in
 def _contexts_html(
     texts: list[str], rows: NDArray[Any], doc: NDArray[Any], start: NDArray[Any], end: NDArray[Any]
 ) -> str:
-    """Passages from different documents, with the token marked."""
-    shown: list[str] = []
-    seen: set[int] = set()
-    for row in rows:
-        if doc[row] not in seen and len(shown) < _MOST_CONTEXTS:
-            seen.add(doc[row])
-            text, a, b = texts[doc[row]], int(start[row]), int(end[row])
-            left, right = text[max(0, a - _CHARACTERS_AROUND) : a], text[b : b + _CHARACTERS_AROUND]
-            shown.append(f"…{escape(left)}<mark>{escape(text[a:b])}</mark>{escape(right)}…")
+    """Passages from different texts, those with the largest density of such tokens first, with the token marked."""
+    docs, first, counts = np.unique(doc[rows], return_index=True, return_counts=True)
+    density = counts / np.sqrt([max(1, len(texts[d])) for d in docs])
+    found: dict[str, str] = {}
+    for i in np.argsort(-density, kind="stable").tolist():
+        row = rows[first[i]]
+        text, a, b = texts[docs[i]], int(start[row]), int(end[row])
+        left, right = text[max(0, a - _CHARACTERS_AROUND) : a], text[b : b + _CHARACTERS_AROUND]
+        found.setdefault(text, f"…{escape(left)}<mark>{escape(text[a:b])}</mark>{escape(right)}…")
+        if len(found) == _MOST_CONTEXTS:
+            break
+    shown = list(found.values())
     return "<br>".join(shown)

@@ -93,7 +93,7 @@ def lift_name(result: Specialization) -> str:
 
 def summary_html(result: Specialization) -> str:
     """Return a table with a row for each label: its tokens, its significant experts, and the strongest of them."""
-    above = (result.certain & (result.lift > 1)).sum((0, 1))
+    above = (result.certain & (result.lift_given > 1)).sum((0, 1))
     tested = result.evidence == "test"
     given = [lift_name(result)] if result.given else []
     token = ["lift given token"] if tested and "token" not in result.given else []
