@@ -298,7 +298,7 @@ def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
         n_experts = model.shape.n_experts
         interventions = listed_interventions(experts, args.operation, args.value, n_experts=n_experts)
     with _recipe_hooks(args, model):
-        result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 20, seed=seed)
+        result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 100, seed=seed)
         return _save_result(result, args)
 
 
@@ -405,7 +405,14 @@ def import_types_command(session: Session, args: Namespace, cell: str | None) ->
 def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.reporting import report
 
-    return report(session.find_source(args.recording), args.out, permutations=args.permutations)
+    return report(
+        session.find_source(args.recording),
+        args.out,
+        effects="remove" if args.effects == [] else args.effects or (),
+        baseline=args.baseline,
+        model=None if args.model is None else session.find_name(args.model),
+        permutations=args.permutations,
+    )
 
 
 def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -414,7 +421,9 @@ def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
     (family,) = _or_default(session, args, "family")
     model = None if args.model is None else session.find_name(args.model)
     recording = session.find_recording(args.recording)
-    explorer = explore(recording, model, args.label, family=family, permutations=args.permutations)
+    explorer = explore(
+        recording, model, args.label, family=family, given=_controls(args.given), permutations=args.permutations
+    )
     if args.out:
         explorer.save_html(args.out)
     return explorer
@@ -436,7 +445,8 @@ def show_text_once(result: Any, args: Namespace) -> str | None:
 
 def show_findings(result: Any, args: Namespace) -> str | None:
     """The strongest findings with a legend, from the first of several processes only."""
-    text = f"{result.table(args.top, label=getattr(args, 'label', None))}\n\n{_LEGENDS[result.evidence]}"
+    label = getattr(args, "label", None)
+    text = f"{result.table(args.top, label=label)}\n\n{_LEGENDS[result.evidence]}"
     return text if _is_first() else None
 
 

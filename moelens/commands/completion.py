@@ -88,7 +88,7 @@ _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "phase": lambda: ["prefill,decode"],
     "pairs": _pairs,
     "family": _families,
-    "given": lambda: ["token", "position", *_families()],
+    "given": lambda: ["token", "none", "position", *_families()],
     "format": lambda: ["datasets", "safetensors", "npz", "csv"],
     "capture": _captures,
     "measure": _measures,

@@ -55,7 +55,12 @@ _STORE_DTYPE = option(
 _PERMUTATIONS = option(
     "--permutations", type=int, default=1000, help="number of permutations of the labels in each test (%(default)s)"
 )
-_DRAWS = option("--draws", type=int, default=20, help="number of matched controls for each intervention (%(default)s)")
+_DRAWS = option("--draws", type=int, default=100, help="number of matched controls for each intervention (%(default)s)")
+_RECORDED_MODEL = option(
+    "--model",
+    help="model that made the recording, to remove experts from (demo, for a recording of it)",
+    completes="model",
+)
 _PLACEMENT = (
     option("--dtype", default="auto", help="dtype of the weights (that of the checkpoint)"),
     option("--revision", help="commit, tag or branch of the model on the hub"),
@@ -535,8 +540,21 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _SOURCE,
                     option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
                     _PERMUTATIONS,
+                    option(
+                        "--effects",
+                        nargs="*",
+                        metavar="FILE",
+                        help="removal of the strongest expert of each honorific class, with matched controls; or files "
+                        "of effect, causes and prefer to show",
+                    ),
+                    option(
+                        "--baseline",
+                        action="store_true",
+                        help="number of specialists that a model of the same shape with random weights gives",
+                    ),
+                    _RECORDED_MODEL,
                 ),
-                example="report runs/corpus --out report.html",
+                example="report runs/corpus --effects --baseline --out report.html",
                 timed=True,
             ),
             Command(
@@ -547,12 +565,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _RECORDING,
                     _FAMILY,
+                    _GIVEN,
                     option("--label", help="label to show first, such as 尊敬語"),
-                    option(
-                        "--model",
-                        help="model that experts are removed from (demo, for a recording of it)",
-                        completes="model",
-                    ),
+                    _RECORDED_MODEL,
                     _PERMUTATIONS,
                     option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),

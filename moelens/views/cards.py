@@ -188,16 +188,20 @@ def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: in
 def _contexts_html(
     texts: list[str], rows: NDArray[Any], doc: NDArray[Any], start: NDArray[Any], end: NDArray[Any]
 ) -> str:
-    """Passages from different texts, those with the largest density of such tokens first, with the token marked."""
+    """Passages from different texts, those with the largest density of such tokens first, with the tokens marked."""
     docs, first, counts = np.unique(doc[rows], return_index=True, return_counts=True)
     density = counts / np.sqrt([max(1, len(texts[d])) for d in docs])
     found: dict[str, str] = {}
     for i in np.argsort(-density, kind="stable").tolist():
         row = rows[first[i]]
         text, a, b = texts[docs[i]], int(start[row]), int(end[row])
-        left, right = text[max(0, a - _CHARACTERS_AROUND) : a], text[b : b + _CHARACTERS_AROUND]
-        found.setdefault(text, f"…{escape(left)}<mark>{escape(text[a:b])}</mark>{escape(right)}…")
+        near = [r for r in rows[doc[rows] == docs[i]] if a <= start[r] and end[r] <= b + _CHARACTERS_AROUND]
+        shown, at = f"…{escape(text[max(0, a - _CHARACTERS_AROUND) : a])}", a
+        for r in near:
+            if start[r] >= at:  # not a further token of the same character
+                shown += f"{escape(text[at : start[r]])}<mark>{escape(text[start[r] : end[r]])}</mark>"
+                at = int(end[r])
+        found.setdefault(text, f"{shown}{escape(text[at : b + _CHARACTERS_AROUND])}…")
         if len(found) == _MOST_CONTEXTS:
             break
-    shown = list(found.values())
-    return "<br>".join(shown)
+    return "<br>".join(found.values())

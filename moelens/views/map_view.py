@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from moelens.recording import Recording
     from moelens.tracing.passages import Excerpt
 
-_MOST_CARDS = 120
+_MOST_CARDS = 128
 
 
 class ExpertMap(LiveView):
@@ -149,6 +149,8 @@ class ExpertMap(LiveView):
 
     def _cells_with_cards(self) -> list[str]:
         result = self.result
+        if result.load.size <= _MOST_CARDS:
+            return [f"{at},{expert}" for at, expert in np.ndindex(result.load.shape)]
         findings = [*result.top(_MOST_CARDS), *(f for name in self.labels for f in result.top(3, name))]
         return list(dict.fromkeys(f"{result.layers.index(f.layer)},{f.expert}" for f in findings))
 

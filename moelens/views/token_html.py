@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moelens.tracing import Span, Trace
 
 _GOLDEN = 0.618034
+_PLAIN = "display: inline-block; border-bottom: 3px solid transparent; padding-bottom: 1px"
 
 
 def tokens_html(
@@ -179,10 +180,13 @@ def _cells(
     for i, token in enumerate(tokens):
         shade = None if values is None else (float(values[i]), float(sizes[i] / most))
         cells.append(_token_html(token, ids[i], None if gates is None else gates[i], shade, marked))
+    plain = set(range(len(tokens)))
     for start, end, label in spans:
         for i in range(max(start, 0), min(end, len(tokens))):
             cells[i] = _underlined(cells[i], label, marked=i == start)
-    return cells
+            plain.discard(i)
+    # Where one token of a row is underlined, the others are as high, so that the rows of a pair do not jump.
+    return [f'<span style="{_PLAIN}">{cell}</span>' if spans and i in plain else cell for i, cell in enumerate(cells)]
 
 
 def _line_html(heading: str, spans: Sequence[Span], cells: Sequence[str]) -> str:

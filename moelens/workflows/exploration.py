@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
     from moelens.views.explorer import RemoveExpert
 
-_DRAWS = 100
+_DRAWS = 40
 
 
 def explore(
