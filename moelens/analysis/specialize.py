@@ -60,8 +60,8 @@ def analyze(
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
         given: what to compare labels within: "token" (the same token id; without it, an expert that is chosen for one
             frequent word seems to prefer every label of the word), "position" (position in the document, in
-            bins that double in size), None for no control, any other family of labels such as "script", a column of the corpus such as
-            "speaker" ("corpus.NAME" if a family has the same name), or several of them.
+            bins that double in size), any other family of labels such as "script", a column of the corpus such as
+            "speaker" ("corpus.NAME" if a family has the same name), several of them, or None for no control.
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.

@@ -6,7 +6,6 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-
 _ROUNDING = 1e-14
 """Smaller numbers are what the addition of floats leaves of 0."""
 

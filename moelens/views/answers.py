@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moelens.interventions.effects import KindEffect
     from moelens.interventions.preference import Preferences
 
+
 def answer(
     results: Mapping[str, Specialization], effects: Sequence[Effect | Causes | Preferences] = ()
 ) -> tuple[str, str, str]:
@@ -42,8 +43,9 @@ def _specialists(result: Specialization) -> str:
     """The strongest specialist of each label, and the labels that have none."""
     tested = [name for name in result.names if name not in result.too_rare]
     found = {name: strongest(result, name) for name in tested}
+    lift = lift_name(result)
     listed = [
-        f"{_glossed(name)} by L{f.layer} · E{f.expert} ({lift_name(result)} {number(f.lift_given)}{_interval(result, f)})"
+        f"{_glossed(name)} by L{f.layer} · E{f.expert} ({lift} {number(f.lift_given)}{_interval(result, f)})"
         for name, f in found.items()
         if f is not None
     ]
@@ -62,7 +64,9 @@ def _specialists(result: Specialization) -> str:
     untested: dict[str, list[str]] = {}
     for name in result.too_rare:
         untested.setdefault(result.why_untested(name), []).append(name)
-    return text + "".join(f" {reason[0].upper()}{reason[1:]}: {', '.join(names)}." for reason, names in untested.items())
+    return text + "".join(
+        f" {reason[0].upper()}{reason[1:]}: {', '.join(names)}." for reason, names in untested.items()
+    )
 
 
 def _glossed(name: str) -> str:

@@ -25,8 +25,8 @@ LEAST_TOKENS = 10
 """An expert that takes fewer tokens of a label is not called its strongest."""
 _LIFT = "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do"
 _LEGENDS = {
-    "test": f"{_LIFT}; its interval is over documents. Lift given token: the same among tokens of one id; near 1, the words "
-    "explain the lift. Sorted by the share of the label's tokens that go to the expert beyond chance, significant ones "
+    "test": f"{_LIFT}; its interval is over documents. Lift given token: the same among tokens of one id; near 1, "
+    "the words explain the lift. Sorted by the share of the label's tokens that go to the expert beyond chance, significant ones "
     "first. q (false discovery rate) and family-wise p are corrected for all layers, experts and labels; grey: neither "
     "is below .05.",
     "bounds": f"{_LIFT}. Which tokens of a type went to the expert is not known: the lift lies between the bounds, "
@@ -81,7 +81,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
 
 
 def strongest(result: Specialization, label: str) -> Finding | None:
-    """Return the strongest certain finding of a label that rests on ten or more of its tokens; None if there is none."""
+    """Return the strongest certain finding of a label, over ten or more of its tokens; None if there is none."""
     found = result.top(result.n_experts * len(result.layers), label)
     return next((f for f in found if f.certain and f.count >= LEAST_TOKENS), None)
 
@@ -106,7 +106,11 @@ def summary_html(result: Specialization) -> str:
             rows.append(_row((label_html(name), f"{tokens:,.0f}", why, *[_DASH] * (len(header) - 3)), _GREYED))
             continue
         first = strongest(result, name) or best[0]
-        figures = [number(first.lift), *[number(first.lift_given) for _ in given], *[number(first.lift_given_token) for _ in token]]
+        figures = [
+            number(first.lift),
+            *[number(first.lift_given) for _ in given],
+            *[number(first.lift_given_token) for _ in token],
+        ]
         compared = np.isfinite(result.p if tested else result.lift)[:, :, index].sum()
         size = f"{above[index]:,} of {compared:,}"
         cells = (label_html(name), f"{tokens:,.0f}", size, f"L{first.layer} · E{first.expert}", *figures)

@@ -47,14 +47,15 @@ def expert_map(
 ) -> Axes:
     """Draw layers × experts for one label; cells that are not significant after correction are grey.
 
-    Cells of experts that are never chosen for the label are empty. In a result with bounds, cells whose bounds include 1 are grey; in one without tests and bounds, none is. The
-    colours diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
+    Cells of experts that are never chosen for the label are empty. In a result with bounds, cells whose bounds
+    include 1 are grey; in one without tests and bounds, none is. The colours diverge around chance. They show log2
+    of the ratio, clipped at its 99.5th percentile.
 
     Args:
         result: a result of `analyze`.
         label: the label; None for the first one that was tested.
-        value: "lift", "share" (relative to chance k/E), or "lift_given_token"; None for what was tested, as far as it is
-            among these.
+        value: "lift", "share" (relative to chance k/E), or "lift_given_token"; None for the
+            lift that was tested.
         ax: axes to draw on; None makes a new pyplot figure.
         title: title of the axes; None for what is shown, in two lines.
 
@@ -244,8 +245,7 @@ def map_title(result: Specialization, label: str, metric: str) -> str:
     above = (result.certain[:, :, index] & (result.lift_given[:, :, index] > 1)).sum()
     cells = result.certain[:, :, index].size
     verdict = {
-        "test": f"significantly above chance at {above:,} of {cells:,} experts; "
-        "grey: not significant after correction",
+        "test": f"significantly above chance at {above:,} of {cells:,} experts; grey: not significant after correction",
         "bounds": f"lift above chance by its bounds at {above:,} of {cells:,} experts; grey: the bounds include 1",
         "none": f"lift above 1 at {above:,} of {cells:,} experts; nothing was tested",
     }[result.evidence]

@@ -46,8 +46,9 @@ _GREY = {
 }
 _SENTENCE_LEGEND = (
     "Below each token stands the expert with the largest weight in the layer that is shown, and the background has a "
-    "colour for each expert. A dotted line under bold letters marks the tokens that the expert of the heading takes. A solid line under "
-    "a word and a mark before it stand for its honorific class: {marks}. ▫ stands for a further token of the same character."
+    "colour for each expert. A dotted line under bold letters marks the tokens that the expert of the heading takes. A "
+    "solid line under a word and a mark before it stand for its honorific class: {marks}. ▫ stands for a further token "
+    "of the same character."
 )
 
 

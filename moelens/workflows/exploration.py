@@ -69,12 +69,12 @@ def explore(
     labels = labels or Labels.open_or_create(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
-    return Explorer(result, Passages(recording, labels, result.family), _expert_remover(recording, model, loaded), label)
+    return Explorer(
+        result, Passages(recording, labels, result.family), _expert_remover(recording, model, loaded), label
+    )
 
 
-def _expert_remover(
-    recording: Recording, model: HookedMoE | str | None, loaded: list[HookedMoE]
-) -> RemoveExpert:
+def _expert_remover(recording: Recording, model: HookedMoE | str | None, loaded: list[HookedMoE]) -> RemoveExpert:
     """A function that measures the effect of removing an expert; it loads the model when it is first called."""
 
     def remove_expert(layer: int, expert: int, kind: str, controls: bool) -> Effect:

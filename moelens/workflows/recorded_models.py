@@ -54,7 +54,9 @@ def require_same_model(recording: Recording, model: HookedMoE) -> None:
     known, given = (recording.n_experts, recording.top_k), (shape.n_experts, shape.top_k)
     if known != given or not set(recording.layers) <= set(shape.moe_layers):
         layers = f"layers {list(shape.moe_layers)} with {given[1]} of {given[0]} experts"
-        raise CheckError(f"{told}has {layers} instead of {list(recording.layers)} with {known[1]} of {known[0]}{advice}")
+        raise CheckError(
+            f"{told}has {layers} instead of {list(recording.layers)} with {known[1]} of {known[0]}{advice}"
+        )
     doc = recording.column("doc")
     rows = np.flatnonzero(doc == doc[0])[:_COMPARED_TOKENS]
     agreement = _agreement(recording, model, rows)

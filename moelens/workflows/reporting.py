@@ -27,8 +27,8 @@ from moelens.workflows.recorded_models import random_model_findings, recorded_mo
 
 if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
-    from moelens.models.hooked import HookedMoE
     from moelens.interventions.preference import Preferences
+    from moelens.models.hooked import HookedMoE
 
 REPORT_FAMILIES = ("honorifics within token", "honorifics", "pos within token")
 """Families that a report analyses when it is given no results; the name after "within" is the control."""
@@ -122,8 +122,10 @@ def report(
     if effects == "remove":
         shown = class_effects(recording, results, model, progress=progress)
         command += " --effects" if command else ""
+    elif shown and all(isinstance(e, (str, Path)) for e in effects):
+        command += f" --effects {shlex.join(map(str, effects))}" if command else ""
     elif shown:
-        command += " --effects FILE" if command else ""
+        command = ""
     content = report_content(recording, labels, results, title, notes)
     return _write_page(replace(content, effects=shown, reproduce=command), out)
 
@@ -179,7 +181,12 @@ def class_effects(
     loaded = recorded_model(recording, model)
     return tuple(
         effect(
-            loaded, KIND_OF_LABEL[f.label], remove(f.layer, [f.expert]), draws=draws, texts=(), off_target=False,
+            loaded,
+            KIND_OF_LABEL[f.label],
+            remove(f.layer, [f.expert]),
+            draws=draws,
+            texts=(),
+            off_target=False,
             progress=progress,
         )
         for f in found
@@ -284,9 +291,7 @@ def tokens_in_words(recorded: int, results: Mapping[str, Specialization]) -> str
     return f"{recorded:,} recorded" + (f"; {counted:,} counted{why}" if counted != recorded else "")
 
 
-def _example_sentences(
-    recording: Recording, labels: Labels, results: Sequence[Specialization]
-) -> Iterator[Example]:
+def _example_sentences(recording: Recording, labels: Labels, results: Sequence[Specialization]) -> Iterator[Example]:
     """For each class, sentences in which its strongest expert is chosen for many of its tokens.
 
     The expert is that of the first result with a certain one for the class, else that of the last result.
