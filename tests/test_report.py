@@ -128,8 +128,9 @@ def test_open(recording: moelens.Recording, tmp_path: Path) -> None:
         assert moelens.open(result.save(tmp_path / name)).names == result.names
     assert moelens.open(recording.path).n_documents == len(TEXTS)
     (tmp_path / "other.json").write_text("[1]")
+    refused = r"expected a result that moelens saved, got '.*', which is none"
     for name in ("other.json", "missing.parquet"):
-        with pytest.raises(moelens.MoeLensError, match=r"expected a result that moelens saved, got '.*', which is none"):
+        with pytest.raises(moelens.MoeLensError, match=refused):
             moelens.open(tmp_path / name)
 
 
