@@ -29,7 +29,7 @@ MAP = [
     "box.map.observe(lambda c: setattr(log, 'value', f'brushed {c.new}'), 'brushed')\n"
     "ipywidgets.VBox([box, log])",
 ]
-EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', permutations=50)"]
+EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', given=None, permutations=50)"]
 
 
 def test_the_live_map(lab: Lab) -> None:

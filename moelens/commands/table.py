@@ -62,7 +62,13 @@ _RECORDED_MODEL = option(
     completes="model",
 )
 _PLACEMENT = (
-    option("--dtype", default="auto", help="dtype of the weights (that of the checkpoint)"),
+    option(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32", "float64"),
+        metavar="DTYPE",
+        help="dtype of the weights: bfloat16, float16, float32 or float64 (that of the checkpoint)",
+    ),
     option("--revision", help="commit, tag or branch of the model on the hub"),
     option("--device-map", help="auto, to spread the model over all GPUs, the CPU and disk"),
     option("--offload-folder", help="folder for the weights that --device-map puts on disk"),
