@@ -26,7 +26,7 @@ LEAST_TOKENS = 10
 _LIFT = "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do"
 _LEGENDS = {
     "test": f"{_LIFT}; its interval is over documents. Lift given token: the same among tokens of one id; near 1, the "
-    "words explain the lift. Sorted by the share of the label's tokens that go to the expert beyond chance, significant "
+    "words explain the lift. Sorted by the share of the label's tokens at the expert beyond chance, significant "
     "ones first. q (false discovery rate) and family-wise p are corrected for all layers, experts and labels; grey: "
     "neither is below .05.",
     "bounds": f"{_LIFT}. Which tokens of a type went to the expert is not known: the lift lies between the bounds, "
