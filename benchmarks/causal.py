@@ -111,8 +111,8 @@ def markdown(found: dict[str, tuple[Attribution, Effect]], result: dict[str, Any
         "honorific kinds; the controls are corrected among themselves. "
         f"{significant} of {len(honorific)} corrected "
         "p values of honorific kinds are below .05. Off target: mean absolute change of the control kinds over the "
-        "change of the kind (selective at a third or less). Imbalance: the largest standardised difference between the removed set "
-        "and the matched sets, in routed weight, output norm and load.\n\n"
+        "change of the kind (selective at a third or less). Imbalance: the largest standardised difference "
+        "between the removed set and the matched sets, in routed weight, output norm and load.\n\n"
         f"Measured on {result['machine']}."
     )
     lines = ["| " + " | ".join(row) + " |" for row in (HEADER, ("---",) * len(HEADER), *rows)]

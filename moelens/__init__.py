@@ -40,6 +40,7 @@ _PUBLIC = {
     "measure": "analysis",
     "patch_outputs": "interventions",
     "patch_routes": "interventions",
+    "open": "workflows.opening",
     "plan": "recording",
     "prefer": "interventions",
     "probe": "probes",
@@ -86,6 +87,7 @@ __all__ = [
     "load",
     "load_hooks",
     "measure",
+    "open",
     "patch_outputs",
     "patch_routes",
     "plan",
@@ -140,8 +142,10 @@ if TYPE_CHECKING:
     from moelens.tracing import trace
     from moelens.workflows.demo_run import run_demo
     from moelens.workflows.exploration import explore
+    from moelens.workflows.opening import open_saved as open
     from moelens.workflows.reporting import report
 
+_OTHER_NAMES = {"open": "open_saved"}  # `open` would hide the builtin in its module
 _SUBPACKAGES = ("analysis", "interventions", "japanese", "models", "probes", "recording", "views")
 
 
@@ -150,7 +154,7 @@ def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return import_module(f"moelens.{name}")
     if name in _PUBLIC:
-        return getattr(import_module(f"moelens.{_PUBLIC[name]}"), name)
+        return getattr(import_module(f"moelens.{_PUBLIC[name]}"), _OTHER_NAMES.get(name, name))
     raise AttributeError(f"module 'moelens' has no attribute {name!r}")
 
 

@@ -125,7 +125,7 @@ class Saved:
 
     @classmethod
     def _read_parquet(cls, path: Path) -> Any:
-        return _read_head(pq.read_table(path))
+        return read_head(pq.read_schema(path))
 
 
 class SavedRows(Saved):
@@ -207,7 +207,7 @@ class SavedCells(Saved):
     @classmethod
     def _read_parquet(cls, path: Path) -> Any:
         table = pq.read_table(path)
-        head = _read_head(table)
+        head = read_head(table.schema)
         return head | {"cells": {name: table[name].to_numpy() for name in head.pop("kept", ())}}
 
 
@@ -217,9 +217,9 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _read_head(table: pa.Table) -> dict[str, Any]:
+def read_head(schema: pa.Schema) -> dict[str, Any]:
     """Return what `save` put into the metadata of a Parquet file; an empty dict for any other file."""
-    head: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
+    head: dict[str, Any] = json.loads((schema.metadata or {}).get(_METADATA_KEY, b"{}"))
     return head
 
 

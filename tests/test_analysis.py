@@ -238,7 +238,7 @@ class FakeLabels:
 
 
 def test_specialization_of_a_recording_leaves_special_tokens_out() -> None:
-    result = analyze(FakeRecording(), labels=FakeLabels(), permutations=19, min_tokens=5)
+    result = analyze(FakeRecording(), labels=FakeLabels(), given=None, permutations=19, min_tokens=5)
     assert result.n_tokens == 76
     assert result.family == "honorifics"
     assert result.provenance["model"] == "demo"

@@ -69,7 +69,9 @@ def test_record_label_analyze(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert run(capsys, "record", "demo", str(corpus), "--out", out)[0] == 0
     assert run(capsys, "label", out)[0] == 0
     file = tmp_path / "result.json"
-    status, printed, _ = run(capsys, "analyze", out, "--permutations", "50", "--out", str(file), "--top", "3")
+    status, printed, _ = run(
+        capsys, "analyze", out, "--given", "none", "--permutations", "50", "--out", str(file), "--top", "3"
+    )
     assert status == 0
     assert "specialists of honorifics" in printed
     assert printed.endswith("*: one is below .05\n")

@@ -221,9 +221,9 @@ def test_analyze_exports_and_effect_reads_back(tmp_path: Path, capsys: pytest.Ca
     texts = [document.text for document in moelens.Corpus.of("demo")][:40]
     moelens.record(model, texts, tmp_path / "run", progress=False)
     run, out = str(tmp_path / "run"), tmp_path / "polite.csv"
-    base = ["analyze", run, "--permutations", "99", "--export-experts"]
+    base = ["analyze", run, "--given", "none", "--permutations", "99", "--export-experts"]
     assert main([*base, str(out), "--label", "丁寧語"]) == 0
-    result = moelens.analyze(run, permutations=99, progress=False)
+    result = moelens.analyze(run, given=None, permutations=99, progress=False)
     np.testing.assert_allclose(read_experts(out).biases, found_experts(result, "丁寧語").biases)
     assert main([*base, str(tmp_path / "keep.json"), "--label", "丁寧語", "--form", "keep"]) == 0
     assert read_experts(tmp_path / "keep.json").form == "keep"

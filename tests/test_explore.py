@@ -38,7 +38,7 @@ def recording(model: moelens.HookedMoE, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture
 def explorer(recording: Recording, model: moelens.HookedMoE) -> Explorer:
-    return moelens.explore(recording, model, "丁寧語", permutations=50)
+    return moelens.explore(recording, model, "丁寧語", given=None, permutations=50)
 
 
 def test_the_views_follow_the_chosen_expert(explorer: Explorer, recording: Recording) -> None:
@@ -68,7 +68,7 @@ def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedM
 
     states: list[str] = []
     explorer.effect.observe(lambda change: states.append(change["new"]), "status")
-    explorer.map.selected, explorer.effect.kind = [3, 7], "control-noun"
+    explorer.map.selected, explorer.effect.kind, explorer.effect.controls = [3, 7], "control-noun", False
     explorer.effect.clicks += 1
     expected = moelens.effect(model, "control-noun", remove(4, [7]), controls=None, texts=()).kinds[0]
     (row,) = explorer.effect.rows
@@ -86,15 +86,14 @@ def test_removal_is_the_public_effect(explorer: Explorer, model: moelens.HookedM
 
 def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -> None:
     manifest = {**recording.manifest, "model": {"name": "elsewhere/large"}}
-    found = moelens.explore(Recording(recording.folder, manifest), permutations=50)
+    found = moelens.explore(Recording(recording.folder, manifest), given=None, permutations=50)
     found.effect.clicks += 1
     assert found.effect.status == "failed"
     assert found.effect.message == (
-        "expected a model to remove an expert from, got None; "
-        "give the recorded one: moelens.explore(recording, model='elsewhere/large')"
+        "expected the model that made the recording, 'elsewhere/large', got None; give it with model= or --model"
     )
     with pytest.raises(moelens.MoeLensError, match="unknown label '尊敬'; did you mean '尊敬語'"):
-        moelens.explore(recording, label="尊敬", permutations=50)
+        moelens.explore(recording, label="尊敬", given=None, permutations=50)
 
 
 def test_whatever_goes_wrong_the_button_comes_back(explorer: Explorer) -> None:

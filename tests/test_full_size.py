@@ -149,5 +149,7 @@ def test_recorded_killed_resumed_verified_analysed(tmp_path: Path) -> None:
     assert len({*experts.ravel().tolist()}) > 100, "random routers spread tokens over experts"
     assert all(len({*row}) == 8 and len({e // 32 for e in row}) <= 4 for row in experts.tolist())
     labels = moelens.label(recording)
-    result = moelens.analyze(recording, "honorifics", labels=labels, permutations=50, min_tokens=5, progress=False)
+    result = moelens.analyze(
+        recording, "honorifics", labels=labels, given=None, permutations=50, min_tokens=5, progress=False
+    )
     assert result.lift.shape[:2] == (1, 256)

@@ -31,7 +31,7 @@ def pairs(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_causes_finds_removes_and_controls(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "effect.json"
-    assert main(["causes", "demo", "--pairs", str(pairs), "--top", "4", "--out", str(out)]) == 0
+    assert main(["causes", "demo", "--pairs", str(pairs), "--top", "4", "--draws", "20", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "contributions to style-agreement, nats · found on 2 pairs, verified on 2 of other frames" in shown
     assert "rank correlation with removal (test): of attribution (discovery)" in shown

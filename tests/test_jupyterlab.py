@@ -23,13 +23,13 @@ MAP = [
     "%load_ext moelens",
     RECORD,
     "%%moe trace model\n先生がいらっしゃいました。<img src=x onerror=alert(1)>",
-    "result = moelens.analyze(recording, 'pos', labels=moelens.label(recording), permutations=50)",
+    "result = moelens.analyze(recording, 'pos', labels=moelens.label(recording), given=None, permutations=50)",
     "import ipywidgets\nlog, box = ipywidgets.Label(), moelens.explore(recording, result=result)\n"
     "box.map.observe(lambda c: setattr(log, 'value', f'chosen {c.new}'), 'selected')\n"
     "box.map.observe(lambda c: setattr(log, 'value', f'brushed {c.new}'), 'brushed')\n"
     "ipywidgets.VBox([box, log])",
 ]
-EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', permutations=50)"]
+EXPLORER = [RECORD, "moelens.explore(recording, model, family='pos', given=None, permutations=50)"]
 
 
 def test_the_live_map(lab: Lab) -> None:

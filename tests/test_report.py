@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from helpers.tiny import tiny_model
 
 import moelens
 from moelens.commands.command_line import main
@@ -26,7 +29,7 @@ def test_a_report_of_a_recording(recording: moelens.Recording, tmp_path: Path) -
     page = out.read_text(encoding="utf-8")
     assert (Path(recording.path) / "labels" / "honorifics.parquet").exists(), "labels are written where none were"
     left_out = "Left out, honorifics within token"
-    for words in ("36 documents", "尊敬語", "Parts of speech", left_out, "Few texts.", "50 draws"):
+    for words in ("36 documents", "尊敬語", "Left out, pos within token", left_out, "Few texts.", "50 draws"):
         assert words in re.sub("<[^>]*>", "", page)
     assert "<script>alert" not in page
     assert not re.search(r"https?://", page)
@@ -42,10 +45,10 @@ def test_a_report_leaves_no_widgets_behind(recording: moelens.Recording, tmp_pat
 
 def test_given_results_are_shown_as_they_are(recording: moelens.Recording, tmp_path: Path) -> None:
     labels = moelens.label(recording)
-    result = moelens.analyze(recording, "script", labels=labels, permutations=50)
+    result = moelens.analyze(recording, "script", labels=labels, given=None, permutations=50)
     page = moelens.report(recording, tmp_path / "r.html", labels, results={"script": result}, title="A & B").read_text()
     assert "<h1>A &amp; B</h1>" in page
-    assert "Scripts: layers and experts" in page
+    assert "Scripts, without control: layers and experts" in page
     assert "Honorifics" not in page
 
 
@@ -82,6 +85,74 @@ def test_nothing_to_report(tmp_path: Path) -> None:
         moelens.MoeLensError, match="in which some label can be tested, got none: Left out, honorifics: "
     ):
         moelens.report(single, tmp_path / "report.html")
+
+
+def test_the_report_begins_with_what_was_found_and_what_was_not(
+    demo_recording: moelens.Recording, tmp_path: Path
+) -> None:
+    results = {
+        "honorifics within token": moelens.analyze(demo_recording, permutations=99, progress=False),
+        "honorifics": moelens.analyze(demo_recording, given=None, permutations=99, progress=False),
+    }
+    out = moelens.report(demo_recording, tmp_path / "r.html", results=results, baseline=True, progress=False)
+    page = re.sub("<[^>]*>", "", out.read_text(encoding="utf-8"))
+    first = results["honorifics within token"]
+    size = f"{(first.significant & (first.lift_given > 1)).sum()} of {np.isfinite(first.p).sum()} tested pairs"
+    for words in (
+        "ound (honorifics): ",
+        f"Given token, {size} of an expert and a label are above chance",
+        "without this",
+    ):
+        assert words in page
+    assert re.search(r"A random model of this shape gives \d+ of [\d,]+\.", page)
+    assert "Nothing was removed from the model" in page
+    assert page.index("ound (honorifics)") < page.index("OVERVIEW") < page.index("Honorifics, without control")
+
+
+def test_a_file_of_an_effect_is_shown_and_said(recording: moelens.Recording, tmp_path: Path) -> None:
+    found = moelens.effect(
+        moelens.load("demo"), "control-noun", moelens.remove(4, [7]), controls=None, texts=(), off_target=False
+    )
+    found.save(tmp_path / "effect.json")
+    assert moelens.open(tmp_path / "effect.json").interventions == found.interventions
+    given = ["report", str(recording.path), "--out", str(tmp_path / "r.html"), "--permutations", "19"]
+    assert main([*given, "--effects", str(tmp_path / "effect.json")]) == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Remove E7 in layer 4: the model prefers what the context licenses" in page
+    assert f"--out {tmp_path / 'r.html'} --permutations 19 --effects {tmp_path / 'effect.json'}" in page
+
+
+def test_open(recording: moelens.Recording, tmp_path: Path) -> None:
+    result = moelens.analyze(recording, given=None, permutations=19, progress=False)
+    for name in ("found.json", "found.parquet"):
+        assert moelens.open(result.save(tmp_path / name)).names == result.names
+    assert moelens.open(recording.path).n_documents == len(TEXTS)
+    (tmp_path / "other.json").write_text("[1]")
+    refused = r"expected a result that moelens saved, got '.*', which is none"
+    for name in ("other.json", "missing.parquet"):
+        with pytest.raises(moelens.MoeLensError, match=refused):
+            moelens.open(tmp_path / name)
+
+
+def test_effects_and_baseline_need_the_recording(recording: moelens.Recording, tmp_path: Path) -> None:
+    found = moelens.analyze(recording, given=None, permutations=19, progress=False)
+    with pytest.raises(moelens.MoeLensError, match="expected a recording with --effects or --baseline"):
+        moelens.report(found, tmp_path / "r.html", baseline=True)
+
+
+def test_a_model_that_did_not_make_the_recording_is_refused(recording: moelens.Recording, tmp_path: Path) -> None:
+    other = moelens.hook(tiny_model("deepseek_v3"), name="tiny")
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected the model that made the recording, 'demo', got 'tiny', wh"
+    ):
+        moelens.explore(recording, other)
+    model = moelens.load("demo")
+    with torch.no_grad():
+        for name, parameter in model.hf_model.named_parameters():
+            if "mlp.gate" in name:
+                parameter.copy_(torch.randn_like(parameter))
+    with pytest.raises(moelens.MoeLensError, match=r"chooses the recorded experts in only .* of .* tokens"):
+        moelens.report(recording, tmp_path / "r.html", model=model, baseline=True)
 
 
 @pytest.mark.e2e

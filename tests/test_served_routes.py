@@ -343,7 +343,7 @@ def test_what_cannot_be_aligned_is_not_labelled(
     assert moelens.measure(made, "load").values.shape == (4, 32)  # needs no texts
     views: dict[str, Callable[[], Any]] = {
         "label": lambda: moelens.label(made),
-        "analyze": lambda: moelens.analyze(made, "pos"),
+        "analyze": lambda: moelens.analyze(made, "pos", given=None),
         "report": lambda: moelens.report(made, tmp_path / "report.html"),
         "explore": lambda: moelens.explore(made),
         "probe": lambda: moelens.probe(made, "pos"),

@@ -221,7 +221,7 @@ def test_a_trace_is_coloured_by_what_is_asked(results: dict[str, Any]) -> None:
 
 def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any]) -> None:
     recording, labels, effect = results["recording"], results["labels"], results["effect"]
-    found = moelens.analyze(recording, labels=labels, permutations=39)
+    found = moelens.analyze(recording, labels=labels, given=None, permutations=39)
     best = found.top(1, "丁寧語")[0]
     html = card_html(found, best.layer, best.expert, recording, labels=labels, effect=effect)
     assert f"lift {number(best.lift_given)} [{number(best.low)}, {number(best.high)}]" in html
@@ -236,7 +236,7 @@ def test_a_card_with_morphemes_and_what_removal_changes(results: dict[str, Any])
 
 
 def test_the_map_of_no_label_in_particular(results: dict[str, Any]) -> None:
-    found = moelens.analyze(results["recording"], labels=results["labels"], permutations=39)
+    found = moelens.analyze(results["recording"], labels=results["labels"], given=None, permutations=39)
     label = next(name for name in found.names if name not in found.too_rare)
     assert label in found.plot(ax=Figure().subplots()).get_title(loc="left")
 

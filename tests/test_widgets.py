@@ -111,7 +111,7 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     model = moelens.load("demo")
     recording = moelens.record(model, texts, tmp_path / "run", progress=False)
     labels = moelens.label(recording)
-    result = moelens.analyze(recording, "pos", labels=labels, permutations=50)
+    result = moelens.analyze(recording, "pos", labels=labels, given=None, permutations=50)
     best = result.top(1, "補助記号")[0]
     html = card_html(result, best.layer, best.expert, recording)
     parser = Balanced()

@@ -240,6 +240,15 @@ class Specialization(Plotted, SavedCells):
         rare = np.asarray(~np.isfinite(self.p).any((0, 1)) if self.evidence == "test" else self.label_tokens == 0)
         return tuple(name for name, is_rare in zip(self.names, rare, strict=True) if is_rare)
 
+    def why_untested(self, label: str) -> str:
+        """Return why a label of `too_rare` was not tested, in one phrase."""
+        tokens = self.label_tokens[self.label_index(label)]
+        if not tokens:
+            return "not in this text"
+        if self.given and tokens >= self.provenance.get("min_tokens", 0):
+            return f"the same within each {' × '.join(self.given)}"
+        return "too rare to test"
+
     @property
     def headline(self) -> str:
         """Model, size and number of tokens; every view begins with it."""
@@ -269,6 +278,13 @@ class Specialization(Plotted, SavedCells):
             lines.append(
                 f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, "
                 f"since a document may have {about['max_share']:.0%} of the tokens, see max_share"
+            )
+        if "random_model" in about:
+            random = about["random_model"]
+            lines.append(
+                f"a random model of this shape gives {random['above']:,} of {random['tested']:,} tested cells above "
+                f"chance; here {int((self.significant & (self.lift_given > 1)).sum()):,} of "
+                f"{int(np.isfinite(self.p).sum()):,} are"
             )
         explained = int((above & (self.excess_left < 0.5)).sum())
         if explained and "token" not in self.given:
@@ -366,8 +382,8 @@ class Specialization(Plotted, SavedCells):
     def table(self, n: int = 10, *, each: bool = False, label: str | None = None) -> str:
         """Return the strongest specialists as a plain table; a star marks significant ones.
 
-        The column "lift | …" is the lift within the given controls; the interval is that of the lift to its left.
-        "left" is `excess_left`. In a result with bounds, a star marks findings whose bounds exclude 1.
+        The rows are sorted as `top` sorts them. The column "lift given …" is the lift within the given controls; the
+        interval is that of the lift to its left. In a result with bounds, a star marks findings whose bounds exclude 1.
 
         Args:
             n: number of findings.
@@ -380,19 +396,21 @@ class Specialization(Plotted, SavedCells):
         tested = [name for name in self.names if name not in self.too_rare]
         findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n, label)
         head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
-        lines = [head, self._findings_table(findings)]
-        if self.too_rare:
-            rare = (f"{name} ({self.label_tokens[self.label_index(name)]:,.0f} tokens)" for name in self.too_rare)
-            lines.append("too rare to test: " + ", ".join(rare))
+        lines = [head, self._findings_table(findings) if n > 0 else "no findings were asked for (0)"]
+        untested: dict[str, list[str]] = {}
+        for name in self.too_rare:
+            listed = untested.setdefault(self.why_untested(name), [])
+            listed.append(f"{name} ({self.label_tokens[self.label_index(name)]:,.0f} tokens)")
+        lines.extend(f"{reason}: {', '.join(listed)}" for reason, listed in untested.items())
         lines.extend(self.limits)
         return "\n".join(lines)
 
     def _findings_table(self, findings: Sequence[Finding]) -> str:
-        given = [f"lift | {' + '.join(self.given)}"] if self.given else []
+        given = [f"lift given {' and '.join(self.given)}"] if self.given else []
         intervals = {"test": ["95 % interval"], "bounds": ["bounds"], "none": []}[self.evidence]
         tests = ["q", "p family"] if self.evidence == "test" else []
-        token = ["lift | token"] if tests and self.given != ("token",) else []
-        last = {"test": ["left", ""], "bounds": ["exact", ""], "none": []}[self.evidence]
+        token = ["lift given token"] if tests and self.given != ("token",) else []
+        last = {"test": [""], "bounds": ["exact", ""], "none": []}[self.evidence]
         header = ("layer", "expert", "label", "lift", *given, *intervals, "share", "tokens", *tests, *token, *last)
         rows = [
             (
@@ -406,8 +424,8 @@ class Specialization(Plotted, SavedCells):
                 f"{f.count:,.0f}",
                 *[number(value) for _, value in zip(tests, (f.q, f.p_family), strict=False)],
                 *[number(f.lift_given_token) for _ in token],
-                *[percent(f.excess_left if f.exact is None else f.exact) for _ in last[:1]],
-                *["*" if f.certain else "" for _ in last[1:]],
+                *[percent(f.exact) for _ in last if f.exact is not None][:1],
+                *["*" if f.certain else "" for _ in last[:1]],
             )
             for f in findings
         ]

@@ -41,7 +41,7 @@ def analyze(
     family: str = "honorifics",
     *,
     labels: LabelFamilies | None = None,
-    given: Given = None,
+    given: Given = "token",
     permutations: int = 1000,
     seed: int = 0,
     min_tokens: int = 20,
@@ -58,9 +58,10 @@ def analyze(
         recording: the recording, or its folder.
         family: family of labels, such as "honorifics" or "pos"; `Labels.families` lists them.
         labels: labels of the recording; None uses those in its folder, which are created if there are none.
-        given: what to compare labels within: "token" (the same token id), "position" (position in the document, in
+        given: what to compare labels within: "token" (the same token id; without it, an expert that is chosen for one
+            frequent word seems to prefer every label of the word), "position" (position in the document, in
             bins that double in size), any other family of labels such as "script", a column of the corpus such as
-            "speaker" ("corpus.NAME" if a family has the same name), or several of them.
+            "speaker" ("corpus.NAME" if a family has the same name), several of them, or None for no control.
         permutations: number of permutations of documents in the test, 19 or more.
         seed: seed of the permutations.
         min_tokens: labels and experts with fewer tokens are counted but not tested.
@@ -290,5 +291,9 @@ def _testable_labels(counts: Counts, excess: Excess, settings: _TestSettings) ->
     raise MoeLensError(
         f"expected a label of family {settings.family!r} on {min_tokens} or more tokens of 2 or more documents and not "
         f"on all tokens, got none: {', '.join(reasons) or 'the family has no labels'}; "
-        "record more text or lower min_tokens"
+        + (
+            "record more text, or test without control (given=None, --given none)"
+            if settings.given
+            else "record more text, or lower min_tokens (--min-tokens)"
+        )
     )

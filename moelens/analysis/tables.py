@@ -6,6 +6,9 @@ import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 
+_ROUNDING = 1e-14
+"""Smaller numbers are what the addition of floats leaves of 0."""
+
 
 def number(value: float) -> str:
     """Format a ratio or probability with three significant digits, so that columns line up; a dash if undefined.
@@ -15,6 +18,8 @@ def number(value: float) -> str:
     """
     if not math.isfinite(value):
         return "–"
+    if abs(value) < _ROUNDING:
+        return "0"
     text = f"{value:#.3g}".removesuffix(".")
     return f"{float(text):.0f}" if "e+" in text else text
 

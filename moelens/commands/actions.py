@@ -25,8 +25,8 @@ _LIFT = "lift: share of the label's tokens that go to the expert, divided by the
 _LEGENDS = {
     "test": f"""\
 {_LIFT}
-lift | token: the same within token identity; near 1, the token explains the preference
-left: share of the excess over chance that remains within token identity
+lift given token: the same among tokens of one id; near 1, the token explains the preference
+the strongest first: significant ones, by the share of the label's tokens that go to the expert beyond chance
 q: false discovery rate, p family: family-wise p, both over all layers, experts and labels; *: one is below .05""",
     "bounds": f"""\
 {_LIFT}
@@ -188,8 +188,9 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     result = analyze(
         recording,
         family,
-        given=args.given and tuple(args.given.split(",")),
+        given=_controls(args.given),
         permutations=args.permutations,
+        min_tokens=args.min_tokens,
         max_share=args.max_share,
         seed=seed,
         progress=None if Ranks.of(None).first else False,
@@ -200,6 +201,11 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     if args.export_experts is not None and _is_first():
         _export_experts(result, args)
     return result
+
+
+def _controls(given: str) -> tuple[str, ...] | None:
+    """The controls in `--given`; None for `none`."""
+    return None if given == "none" else tuple(given.split(","))
 
 
 def _check_export(args: Namespace) -> None:
@@ -297,7 +303,7 @@ def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
         n_experts = model.shape.n_experts
         interventions = listed_interventions(experts, args.operation, args.value, n_experts=n_experts)
     with _recipe_hooks(args, model):
-        result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 20, seed=seed)
+        result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 100, seed=seed)
         return _save_result(result, args)
 
 
@@ -437,7 +443,14 @@ def import_types_command(session: Session, args: Namespace, cell: str | None) ->
 def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.reporting import report
 
-    return report(session.find_source(args.recording), args.out, permutations=args.permutations)
+    return report(
+        session.find_source(args.recording),
+        args.out,
+        effects="remove" if args.effects == [] else args.effects or (),
+        baseline=args.baseline,
+        model=None if args.model is None else session.find_name(args.model),
+        permutations=args.permutations,
+    )
 
 
 def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -446,7 +459,9 @@ def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
     (family,) = _or_default(session, args, "family")
     model = None if args.model is None else session.find_name(args.model)
     recording = session.find_recording(args.recording)
-    explorer = explore(recording, model, args.label, family=family, permutations=args.permutations)
+    explorer = explore(
+        recording, model, args.label, family=family, given=_controls(args.given), permutations=args.permutations
+    )
     if args.out:
         explorer.save_html(args.out)
     return explorer
@@ -468,7 +483,8 @@ def show_text_once(result: Any, args: Namespace) -> str | None:
 
 def show_findings(result: Any, args: Namespace) -> str | None:
     """The strongest findings with a legend, from the first of several processes only."""
-    text = f"{result.table(args.top, label=getattr(args, 'label', None))}\n\n{_LEGENDS[result.evidence]}"
+    label = getattr(args, "label", None)
+    text = f"{result.table(args.top, label=label)}\n\n{_LEGENDS[result.evidence]}"
     return text if _is_first() else None
 
 

@@ -98,7 +98,7 @@ _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "family": _families,
     "label": _labels,
     "family or label": lambda: [*_families(), *_labels()],
-    "given": lambda: ["token", "position", *_families()],
+    "given": lambda: ["token", "none", "position", *_families()],
     "format": lambda: ["datasets", "safetensors", "npz", "csv"],
     "capture": _captures,
     "measure": _measures,

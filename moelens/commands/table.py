@@ -22,7 +22,15 @@ _PAIRS = option(
     "--pairs", help=f"kind of the bundled minimal pairs, or a .jsonl file ({DEFAULTS['pairs']})", completes="pairs"
 )
 _FAMILY = option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
-_TOP = option("--top", type=int, default=15, help="number of findings to print (%(default)s)")
+_GIVEN = option(
+    "--given",
+    metavar="CONTROL",
+    default="token",
+    help="control: token, position, a family of labels, a column of the corpus, several such as token,script, or none "
+    "(%(default)s)",
+    completes="given",
+)
+_TOP = option("--top", type=int, default=15, help="number of findings to print, the strongest first (%(default)s)")
 _MODEL_NAME = option("--model", help="name of the model (that in the files)")
 _N_EXPERTS = option("--experts", type=int, help="number of experts in each layer (the largest id plus one)")
 _TOP_K = option("--top-k", type=int, help="experts chosen for each token (what the counts say)")
@@ -48,9 +56,20 @@ _STORE_DTYPE = option(
 _PERMUTATIONS = option(
     "--permutations", type=int, default=1000, help="number of permutations of the labels in each test (%(default)s)"
 )
-_DRAWS = option("--draws", type=int, default=20, help="number of matched controls for each intervention (%(default)s)")
+_DRAWS = option("--draws", type=int, default=100, help="number of matched controls for each intervention (%(default)s)")
+_RECORDED_MODEL = option(
+    "--model",
+    help="model that made the recording, to remove experts from (demo, for a recording of it)",
+    completes="model",
+)
 _PLACEMENT = (
-    option("--dtype", default="auto", help="dtype of the weights (that of the checkpoint)"),
+    option(
+        "--dtype",
+        default="auto",
+        choices=("auto", "bfloat16", "float16", "float32", "float64"),
+        metavar="DTYPE",
+        help="dtype of the weights: bfloat16, float16, float32 or float64 (that of the checkpoint)",
+    ),
     option("--revision", help="commit, tag or branch of the model on the hub"),
     option("--device-map", help="auto, to spread the model over all GPUs, the CPU and disk"),
     option("--offload-folder", help="folder for the weights that --device-map puts on disk"),
@@ -218,12 +237,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _RECORDING,
                     _FAMILY,
+                    _GIVEN,
                     option(
-                        "--given",
-                        metavar="CONTROL",
-                        help="control: token, position, a family of labels, a column of the corpus, "
-                        "or several such as token,script (none)",
-                        completes="given",
+                        "--min-tokens",
+                        type=int,
+                        default=20,
+                        help="labels and experts with fewer tokens are not tested (%(default)s)",
                     ),
                     option(
                         "--max-share",
@@ -569,8 +588,21 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _SOURCE,
                     option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
                     _PERMUTATIONS,
+                    option(
+                        "--effects",
+                        nargs="*",
+                        metavar="FILE",
+                        help="removal of the strongest expert of each honorific class, with matched controls; or files "
+                        "of effect, causes and prefer to show",
+                    ),
+                    option(
+                        "--baseline",
+                        action="store_true",
+                        help="number of specialists that a model of the same shape with random weights gives",
+                    ),
+                    _RECORDED_MODEL,
                 ),
-                example="report runs/corpus --out report.html",
+                example="report runs/corpus --effects --baseline --out report.html",
                 timed=True,
             ),
             Command(
@@ -581,12 +613,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _RECORDING,
                     _FAMILY,
+                    _GIVEN,
                     option("--label", help="label to show first, such as 尊敬語 or sonkeigo", completes="label"),
-                    option(
-                        "--model",
-                        help="model that experts are removed from (demo, for a recording of it)",
-                        completes="model",
-                    ),
+                    _RECORDED_MODEL,
                     _PERMUTATIONS,
                     option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),

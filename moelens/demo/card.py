@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 _TITLES = {"works": "works of Aozora Bunko", "dialogues": "hotel dialogues"}
 
 _CARD = """---
@@ -66,10 +68,12 @@ def write_model_card(report: Mapping[str, Any], folder: Path) -> None:
         f"{m['trigram_bits_per_character']:.3f} | {m['bits_per_character'] - m['trigram_bits_per_character']:+.3f} |"
         for name, m in sources.items()
     ]
-    pairs = [zip(m["load_max"], m["load_min"], strict=True) for m in sources.values()]
+    share = report["recipe"]["dialogue_share"]
+    loads = {name: np.array(m["load"]) for name, m in sources.items()}
+    loads["mixed"] = (1 - share) * loads["works"] + share * loads["dialogues"]
     load = [
-        f"| {layer} | " + " | ".join(f"{high:.2f}, {low:.2f}" for high, low in loads) + " |"
-        for layer, loads in enumerate(zip(*pairs, strict=True), 1)
+        f"| {layer} | " + " | ".join(f"{row.max():.2f}, {row.min():.2f}" for row in rows) + " |"
+        for layer, rows in enumerate(zip(*loads.values(), strict=True), 1)
     ]
     text = _CARD.format(
         millions=report["parameters"] / 1e6,
@@ -78,11 +82,11 @@ def write_model_card(report: Mapping[str, Any], folder: Path) -> None:
         dialogues=report["documents"]["dialogues"][0],
         dialogue_tokens=report["train_tokens"]["dialogues"],
         train_tokens=sum(report["train_tokens"].values()),
-        share=report["recipe"]["dialogue_share"],
+        share=share,
         seen_tokens=report["seen_tokens"],
         held_out="\n".join(held_out),
-        load_head=" | ".join(_TITLES[name] for name in sources),
-        load_rule="---|" * len(sources),
+        load_head=" | ".join(_TITLES.get(name, "mixed as in training") for name in loads),
+        load_rule="---|" * len(loads),
         load="\n".join(load),
         **{k: v for k, v in report["recipe"].items() if k in ("vocab_size", "steps", "rows", "context", "seed")},
     )

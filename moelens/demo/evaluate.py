@@ -36,7 +36,7 @@ def evaluate_held_out(
 
     Returns:
         For each source a dict of `tokens`, `characters_per_token`, `nats_per_token` and `bits_per_character`, the last
-        two also for the trigram model (`trigram_…`), and `load_max` and `load_min`, `[moe layer]` each.
+        two also for the trigram model (`trigram_…`), and `load`, `[moe layer, expert]`.
     """
     training = np.concatenate(list(streams.values()))
     return {name: _evaluate_source(model.eval(), tokenizer, training, own, context) for name, own in held_out.items()}
@@ -55,8 +55,7 @@ def _evaluate_source(
         "bits_per_character": float(nats.sum()) / math.log(2) / characters,
         "trigram_nats_per_token": float(trigram.mean()),
         "trigram_bits_per_character": float(trigram.sum()) / math.log(2) / characters,
-        "load_max": load.max(axis=1).round(3).tolist(),
-        "load_min": load.min(axis=1).round(3).tolist(),
+        "load": load.round(3).tolist(),
     }
 
 

@@ -221,7 +221,7 @@ def effect(
     intervention: Intervention | Sequence[Intervention],
     *,
     controls: Controls = "matched",
-    draws: int = 20,
+    draws: int = 100,
     half: Half = "all",
     texts: Sequence[str] | None = None,
     off_target: bool = True,

@@ -33,7 +33,7 @@ class Trace(Displayed):
     Attributes:
         model: name of the model.
         text: the text.
-        tokens: the piece of the text that each token stands for; "·" for a further token of the same character.
+        tokens: the piece of the text that each token stands for; "▫" for a further token of the same character.
         layers: layer numbers, in the order of the axis `layer`.
         experts: ids of the chosen experts, `[token, layer, slot]`.
         weights: their routing weights, `[token, layer, slot]`.
@@ -130,11 +130,11 @@ def token_texts(text: str, spans: TokenSpans) -> tuple[str, ...]:
         >>> start, end = np.array([0, 0, 0, 1]), np.array([0, 1, 1, 2])
         >>> spans = TokenSpans(start, end, np.array([False, True, True, False]), "bytes")
         >>> token_texts("敬語", spans)
-        ('', '敬', '·', '語')
+        ('', '敬', '▫', '語')
     """
     shown, last = [], 0
     for start, end in zip(spans.start.tolist(), spans.end.tolist(), strict=True):
-        shown.append(text[max(start, last) : end] or ("·" if end > start else ""))
+        shown.append(text[max(start, last) : end] or ("▫" if end > start else ""))
         last = max(last, end)
     return tuple(shown)
 

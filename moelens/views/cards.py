@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moelens.analysis.tables import number, percent, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
 from moelens.japanese.labels import require_alignment
+from moelens.views.finding_tables import lift_name
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -75,14 +76,14 @@ def _labels_html(result: Specialization, at: int, expert: int) -> str:
     """The labels that the expert prefers, the strongest first; grey where not significant after correction, or not
     above chance by their bounds."""
     lift = result.lift_given[at, expert]
-    within = f"within {' and '.join(result.given)} " if result.given else ""
+    name = lift_name(result)
     order = [int(i) for i in np.argsort(-np.nan_to_num(lift)) if lift[i] > 1]
     if not order:
         return "this expert is chosen for no label of this family more often than chance"
     rows = ""
     for i in order:
         interval, *evidence = _evidence(result, at, expert, i)
-        cells = [label_html(result.names[i]), f"lift {within}{number(float(lift[i]))}{interval}", *evidence]
+        cells = [label_html(result.names[i]), f"{name} {number(float(lift[i]))}{interval}", *evidence]
         style = f"opacity: {1 if result.certain[at, expert, i] else _GREYED}"
         inner = "".join(f'<td style="{_CELL_STYLE}">{cell}</td>' for cell in cells)
         rows += f'<tr style="{style}">{inner}</tr>'
@@ -98,8 +99,8 @@ def _evidence(result: Specialization, at: int, expert: int, label: int) -> list[
     interval = f" [{number(float(result.low[cell]))}, {number(float(result.high[cell]))}]"
     if result.exact is not None:
         return [interval, "bounds", tokens, f"{percent(float(result.exact[cell]))} exact"]
-    given_token = f"given token {number(float(result.lift_given_token[cell]))}"
-    return [interval, given_token, f"q {number(float(result.q[cell]))}"]
+    token = [f"lift given token {number(float(result.lift_given_token[cell]))}"] if "token" not in result.given else []
+    return [interval, *token, tokens, f"q {number(float(result.q[cell]))}"]
 
 
 def _effect_html(effect: Effect) -> str:
@@ -187,13 +188,20 @@ def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: in
 def _contexts_html(
     texts: list[str], rows: NDArray[Any], doc: NDArray[Any], start: NDArray[Any], end: NDArray[Any]
 ) -> str:
-    """Passages from different documents, with the token marked."""
-    shown: list[str] = []
-    seen: set[int] = set()
-    for row in rows:
-        if doc[row] not in seen and len(shown) < _MOST_CONTEXTS:
-            seen.add(doc[row])
-            text, a, b = texts[doc[row]], int(start[row]), int(end[row])
-            left, right = text[max(0, a - _CHARACTERS_AROUND) : a], text[b : b + _CHARACTERS_AROUND]
-            shown.append(f"…{escape(left)}<mark>{escape(text[a:b])}</mark>{escape(right)}…")
-    return "<br>".join(shown)
+    """Passages from different texts, those with the largest density of such tokens first, with the tokens marked."""
+    docs, first, counts = np.unique(doc[rows], return_index=True, return_counts=True)
+    density = counts / np.sqrt([max(1, len(texts[d])) for d in docs])
+    found: dict[str, str] = {}
+    for i in np.argsort(-density, kind="stable").tolist():
+        row = rows[first[i]]
+        text, a, b = texts[docs[i]], int(start[row]), int(end[row])
+        near = [r for r in rows[doc[rows] == docs[i]] if a <= start[r] and end[r] <= b + _CHARACTERS_AROUND]
+        shown, at = f"…{escape(text[max(0, a - _CHARACTERS_AROUND) : a])}", a
+        for r in near:
+            if start[r] >= at:  # not a further token of the same character
+                shown += f"{escape(text[at : start[r]])}<mark>{escape(text[start[r] : end[r]])}</mark>"
+                at = int(end[r])
+        found.setdefault(text, f"{shown}{escape(text[at : b + _CHARACTERS_AROUND])}…")
+        if len(found) == _MOST_CONTEXTS:
+            break
+    return "<br>".join(found.values())

@@ -31,7 +31,7 @@ RemoveExpert = Callable[[int, int, str, bool], "Effect"]
 """Removes an expert and measures the effect: layer, expert, kind of sentences, whether to run matched controls."""
 
 # The kind of contrasts that tests the label.
-_KIND_OF_LABEL = {
+KIND_OF_LABEL = {
     "尊敬語": "subject-honorification",
     "謙譲語I": "humble-object",
     "謙譲語II": "in-out-group",
@@ -63,7 +63,7 @@ class EffectView(LiveView):
     target = traitlets.Unicode().tag(sync=True)
     kinds = traitlets.List(traitlets.Unicode(), list(item_kinds())).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
-    controls = traitlets.Bool(False).tag(sync=True)
+    controls = traitlets.Bool(True).tag(sync=True)
     clicks = traitlets.Int(0).tag(sync=True)
     available = traitlets.Bool(True).tag(sync=True)
     status = traitlets.Unicode("idle").tag(sync=True)
@@ -77,7 +77,7 @@ class EffectView(LiveView):
         return iter(())
 
     def state_in_file(self) -> dict[str, Any]:
-        return {"available": False, "message": "To remove an expert, open the explorer in a notebook with the model."}
+        return {"available": False}
 
     def static_html(self) -> str:
         return ""
@@ -120,6 +120,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.map, self.card = ExpertMap(result, label, recording=excerpt), ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         self.effects: dict[tuple[int, int], Effect] = {}
+        self.tests: set[tuple[int, int, str]] = set()  # p is corrected for what was clicked
         self.sections: list[tuple[str, str, LiveView]] = [("WHERE", "layers and experts", self.map)]
         if passages is not None:
             self._add_passages(passages)
@@ -140,7 +141,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
                 f"{passages.recording.layers}; give the recording that was analysed"
             )
         self.trace = TraceView([passages.passage(0)], load=self.result.load)
-        self.effect = EffectView(kind=_KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
+        self.effect = EffectView(kind=KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
         self.effect.observe(self._remove, "clicks")
         extent = passages.excerpt.extent
         source = f", from {extent}" if extent else ""
@@ -149,7 +150,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.sections.append(("EFFECT", "what removing the expert changes", self.effect))
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained HTML file: the map with its cards, and the sentences and effects shown now.
+        """Write one self-contained HTML file: the map with its cards, the sentences of the expert that is selected now,
+        and the effects that were measured. Without a kernel, sentences and effects do not follow the map.
 
         Args:
             path: file to write.
@@ -158,7 +160,13 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             The path.
         """
         path, page = Path(path), Page()
-        body = "".join(f"<h2><b>{name}</b>{text}</h2>{page.add(view)}" for name, text, view in self.sections)
+        place = "L{} · E{}".format(*self._selected())
+        kept = [
+            (name, f"{text}: {place} in this file" if view is not self.map and name == "WHAT" else text, view)
+            for name, text, view in self.sections
+            if name != "EFFECT" or self.effects
+        ]
+        body = "".join(f"<h2><b>{name}</b>{text}</h2>{page.add(view)}" for name, text, view in kept)
         path.write_text(page.html(self.map.heading, body), encoding="utf-8")
         return path
 
@@ -166,6 +174,12 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """The live views, and for a notebook without a kernel a picture of the map with the card."""
         data = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/html": f"{self.map.static_html()}{self.card.value}"}
+
+    def __repr__(self) -> str:
+        layer, expert = self._selected()
+        return f"{self.result.headline} · explorer of {self.result.family}, at L{layer} · E{expert}"
+
+    __str__ = __repr__
 
     def _selected(self) -> tuple[int, int]:
         """Number of the layer, and the expert."""
@@ -185,8 +199,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         if self.passages is not None:
             self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
             self.effect.target = f"L{layer} · E{expert}"
-            if change is not None and change["name"] == "label" and self.map.label in _KIND_OF_LABEL:
-                self.effect.kind = _KIND_OF_LABEL[self.map.label]
+            if change is not None and change["name"] == "label" and self.map.label in KIND_OF_LABEL:
+                self.effect.kind = KIND_OF_LABEL[self.map.label]
 
     def _remove(self, change: Any) -> None:
         view, (layer, expert) = self.effect, self._selected()
@@ -207,16 +221,18 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         row = {name: value if value == value else None for name, value in asdict(effect.kinds[0]).items()}  # NaN: None
         row["target"] = view.target
         view.rows = [row, *view.rows][:_MOST_ROWS]
-        view.status, view.message = "idle", verdict(row)
+        self.tests.add((layer, expert, view.kind))
+        view.status, view.message = "idle", verdict(row, len(self.tests))
         self.effects[layer, expert] = effect
         self._show()
 
 
-def verdict(row: Mapping[str, Any]) -> str:
-    """Return an effect in one sentence.
+def verdict(row: Mapping[str, Any], tests: int = 1) -> str:
+    """Return an effect in a few sentences.
 
     Args:
         row: a row of `EffectView.rows`.
+        tests: number of removals that were tried; p is multiplied by it (Bonferroni).
 
     Example:
         >>> verdict({"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": -0.18, "p": None})
@@ -228,8 +244,11 @@ def verdict(row: Mapping[str, Any]) -> str:
         f"Without {row['target']}, the preference {direction} by {abs(row['change']):.3f} nats; "
         f"the 95 % interval {interval} 0"
     )
+    start = " To begin with, the model prefers the wrong form here." if row.get("before", 0) < 0 else ""
     if row["p"] is None:
-        return sentence + "."
-    if row["p"] < ALPHA:
-        return f"{sentence}. The change is larger than under matched controls (p {number(row['p'])})."
-    return f"{sentence}. It cannot be distinguished from the changes under matched controls (p {number(row['p'])})."
+        return f"{sentence}.{start}"
+    p = min(1.0, tests * row["p"])
+    told = f"p {number(p)}" + (f", corrected for {tests} removals" if tests > 1 else "")
+    if p < ALPHA:
+        return f"{sentence}. The change is larger than under matched controls ({told}).{start}"
+    return f"{sentence}. It cannot be distinguished from the changes under matched controls ({told}).{start}"

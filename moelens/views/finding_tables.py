@@ -21,11 +21,14 @@ _SOFT = "opacity: 0.75"
 _GREYED = "opacity: 0.45"
 _DASH = "–"
 _FINDINGS_PER_LABEL = 2
+LEAST_TOKENS = 10
+"""An expert that takes fewer tokens of a label is not called its strongest."""
 _LIFT = "Lift: the share of the label's tokens that go to the expert, divided by the share of all tokens that do"
 _LEGENDS = {
-    "test": f"{_LIFT}; its interval is over documents. Left: the share of the excess over chance that "
-    "remains when token identity is controlled. q (false discovery rate) and family-wise p are corrected for all "
-    "layers, experts and labels; grey: neither is below .05.",
+    "test": f"{_LIFT}; its interval is over documents. Lift given token: the same among tokens of one id; near 1, the "
+    "words explain the lift. Sorted by the share of the label's tokens at the expert beyond chance, significant "
+    "ones first. q (false discovery rate) and family-wise p are corrected for all layers, experts and labels; grey: "
+    "neither is below .05.",
     "bounds": f"{_LIFT}. Which tokens of a type went to the expert is not known: the lift lies between the bounds, "
     "whichever they were. Exact: the share of the tokens for which both bounds are the same. Grey: the bounds include "
     "1. Nothing was tested.",
@@ -46,13 +49,14 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
         tested = [name for name in result.names if name not in result.too_rare]
         findings = [f for name in tested for f in result.top(_FINDINGS_PER_LABEL, name)]
     chance = f"{number(100 * result.counts.chance)} %"
-    within = f"lift within {' and '.join(result.given)}" if result.given else "lift"
+    lift = lift_name(result)
+    token = ["lift given token"] if result.evidence == "test" and "token" not in result.given else []
     interval = {"test": ["95 %"], "bounds": ["bounds"], "none": []}[result.evidence]
-    further = {"test": ["q", "family-wise p", "left"], "bounds": ["exact"], "none": []}[result.evidence]
-    header = ("label", "expert", within, *interval, f"share (chance {chance})", "tokens", *further)
+    further = {"test": [*token, "q", "family-wise p"], "bounds": ["exact"], "none": []}[result.evidence]
+    header = ("label", "expert", lift, *interval, f"share (chance {chance})", "tokens", *further)
     rows = []
     for f in findings:
-        evidence = [number(f.q), number(f.p_family), percent(f.excess_left)]
+        evidence = [*[number(f.lift_given_token) for _ in token], number(f.q), number(f.p_family)]
         if result.evidence != "test":
             evidence = [percent(f.exact) for _ in further if f.exact is not None]
         cells = (
@@ -76,21 +80,37 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
     return f"<div>{head}{_table(header, rows)}{below}</div>"
 
 
+def strongest(result: Specialization, label: str) -> Finding | None:
+    """Return the strongest certain finding of a label, over ten or more of its tokens; None if there is none."""
+    found = result.top(result.n_experts * len(result.layers), label)
+    return next((f for f in found if f.certain and f.count >= LEAST_TOKENS), None)
+
+
+def lift_name(result: Specialization) -> str:
+    """Return the name of `lift_given` in views: "lift", or "lift given" and the controls."""
+    return f"lift given {' and '.join(result.given)}" if result.given else "lift"
+
+
 def summary_html(result: Specialization) -> str:
     """Return a table with a row for each label: its tokens, its significant experts, and the strongest of them."""
-    above = (result.certain & (result.lift > 1)).sum((0, 1))
+    above = (result.certain & (result.lift_given > 1)).sum((0, 1))
     tested = result.evidence == "test"
-    given_token = ["lift given token"] if tested else []
-    header = ("label", "tokens", "experts above chance", "strongest", "lift", *given_token)
+    given = [lift_name(result)] if result.given else []
+    token = ["lift given token"] if tested and "token" not in result.given else []
+    header = ("label", "tokens", "experts above chance", "strongest", "lift", *given, *token)
     rows = []
     for index, name in enumerate(result.names):
         tokens, best = result.label_tokens[index], result.top(1, name)
         if not tokens or name in result.too_rare or not best:
-            why = "not in this text" if not tokens else "too rare to test" if tested else "no expert above chance"
+            why = result.why_untested(name) if name in result.too_rare else "no expert above chance"
             rows.append(_row((label_html(name), f"{tokens:,.0f}", why, *[_DASH] * (len(header) - 3)), _GREYED))
             continue
-        (first,) = best
-        figures = [number(first.lift), *[number(first.lift_given_token) for _ in given_token]]
+        first = strongest(result, name) or best[0]
+        figures = [
+            number(first.lift),
+            *[number(first.lift_given) for _ in given],
+            *[number(first.lift_given_token) for _ in token],
+        ]
         compared = np.isfinite(result.p if tested else result.lift)[:, :, index].sum()
         size = f"{above[index]:,} of {compared:,}"
         cells = (label_html(name), f"{tokens:,.0f}", size, f"L{first.layer} · E{first.expert}", *figures)
@@ -102,8 +122,11 @@ def _too_rare_html(result: Specialization) -> str:
     if not result.too_rare:
         return ""
     tokens = result.label_tokens
-    rare = (f"{label_html(name)}, {tokens[result.label_index(name)]:,.0f} tokens" for name in result.too_rare)
-    return f'<div style="{_SOFT}">Too rare to test: {"; ".join(rare)}.</div>'
+    rare = (
+        f"{label_html(name)}, {tokens[result.label_index(name)]:,.0f} tokens: {escape(result.why_untested(name))}"
+        for name in result.too_rare
+    )
+    return f'<div style="{_SOFT}">Not tested: {"; ".join(rare)}.</div>'
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from moelens.views.maps import (
     map_size,
     map_title,
     ratios,
+    tested_metric,
 )
 from moelens.views.pictures import image_html
 from moelens.views.style import japanese_font
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from moelens.recording import Recording
     from moelens.tracing.passages import Excerpt
 
-_MOST_CARDS = 120
+_MOST_CARDS = 128
 
 
 class ExpertMap(LiveView):
@@ -44,7 +45,7 @@ class ExpertMap(LiveView):
     Args:
         result: a result of `analyze`.
         label: the label to show first; None for the first one that was tested.
-        metric: the metric to show first: "lift", "share" or "lift_given_token".
+        metric: the metric to show first: "lift", "share" or "lift_given_token"; None for the tested one.
         recording: the recording that was analysed, for the words and sentences on the cards of a file.
 
     Attributes:
@@ -53,11 +54,12 @@ class ExpertMap(LiveView):
         selected: the selected expert, `[position of the layer, expert]`.
         brushed: the rectangle, `[first layer, last layer, first expert, last expert]` by position; or empty.
         opened: how many times the Enter key was pressed on an expert.
+        carded: in a file, the cells that have a card there; they bear a dot.
 
     Example:
         >>> view = ExpertMap(moelens.analyze(demo_recording, permutations=20, progress=False), "丁寧語")
         >>> view.label, view.metric
-        ('丁寧語', 'lift')
+        ('丁寧語', 'lift_given_token')
         >>> view.observe(lambda change: print("selected", change["new"]), "selected")
         >>> view.selected = [2, 17]
         selected [2, 17]
@@ -83,12 +85,13 @@ class ExpertMap(LiveView):
     selected = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
     brushed = traitlets.List(traitlets.Int()).tag(sync=True)
     opened = traitlets.Int(0).tag(sync=True)
+    carded = traitlets.List(traitlets.Unicode()).tag(sync=True)
 
     def __init__(
         self,
         result: Specialization,
         label: str | None = None,
-        metric: str = "lift",
+        metric: str | None = None,
         recording: Recording | Excerpt | None = None,
     ) -> None:
         self.result, self.recording = result, recording
@@ -102,7 +105,7 @@ class ExpertMap(LiveView):
             labels=shown,
             label=label,
             metrics=[m for m in METRICS if m != "lift_given_token" or result.evidence == "test"],
-            metric=metric,
+            metric=metric or tested_metric(result),
             names={name: label_text(name) for name in shown} | METRICS,
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
             lut=_colour_table(LIGHT_COLOURS),
@@ -135,12 +138,21 @@ class ExpertMap(LiveView):
 
     def cards(self) -> Iterator[tuple[str, str]]:
         """Return the cards of the experts with the strongest preferences; all cards would make a file too large."""
+        yield "", "This file has cards for the experts with a dot, which have the strongest preferences."
+        for cell in self._cells_with_cards():
+            at, expert = map(int, cell.split(","))
+            yield cell, card_html(self.result, self.result.layers[at], expert, self.recording)
+
+    def state_in_file(self) -> dict[str, Any]:
+        cells = self._cells_with_cards()
+        return {"carded": cells if len(cells) < np.prod(self.shape) else []}
+
+    def _cells_with_cards(self) -> list[str]:
         result = self.result
+        if result.load.size <= _MOST_CARDS:
+            return [f"{at},{expert}" for at, expert in np.ndindex(result.load.shape)]
         findings = [*result.top(_MOST_CARDS), *(f for name in self.labels for f in result.top(3, name))]
-        yield "", "This file has cards for the experts with the strongest preferences; see the others in a notebook."
-        for layer, expert in dict.fromkeys((f.layer, f.expert) for f in findings):
-            cell = f"{result.layers.index(layer)},{expert}"
-            yield cell, card_html(result, layer, expert, self.recording)
+        return list(dict.fromkeys(f"{result.layers.index(f.layer)},{f.expert}" for f in findings))
 
 
 def _colour_table(colours: Colormap) -> bytes:

@@ -29,7 +29,7 @@ DARK_COLOURS = LinearSegmentedColormap.from_list(
 METRICS = {
     "lift": "lift",
     "share": "share relative to chance (k/E)",
-    "lift_given_token": "lift given the token",
+    "lift_given_token": "lift given token",
 }
 """What a map can show, and its name in the views."""
 _CLIP_PERCENTILE = 99.5
@@ -38,18 +38,26 @@ _GREY_WEIGHTS = (0.30, 0.59, 0.11)
 
 
 def expert_map(
-    result: Specialization, label: str | None = None, *, value: str = "lift", ax: Axes | None = None
+    result: Specialization,
+    label: str | None = None,
+    *,
+    value: str | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Draw layers × experts for one label; cells that are not significant after correction are grey.
 
-    In a result with bounds, cells whose bounds include 1 are grey; in one without tests and bounds, none is. The
-    colours diverge around chance. They show log2 of the ratio, clipped at its 99.5th percentile.
+    Cells of experts that are never chosen for the label are empty. In a result with bounds, cells whose bounds
+    include 1 are grey; in one without tests and bounds, none is. The colours diverge around chance. They show log2
+    of the ratio, clipped at its 99.5th percentile.
 
     Args:
         result: a result of `analyze`.
         label: the label; None for the first one that was tested.
-        value: "lift", "share" (relative to chance k/E), or "lift_given_token".
+        value: "lift", "share" (relative to chance k/E), or "lift_given_token"; None for the
+            lift that was tested.
         ax: axes to draw on; None makes a new pyplot figure.
+        title: title of the axes; None for what is shown, in two lines.
 
     Returns:
         The axes.
@@ -66,6 +74,7 @@ def expert_map(
     """
     if label is None:
         label = next((name for name in result.names if name not in result.too_rare), result.names[0])
+    value = value or tested_metric(result)
     index = result.label_index(label)
     label, ratio = result.names[index], ratios(result, label, value)
     with japanese_font():
@@ -75,8 +84,14 @@ def expert_map(
             return draw_message(ax, head, f"no label {label} in this text (0 tokens)")
         _draw(ax, ratio, result.certain[:, :, index])
         _label_axes(ax, result)
-        ax.set_title(map_title(result, label, METRICS[value]), loc="left", fontsize=9, linespacing=1.4)
+        text = map_title(result, label, METRICS[value]) if title is None else title
+        ax.set_title(text, loc="left", fontsize=9, linespacing=1.4, fontfamily=["IPAexGothic", "DejaVu Sans"])
     return ax
+
+
+def tested_metric(result: Specialization) -> str:
+    """Return the metric that was tested: the lift given token where the token is controlled, else the lift."""
+    return "lift_given_token" if "token" in result.given else "lift"
 
 
 def ratios(result: Specialization, label: str, value: str = "lift") -> Floats:
@@ -181,19 +196,20 @@ def cell_colours(
     """Return the colours of the cells of a map.
 
     Args:
-        logs: log2 ratios `[layer, expert]`; NaN where undefined.
+        logs: log2 ratios `[layer, expert]`; NaN where undefined, −inf where an expert is never chosen for the label.
         significant: bool `[layer, expert]`. Other cells are pale grey, darker where the colour would be darker.
         scale: the colours of the ratios.
         background: RGB of undefined cells.
 
     Returns:
-        RGB `[layer, expert, 3]`.
+        RGB `[layer, expert, 3]`; experts that are never chosen have the background.
     """
     limit = scale.get_clim()[1] or 1.0
-    undefined = np.isnan(logs)
+    undefined = ~np.isfinite(logs)
     rgb = np.array(scale.to_rgba(np.clip(np.where(undefined, 0, logs), -limit, limit)))[:, :, :3]
     grey = rgb @ _GREY_WEIGHTS
-    pale = 0.3 * grey + 0.7 * float(np.dot(background, _GREY_WEIGHTS))
+    dark = float(np.dot(background, _GREY_WEIGHTS)) < 0.5
+    pale = 0.2 * grey + 0.8 * (58 if dark else 219) / 255  # the grey of map.js
     rgb = np.where(significant[:, :, None], rgb, pale[:, :, None])
     rgb[undefined] = background
     return rgb
@@ -227,16 +243,15 @@ def layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
 def map_title(result: Specialization, label: str, metric: str) -> str:
     """Return the two lines above a map: model, metric and control; label, tokens and number of significant experts."""
     index = result.label_index(label)
-    above = (result.certain[:, :, index] & (result.lift[:, :, index] > 1)).sum()
+    above = (result.certain[:, :, index] & (result.lift_given[:, :, index] > 1)).sum()
     cells = result.certain[:, :, index].size
     verdict = {
-        "test": f"lift significantly above chance at {above:,} of {cells:,} experts; "
-        "grey: not significant after correction",
+        "test": f"significantly above chance at {above:,} of {cells:,} experts; grey: not significant after correction",
         "bounds": f"lift above chance by its bounds at {above:,} of {cells:,} experts; grey: the bounds include 1",
         "none": f"lift above 1 at {above:,} of {cells:,} experts; nothing was tested",
     }[result.evidence]
     if label in result.too_rare:
-        verdict = "too rare to test: all cells are grey"
+        verdict = f"{result.why_untested(label)}: all cells are grey"
     tokens = f"{result.label_tokens[index]:,.0f} tokens"
     return f"{result.headline} · {metric} · {result.control}\n{label_text(label)} · {tokens} · {verdict}"
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from moelens.errors import MoeLensError
-from moelens.japanese.classes import FAMILY_TITLE, GLOSS
-from moelens.views.finding_tables import findings_html, summary_html
+from moelens.japanese.classes import CLASS_STYLE, FAMILY_TITLE, GLOSS
+from moelens.views.answers import answer
+from moelens.views.finding_tables import LEAST_TOKENS, findings_html, summary_html
 from moelens.views.live import LiveView
 from moelens.views.map_view import ExpertMap
 from moelens.views.maps import expert_map, load_plot, map_size
@@ -32,7 +33,23 @@ if TYPE_CHECKING:
 
 _MAPS_PER_FAMILY = 4
 _FINDINGS_PER_LABEL = 3
-_GIVEN_TOKEN = " <em>Lift given token</em> is the lift that remains when token identity is controlled."
+_CANDIDATES = 50
+_MAP_LEGEND = (
+    "A row is a layer, a cell an expert. Orange: the expert takes more of the label's tokens than chance (1×), purple: "
+    "fewer; the bar beside the map gives the ratio. {grey} Empty cells were never chosen. Click on a cell for the card "
+    "of its expert."
+)
+_GREY = {
+    "test": "Grey: not significant after correction.",
+    "bounds": "Grey: the bounds include 1.",
+    "none": "Nothing was tested, so no cell is grey.",
+}
+_SENTENCE_LEGEND = (
+    "Below each token stands the expert with the largest weight in the layer that is shown, and the background has a "
+    "colour for each expert. A dotted line under bold letters marks the tokens that the expert of the heading takes. A "
+    "solid line under a word and a mark before it stand for its honorific class: {marks}. ▫ stands for a further token "
+    "of the same character."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +63,7 @@ class Example:
         weights: routing weights, `[token, slot]`; None where they are not known.
         spans: honorifics, each as first token, token after the last, and class.
         layer: number of the layer.
+        expert: id of the expert whose tokens are marked.
         note: a line of text below the sentence.
         trace: the sentence in all layers; the report can then show the others too.
     """
@@ -56,6 +74,7 @@ class Example:
     weights: ArrayLike | None = None
     spans: Sequence[Span] = ()
     layer: int | None = None
+    expert: int | None = None
     note: str = ""
     trace: Trace | None = None
 
@@ -114,6 +133,9 @@ def report_html(report: Report) -> str:
     first, page = next(iter(report.results.values())), Page()
     body = [
         f"<h1>{text_html(report.title)}</h1>",
+        '<div class="answer">'
+        + "".join(f"<p>{text_html(part)}</p>" for part in answer(report.results, report.effects))
+        + "</div>",
         f'<p class="lead">{escape(" · ".join((first.headline, first.control, *first.limits[:1])))}</p>',
         _overview_section(report),
         *(_family_section(page, family, result, report) for family, result in report.results.items()),
@@ -152,18 +174,45 @@ def _family_section(page: Page, family: str, result: Specialization, report: Rep
     maps = "".join(f"<figure>{_map_html(result, label)}</figure>" for label in labels)
     live = _live_html(page, ExpertMap(result, recording=report.recording), maps)
     findings = [
-        f for label in result.names for f in result.top(_FINDINGS_PER_LABEL, label) if label not in result.too_rare
+        f
+        for label in result.names
+        if label not in result.too_rare
+        for f in [f for f in result.top(_CANDIDATES, label) if f.count >= LEAST_TOKENS][:_FINDINGS_PER_LABEL]
     ]
     return _section(
         "WHERE",
-        f"{text_html(FAMILY_TITLE.get(family, family))}: layers and experts",
-        "<p>Lift is the share of a label's tokens that go to an expert, divided by the share of all tokens that do; "
-        f"1 is chance.{_GIVEN_TOKEN if result.evidence == 'test' else ''}</p>",
+        f"{text_html(_family_title(family, result))}: layers and experts",
+        f"<p>{_family_legend(result)}</p>",
         f'<div class="scroll">{summary_html(result)}</div>',
         live,
+        f'<p class="legend">{_MAP_LEGEND.format(grey=_GREY[result.evidence])}</p>',
         f"<h3>The {_FINDINGS_PER_LABEL} strongest experts of each label</h3>",
         f'<div class="scroll">{findings_html(result, findings)}</div>',
     )
+
+
+def _family_title(family: str, result: Specialization) -> str:
+    """The heading of a family; results without control say so where others have one."""
+    name, _, given = family.partition(" within ")
+    title = FAMILY_TITLE.get(family) or FAMILY_TITLE.get(name, name) + (f", within {given}" if given else "")
+    return title if given or result.given or result.evidence != "test" else f"{title}, without control"
+
+
+def _family_legend(result: Specialization) -> str:
+    """What a lift is, and for what it was controlled."""
+    lift = (
+        "<em>Lift</em> is the share of a label's tokens that go to an expert, divided by the share of all tokens that "
+        "do; 1 is chance."
+    )
+    if result.evidence != "test":
+        return lift
+    token = (
+        " <em>Lift given token</em> is the tokens of the label at the expert, divided by the number expected if only "
+        "the token ids mattered: near 1, the words explain the lift."
+    )
+    if result.given:
+        return f"{lift}{token} The test compares within {escape(' and '.join(result.given))}."
+    return f"{lift}{token} The test of this section has no control: read it after the controlled one."
 
 
 def _map_html(result: Specialization, label: str) -> str:
@@ -196,16 +245,27 @@ def _examples_section(page: Page, examples: Sequence[Example]) -> str:
     for label, group in by_label.items():
         parts.append(f"<h3>{label_html(label)}</h3>")
         html = "".join(map(_example_html, group))
-        traced = [(example.trace, example.note) for example in group if example.trace is not None]
-        if traced:
-            traces, notes = zip(*traced, strict=True)
-            html = _live_html(page, TraceView(traces, layer=group[0].layer, titles=notes), html)
+        traces = [example.trace for example in group if example.trace is not None]
+        if traces:
+            first = group[0]
+            marked = None if first.expert is None or first.layer is None else (first.layer, first.expert)
+            html = _live_html(page, TraceView(traces, layer=first.layer, marked=marked), html)
         parts.append(html)
+    if by_label:
+        marks = ", ".join(label_html(name) for name in CLASS_STYLE)
+        parts.insert(0, f'<p class="legend">{_SENTENCE_LEGEND.format(marks=marks)}</p>')
     return _section("WHAT", "Sentences, token by token", *parts)
 
 
 def _example_html(example: Example) -> str:
-    shown = tokens_html(example.tokens, example.experts, example.weights, spans=example.spans, layer=example.layer)
+    shown = tokens_html(
+        example.tokens,
+        example.experts,
+        example.weights,
+        spans=example.spans,
+        layer=example.layer,
+        marked=example.expert,
+    )
     note = f"<p>{text_html(example.note)}</p>" if example.note else ""
     return f'<div class="example">{shown}{note}</div>'
 
@@ -276,8 +336,8 @@ def _test_limits(result: Specialization) -> list[str]:
         f"{cells:,} cells were tested. A finding is significant if its q (Benjamini–Hochberg) or its family-wise p "
         "(maximum statistic) is below .05.",
         "Without a control, the test does not rule out token identity: an expert that is chosen for one frequent word "
-        "has a high lift for every label of that word. Lift given token and left show what remains when token identity "
-        "is controlled. The section within token identity tests it.",
+        "has a high lift for every label of that word. Lift given token shows what remains when token identity is "
+        "controlled, and the sections within token identity test it.",
     ]
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moelens.tracing import Span, Trace
 
 _GOLDEN = 0.618034
+_PLAIN = "display: inline-block; border-bottom: 3px solid transparent; padding-bottom: 1px"
 
 
 def tokens_html(
@@ -30,6 +31,7 @@ def tokens_html(
     layer: int | None = None,
     values: ArrayLike | None = None,
     values_name: str = "",
+    marked: int | None = None,
 ) -> str:
     """Return a text as tokens, each coloured by an expert or by a number, as HTML with inline styles only.
 
@@ -45,6 +47,7 @@ def tokens_html(
         layer: number of the layer, for the heading.
         values: a number for each token, `[token]`, to show instead of the expert; the larger, the deeper the colour.
         values_name: name of `values`, for the heading.
+        marked: id of an expert; tokens for which it is chosen have a dotted underline, and the heading counts them.
 
     Raises:
         CheckError: the shapes do not fit.
@@ -67,8 +70,11 @@ def tokens_html(
     weighed = gates is not None and bool(np.isfinite(gates).any())
     expert = "expert with the largest weight" if weighed else "one of the experts, whose weights are not known"
     place = "" if layer is None else f"layer {layer} · "
-    cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float))
-    return _line_html(f"{place}colour and number: {values_name or expert}", spans, cells)
+    cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float), marked)
+    head = f"{place}colour and number: {values_name or expert}"
+    if marked is not None:
+        head += f" · dotted: E{marked} is chosen for {(ids == marked).any(-1).sum()} of {len(ids)} tokens"
+    return _line_html(head, spans, cells)
 
 
 def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
@@ -173,17 +179,21 @@ def _cells(
     gates: NDArray[Any] | None,
     spans: Sequence[Span],
     values: NDArray[Any] | None = None,
+    marked: int | None = None,
 ) -> list[str]:
     sizes = np.zeros(len(tokens)) if values is None else np.nan_to_num(values, posinf=0.0)
     most = sizes.max() or 1.0
     cells = []
     for i, token in enumerate(tokens):
         shade = None if values is None else (float(values[i]), float(sizes[i] / most))
-        cells.append(_token_html(token, ids[i], None if gates is None else gates[i], shade))
+        cells.append(_token_html(token, ids[i], None if gates is None else gates[i], shade, marked))
+    plain = set(range(len(tokens)))
     for start, end, label in spans:
         for i in range(max(start, 0), min(end, len(tokens))):
             cells[i] = _underlined(cells[i], label, marked=i == start)
-    return cells
+            plain.discard(i)
+    # Where one token of a row is underlined, the others are as high, so that the rows of a pair do not jump.
+    return [f'<span style="{_PLAIN}">{cell}</span>' if spans and i in plain else cell for i, cell in enumerate(cells)]
 
 
 def _line_html(heading: str, spans: Sequence[Span], cells: Sequence[str]) -> str:
@@ -201,7 +211,11 @@ def expert_colour(expert: int, alpha: float = 0.3) -> str:
 
 
 def _token_html(
-    token: str, ids: NDArray[Any], gates: NDArray[Any] | None, value: tuple[float, float] | None = None
+    token: str,
+    ids: NDArray[Any],
+    gates: NDArray[Any] | None,
+    value: tuple[float, float] | None = None,
+    marked: int | None = None,
 ) -> str:
     """One token; `value` is the number to show and its share of the largest one."""
     order = range(len(ids)) if gates is None else np.argsort(-gates, kind="stable")
@@ -211,6 +225,8 @@ def _token_html(
     if value is not None:
         below, colour = number(value[0]), f"rgba(0, 114, 178, {0.04 + 0.56 * value[1]:.2f})"
     shown = escape(token.replace("\n", "↵")).replace(" ", "&nbsp;") or "∅"  # a special token has no text
+    if marked is not None and marked in ids:
+        shown = f'<span style="font-weight: 700; text-decoration: underline dotted 2px">{shown}</span>'
     title = escape(f"{token or 'no text'}: {', '.join(listed)}")
     return (
         f'<span title="{title}" style="display: inline-block; text-align: center; '

@@ -34,7 +34,7 @@ class TraceView(LiveView):
         pair: whether to align the two traces.
         load: relative load of the experts `[layer, expert]`, such as `result.load`; adds the colour "load".
         layer: number of the layer to show first; None for the middle one.
-        titles: a line of text above each trace.
+        marked: layer and expert whose tokens are underlined with dots, and counted above each trace.
 
     Attributes:
         layer: number of the layer that is shown.
@@ -80,18 +80,18 @@ class TraceView(LiveView):
         pair: bool = False,
         load: NDArray[np.float64] | None = None,
         layer: int | None = None,
-        titles: Sequence[str] = (),
+        marked: tuple[int, int] | None = None,
     ) -> None:
         layers = _common_layers(traces, pair, layer)
-        self.load, self.marked = load, (-1, -1)
+        self.load, self.marked = load, marked or (-1, -1)
         super().__init__(
-            **self._set_traces(traces, pair, titles),
+            **self._set_traces(traces, pair),
             layers=list(layers),
             layer=layers[len(layers) // 2] if layer is None else layer,
             styles={name: [s.color, s.mark, s.gloss] for name, s in CLASS_STYLE.items()},
         )
 
-    def _set_traces(self, traces: Sequence[Trace], pair: bool = False, titles: Sequence[str] = ()) -> dict[str, Any]:
+    def _set_traces(self, traces: Sequence[Trace], pair: bool = False) -> dict[str, Any]:
         """Keep the traces; returns the traits that do not depend on the layer."""
         from moelens.tracing import align_tokens  # imports torch
 
@@ -102,7 +102,6 @@ class TraceView(LiveView):
         starts = np.cumsum([0, *(len(t.tokens) for t in traces)]).tolist()
         return {
             "lines": [list(t.tokens) for t in traces],
-            "titles": list(titles),
             "spans": [[at + a, at + b, name] for at, t in zip(starts, traces, strict=False) for a, b, name in t.spans],
             "columns": [list(column) for column in self.columns_of_pair],
             "measures": self.measure_names,
@@ -142,7 +141,22 @@ class TraceView(LiveView):
             "highlight": self.marked[1] if self.marked[0] == layer else -1,
             "differs": np.array([_UNALIGNED if n is None else n for n in differs], "<u2").tobytes(),
             "heading": self._heading(layer, differs),
+            "titles": self._titles(layer),
         }
+
+    def _titles(self, layer: int) -> list[str]:
+        """A line above each trace about the marked expert, which is in one layer; no lines without one."""
+        at, expert = self.marked
+        if at not in self.layers_of_traces():
+            return []
+        if layer != at:
+            return [f"chosen for L{at} · E{expert}; now layer {layer} is shown" for _ in self.traces]
+        taken = [(t.experts[:, t.layers.index(at)] == expert).any(-1) for t in self.traces]
+        return [f"L{at} · E{expert} is chosen for {t.sum()} of these {len(t)} tokens (dotted)" for t in taken]
+
+    def layers_of_traces(self) -> tuple[int, ...]:
+        """Return the layers of the traces."""
+        return self.traces[0].layers if self.traces else ()
 
     def _heading(self, layer: int, differs: Sequence[int | None]) -> str:
         tokens = sum(len(t.tokens) for t in self.traces)

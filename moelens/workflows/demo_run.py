@@ -16,13 +16,19 @@ from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
 from moelens.recording import Recording, label, record
 from moelens.views import Report, expert_map, load_plot, report_html
-from moelens.workflows.reporting import REPORT_FAMILIES, analyze_families, report_content
+from moelens.views.answers import answer
+from moelens.workflows.reporting import (
+    REPORT_FAMILIES,
+    analyze_families,
+    report_content,
+    tokens_in_words,
+    with_baseline,
+)
 
-_STEPS = ("loading", "recording", "labelling", "analysing", "drawing", "report")
+_STEPS = ("loading", "recording", "labelling", "analysing", "baseline", "drawing", "report")
 _LEGEND = """\
 lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do
-lift | token: the same within token identity; near 1, the token explains the preference
-left: share of the excess over chance that remains within token identity
+lift given token: the same among tokens of one id; near 1, the token explains the preference
 *: q or family-wise p of a test over documents is below .05, corrected for all layers, experts and labels"""
 
 
@@ -41,18 +47,15 @@ class DemoRun:
     results: dict[str, Specialization]
 
     def __str__(self) -> str:
-        tables = [
-            self.results["honorifics"].table(2, each=True),
-            self.results["honorifics within token"].table(5),
-            self.results["pos"].table(1, each=True),
-        ]
-        return "\n\n".join([*tables, _LEGEND, f"report: {self.path / 'report.html'}"])
+        tables = [result.table(2, each=True) for name, result in self.results.items() if name != "honorifics"]
+        return "\n\n".join([*answer(self.results), *tables, _LEGEND, f"report: {self.path / 'report.html'}"])
 
 
 def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool | None = None) -> DemoRun:
     """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
 
-    Writes `recording/`, `figures/*.png`, one JSON file for each result, and `report.html`.
+    Writes `recording/`, `figures/*.png`, one JSON file for each result, and `report.html`. The same texts run through a
+    model of the same shape with random weights too, as a baseline for the number of specialists.
 
     Args:
         out: folder to write.
@@ -84,6 +87,8 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
         labels = label(recording)
         step("analysing")
         results, _ = analyze_families(recording, labels)
+        step("baseline")
+        results = with_baseline(recording, results, model)
         for family, result in results.items():
             result.save(out / _file_name(family))
         step("drawing")
@@ -141,7 +146,7 @@ def _demo_report(
         ("Layers", f"{shape.n_layers}, of which {len(shape.moe_layers)} have experts"),
         ("Experts", f"{shape.n_experts} per layer and {shape.n_shared} shared; {model.rule}"),
         ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
-        ("Tokens", f"{recording.n_tokens:,}"),
+        ("Tokens", tokens_in_words(recording.n_tokens, results)),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
         ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'failed'}" for c in model.checks)),
     ]

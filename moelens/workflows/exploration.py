@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moelens.analysis import analyze
-from moelens.errors import MoeLensError
 from moelens.interventions import effect, remove
 from moelens.japanese import Labels
-from moelens.models.loading import load
 from moelens.recording import Recording
 from moelens.tracing.passages import Passages
 from moelens.views.explorer import Explorer
+from moelens.workflows.recorded_models import recorded_model
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
     from moelens.views.explorer import RemoveExpert
 
-_DEMO = "demo"
-_DRAWS = 20
+_DRAWS = 40
 
 
 def explore(
@@ -31,7 +29,7 @@ def explore(
     label: str | None = None,
     *,
     family: str = "honorifics",
-    given: Given = None,
+    given: Given = "token",
     result: Specialization | None = None,
     labels: Labels | None = None,
     permutations: int = 1000,
@@ -41,7 +39,8 @@ def explore(
     Args:
         recording: the recording, or its folder.
         model: the recorded model, or its name, for removing experts. None loads the bundled model if the recording is
-            of it.
+            of it. A model of another name is loaded and compared with the recording at once, others before the first
+            removal.
         label: the label to show first, such as "尊敬語"; None for the first one that was tested.
         family: the family of labels.
         given: what to control for, see `analyze`.
@@ -56,6 +55,7 @@ def explore(
         UnknownNameError: the label, family or control does not exist.
         RecordingError: `recording` is neither a recording nor the folder of one.
         MoeLensError: no label can be tested.
+        CheckError: the model did not make the recording.
 
     Example:
         >>> explorer = moelens.explore(demo_recording, label="丁寧語", permutations=20)
@@ -63,31 +63,25 @@ def explore(
         '丁寧語'
     """
     recording = Recording.open(recording)
+    loaded: list[HookedMoE] = []
+    if model is not None and model != recording.manifest["model"]["name"]:
+        loaded.append(recorded_model(recording, model))  # refused before anything is computed
     labels = labels or Labels.open_or_create(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
-    return Explorer(result, Passages(recording, labels, result.family), _expert_remover(recording, model), label)
+    return Explorer(
+        result, Passages(recording, labels, result.family), _expert_remover(recording, model, loaded), label
+    )
 
 
-def _expert_remover(recording: Recording, model: HookedMoE | str | None) -> RemoveExpert:
+def _expert_remover(recording: Recording, model: HookedMoE | str | None, loaded: list[HookedMoE]) -> RemoveExpert:
     """A function that measures the effect of removing an expert; it loads the model when it is first called."""
-    loaded: list[HookedMoE] = []
 
     def remove_expert(layer: int, expert: int, kind: str, controls: bool) -> Effect:
         if not loaded:
-            loaded.append(_model_of(recording, model))
+            loaded.append(recorded_model(recording, model))
         control: Controls = "matched" if controls else None
         intervention = remove(layer, [expert])
         return effect(loaded[0], kind, intervention, controls=control, draws=_DRAWS, texts=(), off_target=False)
 
     return remove_expert
-
-
-def _model_of(recording: Recording, model: HookedMoE | str | None) -> HookedMoE:
-    recorded = recording.manifest["model"]["name"]
-    if model is None and recorded != _DEMO:
-        raise MoeLensError(
-            "expected a model to remove an expert from, got None; "
-            f"give the recorded one: moelens.explore(recording, model={recorded!r})"
-        )
-    return load(model or _DEMO) if model is None or isinstance(model, str) else model

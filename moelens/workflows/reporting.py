@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -13,22 +14,28 @@ from moelens.analysis import Counts, CountTables, Specialization, analyze
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
+from moelens.interventions import effect, remove
 from moelens.japanese import Labels
 from moelens.recording import Recording
 from moelens.recording.card import recording_facts
 from moelens.tracing.passages import Passages
 from moelens.views import Example, Report, report_html
+from moelens.views.explorer import KIND_OF_LABEL
+from moelens.views.finding_tables import strongest
+from moelens.workflows.opening import open_saved
+from moelens.workflows.recorded_models import random_model_findings, recorded_model
 
 if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
+    from moelens.models.hooked import HookedMoE
 
-REPORT_FAMILIES = ("honorifics", "honorifics within token", "reference", "pos")
+REPORT_FAMILIES = ("honorifics within token", "honorifics", "reference within token", "pos within token")
 """Families that a report analyses when it is given no results; the name after "within" is the control."""
-_TITLE = "Which experts handle Japanese honorifics and morphology?"
 _FAMILIES_WITH_EXAMPLES = ("honorifics", "reference")
 _EXAMPLES_PER_CLASS = 2
 _CLASSES_WITH_EXAMPLES = 5
+_DRAWS = 100
 
 
 def report(
@@ -37,13 +44,15 @@ def report(
     labels: Labels | None = None,
     *,
     results: Mapping[str, Specialization] | None = None,
-    title: str = _TITLE,
+    title: str = "",
     notes: Sequence[str] = (),
-    effects: Sequence[Effect | Causes | Preferences] = (),
+    effects: Sequence[Effect | Causes | Preferences | str | Path] | Literal["remove"] = (),
+    baseline: bool = False,
+    model: HookedMoE | str | None = None,
     permutations: int = 1000,
     progress: bool | None = None,
 ) -> Path:
-    """Write a report on a recording: maps and strongest experts, example sentences, effects, and limits.
+    """Write a report on a recording: what was found and what was not, maps, example sentences, effects, and limits.
 
     The report is one HTML file that contains all it shows and makes no network request. A report on counts or on a
     result has no sentences.
@@ -52,11 +61,16 @@ def report(
         recording: the recording, or its folder; or counts or a result, or the file in which it was saved.
         out: file to write; an existing file is replaced.
         labels: labels of the recording; None opens those in its folder, or labels it if there are none.
-        results: results of `analyze` by name; None analyses honorifics, honorifics within token identity, references
-            to persons, and parts of speech.
-        title: title of the report.
+        results: results of `analyze` by name, of which the first leads; None analyses honorifics, references to persons
+            and parts of speech given the token, and honorifics without this control.
+        title: title of the report; "" for one that names the model and what was found in its text.
         notes: further limits to state, one sentence each.
-        effects: results of `effect`, `causes` or `prefer` for the recorded model.
+        effects: results of `effect`, `causes` or `prefer` for the recorded model, or the files in which they were
+            saved; or "remove", to remove the strongest expert of each honorific class with 100 matched controls.
+        baseline: whether to record and analyse the same texts with a model of the same shape and random weights too,
+            which says how many findings come from the text and the test alone.
+        model: the recorded model, or its name, for `effects="remove"` and `baseline`; None for the bundled model if the
+            recording is of it.
         permutations: number of permutations of the labels in each test.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
@@ -66,6 +80,7 @@ def report(
     Raises:
         MoeLensError: `out` is a folder, or no label can be tested, for example because the recording has one document.
         RecordingError: the recording has no routes or no texts.
+        CheckError: the model did not make the recording.
 
     Example:
         >>> moelens.report(demo_recording, "report.html")  # doctest: +SKIP
@@ -76,23 +91,110 @@ def report(
         raise MoeLensError(
             f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
         )
+    shown = () if effects == "remove" else tuple(_opened(e) for e in effects)
     alone = _result_alone(recording)
     if alone is not None:
+        if effects == "remove" or baseline:
+            raise MoeLensError(
+                "expected a recording with --effects or --baseline, which run its model, got counts or a result; "
+                "give the recording, or files of effects"
+            )
         content = Report(
-            title=title,
+            title=title or f"Experts of {alone.provenance.get('model') or 'the model'}",
             results={alone.family: alone},
             model=[("Model", str(alone.provenance.get("model") or "model")), ("Tokens", f"{alone.n_tokens:,}")],
             notes=notes,
-            effects=effects,
+            effects=shown,
         )
         return _write_page(content, out)
     recording = Recording.open(recording)  # type: ignore[arg-type]
+    if effects == "remove" or baseline:
+        model = recorded_model(recording, model)  # refused before anything is computed
     labels = labels or Labels.open_or_create(recording)
+    command = f"moelens report {shlex.quote(str(recording.folder.location))} --out {shlex.quote(str(out))}"
     if results is None:
         results, left_out = analyze_families(recording, labels, permutations, progress)
         notes = [*notes, *left_out]
-    content = replace(report_content(recording, labels, results, title, notes), effects=effects)
-    return _write_page(content, out)
+        command += f" --permutations {permutations}"
+    else:
+        command = ""  # the results may be of any settings, which the section lists
+    if baseline:
+        results = with_baseline(recording, results, model)
+        command += " --baseline" if command else ""
+    if effects == "remove":
+        shown = class_effects(recording, results, model, progress=progress)
+        command += " --effects" if command else ""
+    elif shown and all(isinstance(e, (str, Path)) for e in effects):
+        command += f" --effects {shlex.join(map(str, effects))}" if command else ""
+    elif shown:
+        command = ""
+    content = report_content(recording, labels, results, title, notes)
+    return _write_page(replace(content, effects=shown, reproduce=command), out)
+
+
+def _opened(effect: Any) -> Effect | Causes | Preferences:
+    """The result of an intervention, opened if it is a file."""
+    opened: Effect | Causes | Preferences = open_saved(effect) if isinstance(effect, (str, Path)) else effect
+    return opened
+
+
+def with_baseline(
+    recording: Recording, results: Mapping[str, Specialization], model: HookedMoE | str | None = None
+) -> dict[str, Specialization]:
+    """Return results of which the first says how many findings a random model of the same shape gives."""
+    first, result = next(iter(results.items()))
+    about = result.provenance
+    found = random_model_findings(
+        recording,
+        model,
+        family=result.family,
+        given=result.given or None,
+        permutations=about["permutations"],
+        min_tokens=about["min_tokens"],
+        progress=False,
+    )
+    return {**results, first: replace(result, provenance={**about, "random_model": found})}
+
+
+def class_effects(
+    recording: Recording,
+    results: Mapping[str, Specialization],
+    model: HookedMoE | str | None = None,
+    *,
+    draws: int = _DRAWS,
+    progress: bool | None = None,
+) -> tuple[Effect, ...]:
+    """Remove the strongest expert of each honorific class from the model that made a recording.
+
+    Args:
+        recording: the recording.
+        results: results of `analyze`; the experts are those of the first one of honorifics.
+        model: the recorded model, or its name; None for the bundled model if the recording is of it.
+        draws: number of matched controls for each expert.
+        progress: whether to show a progress bar; None shows it in terminals and notebooks.
+
+    Returns:
+        The effect of each removal on the contrasts that test its class, for classes with a certain expert.
+
+    Raises:
+        CheckError: the model did not make the recording.
+    """
+    result = next((r for r in results.values() if r.family == "honorifics"), None)
+    found = [] if result is None else [strongest(result, name) for name in result.names if name in KIND_OF_LABEL]
+    loaded = recorded_model(recording, model)
+    return tuple(
+        effect(
+            loaded,
+            KIND_OF_LABEL[f.label],
+            remove(f.layer, [f.expert]),
+            draws=draws,
+            texts=(),
+            off_target=False,
+            progress=progress,
+        )
+        for f in found
+        if f is not None
+    )
 
 
 def _result_alone(source: Any) -> Specialization | None:
@@ -153,7 +255,7 @@ def report_content(
     recording: Recording,
     labels: Labels,
     results: Mapping[str, Specialization],
-    title: str = _TITLE,
+    title: str = "",
     notes: Sequence[str] = (),
 ) -> Report:
     """Gather the content of a report from a recording and its results."""
@@ -164,18 +266,20 @@ def report_content(
         ("Layers", f"{shape['n_layers']}, {layers}" if shape.get("n_layers") else layers),
         ("Experts", f"{recording.n_experts} per layer, {recording.top_k} chosen for each token"),
         ("Corpus", f"{recording.manifest['corpus']}: {recording.n_documents:,} documents"),
-        ("Tokens", f"{recording.n_tokens:,}"),
+        ("Tokens", tokens_in_words(recording.n_tokens, results)),
         ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     ]
+    honorifics = [r for r in results.values() if r.family == "honorifics"]
+    japanese = any(r.label_tokens.any() for r in honorifics)
+    name = recording.manifest["model"]["name"]
     return Report(
-        title=title,
+        title=title or f"Experts of {name}" + (" and Japanese honorifics" if japanese else ""),
         model=about,
         results=results,
         examples=tuple(
             example
-            for name in _FAMILIES_WITH_EXAMPLES
-            if name in results
-            for example in _example_sentences(recording, labels, results[name])
+            for family in _FAMILIES_WITH_EXAMPLES
+            for example in _example_sentences(recording, labels, [r for r in results.values() if r.family == family])
         ),
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
@@ -183,15 +287,31 @@ def report_content(
     )
 
 
-def _example_sentences(recording: Recording, labels: Labels, result: Specialization) -> Iterator[Example]:
-    """For the most frequent classes, sentences in which the strongest expert is chosen for many of their tokens."""
-    passages = Passages(recording, labels, result.family)
-    frequent = sorted(np.argsort(-result.label_tokens, kind="stable")[:_CLASSES_WITH_EXAMPLES].tolist())
-    for label in (result.names[i] for i in frequent):
-        for best in result.top(1, label):
+def tokens_in_words(recorded: int, results: Mapping[str, Specialization]) -> str:
+    """Return the number of recorded tokens, and why fewer of them are counted in the results."""
+    counted = next(iter(results.values())).n_tokens if results else recorded
+    about = next(iter(results.values())).provenance if results else {}
+    special, cut = about.get("special_tokens_left_out", 0), about.get("tokens_cut", 0)
+    reasons = [f"{special:,} special tokens without text"] if special else []
+    reasons += [f"{cut:,} tokens of long documents"] if cut else []
+    why = f", without {' and '.join(reasons)}" if reasons else ""
+    return f"{recorded:,} recorded" + (f"; {counted:,} counted{why}" if counted != recorded else "")
+
+
+def _example_sentences(recording: Recording, labels: Labels, results: Sequence[Specialization]) -> Iterator[Example]:
+    """For the most frequent classes of a family, sentences in which the strongest expert is chosen for their tokens.
+
+    The expert is that of the first result with a certain one for the class, else that of the last result.
+    """
+    if not results:
+        return
+    passages = Passages(recording, labels, results[0].family)
+    frequent = sorted(np.argsort(-results[0].label_tokens, kind="stable")[:_CLASSES_WITH_EXAMPLES].tolist())
+    for label in (results[0].names[i] for i in frequent):
+        found = [best for result in results for best in result.top(1, label)]
+        for best in ([f for f in found if f.certain] or found[-1:])[:1]:
             at = recording.layers.index(best.layer)
             for trace in passages.find(best.layer, best.expert, label)[:_EXAMPLES_PER_CLASS]:
-                chosen = (trace.experts[:, at] == best.expert).any(-1).sum()
                 yield Example(
                     label=label,
                     tokens=trace.tokens,
@@ -199,6 +319,6 @@ def _example_sentences(recording: Recording, labels: Labels, result: Specializat
                     weights=None if np.isnan(trace.weights).any() else trace.weights[:, at],
                     spans=trace.spans,
                     layer=best.layer,
-                    note=f"E{best.expert} is chosen for {chosen} of these tokens",
+                    expert=best.expert,
                     trace=trace,
                 )

@@ -8,8 +8,9 @@ function render({ model, el }) {
   const message = element("output", { className: "moelens-readout" });
   message.setAttribute("aria-live", "polite");
   const table = element("table", { className: "moelens-effects" }), note = element("div", { className: "moelens-soft" });
-  el.append(element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of sentences ", kinds),
-    element("label", {}, controls, " run matched controls too"), message), table, note);
+  const panel = element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of sentences ", kinds),
+    element("label", {}, controls, " run matched controls too"));
+  el.append(panel, message, table, note);
 
   const signed = (x) => (Number.isFinite(x) ? `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
   const span = (low, high) => (Number.isFinite(low) ? ` [${signed(low)}, ${signed(high)}]` : "");
@@ -26,7 +27,8 @@ function render({ model, el }) {
   function draw() {
     const rows = model.get("rows"), running = model.get("status") === "running";
     button.textContent = running ? "Running…" : `Remove ${model.get("target")}`;
-    button.disabled = running || !model.get("available");
+    button.disabled = running;
+    panel.hidden = !model.get("available"); // a file has no kernel to remove anything
     controls.checked = model.get("controls");
     message.textContent = model.get("message");
     message.classList.toggle("moelens-failed", model.get("status") === "failed");

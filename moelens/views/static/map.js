@@ -1,5 +1,5 @@
 // Layers x experts on a canvas. Python keeps the data and sends one slice (one label, one metric) at a time.
-const MARGIN = { left: 34, top: 4, bottom: 16 };
+const MARGIN = { left: 44, top: 16, bottom: 16 };
 const KEYS = "layers by experts; the arrow keys move, Enter opens the expert, s sorts within layers, Escape clears the rectangle";
 
 function render({ model, el }) {
@@ -16,12 +16,13 @@ function render({ model, el }) {
   const named = (name) => model.get("names")[name] || name;
   const [labels, onLabel] = choice(model, "label", "labels", "label", named);
   const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", named);
-  const bar = element("span", { className: "moelens-bar" }), low = element("span"), high = element("span");
+  const bar = element("span", { className: "moelens-bar" }, element("i")), low = element("span"), high = element("span");
+  const key = element("span", { className: "moelens-soft" });
   el.append(
     heading,
     element("div", { className: "moelens-controls" }, labels, metrics, search,
       element("label", {}, sorted, " sort within layer"),
-      element("span", { className: "moelens-legend" }, low, bar, high, " · faded: not significant after correction")),
+      element("span", { className: "moelens-legend" }, low, bar, high, key)),
     canvas,
     element("div", { className: "moelens-foot" }, readout, hint));
 
@@ -44,7 +45,7 @@ function render({ model, el }) {
     row = Math.max(5, Math.min(32 * ratio, Math.floor((420 * ratio) / layers)));
   }
 
-  // Cells that are not significant fade into the page, light or dark.
+  // Cells that are not significant are grey; those of experts that are never chosen for the label stay empty.
   function paint() {
     const [layers, experts] = shape(), clip = model.get("clip"), dark = isDark(el), page = dark ? 58 : 219;
     lut = octets(model.get(dark ? "lut_dark" : "lut"));
@@ -54,7 +55,8 @@ function render({ model, el }) {
       for (let i = 0; i < experts; i++) {
         const at = l * experts + order[l][i], value = values[at];
         const place = 3 * Math.max(0, Math.min(255, Math.round(127.5 + (127.5 * value) / clip)));
-        let rgb = Number.isNaN(value) ? [page, page, page] : [lut[place], lut[place + 1], lut[place + 2]];
+        if (!Number.isFinite(value)) continue;
+        let rgb = [lut[place], lut[place + 1], lut[place + 2]];
         if (!significant[at]) rgb = rgb.map(() => Math.round(0.2 * (0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2]) + 0.8 * page));
         context.fillStyle = `rgb(${rgb})`;
         context.fillRect(i * cell, l * row, cell - gap, row - (row > 8 ? ratio : 0));
@@ -62,7 +64,11 @@ function render({ model, el }) {
     }
     const stops = [0, 0.25, 0.5, 0.75, 1].map((x) => `rgb(${lut.slice(3 * Math.round(255 * x), 3 * Math.round(255 * x) + 3)})`);
     bar.style.background = `linear-gradient(to right, ${stops})`;
-    [low.textContent, high.textContent] = [`1/${digits(2 ** clip)}×`, `${digits(2 ** clip)}×`];
+    [low.textContent, high.textContent] = [`1/${digits(2 ** clip)}×`, `${digits(2 ** clip)}×, line: 1×`];
+    key.textContent = ["", values.every(Number.isFinite) ? "" : "empty: never chosen for the label",
+      model.get("carded").length ? "dot: has a card in this file" : "",
+      model.get("groups") > 1 && !model.get("sorted") ? "vertical lines: groups of experts" : "",
+      model.get("sorted") ? (cell < 18 * ratio ? "sorted: point at a cell for its expert" : "numbers: experts, sorted within each layer") : ""].filter((part, at) => part || !at).join(" · ");
   }
 
   function draw() {
@@ -74,6 +80,8 @@ function render({ model, el }) {
     context.fillStyle = context.strokeStyle = ink;
     const letter = Math.max(ratio, canvas.width / width()); // a wide map is scaled down, but its letters keep their size
     context.font = `${10 * letter}px sans-serif`;
+    context.fillText("layer", 2 * ratio, 11 * letter);
+    if (!model.get("sorted")) context.fillText("expert", 2 * ratio, canvas.height - 4 * ratio);
     context.textAlign = "right";
     const every = Math.ceil((12 * letter) / row);
     for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, left - 4 * ratio, top + l * row + Math.min(row / 2 + 4 * letter, 10 * letter));
@@ -83,6 +91,16 @@ function render({ model, el }) {
       for (let e = 0; e < experts; e += Math.max(1, step)) context.fillText(`${e}`, left + (e + 0.5) * cell, canvas.height - 4 * ratio);
       const groups = model.get("groups");
       for (let g = 1; g < groups; g++) context.fillRect(left + (g * experts) / groups * cell - ratio, top, ratio, layers * row);
+    }
+    for (const at of model.get("carded")) {
+      const [l, e] = at.split(",").map(Number);
+      context.beginPath();
+      context.arc(left + (order[l].indexOf(e) + 0.8) * cell, top + (l + 0.8) * row, Math.min(2 * ratio, cell / 6), 0, 7);
+      context.fill();
+    }
+    if (model.get("sorted") && cell >= 18 * ratio) {
+      context.textAlign = "center";
+      for (let l = 0; l < layers; l++) for (let i = 0; i < experts; i++) context.fillText(`${order[l][i]}`, left + (i + 0.5) * cell, top + (l + 0.5) * row + 4 * letter);
     }
     const box = drag || model.get("brushed");
     if (box.length === 4) {
@@ -100,7 +118,7 @@ function render({ model, el }) {
 
   function description(layer, expert) {
     const at = layer * shape()[1] + expert, metric = named(model.get("metric"));
-    const value = Number.isNaN(values[at]) ? "not defined" : `${digits(2 ** values[at])}×`;
+    const value = Number.isNaN(values[at]) ? "not defined" : values[at] === -Infinity ? "0, never chosen for the label" : `${digits(2 ** values[at])}×`;
     return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", not significant after correction"}`;
   }
 

@@ -50,7 +50,7 @@ function render({ model, el }) {
       ? [element("div", {}, ...columns.map((pair, at) => element("span", { className: "moelens-column" },
         ...pair.map((i, line) => (i < 0 ? empty() : cells[starts[line] + i])), marks[at])))]
       : lines.map((line, at) => element("div", { className: "moelens-line" },
-        element("div", { className: "moelens-soft", textContent: model.get("titles")[at] || "" }),
+        element("div", { className: "moelens-soft moelens-title" }),
         ...cells.slice(starts[at], starts[at] + line.length)));
     board.replaceChildren(...(cells.length ? blocks : [element("i", { textContent: "no tokens to show" })]));
   }
@@ -87,9 +87,17 @@ function render({ model, el }) {
     marks.forEach((node, at) => { node.textContent = differs[at] === 65535 ? "" : differs[at] ? `≠${differs[at]}` : "="; });
     marks.forEach((node, at) => node.parentNode.classList.toggle("moelens-apart", differs[at] > 0 && differs[at] < 65535));
     legend.textContent = [
-      numeric && all.length ? `from ${digits(low)} (pale) to ${digits(high)} (strong)` : "", marks.length ? "≠2: the routes differ by two experts" : "",
+      numeric && all.length ? `from ${digits(low)} (pale) to ${digits(high)} (strong)` : "",
+      mode === "expert" ? "number below: expert with the largest weight, a colour for each" : "",
+      marks.length ? "≠2: the routes differ by two experts" : "",
+      cells.some((node) => node.firstElementChild.textContent === "▫") ? "▫: a further token of the same character" : "",
+      ...[...new Set(model.get("spans").map((span) => span[2]))].map((name) => {
+        const [, sign, gloss] = model.get("styles")[name] || ["", "", ""];
+        return `${sign} ${name}${gloss ? ` (${gloss})` : ""}`;
+      }),
     ].filter(Boolean).join(" · ");
     heading.textContent = model.get("heading");
+    board.querySelectorAll(".moelens-title").forEach((node, at) => { node.textContent = model.get("titles")[at] || ""; });
     mark();
   }
 
@@ -136,7 +144,7 @@ function render({ model, el }) {
     event.stopPropagation();
   });
   const rebuild = () => { build(); name(); draw(); };
-  const silent = listen(model, { lines: rebuild, layer: name, experts: draw, heading: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
+  const silent = listen(model, { lines: rebuild, layer: name, experts: draw, heading: draw, titles: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
   rebuild();
   return silent;
 }
