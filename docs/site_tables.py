@@ -80,7 +80,9 @@ def rules() -> str:
     book = rulebook()
     groups = [*((name, [r for r in book.rules if name in r.classes]) for name in CLASSES)]
     groups.append(("readings that only the situation decides", [r for r in book.rules if r.readings and not r.classes]))
-    groups.append(("guards", [r for r in book.rules if r.is_guard]))
+    rest = [r for r in book.rules if not (r.classes or r.readings)]
+    groups.append(("forms that tell the register alone", [r for r in rest if not r.is_guard]))
+    groups.append(("guards", [r for r in rest if r.is_guard]))
     parts = [f"The table has version {book.version} and {len(book.rules)} rules."]
     for name, found in groups:
         if not found:
