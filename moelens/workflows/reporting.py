@@ -132,7 +132,8 @@ def report(
 
 def _opened(effect: Any) -> Effect | Causes | Preferences:
     """The result of an intervention, opened if it is a file."""
-    return open_saved(effect) if isinstance(effect, (str, Path)) else effect
+    opened: Effect | Causes | Preferences = open_saved(effect) if isinstance(effect, (str, Path)) else effect
+    return opened
 
 
 def with_baseline(
