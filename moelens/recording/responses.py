@@ -221,15 +221,15 @@ class _Choice:
         if before is None and given is None:
             return None
         # The rows of generated tokens are none or empty if no generated token was run.
-        parts = [_vllm_rows(part, self.at) for part in (before, given) if part is not None and part != []]
-        if len({part.shape[1:] for part in parts}) > 1:
+        rows = [_vllm_rows(part, self.at) for part in (before, given) if part is not None and part != []]
+        if len({part.shape[1:] for part in rows}) > 1:
             raise MoeLensError(
                 f"expected routed_experts of one shape [layer, slot] in {self.at}, got"
-                f" {' and '.join(str(list(part.shape[1:])) for part in parts)}; save the response unchanged"
+                f" {' and '.join(str(list(part.shape[1:])) for part in rows)}; save the response unchanged"
             )
-        if len({part.dtype for part in parts}) > 1:  # numpy would make floats of int64 and uint64
-            parts = [part.astype(np.int64) for part in parts]  # 2**64 - 1 is a mark as −1 is
-        return np.concatenate(parts) if parts else None
+        if len({part.dtype for part in rows}) > 1:  # numpy would make floats of int64 and uint64
+            rows = [part.astype(np.int64) for part in rows]  # 2**64 - 1 is a mark as −1 is
+        return np.concatenate(rows) if rows else None
 
 
 def _scored_ids(meta: _Object | None, name: str) -> list[int] | None:
