@@ -406,7 +406,9 @@ def test_reading_vectors_of_a_broken_shard(tmp_path: Path) -> None:
     recording = record(moelens.load("demo"), ["はい"], tmp_path / "run", capture="residuals", progress=False)
     shard = tmp_path / "run" / "residuals" / "residuals-L01-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
-    with pytest.raises(RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is damaged \("):
+    with pytest.raises(
+        RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is damaged: its size"
+    ):
         recording.vectors("residuals", 1)
     shard.unlink()
     with pytest.raises(RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is missing;"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import sys
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 from operator import itemgetter
@@ -112,13 +113,19 @@ class Labels(Displayed):
             raise RecordingError(
                 f"expected labels in '{path}', got no {missing[0]}.parquet; create it with moelens.label(recording)"
             )
-        rows = pq.read_metadata(path / "honorifics.parquet").num_rows
+        labels = cls(path)
+        rows = next((n for n in map(labels._rows, LABEL_FILES) if n != recording.n_tokens), recording.n_tokens)
         if rows != recording.n_tokens:
             raise RecordingError(
                 f"expected one row of labels per token in '{path}', got {rows} rows and {recording.n_tokens} tokens;"
                 " create them again with moelens.label(recording)"
             )
-        return cls(path)
+        if labels._metadata_of_file().get("recording", identity := _identity(recording)) != identity:
+            raise RecordingError(
+                f"expected labels of this recording in '{path}', got those of another recording; create them again with"
+                " moelens.label(recording)"
+            )
+        return labels
 
     @classmethod
     def create(
@@ -167,6 +174,7 @@ class Labels(Displayed):
             "rules": rulebook().version,
             "policy": in_words,
             "alignment": _alignment(recording),
+            "recording": _identity(recording),
         }
         labels = _write(Path(recording.path) / "labels", tables, metadata)
         describe = getattr(recording, "describe_labels", None)  # the card of a recording names its labels
@@ -195,9 +203,13 @@ class Labels(Displayed):
         The analyser, the dictionary, the version of the rules, the policy in words, the alignment of the tokens, and
         how many characters were normalised for the analyser, by kind (see `moelens.japanese.normalization`).
         """
-        stored = pq.read_metadata(self.path / "honorifics.parquet").metadata
-        found = {name: stored.get(f"moelens.{name}".encode()) for name in _METADATA}
-        return {name: value.decode() for name, value in found.items() if value is not None}
+        stored = self._metadata_of_file()
+        return {name: stored[name] for name in _METADATA if name in stored}
+
+    def _metadata_of_file(self) -> dict[str, str]:
+        with self._reading("honorifics") as file:
+            stored = file.metadata.metadata or {}
+        return {k.decode().removeprefix("moelens."): v.decode() for k, v in stored.items() if k.startswith(b"moelens.")}
 
     def matrix(self, family: str, rows: slice | None = None) -> tuple[tuple[str, ...], Bools]:
         """Return which labels of a family the tokens have.
@@ -232,17 +244,44 @@ class Labels(Displayed):
         Returns:
             An Arrow table with one row per token.
         """
-        name = next((file for file, families in LABEL_FILES.items() if family in families), "")
-        path = self.path / f"{name}.parquet" if name else turn_file(self.path)
-        if rows is None:
-            return pq.read_table(path, columns=columns)
-        with pq.ParquetFile(path) as file:
+        name = next((file for file, families in LABEL_FILES.items() if family in families), turn_file(self.path).stem)
+        with self._reading(name) as file:
+            if rows is None:
+                return file.read(columns)
             start, stop, _ = rows.indices(file.metadata.num_rows)
             ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
             first, last = np.searchsorted(ends, [start, stop], side="right")
             groups = range(first, min(last + 1, file.num_row_groups))
             before = int(ends[first - 1]) if first else 0
             return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
+
+    def verify(self) -> None:
+        """Read all files, whose pages have checksums.
+
+        Raises:
+            RecordingError: If one is missing or damaged.
+        """
+        for name in LABEL_FILES:
+            with self._reading(name) as file:
+                for group in range(file.num_row_groups):
+                    file.read_row_group(group)
+
+    def _rows(self, name: str) -> int:
+        with self._reading(name) as file:
+            return int(file.metadata.num_rows)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Open one of the files, and replace pyarrow's errors by those of moelens."""
+        path = self.path / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                yield file
+        except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises UnicodeDecodeError too
+            raise RecordingError(
+                f"'{path}' is missing or damaged ({' '.join(str(error).split())[:120]}); create it again with"
+                " moelens.label(recording)"
+            ) from error
 
 
 def _default_processes() -> int:
@@ -390,6 +429,13 @@ def _alignment(recording: _Recording) -> str:
     return ", ".join(f"{method}: {n}" for method, n in sorted(methods.items())) or "unknown"
 
 
+def _identity(recording: _Recording) -> str:
+    """Return what tells a recording from others: SHA-256 of the checksums of its tokens and documents."""
+    manifest = getattr(recording, "manifest", {})
+    entries = [*manifest.get("shards", []), manifest.get("documents") or {}]
+    return hashlib.sha256("".join(entry.get("sha256", "") for entry in entries).encode()).hexdigest()
+
+
 def _write(folder: Path, labelled: Iterator[_Labelled], metadata: dict[str, str]) -> Labels:
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
     new = not folder.exists()
@@ -422,6 +468,7 @@ def _write_files(paths: dict[str, Path], labelled: Iterator[_Labelled], metadata
                     paths[file],
                     pa.schema([schema.field(name) for name in names], metadata=metadata),
                     compression="zstd",
+                    write_page_checksum=True,
                 )
             )
             for file, names in columns.items()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _MOST_BYTES = 1 << 30  # of the arrays of a file, or else
 _MOST_TIMES = 64  # as many times the size of the file; routes are seldom compressed to less than a twentieth
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_HEADERS: Any = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 def read_npz_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -61,7 +61,7 @@ def parse_npy(data: bytes) -> NDArray[Any]:
         version: tuple[int, int] = npy.read_magic(file)  # type: ignore[no-untyped-call]
         if version not in _HEADERS:
             raise ValueError(f"version {version[0]}.{version[1]} of the format")
-        shape, by_column, dtype = _HEADERS[version](file)  # type: ignore[no-untyped-call]
+        shape, by_column, dtype = _HEADERS[version](file)
         if dtype.hasobject:
             raise ValueError("it holds objects")
         stated, start = math.prod(shape) * dtype.itemsize, file.tell()

@@ -244,7 +244,8 @@ def read_option(name: str, value: Any) -> Any:
     right = isinstance(value, expected.types) and not isinstance(value, (bool, bytes, Mapping)) and str(value) != ""
     if right and expected.high is not None:
         several = isinstance(value, _LISTS)
-        items = list(value[: expected.high + 1]) if several and np.ndim(value) else [value]
+        flat = several and not (isinstance(value, np.ndarray) and value.ndim != 1)
+        items = list(value[: expected.high + 2]) if flat else [value]
         right = len(items) == (expected.length or len(items)) and all(
             isinstance(i, _INTEGERS) and not isinstance(i, bool) and expected.low <= i <= expected.high for i in items
         )

@@ -116,6 +116,15 @@ class Folder:
                 digest.update(block)
         return digest.hexdigest()
 
+    def footer(self, name: str) -> tuple[int, str]:
+        """Return the size of a Parquet file, and the SHA-256 of its footer in hexadecimal."""
+        with self.open(name) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 8, 0))
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(max(size - 8 - length, 0))
+            return size, hashlib.sha256(file.read()).hexdigest()
+
     # Writing
 
     def write(self, name: str, data: bytes) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,24 @@ from moelens.recording.writer import layer_label, read_ahead
 
 FORMAT = 1
 """The format of recordings; a change that older versions of moelens cannot read gets a new number."""
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "n_tokens": int,
+    "n_documents": int,
+    "shards": list,
+    "tables": dict,
+    "documents": (dict, type(None)),
+    "model": dict,
+    "shape": dict,
+    "shape.n_experts": int,
+    "shape.top_k": int,
+    "shape.moe_layers": list,
+    "capture": dict,
+    "capture.captures": list,
+    "capture.layers": list,
+}
+"""What a manifest has to hold, by the path in it."""
+_ENTRY = {"path": str, "rows": int, "sha256": str}
+_COMPARED: set[tuple[object, ...]] = set()
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,7 +96,7 @@ class Recording(Displayed):
             raise RecordingError(
                 f"'{source}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RecordingError(
                 f"'{Path(source) / MANIFEST}' is damaged ({error!r}); record again with force=True"
             ) from error
@@ -85,6 +104,11 @@ class Recording(Displayed):
             raise RecordingError(
                 f"expected a recording of format {FORMAT} or older, got '{source}' of format {version},"
                 f" made with moelens {manifest.get('moelens')}; upgrade with pip install -U moelens"
+            )
+        if wrong := _wrong_field(manifest):
+            raise RecordingError(
+                f"'{Path(source) / MANIFEST}' is damaged: its {wrong} is missing or of another type; copy it again, or"
+                " record again with force=True"
             )
         return cls(folder, manifest)
 
@@ -179,7 +203,10 @@ class Recording(Displayed):
         """Names of the corpus's own columns, such as `register` or `speaker`; none without documents."""
         if not self.manifest["documents"]:
             return ()
-        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
+        with (
+            self._reading(self._documents_path()) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
             return tuple(name for name in file.schema_arrow.names if name not in ("doc", "text", "generated"))
 
     def texts(self) -> Iterator[str]:
@@ -188,7 +215,10 @@ class Recording(Displayed):
         Raises:
             RecordingError: If the recording has no documents, or their file is missing or damaged.
         """
-        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
+        with (
+            self._reading(self._documents_path()) as source,
+            pq.ParquetFile(source, page_checksum_verification=True) as file,
+        ):
             names = [name for name in ("text", "generated") if name in file.schema_arrow.names]
             for batch in file.iter_batches(256, columns=names):
                 for parts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -327,7 +357,7 @@ class Recording(Displayed):
         found = []
         for entry in self.vector_entries(capture, [layer]):
             with self._reading(entry["path"]) as source:
-                found.append(pq.read_table(source, filters=filters, partitioning=None))
+                found.append(pq.read_table(source, filters=filters, partitioning=None, page_checksum_verification=True))
         return pa.concat_tables(found)
 
     def vector_parts(self, capture: str, layer: int, rows: int = 8192) -> Iterator[pa.Table]:
@@ -336,7 +366,10 @@ class Recording(Displayed):
         The columns are those of `vectors`; the recording has to hold the capture.
         """
         for entry in self.vector_entries(capture, [layer]):
-            with self._reading(entry["path"]) as source, pq.ParquetFile(source) as file:
+            with (
+                self._reading(entry["path"]) as source,
+                pq.ParquetFile(source, page_checksum_verification=True) as file,
+            ):
                 for batch in file.iter_batches(rows):
                     table = pa.Table.from_batches([batch])
                     if (part := table.filter(pc.equal(table["layer"], layer))).num_rows:
@@ -375,6 +408,8 @@ class Recording(Displayed):
             name = entry["path"]
             if not self.folder.exists(name):
                 yield self._damage_error(name, "is missing")
+            elif not self.folder.fs.isfile(self.folder.full_path(name)):
+                yield self._damage_error(name, "is not a file")
             elif self.folder.checksum(name) != entry["sha256"]:
                 yield self._damage_error(name, "is damaged: its SHA-256 differs from that in the manifest")
             elif (rows := pq.read_metadata(self.folder.source(name)).num_rows) != entry["rows"]:
@@ -410,8 +445,7 @@ class Recording(Displayed):
         return (self._read(entry["path"], columns) for entry in self.manifest["shards"])
 
     def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
-        with self._reading(name) as source:
-            file = pq.ParquetFile(source)
+        with self._parquet(name) as file:
             for column in columns or ():
                 if column not in file.schema_arrow.names:
                     raise unknown("column", column, file.schema_arrow.names)
@@ -421,11 +455,32 @@ class Recording(Displayed):
     def _reading(self, name: str) -> Iterator[Any]:
         """Give pyarrow a file to read, and replace its errors by those of moelens."""
         try:
+            self._require_same_footer(name)
             yield self.folder.source(name)
         except FileNotFoundError as error:
             raise self._damage_error(name, "is missing") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise self._damage_error(name, f"is damaged ({str(error).splitlines()[0]})") from error
+        except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises UnicodeDecodeError too
+            reason = " ".join(str(error).split())[:120]
+            raise self._damage_error(name, f"is damaged ({reason})") from error
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        """Open a file, whose pages are compared with their checksums when they are read."""
+        with self._reading(name) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            yield file
+
+    def _require_same_footer(self, name: str) -> None:
+        """Compare size and footer of a file with the manifest; of an unchanged local file once in a session."""
+        entry = next((e for e in self.entries() if e["path"] == name), {})
+        if "footer" not in entry:  # of an older version of moelens
+            return
+        status = os.stat(self.folder.full_path(name)) if self.folder.is_local else None
+        key = (self.folder.root, name, entry["footer"], status and (status.st_size, status.st_mtime_ns))
+        if key in _COMPARED:
+            return
+        if self.folder.footer(name) != (entry["bytes"], entry["footer"]):
+            raise self._damage_error(name, "is damaged: its size or its footer differs from the manifest")
+        _COMPARED.add(key)
 
     def _damage_error(self, name: str, problem: str) -> RecordingError:
         return RecordingError(
@@ -441,6 +496,29 @@ class Recording(Displayed):
             f" {self.manifest['model']['name']!r}, {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of"
             f" {self.n_experts} experts{f'; not aligned with texts: {reason}' if reason else ''})"
         )
+
+
+def _wrong_field(manifest: dict[str, Any]) -> str:
+    """Return the name of the first field of a manifest that is missing or of another type; "" if there is none."""
+    for path, kind in _FIELDS.items():
+        value: Any = manifest
+        for name in path.split("."):
+            value = value.get(name)
+        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or cast("int", value) < 0)):
+            return path
+    tables = list(manifest["tables"].values())
+    if not all(isinstance(entries, list) for entries in tables):
+        return "tables"
+    listed = {"shards": manifest["shards"], "tables": [e for entries in tables for e in entries]}
+    listed |= {name: [manifest[name]] for name in ("documents", "uncaptured") if manifest.get(name)}
+    for name, entries in listed.items():
+        for entry in entries:
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in _ENTRY.items()):
+                return name
+    if sum(entry["rows"] for entry in manifest["shards"]) != manifest["n_tokens"]:
+        return "n_tokens"
+    layers = [*manifest["capture"]["layers"], *manifest["shape"]["moe_layers"]]
+    return "" if all(type(layer) is int for layer in layers) else "capture.layers"
 
 
 def count_noun(n: int, noun: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moelens.display import Displayed
+from moelens.errors import RecordingError
+from moelens.japanese import Labels
 from moelens.recording.store import Recording, count_noun
 
 
@@ -15,7 +17,7 @@ class Verification(Displayed):
 
     Attributes:
         recording: The recording.
-        damage: A sentence for each file that is missing, damaged or not part of the recording.
+        damage: A sentence for each file that is missing, damaged or not part of the recording, and one for its labels.
     """
 
     recording: Recording
@@ -34,6 +36,8 @@ class Verification(Displayed):
 def verify(recording: Recording | str | Path) -> Verification:
     """Check that each file of a recording exists, has the SHA-256 and the rows of the manifest, and that no other does.
 
+    Labels are read whole and checked as well: their pages have checksums, and they say which recording they are of.
+
     Args:
         recording: The recording, or the path or fsspec URL of one.
 
@@ -49,4 +53,15 @@ def verify(recording: Recording | str | Path) -> Verification:
         (True, ())
     """
     opened = Recording.open(recording)
-    return Verification(opened, tuple(opened.damage()))
+    return Verification(opened, (*opened.damage(), *_damage_of_labels(opened)))
+
+
+def _damage_of_labels(recording: Recording) -> list[str]:
+    """Return a sentence if a recording has labels that are damaged or those of another recording."""
+    if not recording.folder.is_local or not recording.folder.exists("labels"):
+        return []
+    try:
+        Labels.open(recording).verify()
+    except RecordingError as error:
+        return [str(error)]
+    return []

@@ -28,12 +28,16 @@ class Shard:
         rows: Number of rows.
         sha256: SHA-256 in hexadecimal.
         layer: The layer of all rows; None for a file that is not of a single layer.
+        bytes: Its size.
+        footer: SHA-256 of its footer, in hexadecimal; the checksums of pages do not cover it.
     """
 
     path: str
     rows: int
     sha256: str
     layer: int | None = None
+    bytes: int | None = None
+    footer: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of the file in the manifest."""
@@ -77,6 +81,7 @@ def _write_options(schema: pa.Schema) -> dict[str, Any]:
             dictionary.append(path)
     return {
         "compression": "zstd",
+        "write_page_checksum": True,
         "use_dictionary": dictionary,
         "write_statistics": single,
         "column_encoding": dict.fromkeys(split, "BYTE_STREAM_SPLIT"),
@@ -118,7 +123,9 @@ class ShardWriter:
         self._stack.close()
         if not self.rows:
             self._folder.remove(self.name)
-        return Shard(self.name, self.rows, self._file.sha256)
+            return Shard(self.name, 0, self._file.sha256)
+        size, footer = self._folder.footer(self.name)
+        return Shard(self.name, self.rows, self._file.sha256, bytes=size, footer=footer)
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished file after an error."""
