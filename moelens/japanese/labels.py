@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.files import explain_write_errors, lock_folder
 from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools, CharacterLabels, character_labels
 from moelens.japanese.honorific_spans import HonorificSpan
 from moelens.japanese.morphology import Analyser, Morpheme, provenance
@@ -400,13 +401,32 @@ def _alignment(recording: _Recording) -> str:
 
 def _write(folder: Path, tables: Iterator[pa.Table], metadata: dict[str, str]) -> Labels:
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {f"moelens.{name}": value for name, value in metadata.items()}
     details = {"morphology": _WORD_COLUMNS, "honorifics": _HONORIFIC_COLUMNS}
     columns = {
         file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(details.get(file, ()))
         for file, families in LABEL_FILES.items()
     }
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder):
+            try:
+                _write_files(folder, columns, tables, metadata)
+                for file in LABEL_FILES:
+                    os.replace(folder / f".{file}.parquet", folder / f"{file}.parquet")
+            except BaseException:
+                for file in LABEL_FILES:
+                    (folder / f".{file}.parquet").unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+                raise
+    return Labels(folder)
+
+
+def _write_files(
+    folder: Path, columns: dict[str, list[str]], tables: Iterator[pa.Table], metadata: dict[str, str]
+) -> None:
+    """Write the columns of each file under a name that begins with a dot."""
     with ExitStack() as stack:
         schema = _schema().with_metadata(metadata)
         writers = {
@@ -422,6 +442,3 @@ def _write(folder: Path, tables: Iterator[pa.Table], metadata: dict[str, str]) -
         for table in tables:
             for file, names in columns.items():
                 writers[file].write_table(table.select(names).replace_schema_metadata(metadata))
-    for file in LABEL_FILES:
-        os.replace(folder / f".{file}.parquet", folder / f"{file}.parquet")
-    return Labels(folder)
