@@ -172,7 +172,7 @@ def compare_routes(tiny: bool, device: str = "cuda") -> dict[str, Any]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for place in ("cpu", device):
-            out = f"{folder}/{place}"
+            out = f"{folder}/{len(found)}"
             model = moelens.load("demo", device_map=place)
             found.append(moelens.record(model, corpus, out, capture=["routes", "margin"], progress=False))
         first, second = (np.sort(recording.indices(), axis=-1) for recording in found)

@@ -75,7 +75,7 @@ def test_unwritable_places_are_refused_first(
     [
         ("--context 0", "expected context to be None or at least 1, got 0; give a number such as 2048"),
         ("--dtype float17", "unknown dtype 'float17'; did you mean 'float16'"),
-        ("--capture rotes", "unknown capture 'rotes'; did you mean 'routes'?"),
+        ("--capture rotes", "unknown capture 'rotes'; did you mean 'routes'"),
         ("--store-dtype float17", "float17"),
         ("--batch-tokens 0", "expected batch_tokens to be at least 1, got 0"),
     ],
