@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -23,6 +25,7 @@ import moelens
 from benchmarks.machine import interleaved, machine, spread
 from moelens.recording.captures import CaptureRequest
 from moelens.recording.collector import Collector
+from moelens.recording.writer import layer_label
 
 SHAPE = {
     "vocab_size": 151936,
@@ -48,6 +51,7 @@ TINY = SHAPE | {
     "num_experts": 16,
 }
 PREFILL, DECODE, STEPS = (4, 2048), 16, 32
+MARGIN = 1e-3  # below it, the order in which a device adds may decide which expert is chosen
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item")
 
 
@@ -64,6 +68,15 @@ def synchronize() -> None:
     """Wait until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def peak_memory(run: Callable[[], Any]) -> float | None:
+    """Return the peak of the memory that a run takes on the GPU, in GB; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return round(torch.cuda.max_memory_allocated() / 1e9, 3)
 
 
 class ForwardPasses:
@@ -146,6 +159,31 @@ def measure_cost(tiny: bool, rounds: int) -> dict[str, Any]:
             "bare": run.count_waits(run.model_only, many),
             "routes": run.count_waits(run.hooks_only, many),
         },
+        "peak of device memory, GB": {
+            "bare": peak_memory(lambda: run.bare(many, use_cache=False)),
+            "routes": peak_memory(lambda: run.captured(many, use_cache=False)),
+        },
+    }
+
+
+def compare_routes(tiny: bool, device: str = "cuda") -> dict[str, Any]:
+    """Return how many choices of the bundled model differ between the device and the CPU, by the margin on the CPU."""
+    corpus = [document.text for document in moelens.Corpus.of("demo")][: 4 if tiny else None]
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for place in ("cpu", device):
+            out = f"{folder}/{len(found)}"
+            model = moelens.load("demo", device_map=place)
+            found.append(moelens.record(model, corpus, out, capture=["routes", "margin"], progress=False))
+        first, second = (np.sort(recording.indices(), axis=-1) for recording in found)
+        margin = np.stack([found[0].column(f"margin_{layer_label(layer)}") for layer in found[0].layers], 1)
+    differ = (first != second).any(-1)
+    clear = margin.astype(float) > MARGIN
+    return {
+        "choices": int(differ.size),
+        "differ": int(differ.sum()),
+        f"with a margin above {MARGIN:g}": int(clear.sum()),
+        f"differ with a margin above {MARGIN:g}": int((differ & clear).sum()),
     }
 
 
@@ -158,6 +196,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     result: dict[str, Any] = {"machine": machine()}
     if args.tiny or torch.cuda.is_available():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        result["routes of the bundled model, beside those of the CPU"] = compare_routes(args.tiny, device)
         result |= measure_cost(args.tiny, args.rounds)
     else:
         result["did not run"] = "no CUDA device"

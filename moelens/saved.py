@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from moelens.errors import RecordingError, UnknownNameError
+from moelens.errors import RecordingError
+from moelens.files import require_suffix, writing
 from moelens.version import __version__
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _METADATA_KEY = b"moelens"
 """The key, in the metadata of a Parquet file's schema, of what the columns do not hold."""
-_SUFFIXES = (".json", ".parquet")
 
 
 class Saved:
@@ -83,15 +83,18 @@ class Saved:
 
         Raises:
             UnknownNameError: the name ends in neither.
+            RecordingError: the disk is full, or the file cannot be written.
         """
-        path = _checked(Path(path))
+        path = require_suffix(Path(path))
         if path.suffix == ".json":
             text = json.dumps(self.to_dict(), ensure_ascii=False, indent=self._INDENT, allow_nan=False)
-            path.write_text(text + "\n", encoding="utf-8")
+            with writing(path) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         else:
             head = json.dumps(self._parquet_head(), ensure_ascii=False, allow_nan=False)
             table = pa.table(self.columns()).replace_schema_metadata({_METADATA_KEY: head})
-            pq.write_table(table, path, compression="zstd")
+            with writing(path) as partial:
+                pq.write_table(table, partial, compression="zstd")
         return path
 
     @classmethod
@@ -105,7 +108,7 @@ class Saved:
             UnknownNameError: the name ends in neither `.json` nor `.parquet`.
             RecordingError: the file is missing, cannot be read or holds another kind of result.
         """
-        path, what = _checked(Path(path)), cls.__name__
+        path, what = require_suffix(Path(path)), cls.__name__
         if not path.is_file():
             raise RecordingError(
                 f"expected a saved {what}, found no file {str(path)!r}; write one with {what}.save(path)"
@@ -209,12 +212,6 @@ class SavedCells(Saved):
         table = pq.read_table(path)
         head = read_head(table.schema)
         return head | {"cells": {name: table[name].to_numpy() for name in head.pop("kept", ())}}
-
-
-def _checked(path: Path) -> Path:
-    if path.suffix not in _SUFFIXES:
-        raise UnknownNameError(f"expected a file name that ends in .json or .parquet, got '{path}'; rename it")
-    return path
 
 
 def read_head(schema: pa.Schema) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from moelens.analysis.label_measures import risk_difference
 from moelens.analysis.result import Specialization
 from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
+from moelens.files import writing
 
 Form = Literal["bias", "keep"]
 FORMAT = "moelens.experts/1"
@@ -91,21 +92,22 @@ class ExpertList(Displayed):
             MoeLensError: `.f32` and `.safetensors` hold biases, and this list has experts to keep.
         """
         path = check_file(path, self.form)
-        if path.suffix == ".csv":
-            with path.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.writer(file, lineterminator="\n")
-                columns = ("layer", "expert", "bias")[: 3 if self.form == "bias" else 2]
-                writer.writerow(columns)
-                writer.writerows(row[: len(columns)] for row in self.biases)
-        elif path.suffix == ".json":
-            path.write_text(json.dumps(self._json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        elif path.suffix == ".f32":
-            path.write_bytes(self.matrix().astype("<f4").tobytes())
-        else:
-            from safetensors.numpy import save_file
+        with writing(path) as partial:
+            if path.suffix == ".csv":
+                with partial.open("w", encoding="utf-8", newline="") as file:
+                    writer = csv.writer(file, lineterminator="\n")
+                    columns = ("layer", "expert", "bias")[: 3 if self.form == "bias" else 2]
+                    writer.writerow(columns)
+                    writer.writerows(row[: len(columns)] for row in self.biases)
+            elif path.suffix == ".json":
+                partial.write_text(json.dumps(self._json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            elif path.suffix == ".f32":
+                partial.write_bytes(self.matrix().astype("<f4").tobytes())
+            else:
+                from safetensors.numpy import save_file
 
-            matrix = self.matrix()
-            save_file({_ROUTER_BIAS.format(layer): matrix[layer] for layer in self.layers}, path)
+                matrix = self.matrix()
+                save_file({_ROUTER_BIAS.format(layer): matrix[layer] for layer in self.layers}, partial)
         return path
 
     def _json(self) -> dict[str, Any]:

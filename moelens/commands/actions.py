@@ -108,8 +108,14 @@ def plan_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
+    from moelens.models.loading import require_dtype
     from moelens.recording import Corpus, record
+    from moelens.recording.captures import read_captures
+    from moelens.recording.passes import RunSettings
 
+    require_dtype(args.dtype)
+    read_captures(args.capture, args.store_dtype)
+    RunSettings(args.batch_tokens, args.context, args.overlap, args.generate).validate()
     name, corpus = args.model, args.corpus
     if cell is not None:
         corpus = [line for line in split_lines(cell) if line.strip()]

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
-from moelens.commands.table import COMMANDS
+from moelens.commands.table import COMMANDS, SAVE
+from moelens.errors import MoeLensError
+from moelens.files import require_suffix, require_writable
 
+_Out = TypeVar("_Out")
 _Parser = TypeVar("_Parser", bound=argparse.ArgumentParser)
 
 
@@ -24,6 +30,20 @@ def as_utf8(word: str) -> str:
         return word.encode("ascii", "surrogateescape").decode("utf-8")
     except UnicodeError:
         return word
+
+
+def _out(kind: Callable[[str], _Out], result: bool, word: str) -> _Out:
+    """Read the value of `--out`, and check that it can be written before anything is computed for it."""
+    if not word:
+        raise argparse.ArgumentTypeError("expected a path, got an empty text; name what to write")
+    try:
+        if result:
+            require_suffix(Path(word))
+        if "://" not in word:
+            require_writable(word)
+    except MoeLensError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return kind(word)
 
 
 def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *, prog: str) -> dict[str, _Parser]:
@@ -53,7 +73,11 @@ def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *
             add_help=True,  # the parser of IPython has no --help by default
         )
         for argument in command.arguments:
-            kind: dict[str, Any] = {"type": as_utf8} if argument.completes in _JAPANESE else {}
-            subparser.add_argument(*argument.names, help=argument.help, **kind, **argument.options)
+            options: dict[str, Any] = dict(argument.options)
+            if argument.completes in _JAPANESE:
+                options["type"] = as_utf8
+            if argument.names == ("--out",):
+                options["type"] = partial(_out, options.get("type", str), argument is SAVE)
+            subparser.add_argument(*argument.names, help=argument.help, **options)
         made[name] = subparser
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import sys
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.files import explain_write_errors, lock_folder
 from moelens.japanese.families import (
     COLUMNS,
     FAMILIES,
@@ -42,6 +44,7 @@ from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_la
 _Ints = npt.NDArray[np.int32]
 
 _METADATA = ("analyser", "dictionary", "rules", "policy", "alignment", "normalized")
+_CHECKSUMS = "checksums.json"  # SHA-256 of the files, which `verify` compares
 _WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
 _HONORIFIC_COLUMNS = ("rule", "plain", "readings")
 _GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
@@ -256,7 +259,7 @@ class Labels(Displayed):
             return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
 
     def verify(self) -> None:
-        """Read all files, whose pages have checksums.
+        """Read all files, whose pages have checksums, and compare the checksums of whole files.
 
         Raises:
             RecordingError: If one is missing or damaged.
@@ -265,6 +268,12 @@ class Labels(Displayed):
             with self._reading(name) as file:
                 for group in range(file.num_row_groups):
                     file.read_row_group(group)
+        if (self.path / _CHECKSUMS).exists():
+            for name, checksum in json.loads((self.path / _CHECKSUMS).read_text("utf-8")).items():
+                if _sha256(self.path / name) != checksum:
+                    raise RecordingError(
+                        f"'{self.path / name}' differs from its checksum; create it again with moelens.label(recording)"
+                    )
 
     def _rows(self, name: str) -> int:
         with self._reading(name) as file:
@@ -438,23 +447,32 @@ def _identity(recording: _Recording) -> str:
 
 def _write(folder: Path, labelled: Iterator[_Labelled], metadata: dict[str, str]) -> Labels:
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
-    new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
     unfinished = {file: folder / f".{file}.parquet" for file in LABEL_FILES}
-    try:
-        _write_files(unfinished, labelled, {f"moelens.{name}": value for name, value in metadata.items()})
-    except BaseException:
-        for path in unfinished.values():
-            path.unlink(missing_ok=True)
-        if new:
-            folder.rmdir()
-        raise
-    for file, path in unfinished.items():
-        os.replace(path, folder / f"{file}.parquet")
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_folder(folder):
+            try:
+                _write_files(unfinished, labelled, {f"moelens.{name}": value for name, value in metadata.items()})
+                sums = {f"{file}.parquet": _sha256(path) for file, path in unfinished.items()}
+                for file, path in unfinished.items():
+                    os.replace(path, folder / f"{file}.parquet")
+                (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
+            except BaseException:
+                for path in unfinished.values():
+                    path.unlink(missing_ok=True)
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+                raise
     return Labels(folder)
 
 
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _write_files(paths: dict[str, Path], labelled: Iterator[_Labelled], metadata: dict[str, str]) -> None:
+    """Write the columns of each file under its temporary name."""
     details = {"morphology": _WORD_COLUMNS, "honorifics": _HONORIFIC_COLUMNS}
     columns = {
         file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(details.get(file, ()))

@@ -79,7 +79,7 @@ def load(
         has none, and a check says so.
 
     Raises:
-        UnknownNameError: `model` is neither a folder nor a model on the hub or in its cache.
+        UnknownNameError: `model` is neither a folder nor a model on the hub or in its cache, or there is no such dtype.
         MoeLensError: transformers cannot load the model, a file is damaged, the download was interrupted, or the
             model's format needs a package that is not installed.
         UnsupportedModelError: the model has no experts, or moelens cannot reach them, or it is in a format that
@@ -91,6 +91,7 @@ def load(
         >>> model.shape.model_type, model.shape.top_k
         ('deepseek_v3', 4)
     """
+    require_dtype(dtype)
     source = str(DEMO) if model == "demo" else model
     if model == "demo" and not (DEMO / "model.safetensors").exists():
         raise MoeLensError("the bundled model is missing from this installation; install moelens again")
@@ -139,6 +140,12 @@ def load(
         if found in (note, weights) and not found.passed:
             warnings.warn(f"{model}: {found.detail}", MoeLensWarning, stacklevel=2)
     return hooked
+
+
+def require_dtype(dtype: Any) -> None:
+    """Raise `UnknownNameError` unless a dtype is "auto", a dtype of torch or the name of one."""
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise unknown("dtype", dtype, ["auto", "bfloat16", "float16", "float32", "float64", "float8_e4m3fn"])
 
 
 @contextmanager

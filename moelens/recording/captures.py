@@ -106,6 +106,24 @@ class Capture:
         return f"{self.name}:{parameter}" if parameter else self.name
 
 
+def read_captures(capture: str | Sequence[str], dtype: str) -> tuple[Capture, ...]:
+    """Read the captures and check the element type, as far as this is possible without a model.
+
+    Raises:
+        UnknownNameError: If a capture or the element type does not exist.
+        MoeLensError: If there is no capture, or one is named twice.
+    """
+    captures = tuple(Capture.parse(text) for text in ([capture] if isinstance(capture, str) else capture))
+    names = [c.name for c in captures]
+    if not names or len(set(names)) < len(names):
+        raise MoeLensError(
+            f"expected at least one capture, each once, got {names}; name some such as routes or neurons:32"
+        )
+    if dtype not in STORE_DTYPES:
+        raise unknown("store_dtype", dtype, STORE_DTYPES)
+    return captures
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptureRequest:
     """The captures of a recording, with the layers, experts and element type to keep.
@@ -139,14 +157,8 @@ class CaptureRequest:
             UnknownNameError: If a capture, layer, expert or element type does not exist.
             MoeLensError: If the model does not offer a capture, or a capture is named twice.
         """
-        captures = tuple(Capture.parse(text) for text in ([capture] if isinstance(capture, str) else capture))
+        captures = read_captures(capture, dtype)
         names = [c.name for c in captures]
-        if not names or len(set(names)) < len(names):
-            raise MoeLensError(
-                f"expected at least one capture, each once, got {names}; name some such as routes or neurons:32"
-            )
-        if dtype not in STORE_DTYPES:
-            raise unknown("store_dtype", dtype, STORE_DTYPES)
         shape = model.shape
         chosen = _choose_layers(layers, names, shape)
         for expert in experts or ():

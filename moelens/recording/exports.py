@@ -10,6 +10,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.files import explain_write_errors
 from moelens.japanese import Labels
 from moelens.recording.card import export_card
 from moelens.recording.store import Recording, as_array
@@ -110,8 +112,7 @@ def export(
     name = Path(recording.folder.location).name
     out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
     _require_free(out, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+    with explain_write_errors(out), _scratch_beside(out) as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
         _FORMATS[to](recording, selection, new)
@@ -123,6 +124,14 @@ def export(
             shutil.rmtree(out)
         new.rename(out)
     return out
+
+
+@contextmanager
+def _scratch_beside(out: Path) -> Iterator[str]:
+    """Give a temporary folder on the file system of `out`."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+        yield scratch
 
 
 def _require_free(out: Path, force: bool) -> None:

@@ -48,6 +48,10 @@ class RunSettings:
             raise MoeLensError(
                 f"expected batch_tokens to be at least 1, got {self.batch_tokens}; give a number such as 4096"
             )
+        if self.context is not None and self.context < 1:
+            raise MoeLensError(
+                f"expected context to be None or at least 1, got {self.context}; give a number such as 2048"
+            )
         if self.generate < 0 or (self.context is not None and self.generate >= self.context):
             allowed = "at least 0"
             if self.context is not None:

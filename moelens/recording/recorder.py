@@ -125,6 +125,7 @@ def record(
         >>> recording.n_documents, recording.captures
         (1, ('routes',))
     """
+    RunSettings(batch_tokens, context, overlap, generate).validate()
     context = min((n for n in (context, model.context_length) if n), default=None)
     settings = RunSettings(batch_tokens, context, overlap, generate)
     settings.validate()

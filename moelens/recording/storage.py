@@ -15,12 +15,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 
 from moelens.errors import MoeLensError, RecordingError
-
-_fcntl: Any
-try:
-    import fcntl as _fcntl
-except ImportError:  # Windows
-    _fcntl = None
+from moelens.files import explain_write_errors, lock_folder
 
 
 @dataclass(frozen=True)
@@ -159,21 +154,13 @@ class Folder:
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
         """Replace errors of the file system about space and permissions by errors that say what to do."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise RecordingError(
-                    f"no space is left in '{self.location}'; free some and run the same command again to continue"
-                ) from error
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise RecordingError(
-                    f"cannot write to '{self.location}' ({error.strerror});"
-                    " choose another folder, or change its permissions"
-                ) from error
-            if error.errno in (errno.EEXIST, errno.ENOTDIR):
-                raise self.occupied_error() from error
-            raise
+        with explain_write_errors(self.location):
+            try:
+                yield
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTDIR):
+                    raise self.occupied_error() from error
+                raise
 
     def occupied_error(self) -> RecordingError:
         """Return the error for a folder that holds something else than a recording."""
@@ -192,25 +179,13 @@ class Folder:
         Raises:
             RecordingError: If another run holds the lock.
         """
-        if not self.is_local or _fcntl is None:
+        if not self.is_local:
             yield
             return
         with self.explain_errors():
             self.fs.makedirs(self.root, exist_ok=True)
-            folder = os.open(self.root, os.O_RDONLY)
-        try:
-            try:
-                _fcntl.flock(folder, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RecordingError(
-                    f"another run is writing to '{self.location}'; wait until it has ended, or choose another folder"
-                ) from error
-            except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                    raise
+        with lock_folder(self.root):
             yield
-        finally:
-            os.close(folder)
 
     def remove(self, name: str = "") -> None:
         """Remove a file, or a folder with its contents, if it exists."""

@@ -13,6 +13,7 @@ import traitlets
 from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
+from moelens.files import writing
 from moelens.interventions.items import item_kinds
 from moelens.japanese.families import FAMILIES
 from moelens.views.cards import card_html
@@ -167,7 +168,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             if name != "EFFECT" or self.effects
         ]
         body = "".join(f"<h2><b>{name}</b>{text}</h2>{page.add(view)}" for name, text, view in kept)
-        path.write_text(page.html(self.map.heading, body), encoding="utf-8")
+        with writing(path) as partial:
+            partial.write_text(page.html(self.map.heading, body), encoding="utf-8")
         return path
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:

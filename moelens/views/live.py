@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import anywidget
 import traitlets
 
+from moelens.files import writing
 from moelens.views.frontend import static_text
 from moelens.views.page import Page
 
@@ -88,5 +89,6 @@ class LiveView(anywidget.AnyWidget):
         """
         page = Page()
         path = Path(path)
-        path.write_text(page.html(self.heading, page.add(self)), encoding="utf-8")
+        with writing(path) as partial:
+            partial.write_text(page.html(self.heading, page.add(self)), encoding="utf-8")
         return path

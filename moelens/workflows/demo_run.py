@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
 from moelens.analysis import Specialization
 from moelens.bars import progress_bar
 from moelens.errors import RecordingError
+from moelens.files import explain_write_errors
 from moelens.japanese import CLASSES, Labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
@@ -73,30 +75,39 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
     """
     out = Path(out)
     _prepare_folder(out, force)
-    with progress_bar(total=len(_STEPS), desc="demo", show=progress) as bar:
+    try:
+        with explain_write_errors(out), progress_bar(total=len(_STEPS), desc="demo", show=progress) as bar:
+            return _run_steps(out, bar)
+    except BaseException:
+        _remove(_written_files(out))  # a later run begins anew
+        raise
 
-        def step(name: str) -> None:
-            bar.set_description(name)
-            bar.update(0 if name == _STEPS[0] else 1)
 
-        step("loading")
-        model = load("demo")
-        step("recording")
-        recording = record(model, "demo", out / "recording", progress=False)
-        step("labelling")
-        labels = label(recording)
-        step("analysing")
-        results, _ = analyze_families(recording, labels)
-        step("baseline")
-        results = with_baseline(recording, results, model)
-        for family, result in results.items():
-            result.save(out / _file_name(family))
-        step("drawing")
-        _save_figures(results, out / "figures")
-        step("report")
-        page = report_html(_demo_report(model, recording, labels, results, out))
-        (out / "report.html").write_text(page, encoding="utf-8")
-        bar.update(1)
+def _run_steps(out: Path, bar: Any) -> DemoRun:
+    """Do the steps of the demo, with one update of the bar for each."""
+
+    def step(name: str) -> None:
+        bar.set_description(name)
+        bar.update(0 if name == _STEPS[0] else 1)
+
+    step("loading")
+    model = load("demo")
+    step("recording")
+    recording = record(model, "demo", out / "recording", progress=False)
+    step("labelling")
+    labels = label(recording)
+    step("analysing")
+    results, _ = analyze_families(recording, labels)
+    step("baseline")
+    results = with_baseline(recording, results, model)
+    for family, result in results.items():
+        result.save(out / _file_name(family))
+    step("drawing")
+    _save_figures(results, out / "figures")
+    step("report")
+    page = report_html(_demo_report(model, recording, labels, results, out))
+    (out / "report.html").write_text(page, encoding="utf-8")
+    bar.update(1)
     return DemoRun(out, recording, results)
 
 
@@ -106,7 +117,7 @@ def _file_name(family: str) -> str:
 
 def _prepare_folder(out: Path, force: bool) -> None:
     """Make an empty folder; with `force`, delete the files that an earlier run wrote, and no others."""
-    ours = [out / name for name in ("recording", "figures", "report.html", *map(_file_name, REPORT_FAMILIES))]
+    ours = _written_files(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not force or not out.is_dir():
             raise RecordingError(
@@ -118,9 +129,19 @@ def _prepare_folder(out: Path, force: bool) -> None:
                 f"expected the folder of an earlier demo run, got '{out}', which has other files; "
                 "give another folder with --out"
             )
-        for path in ours:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
+        _remove(ours)
+    with explain_write_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+
+
+def _written_files(out: Path) -> list[Path]:
+    """The files and folders that the demo writes."""
+    return [out / name for name in ("recording", "figures", "report.html", *map(_file_name, REPORT_FAMILIES))]
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _save_figures(results: dict[str, Specialization], folder: Path) -> None:

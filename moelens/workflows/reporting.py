@@ -14,6 +14,7 @@ from moelens.analysis import Counts, CountTables, Specialization, analyze
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
+from moelens.files import require_writable, writing
 from moelens.interventions import effect, remove
 from moelens.japanese import Labels
 from moelens.recording import Recording
@@ -91,6 +92,7 @@ def report(
         raise MoeLensError(
             f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
         )
+    require_writable(out)
     shown = () if effects == "remove" else tuple(_opened(e) for e in effects)
     alone = _result_alone(recording)
     if alone is not None:
@@ -211,8 +213,8 @@ def _result_alone(source: Any) -> Specialization | None:
 
 def _write_page(content: Report, out: Path) -> Path:
     page = report_html(content)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    with writing(out) as partial:
+        partial.write_text(page, encoding="utf-8")
     return out
 
 
