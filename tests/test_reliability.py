@@ -191,10 +191,7 @@ def test_damage_within_a_page_is_refused(labelled: Recording, tmp_path: Path) ->
     made = Recording.open(tmp_path / "run")
     with pytest.raises(RecordingError, match="is damaged"):
         made.tokens()
-    assert [("honorifics.parquet' is missing or damaged" in text) for text in moelens.verify(made).damage] == [
-        False,
-        True,
-    ]
+    assert ["honorifics.parquet'" in text for text in moelens.verify(made).damage] == [False, True]
 
 
 def test_labels_of_another_recording(labelled: Recording, tmp_path: Path) -> None:
