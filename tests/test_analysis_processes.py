@@ -13,13 +13,17 @@ import pytest
 import moelens
 from moelens.analysis import counts_of, measure
 
-TEXTS = ["社長がいらっしゃいました。", "資料をお送りいたします。", "雨が降っていた。", "召し上がってください。"]
+OPENINGS = ("今朝", "昨日", "午後", "先週", "夕方", "駅前で", "会議のあと", "事務所で")
+SENTENCES = ("社長がいらっしゃいました。", "資料をお送りいたします。", "雨が降っていた。", "召し上がってください。")
+TEXTS = [
+    f"{opening}、{sentence}" for opening in OPENINGS for sentence in SENTENCES
+]  # equal texts count as one document
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> moelens.Recording:
     folder = tmp_path_factory.mktemp("analysis") / "run"
-    recording = moelens.record(moelens.load("demo"), TEXTS * 8, folder, progress=False)
+    recording = moelens.record(moelens.load("demo"), TEXTS, folder, progress=False)
     moelens.label(recording)
     return recording
 

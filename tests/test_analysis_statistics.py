@@ -153,7 +153,7 @@ def test_lifts_that_token_identity_explains_are_counted() -> None:
 
 
 def test_columns_of_the_corpus_are_controls(demo_recording: Any) -> None:
-    assert demo_recording.metadata == ("id", "register", "honorifics")
+    assert demo_recording.metadata == ("id", "register", "honorifics", "situation", "setting", "roles")
     given = ("corpus.register", "token")
     found = analyze(demo_recording, "pos", given=given, permutations=99)
     assert found.given == given

@@ -31,8 +31,9 @@ def load(model: Any, folder: Path) -> Check:
 
 def stored(router: bool, layer: MoELayer, weights: dict[str, torch.Tensor]) -> str:
     """The name in the checkpoint of the largest weight of a layer's router, or of one of its experts."""
-    part = r"router\.|gate\.|gate$" if router else r"experts\.|input_linear"
-    pattern = re.compile(rf".*(layers|blocks)\.{layer.index}\.(?!.*(attn|shared|indexer|expert_bias)).*({part})")
+    part = r"(router|gate)(\.|$)" if router else r"(experts|input_linear|moe\.\w+_proj)\."
+    within = rf".*(layers|blocks)\.{layer.index}\.(?!.*(attn|share|indexer|expert_bias))"
+    pattern = re.compile(rf"{within}(.*\.)?{part}")
     found = [n for n in weights if pattern.match(n) and (not router or "experts." not in n)]
     return max(found, key=lambda n: weights[n].numel())
 

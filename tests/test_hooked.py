@@ -242,7 +242,7 @@ def test_positions_are_sliced_where_they_are(deepseek: HookedMoE, ids: torch.Ten
 
 
 def test_unhook_gives_the_model_back(ids: torch.Tensor) -> None:
-    model = tiny_model("deepseek_v3")
+    model, patched = tiny_model("deepseek_v3"), dict(_PATCHED)  # other tests may have left hooked models
     config, plain = dict(vars(model.config)), logits_of(model(ids))
     hooked = moelens.hook(model)
     hooked.add_hook(at("hook_router_logits"), lambda t, hook: t + 1, is_permanent=True)
@@ -254,7 +254,7 @@ def test_unhook_gives_the_model_back(ids: torch.Tensor) -> None:
         assert not module._forward_hooks, module
         assert not module._forward_pre_hooks, module
     assert not any(m in LISTENERS for m in model.modules())
-    assert not _PATCHED
+    assert patched == _PATCHED
     with pytest.raises(MoeLensError, match=r"unhooked; call moelens.hook\(model, tokenizer\) again"):
         hooked(ids)
 
@@ -273,12 +273,13 @@ def test_a_failed_hook_leaves_nothing(ids: torch.Tensor) -> None:
 
 
 def test_two_hooked_models_of_one_class_are_independent(ids: torch.Tensor) -> None:
+    patched = dict(_PATCHED)
     first, second = moelens.hook(tiny_model("llama4")), moelens.hook(tiny_model("llama4", seed=1))
     plain = second(ids)
     first.unhook()
     assert torch.equal(second(ids), plain)
     second.unhook()
-    assert not _PATCHED
+    assert patched == _PATCHED
 
 
 def test_eager_stays_eager(ids: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import repeat
@@ -361,17 +362,15 @@ def test_stretches_without_tokens_leave_no_file(tmp_path: Path, monkeypatch: pyt
     assert moelens.verify(recording)
 
 
-@pytest.mark.parametrize("url", ["memory://runs/one", "file://{tmp}/run"])
+@pytest.mark.parametrize("url", ["memory://{new}/one", "file://{tmp}/run"])
 def test_recordings_behind_urls(tmp_path: Path, url: str) -> None:
-    url = url.format(tmp=tmp_path)
+    url = url.format(tmp=tmp_path, new=uuid.uuid4())  # the memory file system is shared by all tests
     recording = record(Model(), TEXTS, url, force=True, progress=False)
     assert_recorded(recording, Model(), TEXTS)
     recording.verify()
     assert Recording.open(url).documents()["text"].to_pylist() == TEXTS
     if url.startswith("memory"):
-        with pytest.raises(
-            RecordingError, match="expected a local recording, got 'memory://runs/one'; copy it to a local folder"
-        ):
+        with pytest.raises(RecordingError, match=f"expected a local recording, got '{url}'; copy it to a local folder"):
             _ = recording.path
 
 

@@ -79,12 +79,12 @@ NAMES = (
     "trace",
 )
 DRAWN = {
-    "curve": "demo · 4 layers × 5 labels · 5,108 tokens · layer curve\nbands: middle 95 %",
-    "flow": "demo · 3 layers × 32 experts · 5,108 tokens · route shares",
-    "load": "demo · 4 layers × 32 experts · 5,108 tokens · load",
-    "coactivation_lift": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation lift\nlayer 1, experts clustered",
-    "coactivation": "demo · 4 layers × 32 experts · 5,108 tokens · coactivation\n",
-    "repetition": "demo · 4 layers · 5,108 tokens · repetition",
+    "curve": "demo · 4 layers × 5 labels · {n} tokens · layer curve\nbands: middle 95 %",
+    "flow": "demo · 3 layers × 32 experts · {n} tokens · route shares",
+    "load": "demo · 4 layers × 32 experts · {n} tokens · load",
+    "coactivation_lift": "demo · 4 layers × 32 experts · {n} tokens · coactivation lift\nlayer 1, experts clustered",
+    "coactivation": "demo · 4 layers × 32 experts · {n} tokens · coactivation\n",
+    "repetition": "demo · 4 layers · {n} tokens · repetition",
     "preferences": "demo · 28 items",
     "effect": "demo · remove E5 in layer 3",
     "attribution": "demo · contributions to style-agreement, control-tense",
@@ -111,7 +111,8 @@ def test_each_draws_itself_and_says_what_it_is(results: dict[str, Any], name: st
     drawn = results[name].plot(ax=ax)
     assert isinstance(drawn, Axes)
     assert drawn is ax
-    assert drawn.get_title(loc="left").startswith(title)
+    tokens = f"{results['recording'].n_tokens:,}"
+    assert drawn.get_title(loc="left").startswith(title.format(n=tokens))
     assert drawn.has_data() or drawn.patches or drawn.texts
 
 

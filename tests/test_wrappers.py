@@ -26,11 +26,21 @@ from moelens.models.wrappers import transformers_model
 peft = pytest.importorskip("peft")
 
 
+patched_before: dict[type, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _remember_what_is_patched() -> None:
+    """Tests of other files may have left hooked models."""
+    patched_before.clear()
+    patched_before.update(_PATCHED)
+
+
 def nothing_left(model: Any) -> bool:
     """Whether no torch hook, listener or replaced forward of moelens is at a model."""
     hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
     listened = any(m in LISTENERS for m in model.modules())
-    return not any(isinstance(h, TorchHook) for h in hooks) and not listened and not _PATCHED
+    return not any(isinstance(h, TorchHook) for h in hooks) and not listened and patched_before == _PATCHED
 
 
 def zeroed(model: HookedMoE, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -206,7 +206,7 @@ def causes(
             for so many controls.
 
     Example:
-        >>> items = moelens.japanese.contrasts("kin-terms")[::12]
+        >>> items = moelens.japanese.contrasts("kin-terms")[::5]
         >>> result = moelens.causes(demo_model, items, top=1, draws=20, doses=())
         >>> len(result.attribution.top), result.joint is None
         (1, True)

@@ -161,6 +161,8 @@ def mean_interval(values: Floats, frames: Sequence[object]) -> tuple[float, floa
 
     >>> mean_interval(np.array([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 4.0]), "aabbccdd")
     (0.445..., 4.554...)
+    >>> mean_interval(np.zeros(0), [])
+    (nan, nan)
     """
     spread, groups = _spread_over_frames(values, frames)
     if groups < LEAST_FRAMES:
@@ -189,7 +191,9 @@ def share_interval(hits: Floats, frames: Sequence[object]) -> tuple[float, float
 
 
 def _spread_over_frames(values: Floats, frames: Sequence[object]) -> tuple[float, int]:
-    """Return the standard error of the mean over frames, and their number."""
+    """Return the standard error of the mean over frames, and their number; NaN and 0 for no values."""
+    if not len(values):
+        return float("nan"), 0
     _, frame = np.unique([str(f) for f in frames], return_inverse=True)
     groups = int(frame.max()) + 1
     sums = np.bincount(frame, weights=values - values.mean())

@@ -296,7 +296,7 @@ def _summarise(strength: float, written: Sequence[_Written]) -> Steered:
     def share(name: str) -> Share:
         values = getattr(first, name)
         counted = values[np.isfinite(values)]
-        low, high = mean_interval(counted, range(len(counted))) if len(counted) else (np.nan, np.nan)
+        low, high = mean_interval(counted, range(len(counted)))
         means = [float(np.nanmean(v)) for other in others if np.isfinite(v := getattr(other, name)).any()]
         return Share(
             share=float(counted.mean()) if len(counted) else float("nan"),

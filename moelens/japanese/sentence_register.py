@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics, split_sentences
 from moelens.japanese.morphology import Morpheme, parse_morphemes
+from moelens.japanese.normalization import normalize
 
 #: The registers, from the least to the most polite.
 REGISTERS = ("plain", "polite", "honorific")
@@ -32,6 +34,7 @@ class Sentence:
         evidence: The honorifics that decide the register; empty for a plain sentence.
         predicate: Start and end of the last predicate with the auxiliaries that follow it.
         ending: Style of the last predicate, one of `ENDINGS`; "" for a sentence without words.
+        length: Number of characters in one form (see `normalize`), so that it does not depend on how they are encoded.
     """
 
     start: int
@@ -40,6 +43,7 @@ class Sentence:
     evidence: tuple[HonorificSpan, ...]
     predicate: tuple[int, int]
     ending: str
+    length: int
 
 
 def register(text: str) -> tuple[Sentence, ...]:
@@ -67,6 +71,7 @@ def register(text: str) -> tuple[Sentence, ...]:
 def sentence_registers(text: str, morphemes: Sequence[Morpheme], spans: Sequence[HonorificSpan]) -> Iterator[Sentence]:
     """Yield what `register` returns, for a text whose morphemes and honorifics are known."""
     rest = list(spans)[::-1]
+    places = normalize(text).starts
     for sentence in split_sentences(text, morphemes):
         start, end = sentence[0].start, sentence[-1].end
         inside = []
@@ -80,7 +85,15 @@ def sentence_registers(text: str, morphemes: Sequence[Morpheme], spans: Sequence
         if not evidence:
             evidence = tuple(s for s in counted if s.tells == "polite")
             name = "polite" if evidence else "plain"
-        yield Sentence(start=start, end=end, register=name, evidence=evidence, predicate=predicate, ending=ending)
+        yield Sentence(
+            start=start,
+            end=end,
+            register=name,
+            evidence=evidence,
+            predicate=predicate,
+            ending=ending,
+            length=bisect_left(places, end) - bisect_left(places, start),
+        )
 
 
 def document_register(sentences: Sequence[Sentence]) -> str:
@@ -95,7 +108,7 @@ def document_register(sentences: Sequence[Sentence]) -> str:
     """
     weight = dict.fromkeys(REGISTERS, 0)
     for sentence in [s for s in sentences if s.ending not in ("", "体言止め")] or sentences:
-        weight[sentence.register] += sentence.end - sentence.start
+        weight[sentence.register] += sentence.length
     return max(REGISTERS, key=lambda name: (weight[name], REGISTERS.index(name)))
 
 
