@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import moelens
@@ -15,9 +14,8 @@ from moelens.analysis import counts_of, measure
 
 OPENINGS = ("今朝", "昨日", "午後", "先週", "夕方", "駅前で", "会議のあと", "事務所で")
 SENTENCES = ("社長がいらっしゃいました。", "資料をお送りいたします。", "雨が降っていた。", "召し上がってください。")
-TEXTS = [
-    f"{opening}、{sentence}" for opening in OPENINGS for sentence in SENTENCES
-]  # equal texts count as one document
+# All are different, since equal texts count as one document.
+TEXTS = [f"{opening}、{sentence}" for opening in OPENINGS for sentence in SENTENCES]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,9 @@ def test_controls_of_a_recording(recording: moelens.Recording, given: str | tupl
     assert found.provenance["recording"] == str(recording.path)
     assert found.provenance["moelens"] == moelens.__version__
     assert "ends in it" in found.provenance["labels"]
-    assert not np.isnan(found.low[np.isfinite(found.p)]).any()
+    assert found.significant.any()
+    assert (found.low[found.significant] <= found.lift_given[found.significant]).all()
+    assert (found.lift_given[found.significant] <= found.high[found.significant]).all()
 
 
 def test_a_recording_compared_with_itself(recording: moelens.Recording) -> None:

@@ -175,8 +175,8 @@ def test_columns_of_the_corpus_are_controls(demo_recording: Any) -> None:
     assert found.expected == pytest.approx(again.expected)
     assert found.p == pytest.approx(again.p, nan_ok=True, abs=0.02)
     assert not np.allclose(found.expected, analyze(demo_recording, "pos", given="token", permutations=19).expected)
-    with pytest.raises(UnknownNameError, match=r"unknown control 'speaker'; .*corpus\.honorifics.*\(given=\)"):
-        analyze(demo_recording, "pos", given="speaker")
+    with pytest.raises(UnknownNameError, match=r"'corpus\.honorific'; did you mean 'corpus\.honorifics'.*\(given=\)"):
+        analyze(demo_recording, "pos", given="corpus.honorific")
 
 
 def corpus(seed: int = 0, tokens: int = 3000) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _what_removal_did(effects: Sequence[Effect | Causes | Preferences]) -> str:
         )
     n = sum(len(e.kinds) for e in removals)
     said += [effect_sentence(" + ".join(e.interventions), k, n) for e in removals for k in e.kinds]
-    return " ".join(line if line.endswith(".") else f"{line[0].upper()}{line[1:]}." for line in said)
+    return " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in said)
 
 
 def effect_sentence(what: str, k: KindEffect, tests: int = 1) -> str:
