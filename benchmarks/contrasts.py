@@ -39,7 +39,7 @@ def trigram_preferences(tokenizer: Any, folders: dict[str, Path], items: Sequenc
     ends = np.cumsum([len(text) for text in ids])
     logs = np.array([-nats[end - len(text) + 2 : end].sum() for text, end in zip(ids, ends, strict=True)])
     margins = np.bincount(owner, weights=logs[0::2] - logs[1::2], minlength=len(items)).astype(float)
-    return Preferences("trigram", tuple(items), margins)
+    return Preferences("trigram", tuple(items), margins.round(9))  # what cancels but for rounding is a tie
 
 
 def rows(found: Preferences) -> list[tuple[str, ...]]:

@@ -58,7 +58,7 @@ def test_explorer(demo: DemoRun, lab: Lab) -> None:
     button.wait_for(timeout=120_000)
     page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
     output.get_by_title("run matched controls too").check()
-    for expert in ("L3 E27", "L4 E21"):
+    for expert in ("L3 E10", "L4 E17"):
         search = output.get_by_title("go to an expert")
         search.fill(expert)
         search.press("Enter")

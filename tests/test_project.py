@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import moelens
+from moelens.analysis.tables import number
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -86,9 +87,15 @@ def quoted() -> dict[str, str]:
             said[name] = f"{score:.3f}".lstrip("0")
     for row in (results / "causal-demo.md").read_text("utf-8").splitlines():
         kind, *cells = [cell.strip() for cell in row.strip("|").split("|")]
-        if len(cells) > 9 and cells[0].isdigit():
-            n, margin, _, change, interval, _, _, controls, _, p, _ = cells
-            said[kind] = f"| {kind} | {n} | {margin} | {change} {interval} | {controls} | {p} |"
+        if len(cells) == 13 and cells[0][:1].isdigit():
+            n, accuracy, margin, _, change, interval, _, _, controls, _, p, off, _ = cells
+            said[kind] = f"| {kind} | {n} | {accuracy} | {margin} | {change} {interval} | {controls} | {p} | {off} |"
+    preferred = json.loads((results / "contrasts-demo.json").read_text("utf-8"))
+    trigram = {k["kind"]: k["accuracy"] for k in preferred["trigram"]["kinds"]}
+    for k in preferred["model"]["kinds"]:
+        shares = number(k["accuracy"]), number(k["accuracy_low"]), number(k["accuracy_high"])
+        accuracy = "{} [{}, {}]".format(*shares)
+        said[f"prefer {k['kind']}"] = f"| {k['kind']} | {k['items']} ({k['frames']}) | {accuracy} | {number(trigram[k['kind']])} |"
     return said
 
 
