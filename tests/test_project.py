@@ -95,7 +95,8 @@ def quoted() -> dict[str, str]:
     for k in preferred["model"]["kinds"]:
         shares = number(k["accuracy"]), number(k["accuracy_low"]), number(k["accuracy_high"])
         accuracy = "{} [{}, {}]".format(*shares)
-        said[f"prefer {k['kind']}"] = f"| {k['kind']} | {k['items']} ({k['frames']}) | {accuracy} | {number(trigram[k['kind']])} |"
+        size, by_trigram = f"{k['items']} ({k['frames']})", number(trigram[k["kind"]])
+        said[f"prefer {k['kind']}"] = f"| {k['kind']} | {size} | {accuracy} | {by_trigram} |"
     return said
 
 

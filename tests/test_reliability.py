@@ -192,6 +192,15 @@ def test_damage_within_a_page_is_refused(labelled: Recording, tmp_path: Path) ->
     with pytest.raises(RecordingError, match="is damaged"):
         made.tokens()
     assert ["honorifics.parquet'" in text for text in moelens.verify(made).damage] == [False, True]
+    labels = tmp_path / "run" / "labels" / "honorifics.parquet"
+    whole = (labelled.path / "labels" / "honorifics.parquet").read_bytes()
+    labels.write_bytes(whole[:-20])
+    with pytest.raises(RecordingError, match=r"' is missing or damaged \(.*\); create it again with moelens.label"):
+        Labels(labels.parent).matrix("honorifics")
+    other = tmp_path / "run" / "labels" / "register.parquet"
+    labels.write_bytes(other.read_bytes())
+    with pytest.raises(RecordingError, match="' differs from its checksum; create it again with moelens.label"):
+        Labels(labels.parent).verify()
 
 
 def test_labels_of_another_recording(labelled: Recording, tmp_path: Path) -> None:
