@@ -92,6 +92,11 @@ def test_a_recording_of_another_model_says_what_it_needs(recording: Recording) -
     assert found.effect.message == (
         "expected the model that made the recording, 'elsewhere/large', got None; give it with model= or --model"
     )
+    found.remove = None
+    found.effect.clicks += 1
+    assert found.effect.message == (
+        "expected a model to remove an expert from, got none; open the explorer with moelens.explore(recording, model)"
+    )
     with pytest.raises(moelens.MoeLensError, match="unknown label '尊敬'; did you mean '尊敬語'"):
         moelens.explore(recording, label="尊敬", given=None, permutations=50)
 
