@@ -286,9 +286,9 @@ def large_recording(folder: Path, layers: int = 58, experts: int = 256, tokens: 
         "capture": {"captures": ["routes"], "layers": moe, "dtype": "float16", "weights": True},
         "n_tokens": docs * length,
         "n_documents": docs,
-        "shards": [{"path": "tokens.parquet", "rows": docs * length}],
+        "shards": [{"path": "tokens.parquet", "rows": docs * length, "sha256": ""}],
         "tables": {},
-        "documents": {"path": "d.parquet", "rows": docs},
+        "documents": {"path": "d.parquet", "rows": docs, "sha256": ""},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return Recording.open(folder)

@@ -87,7 +87,7 @@ def test_an_interrupted_download_is_reported_and_continues(tmp_path: Path) -> No
         assert "Traceback" not in done.stderr.decode()
     with hub(torn="") as address:
         done = moelens_command("info", "owner/demo", HF_ENDPOINT=address, **home)
-        assert b"ok      sums" in done.stdout, done.stderr
+        assert b"ok     sums" in done.stdout, done.stderr
         done = moelens_command("info", "owner/domo", HF_ENDPOINT=address, **home)
     assert done.returncode == 2
     assert done.stderr.decode().startswith("moelens: unknown model 'owner/domo'; ")
@@ -122,7 +122,7 @@ def test_without_a_locale(labelled: Path, utf8: str, shown: str) -> None:
     """Japanese is printed in UTF-8 where Python may use it, and as escapes where it is restricted to ASCII."""
     environment = {"LC_ALL": "C", "LANG": "", "PYTHONUTF8": utf8, "PYTHONIOENCODING": ""}
     analyze = ["analyze", str(labelled), "--permutations", "20"]
-    for argv, part in ((["demo", "--help"], "usage"), (["info", "demo"], "ok      replay"), (analyze, shown)):
+    for argv, part in ((["demo", "--help"], "usage"), (["info", "demo"], "ok     replay"), (analyze, shown)):
         done = moelens_command(*argv, **environment)
         assert done.returncode == 0, done.stderr.decode()
         assert part in done.stdout.decode("utf-8")

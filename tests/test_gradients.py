@@ -18,7 +18,9 @@ FAST = ("deepseek_v3", "gpt_oss", "longcat_flash", "llama4", "gemma4")
 STEPS = (1e-2, 1e-3, 1e-4)  # norms and routers compute in float32, also in a float64 model
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
+)
 def test_gradients_equal_finite_differences(name: str) -> None:
     if OLD and name in ("dbrx", "diffusion_gemma"):
         pytest.skip("this version builds no small model of it")

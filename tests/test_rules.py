@@ -47,7 +47,9 @@ def routes(model: HookedMoE, edit: Any = None) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
+)
 def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
     if OLD and name in ("dbrx", "diffusion_gemma"):
         pytest.skip("this version builds no small model of it")
@@ -60,7 +62,9 @@ def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
             assert torch.equal(edited, plain), f"{name}, router weights times {scale}"
 
 
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
+)
 def test_the_rule_gives_the_routes_of_many_tokens(name: str) -> None:
     """Logits that every hook has changed by less than rounding give the model's own experts, by the rule alone."""
     if OLD and name in ("dbrx", "diffusion_gemma"):
