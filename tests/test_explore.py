@@ -280,10 +280,12 @@ def large_recording(folder: Path, layers: int = 58, experts: int = 256, tokens: 
     moe = list(range(3, 3 + layers))
     manifest = {
         "format": 1,
+        "moelens": moelens.__version__,
         "corpus": "made",
         "model": {"name": "large"},
         "shape": {"moe_layers": moe, "n_experts": experts, "top_k": k},
-        "capture": {"captures": ["routes"], "layers": moe, "dtype": "float16", "weights": True},
+        "capture": {"captures": ["routes"], "layers": moe, "dtype": "float16", "weights": True}
+        | {"index_dtype": "uint16", "stored_as": "float16"},
         "n_tokens": docs * length,
         "n_documents": docs,
         "shards": [{"path": "tokens.parquet", "rows": docs * length, "sha256": ""}],
