@@ -199,7 +199,7 @@ def test_damage_within_a_page_is_refused(labelled: Recording, tmp_path: Path) ->
         Labels(labels.parent).matrix("honorifics")
     other = tmp_path / "run" / "labels" / "register.parquet"
     labels.write_bytes(other.read_bytes())
-    with pytest.raises(RecordingError, match="' differs from its checksum; create it again with moelens.label"):
+    with pytest.raises(RecordingError, match=r"' differs from its checksum; create it again with moelens\.label"):
         Labels(labels.parent).verify()
 
 
