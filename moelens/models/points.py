@@ -123,7 +123,8 @@ def run_hooks(point: Any, tensor: Tensor, *, owned: bool = False) -> Tensor:
     if not has_hooks(point):
         return tensor
     left: Tensor = point(tensor if owned else tensor.clone())
-    return left
+    # A backward hook makes its tensor a view that must not be changed in place, which some layers do.
+    return left.clone() if point.bwd_hooks else left
 
 
 def first_tensor(output: Any) -> Tensor:
