@@ -33,6 +33,15 @@ def interval(low: float, high: float) -> str:
     return f"{number(low)}–{number(high)}" if math.isfinite(low) else "–"
 
 
+def bracketed(low: float, high: float) -> str:
+    """Format an interval of a ratio in brackets, each end a dash if undefined; "" if both are.
+
+    >>> bracketed(1.2, float("nan")), bracketed(float("nan"), float("nan"))
+    ('[1.20, –]', '')
+    """
+    return f"[{number(low)}, {number(high)}]" if math.isfinite(low) or math.isfinite(high) else ""
+
+
 def percent(share: float) -> str:
     """Format a share in whole percent; a dash if undefined.
 

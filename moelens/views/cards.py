@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moelens.analysis.tables import number, percent, signed_interval, signed_number
+from moelens.analysis.tables import bracketed, number, percent, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
 from moelens.japanese.labels import require_alignment
 from moelens.views.finding_tables import lift_name
@@ -96,7 +96,7 @@ def _evidence(result: Specialization, at: int, expert: int, label: int) -> list[
     tokens = f"{result.count[cell]:,.0f} tokens"
     if result.evidence == "none":
         return ["", tokens]
-    interval = f" [{number(float(result.low[cell]))}, {number(float(result.high[cell]))}]"
+    interval = f" {bracketed(float(result.low[cell]), float(result.high[cell]))}".rstrip()
     if result.exact is not None:
         return [interval, "bounds", tokens, f"{percent(float(result.exact[cell]))} exact"]
     token = [f"lift given token {number(float(result.lift_given_token[cell]))}"] if "token" not in result.given else []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moelens.analysis.tables import number, percent
+from moelens.analysis.tables import bracketed, number, percent
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def findings_html(result: Specialization, findings: Sequence[Finding] | None = N
             label_html(f.label),
             f"L{f.layer} · E{f.expert}",
             number(f.lift_given),
-            *[f"[{number(f.low)}, {number(f.high)}]" for _ in interval],
+            *[bracketed(f.low, f.high) or _DASH for _ in interval],
             f"{number(100 * f.share)} %",
             f"{f.count:,.0f}",
             *evidence,
