@@ -332,7 +332,7 @@ def test_groups_of_documents_have_similar_sizes() -> None:
             {"label_matrix": np.ones((3000, 1), bool)},
             MoeLensError,
             "expected a label of family 'labels' on 20 or more tokens of 2 or more documents and not on all tokens, "
-            "got none: 丁寧語 is on all tokens; record more text or lower min_tokens",
+            "got none: 丁寧語 is on all tokens; record more text, or lower min_tokens (--min-tokens)",
         ),
         (
             {"docs": np.arange(3000) // 2800, "max_share": 1},

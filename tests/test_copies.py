@@ -81,7 +81,7 @@ COPIES = Fake([*range(24), *range(24), *range(24)])
     "Inputs", "a corpus that holds texts several times", "tests and intervals count copies as one document"
 )
 def test_copies_make_no_test_surer() -> None:
-    options: dict[str, Any] = {"permutations": 199, "min_tokens": 2, "progress": False}
+    options: dict[str, Any] = {"given": None, "permutations": 199, "min_tokens": 2, "progress": False}
     once, copies = (moelens.analyze(r, labels=r, **options) for r in (ONCE, COPIES))
     assert copies.provenance["documents"] == once.provenance["documents"] == 24
     assert copies.n_tokens == 3 * once.n_tokens
