@@ -114,7 +114,7 @@ def test_effect_equals_a_plain_recomputation(model: HookedMoE) -> None:
         torch.exp(-q[:-1].gather(1, ids[0, 1:, None]).mean()).item(), rel=1e-3
     )
     assert np.isnan(alone.kinds[0].p)
-    first, again = (effect(model, POLITE, removal, texts=PLAIN, off_target=False) for _ in range(2))
+    first, again = (effect(model, POLITE, removal, draws=20, texts=PLAIN, off_target=False) for _ in range(2))
     assert first.to_dict() == again.to_dict()
     assert "remove E2 in layer 3 · all items · 20 matched controls · seed 0" in repr(result)
     assert "unrelated text (2 texts, 8 tokens): KL" in repr(result)
@@ -195,7 +195,7 @@ def test_only_the_planted_expert_is_found_and_confirmed(model: HookedMoE) -> Non
     split = [replace(p, split="test" if i < 2 else "discovery") for i, p in enumerate(POLITE)]
     assert [p.id for p in half_of(split, "test")] == ["p0", "p1"], "pairs with a split stay in their half"
 
-    result = effect(model, POLITE, remove(L, [expert]), half="test", texts=PLAIN)
+    result = effect(model, POLITE, remove(L, [expert]), half="test", draws=20, texts=PLAIN)
     (planted,) = result.kinds
     assert planted.change == pytest.approx(found.top[0].change, abs=1e-4)
     assert planted.p == pytest.approx(1 / 21)
