@@ -75,15 +75,16 @@ def test_the_explorer(lab: Lab) -> None:
     for _ in range(4):
         slider.press("ArrowLeft")
     below = tokens.locator("small").first
-    expect(output.get_by_text("layer 1")).to_be_visible(timeout=20_000)
+    expect(output.get_by_text("tokens · layer 1")).to_be_visible(timeout=20_000)
     first = tokens.inner_text()
     slider.press("End")
-    expect(output.get_by_text("layer 4")).to_be_visible(timeout=20_000)
+    expect(output.get_by_text("tokens · layer 4")).to_be_visible(timeout=20_000)
     assert tokens.inner_text() != first, "another layer, other experts"
     tokens.press("d")  # nor may two of these delete the cell
     tokens.press("d")
     expect(below).to_be_visible()
 
+    output.get_by_title("run matched controls too").uncheck()
     button = output.get_by_role("button", name="Remove L")
     changes = output.locator(".moelens-effects td:nth-child(4)")
     button.press("Enter")
