@@ -175,7 +175,7 @@ def found_experts(
         MoeLensError: no label is given and there are several, no expert was found, or `keep` is out of range.
 
     Example:
-        >>> result = moelens.analyze(demo_recording, permutations=99, progress=False)
+        >>> result = moelens.analyze(demo_recording, given=None, permutations=99, progress=False)
         >>> experts = found_experts(result, "丁寧語")
         >>> experts.form, experts.label, experts.biases[0][2] > 0
         ('bias', '丁寧語', True)

@@ -318,7 +318,7 @@ def load_tokenizer(name: str) -> Any:
 
     Example:
         >>> load_tokenizer("demo")("先生は")["input_ids"]
-        [0, 1050, 271]
+        [0, 1306, 272]
     """
     try:
         return transformers.AutoTokenizer.from_pretrained(
