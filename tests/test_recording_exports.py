@@ -491,7 +491,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.npz",
             {"expert_ids": ROUTES},
             {"n_experts": 10**9},
-            "expected at most 65536 experts in a layer, whose ids are stored in 16 bits, got 1000000000; give the",
+            "expected an integer from 1 to 65536 as n_experts, got 1000000000; correct it",
         ),
         (
             "r.jsonl",
