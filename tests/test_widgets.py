@@ -346,7 +346,7 @@ def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
     assert button.inner_text() == "Running…"
     effect = {
         "kind": "subject-honorification",
-        "pairs": 80,
+        "items": 80,
         "frames": 8,
         "before": 1.5,
         "after": 1.25,
@@ -358,10 +358,10 @@ def test_a_removal_is_asked_for_and_shown(page: Any) -> None:
     page.evaluate("window.model.set('status', 'idle')")
     cells = page.locator("td").all_inner_texts()
     assert cells[0] == "<b>L3</b> · E9"
-    assert cells[1:4] == ["80 respectful", "+1.500 → +1.250", "−0.250 [−0.400, −0.100]"]
+    assert cells[1:4] == ["80 subject-honorification", "+1.500 → +1.250", "−0.250 [−0.400, −0.100]"]
     assert cells[5:] == ["13 %", "–", "–"]
     page.evaluate("window.model.set('message', 'no model')")
     page.evaluate("window.model.set('status', 'failed')")
     assert "moelens-failed" in page.locator("output").get_attribute("class")
-    page.get_by_title("kind of sentence pairs").select_option("humble-object")
+    page.get_by_title("kind of sentences").select_option("humble-object")
     assert value(page, "kind") == "humble-object"
