@@ -6,16 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from helpers.tiny import ADAPTED, ARCHITECTURES, logits_of, tiny_inputs, tiny_model
-from packaging.version import Version
+from helpers.tiny import ADAPTED, ARCHITECTURES, NO_IDS, logits_of, tiny_inputs, tiny_model
 
 import moelens
 from moelens.models.loading import architectures
 from moelens.models.structure import find_moe_layers
-
-OLD = Version(transformers.__version__) < Version("5.23")
-NO_IDS = ("llama4", "dbrx", "jetmoe")  # their experts are not given ids and weights
 
 
 def run(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -48,8 +43,6 @@ def watch(model: Any) -> tuple[dict[int, dict[str, torch.Tensor]], list[Any]]:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture(name: str) -> None:
-    if OLD and name in ("dbrx", "diffusion_gemma"):
-        pytest.skip("this version builds no small model of it")
     model = tiny_model(name)
     if name not in ADAPTED:
         model.set_experts_implementation("grouped_mm")

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import by_hand
-from helpers.tiny import ARCHITECTURES, tiny_inputs, tiny_model
-from test_architectures import NO_IDS, OLD
+from helpers.tiny import ARCHITECTURES, NO_IDS, tiny_inputs, tiny_model
 from torch import Tensor
 
 import moelens
@@ -21,8 +20,6 @@ from moelens.models.routers import expert_vector
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> Iterator[HookedMoE]:
-    if OLD and request.param in ("dbrx", "diffusion_gemma"):
-        pytest.skip("this version builds no small model of it")
     hooked = moelens.hook(tiny_model(request.param), name=request.param)
     yield hooked
     hooked.unhook()

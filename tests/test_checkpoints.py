@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers.tiny import tiny_model
+from helpers.tiny import save_tiny, tiny_model
 from safetensors.torch import load_file, save_file
-from test_loading import save
 
 import moelens
 from moelens.errors import CheckError, MoeLensError, MoeLensWarning
@@ -32,7 +31,7 @@ LAYER = "model.layers.1.mlp."
 
 def checkpoint(folder: Path, change: Callable[[Weights], Weights], name: str = "deepseek_v3") -> str:
     """Write a small checkpoint with changed weights; returns the folder's name."""
-    save(tiny_model(name), folder)
+    save_tiny(tiny_model(name), folder)
     weights = change(dict(load_file(folder / "model.safetensors")))
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return str(folder)
@@ -246,7 +245,7 @@ def test_incomplete_weights(tmp_path: Path, length: int, text: str) -> None:
 
 def test_weights_in_several_files(tmp_path: Path) -> None:
     model = tiny_model("qwen3_moe")
-    save(model, tmp_path)
+    save_tiny(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
@@ -356,7 +355,7 @@ def test_a_folder_without_tokenizer_files(tmp_path: Path, name: str) -> None:
 
 
 def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
-    save(tiny_model("qwen3_moe"), tmp_path / "whole")
+    save_tiny(tiny_model("qwen3_moe"), tmp_path / "whole")
     tiny_model("qwen3_moe").save_pretrained(tmp_path / "bare")
     given = moelens.load(str(tmp_path / "bare"), tokenizer=str(tmp_path / "whole"))
     assert given.to_str_tokens("t5 t6") == ["t5", "t6"]

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import tiny_inputs, tiny_model
-from test_loading import save
+from helpers.tiny import save_tiny, tiny_inputs, tiny_model
 from torch import nn
 
 import moelens
@@ -43,7 +42,7 @@ def test_the_format_of_a_configuration(quantised: dict[str, Any], name: str) -> 
 
 def quantised_folder(folder: Path, quantised: dict[str, Any]) -> str:
     """A folder whose configuration states a format; there are no weights that could be read."""
-    save(tiny_model("qwen3_moe"), folder)
+    save_tiny(tiny_model("qwen3_moe"), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
     (folder / "model.safetensors").unlink()
@@ -129,7 +128,7 @@ def test_bitsandbytes(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
 
-    folder = str(save(tiny_model("qwen3_moe"), tmp_path))
+    folder = str(save_tiny(tiny_model("qwen3_moe"), tmp_path))
     model = moelens.load(folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True), dtype=torch.float32)
     assert model.format.title.startswith("bitsandbytes (8 and 4 bits); experts in float32")
     plain = moelens.load(folder, dtype=torch.float32)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny import ARCHITECTURES, tiny_inputs, tiny_model
-from test_architectures import OLD
 from torch import Tensor
 
 import moelens
@@ -33,8 +32,6 @@ def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=_marks(n)) for n in ARCHITECTURES])
 def test_gradients_equal_finite_differences(name: str) -> None:
-    if OLD and name in ("dbrx", "diffusion_gemma"):
-        pytest.skip("this version builds no small model of it")
     model = moelens.hook(in_float64(tiny_model(name)), name=name)
     layer, inputs = model.shape.moe_layers[-1], tiny_inputs(model.hf_model)
     points = [n for n, p in model.hook_dict.items() if n.startswith(f"blocks.{layer}.") and not p.no_gradient]

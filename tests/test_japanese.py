@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import FrozenInstanceError, replace
-from importlib.resources import files
-from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.japanese import CORPUS, FakeRecording
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +21,6 @@ from moelens.japanese.rules import Rule, read_rules, rulebook
 from moelens.japanese.token_labels import policy_in_words, token_labels
 
 REGISTERS = ("customer service", "contracts and notices", "internal mail", "conversation", "narration", "dialogue")
-CORPUS = [json.loads(line) for line in files("moelens.demo").joinpath("corpus.jsonl").read_text("utf-8").splitlines()]
 
 TEXTS = st.text(
     st.sampled_from("お客様がいらっしゃいましたごはん食べる御覧。、「」ー０9aZ \n\t　\x00😀か\u3099\ud800")
@@ -189,33 +185,6 @@ def test_a_wrong_table_is_refused(classes, step, message):
 
 
 # ---- labels --------------------------------------------------------------------------------------------------------
-
-
-class FakeRecording:
-    """A recording whose texts are divided into tokens at "|"; a special token begins each document."""
-
-    def __init__(self, path: Path, *marked: str):
-        self.path = path
-        self.texts_read = [text.replace("|", "") for text in marked]
-        self.rows = []
-        for doc, text in enumerate(marked):
-            self.rows.append((doc, 0, 0))
-            ends = np.cumsum([0, *map(len, text.split("|"))]).tolist()
-            self.rows += [(doc, a, b) for a, b in pairwise(ends)]
-
-    @property
-    def n_tokens(self):
-        return len(self.rows)
-
-    def columns(self, names):
-        """Yield two shards, which may divide a document."""
-        for rows in (slice(0, 4), slice(4, self.n_tokens)):
-            values = dict(zip(("doc", "char_start", "char_end"), np.array(self.rows, np.int32)[rows].T, strict=True))
-            if self.rows[rows]:
-                yield rows, [values[name] for name in names]
-
-    def texts(self):
-        return iter(self.texts_read)
 
 
 def shown(labels: Labels, family: str) -> list[str]:

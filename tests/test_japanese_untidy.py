@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.japanese import CORPUS, FakeRecording
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_japanese import CORPUS, FakeRecording
 
 from moelens.errors import MoeLensError
 from moelens.japanese import Labels, honorifics, morphology, parse_morphemes, register

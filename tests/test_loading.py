@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import dispatch_model
-from helpers.tiny import ARCHITECTURES, logits_of, tiny_model
+from helpers.tiny import ARCHITECTURES, logits_of, save_tiny, tiny_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 from transformers.integrations import finegrained_fp8 as fp8
 
 import moelens
@@ -21,15 +18,6 @@ from moelens.models import experts, loading
 from moelens.models.loading import architectures, inspect_architecture
 
 BLOCK = 32
-
-
-def save(model: Any, folder: Path) -> Path:
-    vocabulary = {"<s>": 0, "</s>": 1} | {f"t{i}": i for i in range(2, 150)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
-    model.save_pretrained(folder)
-    return folder
 
 
 def quantise(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +36,7 @@ def dequantise(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def fp8_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     """Write a small DeepSeek-V3 checkpoint in block-quantised FP8; returns the weights it stands for."""
-    save(tiny_model("deepseek_v3", moe_intermediate_size=64), folder)
+    save_tiny(tiny_model("deepseek_v3", moe_intermediate_size=64), folder)
     stored, meant = {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         projection = "_proj" in name and "a_proj" not in name and all(n % BLOCK == 0 for n in tensor.shape)
@@ -72,7 +60,7 @@ def fp8_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_folder(tmp_path: Path) -> None:
-    model = moelens.load(str(save(tiny_model("qwen3_moe"), tmp_path)), dtype=torch.float32)
+    model = moelens.load(str(save_tiny(tiny_model("qwen3_moe"), tmp_path)), dtype=torch.float32)
     logits, cache = model.run_with_cache("t5 t6 t7", names_filter="blocks.1.mlp.hook_expert_indices")
     assert logits.shape == (1, 3, 160)
     assert cache["blocks.1.mlp.hook_expert_indices"].shape == (1, 3, 2)
@@ -81,7 +69,7 @@ def test_folder(tmp_path: Path) -> None:
 
 def test_fp8_checkpoint_loads_and_is_hooked(tmp_path: Path, ids: torch.Tensor) -> None:
     meant = fp8_checkpoint(tmp_path / "fp8")
-    plain = save(tiny_model("deepseek_v3", moe_intermediate_size=64), tmp_path / "plain")
+    plain = save_tiny(tiny_model("deepseek_v3", moe_intermediate_size=64), tmp_path / "plain")
     save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
     reference = moelens.load(str(plain), dtype=torch.float32)
     model = moelens.load(str(tmp_path / "fp8"), dtype=torch.float32)

@@ -24,6 +24,29 @@ def test_the_page_has_the_tables_that_were_measured() -> None:
     assert found["command_a_plus"]["Japanese and"]["zh"] == 0.542
 
 
+def test_the_prose_says_what_was_measured() -> None:
+    trainings = json.loads((ROOT / "benchmarks" / "results" / "real_models.json").read_text("utf-8"))["llm_jp"][
+        "trainings"
+    ]
+    strongest = {(t, s["label"]): s for t, found in trainings.items() for s in found["specialists"]}
+    page = " ".join(real_models.PAGE.read_text("utf-8").split())
+    for training, label, words in (
+        ("FS", "丁寧語", "takes {share:.0%} of 丁寧語 (です, ます, でしょう) and {load:.1%} of all tokens"),
+        ("FS", "丁寧語", "its lift is between {low:.1f} and {high:.1f}"),
+        ("FS", "一人称・普通", "expert {expert} of layer {layer} takes {share:.0%} of ordinary first-person pronouns"),
+        ("FS", "謙譲語II", "expert {expert} of layer {layer} takes {share:.0%} of 謙譲語II"),
+        ("DU-0.5", "丁寧語", "Expert {expert} of layer {layer} takes {share:.0%} of 丁寧語 with a load of {load:.1%}"),
+        ("NU", "丁寧語", "The best expert for 丁寧語 takes {share:.0%}, with a lift of {lift:.1f}"),
+    ):
+        found = strongest[training, label]
+        assert words.format(low=found["bounds"][0], high=found["bounds"][1], **found).replace("%", " %") in page
+    polite = strongest["FS", "丁寧語"]
+    for name in ("README.md", "README.ja.md"):
+        readme = (ROOT / name).read_text("utf-8")
+        assert f"{polite['share']:.0%}".replace("%", " %") in readme
+        assert f"{polite['load']:.1%}".replace("%", " %") in readme
+
+
 def test_content_counts_and_not_how_it_is_packed(tmp_path: Path) -> None:
     rows = {"layer": [0, 1, 0], "expert": [1, 0, 0], "token_id": [5, 5, 6], "count": [1, 2, 3]}
     np.savez(tmp_path / "a.npz", **rows)

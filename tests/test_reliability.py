@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import engine as forms
+from helpers.routes import TRUE, generation, npz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from test_route_checks import TRUE, generation, npz
 
 import moelens
 from moelens import MoeLensError, Recording, import_routes

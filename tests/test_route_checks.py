@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import engine as forms
-from helpers.engine import Generation
+from helpers.routes import EXPERTS, LAYERS, SLOTS, TRUE, generation, npz, routes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,23 +21,6 @@ from moelens.errors import RecordingError
 from moelens.models.routers import RouterRule
 from moelens.recording.route_checks import RouteChecks
 from moelens.recording.route_inputs import ARRAYS, FIELDS
-
-EXPERTS, LAYERS, SLOTS = 16, 3, 2
-LENGTHS = np.array([7, 5])
-
-
-def routes(rows: int, layers: int = LAYERS, slots: int = SLOTS, experts: int = EXPERTS, seed: int = 0) -> np.ndarray:
-    """Return routes that can be true, `[row, layer, slot]`."""
-    scores = np.random.default_rng(seed).random((rows, layers, experts))
-    return np.argsort(-scores, axis=2)[:, :, :slots]
-
-
-TRUE = routes(12)
-
-
-def npz(path: Path, **arrays: Any) -> Path:
-    np.savez(path / "r.npz", **{"expert_ids": TRUE, "sequence_lengths": LENGTHS} | arrays)
-    return path / "r.npz"
 
 
 def changed(at: Any, value: Any, base: np.ndarray = TRUE, dtype: Any = np.int64) -> np.ndarray:
@@ -182,12 +165,6 @@ def test_the_rule_of_the_sums(rule: RouterRule | None, sums: list[float], accept
 
 
 # Responses
-
-
-def generation(rows: int = 8, prompt: int = 5, **options: Any) -> Generation:
-    """Return a generation that no model made."""
-    ids = list(range(10, 11 + rows))
-    return Generation("", ids[:prompt], ids[prompt:], "", routes(rows, **options).astype(np.int32))
 
 
 def lines(path: Path, *answers: Any) -> Path:

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from helpers.tiny import ARCHITECTURES, tiny_model
-from test_architectures import OLD
 from torch import Tensor, nn
 
 import moelens
@@ -51,8 +50,6 @@ def routes(model: HookedMoE, edit: Any = None) -> list[Tensor]:
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
 )
 def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
-    if OLD and name in ("dbrx", "diffusion_gemma"):
-        pytest.skip("this version builds no small model of it")
     model = moelens.hook(tiny_model(name), name=name)
     factor = 1.0
     for scale in (0.2, 1.0, 5.0):
@@ -67,8 +64,6 @@ def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
 )
 def test_the_rule_gives_the_routes_of_many_tokens(name: str) -> None:
     """Logits that every hook has changed by less than rounding give the model's own experts, by the rule alone."""
-    if OLD and name in ("dbrx", "diffusion_gemma"):
-        pytest.skip("this version builds no small model of it")
     model = moelens.hook(tiny_model(name), name=name)
     factor = 1.0
     for scale in (0.2, 1.0, 5.0):

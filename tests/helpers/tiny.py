@@ -13,12 +13,16 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PretrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 MODELS = Path(transformers.__file__).parent / "models"
 
 # Architectures that do not dispatch through the experts interface and are adapted one by one.
 ADAPTED = tuple(n for n in ("step3p7", "llama4", "dbrx", "longcat_flash", "jetmoe") if (MODELS / n).is_dir())
+
+NO_IDS = ("llama4", "dbrx", "jetmoe")
+"""Architectures whose experts are not given ids and weights."""
 
 
 def _on_interface() -> tuple[str, ...]:
@@ -247,3 +251,13 @@ def tiny_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def logits_of(output: Any) -> torch.Tensor:
     return output.logits if hasattr(output, "logits") else output[0]
+
+
+def save_tiny(model: Any, folder: Path) -> Path:
+    """Write a model with a tokenizer of words t2, t3, … to a folder."""
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"t{i}": i for i in range(2, 150)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
