@@ -61,9 +61,16 @@ def test_halves_and_kinds() -> None:
 
 def test_a_contrast_shows_its_four_texts() -> None:
     made = Contrast(
-        id="a", kind="k", frame="f", context_a="客：<b>\n係：", context_b="友：", x="です。", y="だ。", control=False,
+        id="a",
+        kind="k",
+        frame="f",
+        context_a="客：<b>\n係：",
+        context_b="友：",
+        x="です。",
+        y="だ。",
+        control=False,
         split="test",
-    )  # fmt: skip
+    )
     html = made._repr_html_()
     assert html.count("○") == html.count("×") == 2
     assert "<b>" not in html.replace("<br>", "")

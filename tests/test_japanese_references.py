@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from moelens.japanese import references
 from moelens.japanese.dropped_subjects import WHOSE
 from moelens.japanese.families import COLUMNS, character_labels
-from moelens.japanese.references import REFERENCES
+from moelens.japanese.person_references import REFERENCES
 
 with (Path(__file__).parent / "data" / "dropped_subjects.tsv").open(encoding="utf-8") as file:
     JUDGED = list(csv.DictReader(file, delimiter="\t"))

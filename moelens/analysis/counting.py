@@ -79,7 +79,7 @@ class TokenKinds:
         return values
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LabelScores:
     """What the label of a token adds to the excess of its group of documents, corrected for few documents.
 
@@ -115,7 +115,8 @@ class LabelScores:
         for tokens in kind_tokens:
             in_group = np.bincount(stratum[inside], tokens[inside], minlength=len(size))
             concentration += (in_group / np.maximum(size, 1)) ** 2
-        return cls(kinds, kinds.residuals(kind_tokens.sum(0), 0), size, rate, concentration)
+        residuals = kinds.residuals(kind_tokens.sum(0), 0)
+        return cls(kinds=kinds, residuals=residuals, size=size, rate=rate, concentration=concentration)
 
     def of_group(self, kind_tokens: Ints, wanted: Ints) -> Floats:
         """Return the scores of the `wanted` kinds in a group that has these tokens of each kind `[wanted, label]`."""

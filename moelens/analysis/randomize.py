@@ -143,7 +143,7 @@ def document_test(
         p[layer][at] = _p_values(reached, permutations, z[layer][at])
         largest = np.maximum(largest, flipped.max(1))
         observed = cells[:, layer][:, at]
-        low[layer][at], high[layer][at] = ratio_interval(observed, d, total, documents, excess.within[layer][at])
+        low[layer][at], high[layer][at] = _ratio_interval(observed, d, total, documents, excess.within[layer][at])
     reached = permutations - np.searchsorted(np.sort(largest), z - _TOLERANCE)
     p_family = np.where(tested, (1 + reached) / (1 + permutations), np.nan)
     least = 2.0 ** (1 - documents)
@@ -203,7 +203,7 @@ def _p_values(reached: NDArray[np.integer], permutations: int, z: Floats) -> Flo
     return np.maximum(p, [erfc(x / sqrt(2)) for x in z])
 
 
-def ratio_interval(
+def _ratio_interval(
     observed: NDArray[np.number],
     excess: NDArray[np.floating],
     total: ArrayLike,

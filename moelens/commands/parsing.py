@@ -20,10 +20,10 @@ _Parser = TypeVar("_Parser", bound=argparse.ArgumentParser)
 _JAPANESE = ("label", "family", "family or label", "given", "text")
 
 
-def as_utf8(word: str) -> str:
+def _as_utf8(word: str) -> str:
     """Decode a word of the command line as UTF-8 if the locale, such as C, could not decode it.
 
-    >>> as_utf8("尊敬語".encode().decode("ascii", "surrogateescape")), as_utf8("sonkeigo")
+    >>> _as_utf8("尊敬語".encode().decode("ascii", "surrogateescape")), _as_utf8("sonkeigo")
     ('尊敬語', 'sonkeigo')
     """
     try:
@@ -75,7 +75,7 @@ def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *
         for argument in command.arguments:
             options: dict[str, Any] = dict(argument.options)
             if argument.completes in _JAPANESE:
-                options["type"] = as_utf8
+                options["type"] = _as_utf8
             if argument.names == ("--out",):
                 options["type"] = partial(_out, options.get("type", str), argument is SAVE)
             subparser.add_argument(*argument.names, help=argument.help, **options)

@@ -187,7 +187,7 @@ def share_interval(hits: Floats, frames: Sequence[object]) -> tuple[float, float
     share, n = float(hits.mean()), len(hits)
     size = min(share * (1 - share) / spread**2, n) if spread > 0 else groups
     degrees = (float(stats.t.ppf(0.975, n - 1)) / float(stats.t.ppf(0.975, groups - 1))) ** 2
-    return wilson_interval(share, size * degrees)
+    return _wilson_interval(share, size * degrees)
 
 
 def _spread_over_frames(values: Floats, frames: Sequence[object]) -> tuple[float, int]:
@@ -200,10 +200,10 @@ def _spread_over_frames(values: Floats, frames: Sequence[object]) -> tuple[float
     return float(np.sqrt((sums**2).sum() * groups / max(groups - 1, 1)) / len(values)), groups
 
 
-def wilson_interval(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+def _wilson_interval(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Return the 95 % interval of a proportion of `n` (Wilson 1927).
 
-    >>> [round(x, 3) for x in wilson_interval(0.5, 100)]
+    >>> [round(x, 3) for x in _wilson_interval(0.5, 100)]
     [0.404, 0.596]
     """
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

@@ -223,7 +223,7 @@ def _triples(experts: Any, n_experts: int) -> tuple[tuple[int, int, float], ...]
     return tuple((int(e[0]), int(e[1]), float(e[2]) if len(e) > 2 else 1.0) for e in experts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Written:
     """What was written in one run: `[prompt]` shares, NaN without a complete sentence, and log-probabilities."""
 
@@ -265,7 +265,11 @@ class _Writer:
         with np.errstate(invalid="ignore", divide="ignore"):
             polite, honorific = shares[:, 0] / shares[:, 2], shares[:, 1] / shares[:, 2]
         return _Written(
-            polite, honorific, int(shares[:, 2].sum()), self._perplexity(new, keep), self._prompts[0] + texts[0]
+            polite=polite,
+            honorific=honorific,
+            sentences=int(shares[:, 2].sum()),
+            perplexity=self._perplexity(new, keep),
+            example=self._prompts[0] + texts[0],
         )
 
     def _perplexity(self, new: torch.Tensor, keep: torch.Tensor) -> float:

@@ -15,7 +15,7 @@ from moelens.japanese.crossed_contrasts import Contrast, contrast_kinds, contras
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.minimal_pairs import Pair, pairs
 from moelens.japanese.morphology import Morpheme, disagreement, parse_morphemes
-from moelens.japanese.references import Reference, references
+from moelens.japanese.person_references import Reference, references
 from moelens.japanese.rules import CLASSES
 from moelens.japanese.sentence_register import Sentence, register
 

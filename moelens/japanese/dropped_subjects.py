@@ -73,7 +73,7 @@ class DroppedSubject:
     evidence: tuple[tuple[int, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Clause:
     """A clause: its predicate, what follows it, its honorifics, and what makes it a question."""
 
@@ -154,7 +154,7 @@ def _clause(words: Sequence[Morpheme], spans: Sequence[HonorificSpan], *, last: 
     asked = tuple(m for m in final if m.normal in ("？", "か", "の", "かい")) if last else ()
     if asked and not any(m.normal in ("？", "か", "かい") for m in asked):
         asked = ()  # 行くの。
-    return _Clause(words[:start], words[start:end], final, inside, asked)
+    return _Clause(before=words[:start], predicate=words[start:end], final=final, spans=inside, asked=asked)
 
 
 def _is_te(m: Morpheme) -> bool:

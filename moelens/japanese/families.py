@@ -15,7 +15,7 @@ from moelens.japanese.honorific_spans import HonorificSpan, honorifics
 from moelens.japanese.label_names import find_labels, typed_names
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.normalization import normalize, visible_ends
-from moelens.japanese.references import REFERENCES, reference_spans
+from moelens.japanese.person_references import REFERENCES, reference_spans
 from moelens.japanese.rules import CLASSES, RAISED
 from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, sentence_registers
 
@@ -70,7 +70,7 @@ def family_columns(family: str) -> list[int]:
     return [i for i, column in enumerate(COLUMNS) if column.partition(".")[0] == family]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CharacterLabels:
     """The labels of the characters of a text.
 
@@ -124,7 +124,14 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
                 ends[start:end, index] = True
             else:
                 ends[max(visible[end] - 1, start), index] = True
-    return CharacterLabels(has, ends, inside, morphemes, honorific, _normalized(text, morphemes))
+    return CharacterLabels(
+        has=has,
+        ends=ends,
+        morpheme=inside,
+        morphemes=morphemes,
+        honorific=honorific,
+        normalized=_normalized(text, morphemes),
+    )
 
 
 def _normalized(text: str, morphemes: Sequence[Morpheme]) -> dict[str, int]:

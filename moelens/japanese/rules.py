@@ -199,12 +199,12 @@ def _read_rule(
     )
 
 
-def is_verbal(word: Word) -> bool:
+def _is_verbal(word: Word) -> bool:
     """Whether a word names an act: a verb, a noun that する makes a verb of, or a noun that is the stem of a verb.
 
     Example:
         >>> from moelens.japanese import parse_morphemes
-        >>> [is_verbal(parse_morphemes(noun)[0].word) for noun in ("利用", "返し", "話", "席", "子")]
+        >>> [_is_verbal(parse_morphemes(noun)[0].word) for noun in ("利用", "返し", "話", "席", "子")]
         [True, True, True, False, False]
     """
     if word.pos[0] == "動詞" or "サ変" in word.pos[2]:
@@ -307,7 +307,7 @@ def _tests_by_lemma() -> tuple[dict[str, list[tuple[int, tuple[_Test, ...]]]], l
 
 def _passes(word: Word, feature: str, wanted: bool, values: frozenset[str]) -> bool:
     if feature == "verbal":
-        found = is_verbal(word)
+        found = _is_verbal(word)
     elif feature == "pos":
         found = any("-".join(word.pos[:depth]) in values for depth in (1, 2, 3, 4))
     else:

@@ -102,7 +102,7 @@ def identify_router(layer: MoELayer, observed: ObservedRouting) -> Identified:
         logits = probe.natural.logits
     own = Evidence(logits=logits, indices=indices, weights=weights, vectors={})
     synthetic = list(_synthetic_evidence(layer, own, probe))
-    rule, ties = find_rule(layer, own, synthetic)
+    rule, ties = _find_rule(layer, own, synthetic)
     in_training = rule is None or probe is None
     if rule is not None and probe is not None:
         in_training = _unexplained(layer, rule, list(probe.run_in_training()), _allowed(own))[0] is not None
@@ -239,7 +239,7 @@ class RouterProbe:
         """Random values for the vectors with a number for each expert, except those that are offloaded or divided."""
         assert self.natural is not None
         found = {}
-        for path in expert_vectors(self._layer.block, self.natural.logits.shape[-1]):
+        for path in _expert_vectors(self._layer.block, self.natural.logits.shape[-1]):
             now = _read(self._layer.block, path)
             if not (now.is_meta or isinstance(now, DTensor)):
                 found[path] = (torch.randn(now.shape, generator=self._generator) * size).to(now)
@@ -272,7 +272,7 @@ def _read(block: nn.Module, path: str) -> Any:
     return getattr(block.get_submodule(holder), name)
 
 
-def expert_vectors(block: nn.Module, n_experts: int) -> list[str]:
+def _expert_vectors(block: nn.Module, n_experts: int) -> list[str]:
     """List the attribute paths, below a block, of vectors with a number for each expert.
 
     Args:
@@ -293,7 +293,7 @@ def _candidates(layer: MoELayer, columns: int, top_k: int) -> Iterator[RouterRul
     )
     if jitter is not None:
         yield RouterRule(score="identity", top_k=top_k, jitter=2 * jitter)
-    vectors = expert_vectors(layer.block, columns)
+    vectors = _expert_vectors(layer.block, columns)
     for bias in (*vectors, ""):
         for grouping, score, normalised, expert_scale, on_logits in product(
             _groupings(layer, columns, top_k, biased=bool(bias)),
@@ -324,14 +324,12 @@ def _groupings(layer: MoELayer, columns: int, top_k: int, *, biased: bool) -> li
     # (DeepSeek-V2), and minus infinity with a bias (DeepSeek-V3).
     fills = (float("-inf"), 0.0) if biased else (0.0, float("-inf"))
     by = [name for name in GROUP_SCORES if name != "top2" or columns // groups > 1]
-    grouped = [
-        {"groups": groups, "kept_groups": kept, "group_score": name, "fill": fill}
-        for name, fill in product(by, fills)
-    ]  # fmt: skip
+    shape = {"groups": groups, "kept_groups": kept}
+    grouped = [shape | {"group_score": name, "fill": fill} for name, fill in product(by, fills)]
     return [*grouped, {}]
 
 
-def find_rule(
+def _find_rule(
     layer: MoELayer, own: Evidence, synthetic: Sequence[Evidence]
 ) -> tuple[RouterRule | None, tuple[RouterRule, ...]]:
     """Find the rule that explains what a router did.

@@ -106,7 +106,7 @@ def load(
         if Path(source).is_dir():
             require_whole_files(Path(source))
         gguf_path = require_gguf(source, gguf_file, revision) if gguf_file else None
-        config = gguf_config(source, gguf_path) if gguf_path else read_config(source, options)
+        config = gguf_config(source, gguf_path) if gguf_path else _read_config(source, options)
         for part in (config, config.get_text_config(decoder=True)):
             if part.model_type in UNSUPPORTED:
                 raise unsupported_architecture(repr(model), part.model_type)
@@ -118,7 +118,7 @@ def load(
         arguments = files | kwargs | {"output_loading_info": True, "ignore_mismatched_sizes": True}
         with allow_partial_blocks(quantised.get("weight_block_size")), kept_report() as reports:
             try:
-                loaded, report = auto_class(config).from_pretrained(
+                loaded, report = _auto_class(config).from_pretrained(
                     source,
                     config=config,
                     device_map=device_map,
@@ -164,7 +164,7 @@ def _explained(model: str, source: str) -> Iterator[None]:
         if Path(source).exists() or not isinstance(error, OSError):
             text = _one_line(error) or type(error).__name__
             raise MoeLensError(f"{model!r} is not a model transformers can load: {text}") from error
-        if interrupted := interrupted_download(model, error):
+        if interrupted := _interrupted_download(model, error):
             raise interrupted from error
         raise unknown(
             "model",
@@ -174,7 +174,7 @@ def _explained(model: str, source: str) -> Iterator[None]:
         ) from error
 
 
-def read_config(source: str, options: dict[str, Any]) -> Any:
+def _read_config(source: str, options: dict[str, Any]) -> Any:
     """Read a model's configuration.
 
     Checkpoints whose `model_type` transformers does not know, but whose class it has, are read as models of that class:
@@ -197,7 +197,7 @@ def read_config(source: str, options: dict[str, Any]) -> Any:
     return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options)
 
 
-def interrupted_download(model: str, error: BaseException) -> MoeLensError | None:
+def _interrupted_download(model: str, error: BaseException) -> MoeLensError | None:
     """Make the error to raise if a download was interrupted.
 
     Args:
@@ -220,7 +220,7 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\s+", " ", str(error)).strip()[:300]
 
 
-def auto_class(config: Any) -> Any:
+def _auto_class(config: Any) -> Any:
     """Return the transformers class that loads models with this configuration for text generation."""
     for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText, transformers.AutoModel):
         if type(config) in auto._model_mapping:
@@ -248,7 +248,7 @@ def inspect_architecture(architecture: str) -> tuple[MoEShape, RouterRule | None
         raise unknown("architecture", architecture, table, "`moelens info --architectures` lists them")
     if architecture in UNSUPPORTED:
         raise unsupported_architecture(architecture, architecture)
-    model = build_on_meta(architecture)
+    model = _build_on_meta(architecture)
     try:
         shape, rule = _describe(model)
     except UnsupportedModelError as error:
@@ -299,12 +299,12 @@ def model_without_weights(model: str) -> Any:
         MoeLensError: transformers cannot build it from its configuration, or needs code that comes with it.
     """
     if model in architectures() and not Path(model).is_dir():
-        return build_on_meta(model)
+        return _build_on_meta(model)
     source = str(DEMO) if model == "demo" else model
     with _explained(model, source):
-        config = read_config(source, {})
+        config = _read_config(source, {})
         with torch.device("meta"):
-            return auto_class(config)._model_mapping[type(config)](config)
+            return _auto_class(config)._model_mapping[type(config)](config)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -325,14 +325,14 @@ def load_tokenizer(name: str) -> Any:
             str(DEMO) if name == "demo" else name, trust_remote_code=False
         )
     except Exception as error:  # of transformers, the hub's library, or tokenizers, which raises the class itself
-        if interrupted := interrupted_download(name, error):
+        if interrupted := _interrupted_download(name, error):
             raise interrupted from error
         raise unknown(
             "tokenizer", name, ["demo"], f"give a folder, or the name of a model; {_one_line(error)}"
         ) from error
 
 
-def build_on_meta(architecture: str) -> Any:
+def _build_on_meta(architecture: str) -> Any:
     """Build an architecture's model, or its text part, with the default configuration on the meta device.
 
     Args:
@@ -350,7 +350,7 @@ def build_on_meta(architecture: str) -> Any:
             config = transformers.AutoConfig.for_model(architecture)
             config = config.get_text_config(decoder=True) if text_part else config
             with torch.device("meta"):
-                return auto_class(config)._model_mapping[type(config)](config)
+                return _auto_class(config)._model_mapping[type(config)](config)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:  # an incomplete configuration
             reason = reason or error
     raise _no_default(architecture) from reason

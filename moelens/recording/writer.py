@@ -19,7 +19,7 @@ from moelens.recording.storage import Folder, HashingFile
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """A Parquet file of a recording.
 
@@ -123,9 +123,9 @@ class ShardWriter:
         self._stack.close()
         if not self.rows:
             self._folder.remove(self.name)
-            return Shard(self.name, 0, self._file.sha256)
+            return Shard(path=self.name, rows=0, sha256=self._file.sha256)
         size, footer = self._folder.footer(self.name)
-        return Shard(self.name, self.rows, self._file.sha256, bytes=size, footer=footer)
+        return Shard(path=self.name, rows=self.rows, sha256=self._file.sha256, bytes=size, footer=footer)
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished file after an error."""

@@ -128,11 +128,11 @@ def _what_removal_did(effects: Sequence[Effect | Causes | Preferences]) -> str:
             "moelens report --effects removes them."
         )
     n = sum(len(e.kinds) for e in removals)
-    said += [effect_sentence(" + ".join(e.interventions), k, n) for e in removals for k in e.kinds]
+    said += [_effect_sentence(" + ".join(e.interventions), k, n) for e in removals for k in e.kinds]
     return " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in said)
 
 
-def effect_sentence(what: str, k: KindEffect, tests: int = 1) -> str:
+def _effect_sentence(what: str, k: KindEffect, tests: int = 1) -> str:
     """Return the effect on one kind of contrast or pair in a sentence or two.
 
     Args:

@@ -38,11 +38,11 @@ def recorded_model(recording: Recording, model: HookedMoE | str | None = None) -
             f"expected the model that made the recording, {recorded!r}, got None; give it with model= or --model"
         )
     loaded = load(model or _DEMO) if model is None or isinstance(model, str) else model
-    require_same_model(recording, loaded)
+    _require_same_model(recording, loaded)
     return loaded
 
 
-def require_same_model(recording: Recording, model: HookedMoE) -> None:
+def _require_same_model(recording: Recording, model: HookedMoE) -> None:
     """Check that a model chooses the experts that a recording holds, for the first tokens of the first document.
 
     Raises:

@@ -124,7 +124,7 @@ def report(
         results = with_baseline(recording, results, model)
         command += " --baseline" if command else ""
     if effects == "remove":
-        shown = class_effects(recording, results, model, progress=progress)
+        shown = _class_effects(recording, results, model, progress=progress)
         command += " --effects" if command else ""
     elif shown and all(isinstance(e, (str, Path)) for e in effects):
         command += f" --effects {shlex.join(map(str, effects))}" if command else ""
@@ -158,7 +158,7 @@ def with_baseline(
     return {**results, first: replace(result, provenance={**about, "random_model": found})}
 
 
-def class_effects(
+def _class_effects(
     recording: Recording,
     results: Mapping[str, Specialization],
     model: HookedMoE | str | None = None,

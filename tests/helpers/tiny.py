@@ -87,9 +87,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "gemma4": {"enable_moe_block": True, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704},
     "hunyuan_v1_moe": {"head_dim": 128, "num_experts": 64, "moe_topk": 8},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
-    "qwen4_exp": {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 256, "indexer_budget": 64,
-                  "indexer_compress_ratio": 4, "output_gate_type": "silu"},
-}  # fmt: skip
+    "qwen4_exp": {
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 256,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 4,
+        "output_gate_type": "silu",
+    },
+}
 
 SPARSE = ["dense", "sparse", "sparse", "sparse"]
 LINEAR = ["linear_attention", "full_attention"] * 2
@@ -100,23 +106,39 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 # Settings that depend on one another, so that lowering them one by one is not enough.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {"layer_types": LINEAR},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2},
-             "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 64}},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0, "kv_n_heads": 2},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 64},
+    },
     "deepseek_ocr2": {"mlp_layer_types": SPARSE},
-    "deepseek_v4": {"head_dim": 64, "num_key_value_heads": 1, "o_groups": 2, "o_lora_rank": 16, "hc_mult": 2,
-                    "layer_types": ["sliding_attention", "compressed_sparse_attention",
-                                    "heavily_compressed_attention", "compressed_sparse_attention"],
-                    "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
-                    "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}},
+    "deepseek_v4": {
+        "head_dim": 64,
+        "num_key_value_heads": 1,
+        "o_groups": 2,
+        "o_lora_rank": 16,
+        "hc_mult": 2,
+        "layer_types": [
+            "sliding_attention",
+            "compressed_sparse_attention",
+            "heavily_compressed_attention",
+            "compressed_sparse_attention",
+        ],
+        "mlp_layer_types": ["hash_moe", "moe", "moe", "moe"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
+    },
     "diffusion_gemma": {"layer_types": SLIDING},
     "dots3_note": {"head_dim": 24},  # 16 without and 8 with rotation
     "ernie4_5_vl_moe": {"moe_intermediate_size": [48, 32], "rope_parameters": ROPE | {"mrope_section": [2, 2, 4]}},
     "flex_olmo": {"num_experts": 8},
     "gemma4": {"layer_types": SLIDING},
-    "glm4v_moe": {"head_dim": 16,
-                  "rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
-    "glm5_next": {"index_kpool": 4, "qk_rope_head_dim": 0, "layer_types": INDEXED, "mlp_layer_types": SPARSE,
-                  "indexer_types": ["full"] * N_LAYERS},
+    "glm4v_moe": {"head_dim": 16, "rope_parameters": ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+    "glm5_next": {
+        "index_kpool": 4,
+        "qk_rope_head_dim": 0,
+        "layer_types": INDEXED,
+        "mlp_layer_types": SPARSE,
+        "indexer_types": ["full"] * N_LAYERS,
+    },
     "granitemoehybrid": {"layer_types": LINEAR, "mamba_n_groups": 1},
     "hy_v4_vl": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}},
     "inkling2_loop": {"n_layers_per_attn_res_block": 1, "loop_layer_index_start": 1, "loop_layer_index_end": 3},
@@ -124,17 +146,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "kimi_linear": {"layer_types": LINEAR},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "llama4": {"num_experts_per_tok": 2},
-    "longcat_flash": {"head_dim": 8, "qk_head_dim": 24, "num_key_value_heads": 4, "zero_expert_num": 4,
-                      "moe_topk": 3},
+    "longcat_flash": {"head_dim": 8, "qk_head_dim": 24, "num_key_value_heads": 4, "zero_expert_num": 4, "moe_topk": 3},
     "mistral4": {"qk_nope_head_dim": 8},
     "muse_spark": {"output_multiplier": 0.5},
-    "qwen4_exp": {"indexer_head_dim": 16, "layer_types": INDEXED, "hc_lowrank": 16, "ple_embed_dim": 32,
-                  "ngram_vocab_size_base": 200, "split_ngram_parts": 2, "make_ngram_vocab_size_divisible_by": 8},
-    "step3p7": {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] * 2,
-                "mlp_layer_types": SPARSE, "swiglu_limits": [0.0, 0.0, 0.5, 0.5], "swiglu_limits_shared": [0.0] * 4,
-                "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
-                "num_sliding_attention_heads": 4},
-}  # fmt: skip
+    "qwen4_exp": {
+        "indexer_head_dim": 16,
+        "layer_types": INDEXED,
+        "hc_lowrank": 16,
+        "ple_embed_dim": 32,
+        "ngram_vocab_size_base": 200,
+        "split_ngram_parts": 2,
+        "make_ngram_vocab_size_divisible_by": 8,
+    },
+    "step3p7": {
+        "sliding_window": 16,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "mlp_layer_types": SPARSE,
+        "swiglu_limits": [0.0, 0.0, 0.5, 0.5],
+        "swiglu_limits_shared": [0.0] * 4,
+        "rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE},
+        "num_sliding_attention_heads": 4,
+    },
+}
 
 # A selection bias changes which experts are chosen, not their weights.
 SELECTION_BIAS = re.compile(r"correction_bias|expert_bias|balancing_bias")
