@@ -21,6 +21,7 @@ from moelens.interventions import remove
 from moelens.interventions.causal import causes
 from moelens.tracing import Trace
 from moelens.views import card_html, flow_plot, pair_trace_html
+from moelens.views.experiment_plots import dose_plot
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_each_has_a_face_with_inline_styles_only(results: dict[str, Any], name: 
     assert html.startswith("<div")
     assert not re.search(r"<(script|style|link|iframe)\b|\bclass=|\bon\w+=|https?://", html)
     if name in DRAWN:
-        assert html.count("data:image/png;base64,") == 2, "one for light pages, one for dark ones"
+        assert html.count("data:image/png;base64,") == 2 * html.count("<picture>"), "for light and dark pages"
 
 
 @pytest.mark.parametrize("name, title", DRAWN.items())
@@ -146,6 +147,16 @@ def test_an_effect_is_drawn_with_its_interval(results: dict[str, Any]) -> None:
     ax = effect.plot(ax=Figure().subplots())
     np.testing.assert_allclose(ax.lines[-1].get_xdata(), [k.change for k in effect.kinds])
     assert [t.get_text() for t in ax.get_yticklabels()] == [f"{k.kind} ({k.items})" for k in effect.kinds]
+
+
+def test_a_curve_of_doses_is_drawn_with_its_band(results: dict[str, Any]) -> None:
+    doses = results["causes"].doses
+    ax = dose_plot(results["causes"], ax=Figure().subplots())
+    random, change = ax.lines[0], ax.lines[1]
+    np.testing.assert_array_equal(random.get_xdata(), [1, 2, 4, 8, 16])
+    np.testing.assert_allclose(random.get_ydata(), [d.random for d in doses])
+    np.testing.assert_allclose(change.get_ydata(), [d.change for d in doses])
+    assert results["causes"]._repr_html_().count("<picture>") == 2
 
 
 MISTAKES = [

@@ -44,6 +44,16 @@ def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None
     return View(html=html, plot=plot)
 
 
+def _causes_html(causes: Causes) -> str:
+    """The removals beside their controls, the dose–response curve, and the printed form."""
+    size = _rows_size(len(causes.effects) + (causes.joint is not None))
+    pictures = picture_html(lambda ax: experiment_plots.causes_plot(causes, ax=ax), size, "Causes")
+    if causes.doses:
+        curve = "dose–response curve of removing experts together"
+        pictures += picture_html(lambda ax: experiment_plots.dose_plot(causes, ax=ax), (8.0, 3.2), curve)
+    return f"<div>{pictures}{_pre_html(causes)}</div>"
+
+
 def _rows_size(rows: int) -> _Size:
     return 8.0, experiment_plots.plot_height(rows)
 
@@ -60,10 +70,7 @@ register_view(Displayed, View(html=_text_html))
 register_view(Trace, View(html=trace_html, explore=_explore_trace))
 register_view(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
 register_view(Attribution, _view_with_plot(experiment_plots.attribution_plot, lambda r: _rows_size(len(r.top))))
-register_view(
-    Causes,
-    _view_with_plot(experiment_plots.causes_plot, lambda r: _rows_size(len(r.effects) + (r.joint is not None))),
-)
+register_view(Causes, View(html=_causes_html, plot=experiment_plots.causes_plot))
 register_view(Comparison, _view_with_plot(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
 register_view(Effect, _view_with_plot(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))
