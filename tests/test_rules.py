@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -46,15 +47,21 @@ def routes(model: HookedMoE, edit: Any = None) -> list[Tensor]:
     return found
 
 
+def scaled_routers(model: HookedMoE) -> Iterator[float]:
+    """Multiply the routers' weights by each of three numbers: the rules meet close scores and scores far apart."""
+    factor = 1.0
+    for scale in (0.2, 1.0, 5.0):
+        scale_routers(model, scale / factor)
+        factor = scale
+        yield scale
+
+
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
 )
 def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
     model = moelens.hook(tiny_model(name), name=name)
-    factor = 1.0
-    for scale in (0.2, 1.0, 5.0):
-        scale_routers(model, scale / factor)
-        factor = scale
+    for scale in scaled_routers(model):
         for edited, plain in zip(routes(model, lambda t: t.clone()), routes(model), strict=True):
             assert torch.equal(edited, plain), f"{name}, router weights times {scale}"
 
@@ -65,10 +72,7 @@ def test_an_edit_that_changes_nothing_changes_no_route(name: str) -> None:
 def test_the_rule_gives_the_routes_of_many_tokens(name: str) -> None:
     """Logits that every hook has changed by less than rounding give the model's own experts, by the rule alone."""
     model = moelens.hook(tiny_model(name), name=name)
-    factor = 1.0
-    for scale in (0.2, 1.0, 5.0):
-        scale_routers(model, scale / factor)
-        factor = scale
+    for scale in scaled_routers(model):
         for layer, tap in model._installation.taps.items():
             if tap.rule is not None and f"blocks.{layer}.mlp.hook_router_logits" in model.hook_dict:
                 assert replayed(model, layer) <= 0.005, f"{name}, layer {layer}, router weights times {scale}"
