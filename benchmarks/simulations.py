@@ -4,8 +4,8 @@
 
 In every regime labels and routes of a token are drawn independently of each other, given what is controlled. Every
 significant cell is therefore a false finding, and the true `lift_given` is 1. The regime "specialist" has one expert
-that takes the first label twice as often; there, the true lift is known too. The last two regimes leave out the control
-that they need: topics or types drive both labels and routes, which shows as findings.
+that takes the first label twice as often; there, the true lift is known too. The last three regimes leave out the
+control that they need: topics or types drive both labels and routes, which shows as findings.
 
     error       share of runs with a family-wise p below .05
     discovery   share of runs with a q below .05
@@ -114,20 +114,32 @@ def one_giant(rng: np.random.Generator, share: float = 0.8) -> Corpus:
     return documents_of(rng, sizes)
 
 
-def types(rng: np.random.Generator, *, labels_too: bool = True) -> Corpus:
-    """200 types of tokens decide much of labels and experts; few are frequent, and documents differ in their use.
+def types(
+    rng: np.random.Generator, *, labels_too: bool = True, number: int = 200, evenness: float = 1.0, longest: int = 80
+) -> Corpus:
+    """Types of tokens decide much of labels and experts; few are frequent, and documents differ in their use.
 
-    Without `labels_too` the types decide the experts alone.
+    Args:
+        rng: where the numbers are from.
+        labels_too: whether the types decide the labels too, and not the experts alone.
+        number: number of types.
+        evenness: shape of the gamma distribution of the use of a type over documents; below 1, a type is in few.
+        longest: number of tokens of the longest document; the shortest has a quarter of them.
     """
-    corpus = documents_of(rng, rng.integers(20, 80, 50))
-    used = rng.exponential(1, (50, 200)) / np.arange(1, 201)
+    corpus = documents_of(rng, rng.integers(longest // 4, longest, 50))
+    used = rng.gamma(evenness, 1, (50, number)) / np.arange(1, number + 1)
     used /= used.sum(1, keepdims=True)
-    ids = np.concatenate([rng.choice(200, n, p=p) for n, p in zip(np.bincount(corpus.docs), used, strict=True)])
+    ids = np.concatenate([rng.choice(number, n, p=p) for n, p in zip(np.bincount(corpus.docs), used, strict=True)])
     rate = rng.beta(0.6, 1.4, (50, LABELS))[corpus.docs]
     if labels_too:
-        rate = rate * rng.random((200, LABELS))[ids]
-    scores = corpus.scores + rng.normal(0, 1.5, (200, EXPERTS))[ids]
+        rate = rate * rng.random((number, LABELS))[ids]
+    scores = corpus.scores + rng.normal(0, 1.5, (number, EXPERTS))[ids]
     return Corpus(**(vars(corpus) | {"labels": rng.random(rate.shape) < rate, "scores": scores, "ids": ids}))
+
+
+def many_types(rng: np.random.Generator) -> Corpus:
+    """Many types of tokens, spread unequally over 50 documents, decide much of labels and experts."""
+    return types(rng, number=1000, evenness=0.1, longest=400)
 
 
 def few(documents: int) -> Callable[[np.random.Generator], Corpus]:
@@ -166,6 +178,7 @@ REGIMES: Mapping[str, tuple[Callable[[np.random.Generator], Corpus], tuple[str, 
     "one giant, 95 %": (lambda rng: one_giant(rng, 0.95), ()),
     "types of experts": (lambda rng: types(rng, labels_too=False), ()),
     "types, given the token": (types, ("token",)),
+    "many types, given the token": (many_types, ("token",)),
     "20 documents": (few(20), ()),
     "10 documents": (few(10), ()),
     "6 documents": (few(6), ()),
@@ -175,6 +188,7 @@ REGIMES: Mapping[str, tuple[Callable[[np.random.Generator], Corpus], tuple[str, 
     "specialist": (specialist, ()),
     "topics, not given": (topics, ()),
     "types, not given": (types, ()),
+    "many types, not given": (many_types, ()),
 }
 """How a corpus is made, and what is controlled, by the name of the regime."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,22 @@ def test_error_and_coverage_in_simulated_corpora(regime: str) -> None:
         assert (found["error"], found["coverage"]) == (0, "none")
     else:
         assert found["coverage"] >= 0.92
+
+
+def test_the_page_of_simulations_shows_the_runs_that_were_made() -> None:
+    """300 of every regime; where what drives labels and routes is controlled, the level and the intervals hold."""
+    root = Path(__file__).parents[1]
+    found = json.loads((root / "benchmarks/results/simulations.json").read_text("utf-8"))
+    assert [row["regime"] for row in found] == list(simulations.REGIMES)
+    page = (root / "docs/simulations.md").read_text("utf-8")
+    for row in found:
+        shown = [f"{value:.3f}" if isinstance(value, float) else value for value in list(row.values())[4:]]
+        numbers = " | ".join(map(str, [row["given"], row["documents"], row["runs"], *shown]))
+        assert any(line.startswith(f"| {row['regime']} |") and f"| {numbers} |" in line for line in page.splitlines())
+        assert row["runs"] == 300
+        if not row["regime"].endswith("not given"):
+            assert row["error"] <= 0.07
+            assert row["coverage"] == "none" or row["coverage"] >= 0.92
 
 
 def sized(*sizes: int, **settings: Any) -> Specialization:

@@ -497,7 +497,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.jsonl",
             {"text": "a"},
             {"kind": "sglang"},
-            "expected routed_experts in document 0 (r.jsonl line 1), got none; start the engine with",
+            "expected routed_experts in document 0 (r.jsonl line 1), got none; name the engine with",
         ),
         (
             "r.jsonl",
@@ -515,7 +515,7 @@ def test_an_import_without_its_texts(tmp_path: Path) -> None:
             "r.jsonl",
             {"outputs": [{}]},
             {"kind": "vllm"},
-            "expected routed_experts in document 0 (r.jsonl line 1), got none; start the engine with",
+            "expected routed_experts in document 0 (r.jsonl line 1), got none; name the engine with",
         ),
         (
             "r.jsonl",

@@ -87,6 +87,13 @@ SINGLE: dict[str, tuple[str, Callable[[Generation], Any], bool]] = {
         False,
     ),
     "sglang /generate without a tokenizer": ("sglang", lambda g: without(forms.sglang_generate(g), "text"), True),
+    "sglang /generate of the first versions": (
+        "sglang",
+        lambda g: (
+            (a := forms.sglang_generate(g)) | {"meta_info": a["meta_info"] | {"routed_experts": g.routes.tolist()}}
+        ),
+        True,
+    ),
     "sglang /generate in a batch": ("sglang", lambda g: forms.sglang_batch([g]), True),
     "sglang /v1/completions": ("sglang", lambda g: forms.sglang_completions([g]), True),
     "sglang /v1/completions with ids": ("sglang", lambda g: forms.sglang_completions([g], token_ids=True), False),
@@ -466,7 +473,7 @@ def test_arrays_with_their_texts(tmp_path: Path, engine: Engine, single: list[Ge
         ({"response": None, "error": {"code": 500}}, "expected a response, which is a JSON object, in answers.jsonl"),
         (
             {"text": "雨", "meta_info": {}},
-            "expected routed_experts in document 0 (answers.jsonl line 1), got none; start",
+            "expected routed_experts in document 0 (answers.jsonl line 1), got none; name",
         ),
     ],
 )
@@ -474,6 +481,46 @@ def test_lines_that_are_no_answers(tmp_path: Path, line: Any, message: str) -> N
     with pytest.raises(MoeLensError) as error:
         import_routes(write(tmp_path, [line]), tmp_path / "run", kind="sglang", model="demo")
     assert str(error.value).startswith(message)
+
+
+def streamed(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer as a stream sends it before its end."""
+    for place in [answer.get("meta_info", {}), *answer.get("choices", [])]:
+        place["finish_reason"] = None
+    return answer | ({"finished": False} if "finished" in answer else {})
+
+
+@pytest.mark.parametrize(
+    "kind, answer",
+    [
+        ("sglang", lambda g: streamed(forms.sglang_generate(g))),
+        ("sglang", lambda g: [forms.sglang_generate(g), streamed(forms.sglang_generate(g))]),
+        ("sglang", lambda g: streamed(forms.sglang_completions([g]))),
+        ("vllm", lambda g: streamed(forms.vllm_completions([g]))),
+        ("vllm", lambda g: streamed(forms.vllm_offline([g]))),
+        ("vllm", lambda g: {"request": {"token_ids": [1]}, "response": streamed(forms.vllm_generate([g]))}),
+    ],
+)
+def test_pieces_of_a_stream(tmp_path: Path, single: list[Generation], kind: str, answer: Any) -> None:
+    path = write(tmp_path, [answer(single[0])])
+    with pytest.raises(MoeLensError, match=r"expected a whole response in answers.jsonl line 1, got .*; request it"):
+        import_routes(path, tmp_path / "run", kind=kind, model="demo", skip_uncaptured=True)
+
+
+def test_an_aborted_request_has_the_tokens_that_were_run(tmp_path: Path, single: list[Generation]) -> None:
+    """After some tokens, and before the first."""
+    g = single[0]
+    some, none = forms.vllm_completions([g]), forms.vllm_completions([g])
+    for answer, n in ((some, 3), (none, 0)):
+        choice, n_prompt = answer["choices"][0], len(g.prompt_ids)
+        rows = g.routes[: n_prompt + max(n - 1, 0)]
+        choice |= {"finish_reason": "abort", "token_ids": g.output_ids[:n], "routed_experts": forms.npy_base64(rows)}
+        choice["text"] = ""
+        answer["usage"] = {"prompt_tokens": n_prompt, "completion_tokens": n}
+    made = import_routes(write(tmp_path, [some, none]), tmp_path / "run", kind="vllm", model="demo")
+    lengths = np.bincount(made.column("doc"))
+    assert lengths.tolist() == [len(g.prompt_ids) + 2, len(g.prompt_ids)]
+    assert made.tokens(["phase"])["phase"].to_pylist().count("decode") == 2
 
 
 def test_the_prompt_is_counted_in_all_responses_or_in_none(tmp_path: Path, single: list[Generation]) -> None:

@@ -205,7 +205,7 @@ def _read_documents(
         if answer.routes is None:
             if not skip_uncaptured:
                 raise MoeLensError(
-                    f"expected routed_experts in {place}, got none; start the engine with"
+                    f"expected routed_experts in {place}, got none; name the engine with kind= (--from), start it with"
                     " --enable-return-routed-experts, request them with return_routed_experts (for several choices in"
                     " SGLang's form of OpenAI, also return_meta_info), or keep the tokens with skip_uncaptured=True"
                     " (--skip-uncaptured)"

@@ -4,10 +4,10 @@ Both engines return the experts of all tokens that were run, which are all but t
 the sources of their versions of September 2026.
 
 SGLang (`--enable-return-routed-experts`, and `return_routed_experts` in a request) sends base64 of int32
-`[row, layer, slot]`, without the shape. It is in `meta_info` of each response of `/generate`; a batch is answered with
-a list. `/v1/completions` and `/v1/chat/completions` send it as `sglext` of the whole response, for the first choice
-alone, or in `meta_info` of each choice (`return_meta_info`); other versions in `sgl_ext` of each choice. If a request
-has `routed_experts_start_len`, the rows begin at that token.
+`[row, layer, slot]` without the shape or, in its first versions, nested lists. They are in `meta_info` of each response
+of `/generate`; a batch is answered with a list. `/v1/completions` and `/v1/chat/completions` send them as `sglext` of
+the whole response, for the first choice alone, or in `meta_info` of each choice (`return_meta_info`); other versions in
+`sgl_ext` of each choice. If a request has `routed_experts_start_len`, the rows begin at that token.
 
 vLLM (`--enable-return-routed-experts`) sends `routed_experts` with each choice: base64 of an `.npy` or, in earlier
 versions, nested lists. These versions send the rows of the prompt once, as `prompt_routed_experts`, and those of the
@@ -93,7 +93,10 @@ def _require_response(item: Any, at: str) -> None:
             f"expected a response, which is a JSON object, in {at}, got {type(item).__name__};"
             " write one response per line"
         )
-    if item.get("error") or str(item.get("object", "")).endswith(("error", ".chunk")):
+    pieces = [item, read_field("meta", at, item) or {}, *(read_field("responses", at, item) or ())]
+    # Those that a stream sends before its end state that there is no reason yet why it ended.
+    unfinished = item.get("finished") is False or any(piece.get("finish_reason", "") is None for piece in pieces)
+    if item.get("error") or unfinished or str(item.get("object", "")).endswith(("error", ".chunk")):
         raise MoeLensError(
             f"expected a whole response in {at}, got {repr(dict(item))[:80]}; request it again without stream, or"
             " leave it out"
@@ -198,6 +201,8 @@ class _Choice:
         data, scope = next(((s["routed_experts"], s) for s in scopes if s.get("routed_experts")), (None, {}))
         if data is None:
             return None
+        if isinstance(data, list):
+            return _rows_of(data, self.at)
         if shape is None:
             raise MoeLensError(
                 f"expected the shape of SGLang's bytes in {self.at}, got none; give it with shape= (--shape LAYERS K),"
@@ -211,7 +216,7 @@ class _Choice:
         except (binascii.Error, ValueError, TypeError) as error:
             raise MoeLensError(
                 f"expected base64 of {dtype} [token, {shape[0]}, {shape[1]}] in routed_experts of {self.at}, got other"
-                " data; correct the shape"
+                " data; correct the shape, or the engine with kind= (--from)"
             ) from error
 
     def _vllm(self) -> _Array | None:
@@ -222,7 +227,7 @@ class _Choice:
             return None
         # The rows of generated tokens are none or empty if no generated token was run.
         given_parts = (part for part in (before, given) if part is not None and part != [])
-        rows: list[_Array] = [_vllm_rows(part, self.at) for part in given_parts]
+        rows: list[_Array] = [_rows_of(part, self.at) for part in given_parts]
         if len({part.shape[1:] for part in rows}) > 1:
             raise MoeLensError(
                 f"expected routed_experts of one shape [layer, slot] in {self.at}, got"
@@ -242,7 +247,7 @@ def _scored_ids(meta: _Object | None, name: str) -> list[int] | None:
     return ids if is_ids(ids) else None
 
 
-def _vllm_rows(given: Any, at: str) -> _Array:
+def _rows_of(given: Any, at: str) -> _Array:
     try:
         rows = np.asarray(_decode_npy(given, at) if isinstance(given, str) else given)
     except ValueError:  # lists of different lengths
@@ -252,7 +257,7 @@ def _vllm_rows(given: Any, at: str) -> _Array:
     if rows.ndim != 3 or rows.dtype.kind not in "iu":
         raise MoeLensError(
             f"expected integers [token, layer, slot] as routed_experts in {at}, got {list(rows.shape)} of"
-            f" {rows.dtype}; save the responses as vLLM returns them"
+            f" {rows.dtype}; save the responses as the engine returns them"
         )
     return rows
 
@@ -264,5 +269,5 @@ def _decode_npy(text: str, at: str) -> _Array:
     except ValueError as error:
         raise MoeLensError(
             f"expected base64 of an .npy array as routed_experts in {at}, got other data ({error});"
-            " save the response unchanged"
+            " save the response unchanged, or correct the engine with kind= (--from)"
         ) from error
