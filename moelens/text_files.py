@@ -1,22 +1,27 @@
-"""Text that people write: UTF-8 in lines that end with `\\n`, read with errors that name the file and the line."""
+"""Text that people write: UTF-8 or a named encoding, in lines that end with `\\n`; errors name the file and line."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moelens.errors import MoeLensError
+from moelens.errors import MoeLensError, unknown
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF_16_LINE_ENDS = (b"\n\0", b"\0\n")
 _HEAD = 4096  # bytes at the beginning of a file, by which UTF-16 is known
 _ISO_2022_JP = (b"\x1b$@", b"\x1b$B")  # switches to kanji; the bytes after it are ASCII, and so valid UTF-8
-_OTHER_ENCODINGS = {"EUC-JP": "euc_jp", "CP932": "cp932"}  # few texts in CP932 are valid EUC-JP
+# What Windows and the web write under these names has characters, such as ① and 髙, that the standards do not have.
+_VARIANTS = {"shift_jis": ("cp932", "shift_jis_2004"), "euc_jp": ("euc_jp", "euc_jis_2004")}
+_OTHER_ENCODINGS = {"EUC-JP": _VARIANTS["euc_jp"], "CP932": ("cp932",)}  # few texts in CP932 are valid EUC-JP
+_NAMED = ("utf-8", "shift-jis", "cp932", "euc-jp", "iso-2022-jp", "utf-16")  # that an error suggests
 
 
 def split_lines(text: str) -> list[str]:
@@ -29,17 +34,45 @@ def split_lines(text: str) -> list[str]:
     return [line.removesuffix("\r") for line in text.split("\n")]
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+def read_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[str, str]]:
     """Yield the lines of a file, which may be compressed (`.gz`), and the place of each for error messages.
 
     A byte order mark at the beginning and the ends of the lines are left out.
 
+    Args:
+        path: The file.
+        encoding: The encoding that the reader of the file chose, as for `require_encoding`; None where there is no
+            choice, and the file has to be UTF-8.
+
     Raises:
-        MoeLensError: If a line is not UTF-8, or a compressed file is damaged.
+        MoeLensError: If a line is not in the encoding, or a compressed file is damaged.
     """
-    for number, data in _raw_lines(path):
+    name = require_encoding(encoding or "utf-8")
+    if name.startswith(("utf-16", "utf-32")):
+        yield from _wide_lines(path, name)
+        return
+    for number, data in _raw_lines(path, encoding if name == "utf-8" else name):
         at = f"{path.name} line {number}"
-        yield _decode(data.removeprefix(_BYTE_ORDER_MARK) if number == 1 else data, at), at
+        line = data.removeprefix(_BYTE_ORDER_MARK) if number == 1 else data
+        text = _decode_utf8(line, at, encoding is not None) if name == "utf-8" else _decode(line, at, name)
+        yield text.removesuffix("\n").removesuffix("\r"), at
+
+
+def require_encoding(name: str) -> str:
+    """Return the name that Python gives an encoding.
+
+    Raises:
+        UnknownNameError: If there is no such encoding of texts.
+
+    Example:
+        >>> require_encoding("SJIS"), require_encoding("EUC-JP")
+        ('shift_jis', 'euc_jp')
+    """
+    try:
+        "".encode(name)  # refuses codecs such as base64, which are of bytes
+        return codecs.lookup(name).name.replace("_sig", "").replace("-sig", "")
+    except (LookupError, TypeError, ValueError) as error:
+        raise unknown("encoding", name, _NAMED, "allowed are the encodings of Python") from error
 
 
 def read_text(path: Path) -> str:
@@ -51,13 +84,17 @@ def read_text(path: Path) -> str:
     return "\n".join(line for line, _ in read_lines(path))
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[Any, str]]:
+def read_json_lines(path: Path, encoding: str | None = None) -> Iterator[tuple[Any, str]]:
     """Yield the JSON value in each line that is not empty, and its place for error messages.
 
+    Args:
+        path: The file.
+        encoding: As for `read_lines`.
+
     Raises:
-        MoeLensError: If a line is not UTF-8 or not JSON, or an object in it has a key twice.
+        MoeLensError: If a line is not in the encoding or not JSON, or an object in it has a key twice.
     """
-    for line, at in read_lines(path):
+    for line, at in read_lines(path, encoding):
         if line.strip():
             yield _parse_json(line, at), at
 
@@ -82,13 +119,13 @@ def _parse_json(line: str, at: str) -> Any:
         raise MoeLensError(f"{at} has a number that is too long to be read; write it as a string") from error
 
 
-def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _raw_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a file as bytes, with their numbers from 1 on."""
     number = 0
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             if any(mark in file.peek(_HEAD)[:_HEAD] for mark in _UTF_16_LINE_ENDS):
-                raise _encoding_error("UTF-16", f"{path.name} line 1")
+                raise _encoding_error("UTF-16", f"{path.name} line 1", encoding)
             for number, line in enumerate(file, 1):
                 yield number, line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -97,8 +134,34 @@ def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             ) from error
 
 
-def _decode(line: bytes, at: str) -> str:
-    """Return a line as text, without its end."""
+def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a file whose characters have two or four bytes, as `read_lines` does."""
+    number = 0
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, newline="\n"), 1):
+                yield line.removesuffix("\n").removesuffix("\r").removeprefix("\ufeff"), f"{path.name} line {number}"
+        except UnicodeError as error:
+            raise MoeLensError(
+                f"expected {encoding} in {path.name} after line {number}, got other bytes ({error}); give the encoding "
+                "that the file has"
+            ) from error
+
+
+def _decode(line: bytes, at: str, encoding: str) -> str:
+    """Return a line in another encoding than UTF-8 as text."""
+    variants = _VARIANTS.get(encoding, (encoding,))
+    for codec in variants:
+        if _decodes(line, codec):
+            return line.decode(codec)
+    fitting = "UTF-8" if _decodes(line, "utf-8") else _other_encoding(line, line.decode("utf-8", "replace"))
+    advice = f"give encoding='{fitting.lower()}' (--encoding {fitting.lower()})" if fitting else "correct or remove it"
+    got = f"what looks like {fitting}" if fitting else "bytes that it does not have"
+    raise MoeLensError(f"expected {encoding} in {at}, got {got}; {advice}")
+
+
+def _decode_utf8(line: bytes, at: str, selectable: bool) -> str:
+    """Return a line as text; `selectable` says whether the reader can choose another encoding."""
     reason = ""
     try:
         text = line.decode("utf-8")
@@ -106,10 +169,10 @@ def _decode(line: bytes, at: str) -> str:
         text, reason = line.decode("utf-8", "replace"), f"the byte 0x{line[error.start]:02x} at byte {error.start + 1}"
     encoding = _other_encoding(line, text)
     if encoding:
-        raise _encoding_error(encoding, at)
+        raise _encoding_error(encoding, at, "utf-8" if selectable else None)
     if reason:
         raise MoeLensError(f"expected UTF-8 in {at}, got {reason} of the line; correct or remove it")
-    return text.removesuffix("\n").removesuffix("\r")
+    return text
 
 
 def _other_encoding(line: bytes, text: str) -> str:
@@ -126,13 +189,19 @@ def _other_encoding(line: bytes, text: str) -> str:
     wrong = text.count("\ufffd")
     if not wrong or sum(not c.isascii() for c in text) > 2 * wrong:
         return ""
-    return next((name for name, codec in _OTHER_ENCODINGS.items() if _decodes(line, codec)), "")
+    fitting = (name for name, known in _OTHER_ENCODINGS.items() if any(_decodes(line, codec) for codec in known))
+    return next(fitting, "")
 
 
-def _encoding_error(encoding: str, at: str) -> MoeLensError:
+def _encoding_error(encoding: str, at: str, chosen: str | None) -> MoeLensError:
+    """The error for a line in another encoding than the one that was chosen, or than UTF-8 without a choice."""
+    convert = f"convert the file, as with iconv -f {encoding} -t UTF-8"
+    if chosen is None:
+        return MoeLensError(f"expected UTF-8 in {at}, got what looks like {encoding}; {convert}")
+    name = encoding.lower()
     return MoeLensError(
-        f"expected UTF-8 in {at}, got what looks like {encoding};"
-        f" convert the file, as with iconv -f {encoding} -t UTF-8"
+        f"expected {'UTF-8' if chosen == 'utf-8' else chosen} in {at}, got what looks like {encoding}; "
+        f"give encoding='{name}' (--encoding {name}), or {convert}"
     )
 
 

@@ -108,7 +108,10 @@ def splits(name: str) -> Any:
             lambda: frame(columns=["id", "body"]).assign(body=[1, "x"]),
             "expected a table whose columns each hold values of one type, got DataFrame that Arrow cannot read (",
         ),
-        (lambda: frame(columns=["id"]), "unknown text column 'text'; allowed: id (row 0; choose with text_column=)"),
+        (
+            lambda: frame(columns=["id"]),
+            "unknown text column 'text'; allowed: id (row 0; choose with text_column or --text-column)",
+        ),
         (
             lambda: pa.table([pa.array(["一"]), pa.array(["二"])], names=["text", "text"]),
             "row 0: two columns have the name 'text'; rename one of them",
@@ -186,16 +189,20 @@ def readers(path: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".pairs.jsonl", ".toml"])
+CORPORA = (".txt", ".jsonl")  # other files have no option for their encoding
+
+
+@pytest.mark.parametrize("suffix", [*CORPORA, ".pairs.jsonl", ".toml"])
 @pytest.mark.parametrize("data, line, encoding", ENCODINGS)
 def test_other_encodings_are_named(tmp_path: Path, suffix: str, data: bytes, line: int, encoding: str) -> None:
     if suffix != ".txt":  # the lines before are valid
         data = data.replace(b"a\n", b"\n")
     path = tmp_path / f"c{suffix}"
     path.write_bytes(data)
+    option = f"give encoding='{encoding.lower()}' (--encoding {encoding.lower()}), or " if suffix in CORPORA else ""
     assert refusal(readers(path)[suffix]) == (
-        f"expected UTF-8 in c{suffix} line {line}, got what looks like {encoding};"
-        f" convert the file, as with iconv -f {encoding} -t UTF-8"
+        f"expected UTF-8 in c{suffix} line {line}, got what looks like {encoding}; "
+        f"{option}convert the file, as with iconv -f {encoding} -t UTF-8"
     )
 
 

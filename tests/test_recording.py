@@ -420,7 +420,7 @@ def test_other_corpora(tmp_path: Path) -> None:
             "c.jsonl",
             b'{"body": "a", "id": 1}\n',
             UnknownNameError,
-            "unknown text column 'text'; allowed: body, id (c.jsonl line 1; choose with text_column=)",
+            "unknown text column 'text'; allowed: body, id (c.jsonl line 1; choose with text_column or --text-column)",
         ),
         (
             "c.jsonl",
@@ -444,15 +444,15 @@ def test_other_corpora(tmp_path: Path) -> None:
             "c.txt",
             "a\n先生\n".encode("cp932"),
             MoeLensError,
-            "expected UTF-8 in c.txt line 2, got what looks like CP932; convert the file, as with iconv -f CP932 -t",
+            "expected UTF-8 in c.txt line 2, got what looks like CP932; give encoding='cp932' (--encoding cp932), or ",
         ),
         ("c.txt", b"\n", MoeLensError, "expected documents in corpus '{path}', got none; give at least one document"),
         ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
         (
-            "c.csv",
+            "c.xlsx",
             b"text\na\n",
             MoeLensError,
-            "expected a file of type .txt, .jsonl, .jsonl.gz, .parquet, got 'c.csv'; convert it, or give a list",
+            "expected a file of type .txt, .csv, .tsv, .jsonl (or with .gz), .parquet, got 'c.xlsx'; convert",
         ),
     ],
 )

@@ -73,18 +73,21 @@ def test_arrays(recording: Recording, tmp_path: Path, form: str) -> None:
 
 def test_csv(recording: Recording, tmp_path: Path) -> None:
     out = export(recording, "csv", tmp_path / "out")
-    with (out / "train.csv").open(encoding="utf-8", newline="") as file:
+    with (out / "tokens.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
+    texts = list(recording.texts())
+    assert [r["token"] for r in rows] == [texts[int(r["doc"])][int(r["char_start"]) : int(r["char_end"])] for r in rows]
+    assert "".join(r["token"] for r in rows if r["doc"] == "0" and r["partial"] == "False") in texts[0]
     assert [int(r["experts_L02_1"]) for r in rows] == recording.column("experts_L02")[:, 1].tolist()
     assert [np.float16(r["weights_L12_0"]) for r in rows] == recording.column("weights_L12")[:, 0].tolist()
     duckdb = pytest.importorskip("duckdb")
-    assert duckdb.sql(f"select count(*) from '{out}/train.csv'").fetchall() == [(recording.n_tokens,)]
+    assert duckdb.sql(f"select count(*) from '{out}/tokens.csv'").fetchall() == [(recording.n_tokens,)]
 
 
 def read_routes(out: Path, form: str, layers: list[int], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the experts and weights `[token, layer, slot]` of an export with a single split, without moelens."""
     if form in ("npz", "safetensors"):
-        path = out / f"train.{form}"
+        path = out / f"tokens.{form}"
         arrays = np.load(path) if form == "npz" else pytest.importorskip("safetensors.numpy").load_file(path)
         return arrays["experts"], arrays["weights"]
     if form == "datasets":
@@ -93,7 +96,7 @@ def read_routes(out: Path, form: str, layers: list[int], k: int) -> tuple[np.nda
             np.stack([np.array(rows[f"{kind}_L{i:02d}"][:]) for i in layers], 1) for kind in ("experts", "weights")
         ]
     else:
-        with (out / "train.csv").open(encoding="utf-8", newline="") as file:
+        with (out / "tokens.csv").open(encoding="utf-8-sig", newline="") as file:
             table = list(csv.DictReader(file))
         found = [
             np.array([[[float(row[f"{kind}_L{i:02d}_{slot}"]) for slot in range(k)] for i in layers] for row in table])
@@ -155,12 +158,12 @@ def opened(out: Path, form: str) -> list[dict[str, Any]]:
     if form == "datasets":
         rows = pytest.importorskip("datasets").load_from_disk(str(out))["train"]
         return [{name: np.array(rows[name][:]) for name in rows.column_names}]
-    files = sorted(out.glob(f"train-*.{form}"))
+    files = sorted(out.glob(f"*-*.{form}"))
     if form == "npz":
         return [dict(np.load(file, allow_pickle=False)) for file in files]
     if form == "safetensors":
         return [pytest.importorskip("safetensors.numpy").load_file(file) for file in files]
-    rows = pytest.importorskip("duckdb").sql(f"select * from '{out}/train.csv'").fetchnumpy()
+    rows = pytest.importorskip("duckdb").sql(f"select * from '{out}/tokens.csv'").fetchnumpy()
     names = sorted((n for n in rows if n.startswith("values_")), key=lambda n: int(n.split("_")[1]))
     return [{n: v for n, v in rows.items() if n not in names} | {"values": np.stack([rows[n] for n in names], 1)}]
 
@@ -295,7 +298,7 @@ def test_an_empty_split(recording: Recording, tmp_path: Path, form: str, split: 
 def test_csv_that_excel_reads(tmp_path: Path) -> None:
     made = record(moelens.load("demo"), ["先生がいらっしゃった。"], tmp_path / "run", progress=False)
     moelens.label(made)
-    labelled = export(made, "csv", tmp_path / "labelled", family="honorifics") / "train.csv"
+    labelled = export(made, "csv", tmp_path / "labelled", family="honorifics") / "tokens.csv"
     assert labelled.read_bytes().startswith(b"\xef\xbb\xbfdoc,")
     with labelled.open(encoding="utf-8-sig", newline="") as file:
         assert "honorifics.尊敬語" in next(csv.reader(file))
@@ -303,7 +306,8 @@ def test_csv_that_excel_reads(tmp_path: Path) -> None:
     assert duckdb.sql(f"select count(doc), count(\"honorifics.尊敬語\") from '{labelled}'").fetchall() == [
         (made.n_tokens, made.n_tokens)
     ]
-    assert (export(made, "csv", tmp_path / "plain") / "train.csv").read_bytes().startswith(b"doc,")
+    plain = record(moelens.load("demo"), ["OK"], tmp_path / "ascii", progress=False)
+    assert (export(plain, "csv", tmp_path / "plain") / "tokens.csv").read_bytes().startswith(b"doc,")
 
 
 def test_vectors_of_layers_without_rows(tmp_path: Path) -> None:

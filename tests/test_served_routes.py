@@ -308,7 +308,7 @@ def test_rows_from_a_start_without_the_earlier_turn(tmp_path: Path, engine: Engi
     assert text[first[0] : last[-1]] == text[first[0] :]
     moelens.label(made, processes=1)
     out = moelens.export(made, "csv", tmp_path / "csv", family="pos")  # positions do not begin at 0
-    assert len((out / "train.csv").read_text("utf-8").splitlines()) == made.n_tokens + 1
+    assert len((out / "tokens.csv").read_text("utf-8").splitlines()) == made.n_tokens + 1
 
 
 def test_a_conversation_that_was_changed_is_not_joined(tmp_path: Path, engine: Engine, turns: list[Generation]) -> None:

@@ -128,7 +128,8 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
             "expected a corpus to record, got none; "
             "give one, or write one document per line in the cell of %%moe record"
         )
-    source = Corpus.of(corpus, args.text_column, args.license)
+    reading = {"encoding": args.encoding, "split_documents": args.split_documents}
+    source = Corpus.of(corpus, args.text_column, args.license, **reading)
     model = session.find_model(name, dtype=args.dtype, revision=args.revision, **_placement(args))
     with _recipe_hooks(args, model):
         return record(

@@ -139,7 +139,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _MODEL,
                     positional(
                         "corpus",
-                        "demo, a .txt, .jsonl[.gz] or .parquet file, OWNER/NAME of a dataset, or a variable",
+                        "demo, a .txt file (each line is a document), a .csv, .tsv, .jsonl or .parquet file, "
+                        "OWNER/NAME of a dataset, or a variable of the notebook",
                         "corpus",
                         nargs="?",
                     ),
@@ -169,6 +170,17 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     ),
                     option("--batch-tokens", type=int, default=4096, help="number of tokens in a batch (%(default)s)"),
                     option("--text-column", default="text", help="key or column of the text or messages (%(default)s)"),
+                    option(
+                        "--encoding",
+                        default="utf-8",
+                        help="encoding of a text file, such as shift-jis or euc-jp (%(default)s)",
+                    ),
+                    option(
+                        "--split-documents",
+                        metavar="PARAGRAPH|TOKENS",
+                        help="how to divide a long text into documents: paragraph, at empty lines, or a number of "
+                        "tokens, at ends of sentences; a .txt file is then one text",
+                    ),
                     option(
                         "--add-special-tokens",
                         action=BooleanOptionalAction,

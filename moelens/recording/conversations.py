@@ -31,7 +31,7 @@ def with_chat_template(corpus: Corpus, tokenizer: Any, generate: bool) -> Corpus
         for document in corpus:
             yield document if document.messages is None else _apply(document, tokenizer, generate)
 
-    return Corpus(corpus.name, read, corpus.license)
+    return replace(corpus, read=read)
 
 
 def chat_template(tokenizer: Any) -> str | None:

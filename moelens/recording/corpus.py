@@ -13,8 +13,12 @@ from typing import Any, TypeAlias
 
 from moelens.errors import MoeLensError, UnknownNameError, unknown
 from moelens.recording.rows import PlacedRows, read_rows, rows_reader
+from moelens.text_files import require_encoding
 
-_SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".parquet")
+PARAGRAPH = "paragraph"
+_TEXT_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl")
+_SUFFIXES = (*_TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in _TEXT_SUFFIXES), ".parquet")
+_SUFFIXES_IN_WORDS = ".txt, .csv, .tsv, .jsonl (or with .gz), .parquet"
 _HUB_NAME = re.compile(r"(hf://datasets/)?[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
 _MESSAGES = "messages"  # the column of a conversation
 _RESERVED = ("doc", "text", "generated")  # columns of the documents of a recording
@@ -64,6 +68,8 @@ class Corpus:
         name: The name in the manifest of recordings.
         read: Returns a new iterator over the documents.
         license: The licence of the texts; "" if it is not known.
+        split: How `record` divides the texts into documents: "paragraph", or the number of tokens of each; None if each
+            text is a document.
 
     Example:
         >>> corpus = Corpus.of([{"text": "すぐに参ります。", "to": "客"}, {"text": "すぐ行く。", "to": "友人"}])
@@ -74,6 +80,7 @@ class Corpus:
     name: str
     read: Callable[[], Iterator[Document]] = field(repr=False)
     license: str = ""
+    split: str | int | None = None
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents in order.
@@ -91,7 +98,15 @@ class Corpus:
             )
 
     @classmethod
-    def of(cls, source: CorpusSource, text_column: str = "text", license: str = "") -> Corpus:
+    def of(
+        cls,
+        source: CorpusSource,
+        text_column: str = "text",
+        license: str = "",
+        *,
+        encoding: str = "utf-8",
+        split_documents: str | int | None = None,
+    ) -> Corpus:
         """Create a corpus from any source of texts.
 
         Args:
@@ -100,8 +115,9 @@ class Corpus:
                 - texts, or dicts with a text and metadata: a list, a `datasets.Dataset` or an `IterableDataset`;
                 - a table with one row per document: a data frame of pandas or polars, an Arrow table, or a dict with
                   one list for each column;
-                - the path of a `.txt` file (one document per line), of a `.jsonl` or `.jsonl.gz` file (one dict per
-                  line) or of a `.parquet` file (one dict per row);
+                - the path of a `.txt` file (one document per line), of a `.csv` or `.tsv` file (one document per row;
+                  the first row names the columns), of a `.jsonl` file (one dict per line), each possibly compressed
+                  (`.gz`), or of a `.parquet` file (one dict per row);
                 - the name of a data set on the Hugging Face hub, which is streamed: `owner/name`,
                   `owner/name:configuration` or `owner/name:configuration:split` ("train" by default);
                 - "demo", the bundled corpus;
@@ -111,9 +127,14 @@ class Corpus:
                 `content`. Its key may also be "messages".
             text_column: The key of the text in dicts; the other keys are metadata.
             license: The licence of the texts, for the dataset card; by default that of the data set.
+            encoding: The encoding of a text file, such as "shift-jis" or "euc-jp".
+            split_documents: Divides long texts into documents when they are recorded: "paragraph" at empty lines, a
+                number at ends of sentences, into parts of at most so many tokens. A `.txt` file is then one text
+                instead of one document per line. Documents of one text are not independent; the column
+                `source_document` tells which text each is from.
 
         Raises:
-            UnknownNameError: If there is no such file or data set.
+            UnknownNameError: If there is no such file, data set or encoding.
             MoeLensError: If a file has another format, or the source is several data sets, as a `DatasetDict` is, or
                 nothing with documents. Errors in the contents are raised on iteration.
 
@@ -121,19 +142,26 @@ class Corpus:
             >>> [document.text for document in Corpus.of(["先生がいらっしゃる。", "雨が降る。"])]
             ['先生がいらっしゃる。', '雨が降る。']
         """
+        split = _parse_split(split_documents)
         if isinstance(source, Corpus):
+            if (text_column, encoding, split) != ("text", "utf-8", None):
+                raise MoeLensError(
+                    "expected a file, a table or texts with text_column, encoding or split_documents, got a Corpus; "
+                    "give them to Corpus.of"
+                )
             return source
         name = str(source) if isinstance(source, (str, Path)) else "texts"
         iter_rows: Callable[[], PlacedRows]
         if isinstance(source, (str, Path)) and not _is_hub_name(name):
             path = Path(str(files("moelens.demo") / "corpus.jsonl")) if source == "demo" else Path(source)
             _require_file(path, name)
-            iter_rows = partial(read_rows, path)
+            _require_encoding(path, encoding)
+            iter_rows = partial(read_rows, path, encoding, whole=split is not None)
         else:
             items: Any = _load_from_hub(name) if isinstance(source, (str, Path)) else source
             license = license or str(getattr(getattr(items, "info", None), "license", None) or "")
             iter_rows = rows_reader(items, (text_column, _MESSAGES))
-        return cls(name, lambda: (_as_document(row, text_column, at) for row, at in iter_rows()), license)
+        return cls(name, lambda: (_as_document(row, text_column, at) for row, at in iter_rows()), license, split)
 
 
 CorpusSource: TypeAlias = (
@@ -144,14 +172,38 @@ CorpusSource: TypeAlias = (
 def _require_file(path: Path, source: str) -> None:
     if not path.is_file():
         raise UnknownNameError(
-            f"no such file: {source[:60]!r}; give 'demo', a {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]} file,"
+            f"no such file: {source[:60]!r}; give 'demo', a {_SUFFIXES_IN_WORDS} file,"
             " the owner/name of a data set on the hub, or a list of texts"
         )
     if not path.name.endswith(_SUFFIXES):
         raise MoeLensError(
-            f"expected a file of type {', '.join(_SUFFIXES)}, got {path.name!r};"
+            f"expected a file of type {_SUFFIXES_IN_WORDS}, got {path.name!r};"
             " convert it, or give a list of dicts with a text"
         )
+
+
+def _require_encoding(path: Path, encoding: str) -> None:
+    """Check an encoding before the file is read."""
+    if require_encoding(encoding) != "utf-8" and path.suffix == ".parquet":
+        raise MoeLensError(
+            f"expected a text file with encoding (--encoding), got {path.name!r}, which has UTF-8; leave it out"
+        )
+
+
+def _parse_split(split: str | int | None) -> str | int | None:
+    """Read "paragraph" or a number of tokens.
+
+    >>> _parse_split("200"), _parse_split("paragraph"), _parse_split(None)
+    (200, 'paragraph', None)
+    """
+    if split in (None, PARAGRAPH):
+        return split
+    if not str(split).isdecimal() or not int(split or 0):
+        raise MoeLensError(
+            f"expected split_documents (--split-documents) to be 'paragraph' or a number of tokens, got {split!r}; "
+            "give one of them, such as 200"
+        )
+    return int(split or 0)
 
 
 def _is_hub_name(source: str) -> bool:
@@ -188,7 +240,7 @@ def _as_document(row: object, text_column: str, at: str) -> Document:
         raise MoeLensError(f"{at}: expected a string or a dict with a text, got {type(row).__name__}; convert it")
     column = _MESSAGES if text_column not in row and _MESSAGES in row else text_column
     if column not in row:
-        raise unknown("text column", text_column, row, f"{at}; choose with text_column=")
+        raise unknown("text column", text_column, row, f"{at}; choose with text_column or --text-column")
     text = row[column]
     metadata = {str(key): value for key, value in row.items() if key != column}
     for name in _RESERVED:

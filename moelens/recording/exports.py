@@ -67,14 +67,18 @@ def export(
 
     Args:
         recording: The recording, or the path or fsspec URL of one.
-        to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[row, ·]`) or "csv".
+        to: "datasets" (for `datasets.load_from_disk`), "safetensors", "npz" (arrays `[row, ·]`) or "csv" (with the text
+            of each token). A recording is Parquet already.
         out: The folder to write; by default it is named after the recording, the table and the format.
         table: "tokens" with the routes, or "logits", "neurons", "expert_outputs", "shared" or "residuals". Arrays of
-            vectors are written as one file per shard (`train-00000.npz`), because together they may not fit in memory.
+            vectors are written as one file per shard (`neurons-00000.npz`), because together they may not fit in
+            memory.
         layers: The layers to export; by default all that were recorded.
         family: Families of labels, such as "honorifics", to add with one column per label.
         labels: The labels of the recording; None for those in its folder.
-        split: Shares of the documents, such as "train:0.8,test:0.2". The text of a document decides its split.
+        split: Shares of the documents, such as "train:0.8,test:0.2"; each split is a file of its name. The text of a
+            document decides its split. Without splits, the file is named after the table, and a `DatasetDict` has the
+            single split "train".
         force: Replace an export that is in the folder.
 
     Returns:
@@ -93,6 +97,12 @@ def export(
         ['README.md', 'recording.json', 'test.csv', 'train.csv']
     """
     recording = Recording.open(recording)
+    if to == "parquet":
+        where = recording.folder.location
+        raise MoeLensError(
+            f"expected another format than parquet, got a recording that is Parquet already; read '{where}/tokens/"
+            f"*.parquet' (a row for each token) and '{where}/documents.parquet', as its README.md shows"
+        )
     if to not in _FORMATS:
         raise unknown("format", to, _FORMATS)
     if table not in ("tokens", *recording.manifest["tables"]):
@@ -107,7 +117,7 @@ def export(
         layers=tuple(layers or recorded),
         families=families,
         labels=(labels or Labels.open(recording)) if families else None,
-        splits=parse_split(split),
+        splits=parse_split(split) if split else {"train" if to == "datasets" else table: 1.0},
     )
     name = Path(recording.folder.location).name
     out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
@@ -140,12 +150,12 @@ def _require_free(out: Path, force: bool) -> None:
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not replaceable)):
         raise RecordingError(
             f"expected a new or empty folder, got '{out}', which exists;"
-            " choose another folder, or replace an export with force=True"
+            " choose another folder, or replace an export with force=True (--force)"
         )
 
 
 def parse_split(text: str) -> dict[str, float]:
-    """Read the names and shares of splits; "" is a single split, "train".
+    """Read the names and shares of splits.
 
     Raises:
         MoeLensError: If the text cannot be read, or the shares are not positive or do not sum to 1.
@@ -154,8 +164,6 @@ def parse_split(text: str) -> dict[str, float]:
         >>> parse_split("train:0.8,test:0.2")
         {'train': 0.8, 'test': 0.2}
     """
-    if not text:
-        return {"train": 1.0}
     try:
         shares = {n.strip(): float(s) for n, s in (part.split(":") for part in text.split(","))}
     except ValueError as error:
@@ -317,13 +325,17 @@ def _write_safetensors(recording: Recording, selection: _Selection, out: Path) -
 
 
 def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
-    """Write one line per row of the table, with one column per slot or component of a vector.
+    """Write one line per row of the table, with one column per slot or component of a vector, and the tokens' text.
 
-    If a column has a name that is not ASCII, a byte order mark begins the file, by which Excel knows that it is UTF-8.
+    If a name or a text is not ASCII, a byte order mark begins the file, by which Excel knows that it is UTF-8.
     """
     files: dict[str, Any] = {}
+    texts = list(recording.texts()) if recording.manifest["documents"] and selection.table == "tokens" else []
     try:
         for table, split in _shards(recording, selection):
+            if texts:
+                token = pa.array(_texts_of_tokens(texts, table), pa.string())
+                table = table.add_column(table.schema.get_field_index("token_id") + 1, "token", token)
             columns: dict[str, _Array] = {}
             for name in table.schema.names:
                 array = _plain_array(table[name])
@@ -332,7 +344,7 @@ def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
                 )
             for n, name in enumerate(selection.splits):
                 if name not in files:
-                    encoding = "utf-8" if "".join(columns).isascii() else "utf-8-sig"
+                    encoding = "utf-8" if all(map(str.isascii, (*columns, *texts))) else "utf-8-sig"
                     files[name] = (out / f"{name}.csv").open("w", encoding=encoding, newline="")
                     csv.writer(files[name]).writerow(columns)
                 rows = np.flatnonzero(split == n)
@@ -340,6 +352,12 @@ def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
     finally:
         for file in files.values():
             file.close()
+
+
+def _texts_of_tokens(texts: Sequence[str], table: pa.Table) -> list[str]:
+    """Return the characters that each token of a table stands for; tokens that share a character have it each."""
+    places = (table[name].to_pylist() for name in ("doc", "char_start", "char_end"))
+    return [texts[doc][start:end] for doc, start, end in zip(*places, strict=True)]
 
 
 _FORMATS: dict[str, Callable[[Recording, _Selection, Path], None]] = {

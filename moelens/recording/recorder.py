@@ -39,6 +39,7 @@ from moelens.recording.progress import (
     merge_pieces,
     uncommitted_pieces,
 )
+from moelens.recording.splitting import split_corpus
 from moelens.recording.storage import Folder
 from moelens.recording.store import FORMAT, Recording
 from moelens.recording.survey import ColumnTypes, survey_corpus
@@ -69,6 +70,9 @@ def record(
     context: int | None = None,
     overlap: int = 0,
     batch_tokens: int = 4096,
+    text_column: str = "text",
+    encoding: str = "utf-8",
+    split_documents: str | int | None = None,
     add_special_tokens: bool | None = None,
     force: bool = False,
     progress: bool | None = None,
@@ -104,6 +108,10 @@ def record(
         context: The longest window in tokens; by default that of the model. Longer documents are read in windows.
         overlap: Number of tokens that a window repeats from the previous one; each token is recorded once.
         batch_tokens: The largest number of tokens that run together, padding included; a longer document runs alone.
+        text_column: The key or column of the text or messages, as for `Corpus.of`.
+        encoding: The encoding of a text file, such as "shift-jis" or "euc-jp".
+        split_documents: Divides long texts into documents: "paragraph" at empty lines, a number at ends of sentences
+            into parts of at most so many tokens. A `.txt` file is then one text instead of one document per line.
         add_special_tokens: Whether the tokenizer adds its special tokens, such as BOS, to each text. None adds those
             that a text does not begin or end with already, and none to a conversation, whose template writes them.
         force: Replace a recording that is in `out`.
@@ -134,9 +142,10 @@ def record(
             f"expected a model with a tokenizer, got {model.name!r} without one;"
             " give one to moelens.hook(model, tokenizer)"
         )
+    read = Corpus.of(corpus, text_column, encoding=encoding, split_documents=split_documents)
     run = _Run(
         model=model,
-        corpus=with_chat_template(Corpus.of(corpus), model.tokenizer, generate > 0),
+        corpus=with_chat_template(split_corpus(read, model.tokenizer), model.tokenizer, generate > 0),
         folder=Folder.at(out),
         request=CaptureRequest.of(model, capture, layers, experts, store_dtype),
         settings=settings,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from pathlib import Path
@@ -20,22 +22,68 @@ PlacedRows: TypeAlias = Iterator[tuple[Any, str]]
 VALUE_ERRORS = (pa.ArrowException, ValueError, TypeError, OverflowError)
 """What Arrow raises for a value that it cannot convert."""
 
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _BATCH = 1024  # rows that are converted together
 _UNNAMED_INDEX = "__index_level_"  # begins the column that pandas makes of an index without a name
 
 
-def read_rows(path: Path) -> PlacedRows:
+def read_rows(path: Path, encoding: str = "utf-8", *, whole: bool = False) -> PlacedRows:
     """Yield the text or dict of each line or row of a file; skip empty lines.
+
+    Args:
+        path: The file.
+        encoding: Its encoding, unless it is Parquet.
+        whole: Yield all lines of a `.txt` file as one text.
 
     Raises:
         MoeLensError: If a line or a value cannot be read.
     """
-    if path.suffix == ".parquet":
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind == ".parquet":
         yield from _parquet_rows(path)
-    elif path.suffix == ".txt":
-        yield from ((line, at) for line, at in read_lines(path) if line.strip())
+    elif kind in _DELIMITERS:
+        yield from _delimited_rows(path, encoding, _DELIMITERS[kind])
+    elif kind == ".txt" and whole:
+        text = "\n".join(line for line, _ in read_lines(path, encoding))
+        yield from [(text, path.name)] if text.strip() else []
+    elif kind == ".txt":
+        yield from ((line, at) for line, at in read_lines(path, encoding) if line.strip())
     else:
-        yield from read_json_lines(path)
+        yield from read_json_lines(path, encoding)
+
+
+def _delimited_rows(path: Path, encoding: str, delimiter: str) -> PlacedRows:
+    """Yield the rows of a CSV or TSV file, whose first row names the columns; all values are strings."""
+    csv.field_size_limit(sys.maxsize)  # a field may be a whole book
+    lines = (f"{line}\n" for line, _ in read_lines(path, encoding))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    at = f"{path.name} line 1"
+    try:
+        for values in reader:
+            if names is None and any(values):
+                names = _column_names(values, at)
+            elif names is not None and values:
+                if len(values) != len(names):
+                    raise MoeLensError(
+                        f"expected {len(names)} fields in {at}, as in the first row of the file, got {len(values)}; "
+                        'put fields that hold the separator or line ends between quotation marks (")'
+                    )
+                yield dict(zip(names, values, strict=True)), at
+            at = f"{path.name} line {reader.line_num + 1}"
+    except csv.Error as error:
+        raise MoeLensError(
+            f"expected rows with complete quotation marks in {at}, got another ({error}); correct the row, and write a "
+            'quotation mark inside a field twice ("")'
+        ) from error
+
+
+def _column_names(values: list[str], at: str) -> list[str]:
+    """The names of the columns in the first row of a table."""
+    for i, name in enumerate(values):
+        if name in values[:i]:
+            raise MoeLensError(f"{at}: two columns have the name {name!r}; rename one of them")
+    return values
 
 
 def rows_reader(source: Any, text_columns: tuple[str, ...]) -> Callable[[], PlacedRows]:
