@@ -1,4 +1,4 @@
-"""Tests of the comparison of two models over the same text."""
+"""Tests of the comparison of two models over the same text, and of two corpora under one model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import moelens
 from moelens.analysis import Comparison, compare, overlap
+from moelens.commands.command_line import main
 from moelens.errors import MoeLensError, RecordingError, UnknownNameError
 
 T, L, E, K = 2000, 2, 8, 2
@@ -29,6 +31,7 @@ class Run:
     layers: tuple[int, ...] = (1, 2)
     manifest: dict[str, Any] = field(default_factory=dict)
     token_shift: int = 0
+    tokens: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.manifest = {"model": {"name": self.name}}
@@ -38,12 +41,17 @@ class Run:
     def n_tokens(self) -> int:
         return len(self.routes)
 
+    @property
+    def n_documents(self) -> int:
+        return self.docs
+
     def text_ids(self) -> np.ndarray:
         return np.arange(self.docs)
 
     def column(self, name: str) -> np.ndarray:
         row = np.arange(self.n_tokens)
-        values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": (row + self.token_shift) % 97}
+        tokens = (row + self.token_shift) % 97 if self.tokens is None else self.tokens
+        values = {"doc": row * self.docs // self.n_tokens, "char_start": row, "token_id": tokens}
         return values.get(name, row + 1)
 
     def columns(self, names: list[str], start: int = 0, stop: int | None = None) -> Any:
@@ -147,12 +155,13 @@ def test_a_comparison_is_saved_and_opened(tmp_path: Path, name: str) -> None:
         (
             {"token_shift": 1},
             RecordingError,
-            "expected two recordings of the same tokens, got 2,000 and 2,000 tokens that differ; record both models",
+            "expected two models on the same tokens, or one model on two corpora, got two models and 2,000 and 2,000 "
+            "tokens that differ; record both",
         ),
         (
             {"routes": np.zeros((9, L, K), np.uint8)},
             RecordingError,
-            "expected two recordings of the same tokens, got 2,000 and 9 tokens that differ",
+            "got two models and 2,000 and 9 tokens that differ; record both over one corpus with one tokenizer",
         ),
     ],
 )
@@ -178,3 +187,89 @@ def test_other_errors() -> None:
         MoeLensError, match="expected 2 or more documents of different texts, since labels are compared"
     ):
         compare(*(Run(r.routes, r.name, docs=1) for r in (a, b)), None)
+    shifted = Run(a.routes, "base", token_shift=1)
+    with pytest.raises(MoeLensError, match="expected two corpora with their own labels, got labels=; leave it out"):
+        compare(a, shifted, labels=labels)
+    with pytest.raises(
+        MoeLensError, match=r"expected two corpora of 2 or more documents each.* got one of 1 in '/runs"
+    ):
+        compare(a, Run(a.routes, "base", token_shift=1, docs=1), None)
+    with pytest.raises(UnknownNameError, match="unknown control 'speaker'; allowed: token, position"):
+        compare(a, shifted, None, given="speaker")
+
+
+def corpora(seed: int = 0, moved: float = 0.0) -> tuple[Run, Run]:
+    """Make two corpora: the token decides the routes, up to noise; b has other tokens more often.
+
+    A share `moved` of the tokens of b goes to expert 5 in layer 2.
+    """
+    rng = np.random.default_rng(seed)
+    typical = np.argsort(rng.random((40, L, E)), axis=2)[:, :, :K].astype(np.uint8)
+    runs = []
+    for first in (0, 15):
+        tokens = rng.integers(first, first + 25, T)
+        routes = typical[tokens]
+        noisy = rng.random((T, L)) < 0.3
+        routes[noisy] = np.argsort(rng.random((noisy.sum(), E)), axis=1)[:, :K]
+        runs.append(Run(routes, "model", tokens=tokens))
+    extra = (rng.random(T) < moved) & (runs[1].routes[:, 1] != 5).all(1)
+    runs[1].routes[extra, 1, 0] = 5
+    return runs[0], runs[1]
+
+
+def test_corpora_differ_in_their_tokens_and_within_tokens_only_where_routes_do() -> None:
+    a, b = corpora()
+    free, within = compare(a, b, None, given=None), compare(a, b, None)
+    for layer, expert in np.ndindex(L, E):
+        for run, count in ((a, free.count_a), (b, free.count_b)):
+            assert count[layer, expert, 0] == (run.routes[:, layer] == expert).any(1).sum()
+    assert free.significant.sum() > L * E / 2
+    assert not within.significant.any()
+    both = (free.count_a + free.count_b)[..., 0]
+    assert free.expected[..., 0] == pytest.approx(both / 2)  # of two corpora of one size
+    moved = compare(*corpora(moved=0.2), None)
+    assert moved.significant[1, 5, 0]
+    assert moved.low[1, 5, 0] < moved.ratio[1, 5, 0] < moved.high[1, 5, 0]
+    assert moved.ratio[1, 5, 0] > 1
+    assert not moved.significant[0].any()
+
+
+def test_the_test_of_corpora_keeps_its_level() -> None:
+    found = [compare(*corpora(seed), None, permutations=199, seed=seed) for seed in range(25)]
+    p = np.concatenate([c.p[np.isfinite(c.p)] for c in found])
+    assert len(p) == 25 * L * E
+    assert 0.02 < (p < 0.05).mean() < 0.09
+    assert np.mean([(c.p_family < 0.05).any() for c in found]) < 0.2
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.parquet"])
+def test_a_comparison_of_corpora_is_saved_and_opened(tmp_path: Path, name: str) -> None:
+    found = compare(*corpora(moved=0.2), None, permutations=99)
+    again = Comparison.open(found.save(tmp_path / name))
+    assert again.to_dict() == found.to_dict()
+    assert (again.ratio == found.ratio).all()
+    head, legend, *_ = repr(again).splitlines()
+    assert head.startswith("model: /runs/model → /runs/model · 2,000 and 2,000 tokens · control: within token × labels")
+    assert legend.startswith("expected: tokens of b at the expert, if only token × labels decided")
+
+
+def test_corpora_by_label_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = moelens.load("demo")
+    polite = [f"{name}様がいらっしゃいました。お話しになります。" for name in "山川田中村上下木林森原"]
+    plain = [f"{name}が来た。雨です。先生がいらっしゃった。" for name in "春夏秋冬朝昼夜月日星空"]
+    for name, texts in (("polite", polite), ("plain", plain)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts), "utf-8")
+        moelens.record(model, tmp_path / f"{name}.txt", tmp_path / name, progress=False)
+    words = ["compare", str(tmp_path / "plain"), str(tmp_path / "polite"), "--permutations", "99"]
+    assert main([*words, "--given", "none", "--out", str(tmp_path / "c.json")]) == 0
+    printed = capsys.readouterr().out
+    assert f"demo: {tmp_path}/plain.txt → {tmp_path}/polite.txt · " in printed
+    assert " control: within labels, 99 permutations over documents\n" in printed
+    found = moelens.open(tmp_path / "c.json")
+    at = found.names.index("尊敬語")
+    of_label = [
+        int(moelens.Labels.open(moelens.Recording.open(tmp_path / name)).matrix("honorifics")[1][:, at - 1].sum())
+        for name in ("plain", "polite")
+    ]
+    assert [found.label_tokens[at], found.label_tokens_b[at]] == of_label
+    assert "% points" in [axes.get_title() for axes in found.plot("尊敬語").figure.axes]

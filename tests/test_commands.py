@@ -14,11 +14,13 @@ import pytest
 
 import moelens
 from moelens.analysis import found_experts
-from moelens.commands.command_line import build_parser
+from moelens.commands.command_line import build_parser, main
 from moelens.commands.definitions import INTERFACES
 from moelens.commands.magics import MagicParser
 from moelens.commands.parsing import add_commands
 from moelens.commands.table import COMMANDS
+from moelens.interventions.operations import OPERATIONS
+from moelens.japanese.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -63,6 +65,25 @@ def test_a_command_is_one_public_function(name: str) -> None:
     )
     assert len(command.help) < 100
     assert command.help[0].islower()
+
+
+def test_help_lists_the_names_that_arguments_can_have(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {
+        "effect": {"kinds of contrasts and pairs": ["subject-honorification", "title"], "operations": [*OPERATIONS]},
+        "analyze": {"families of labels": [*FAMILIES]},
+        "measure": {"measures": ["load", "npmi"], "families of labels": ["honorifics"]},
+        "probe": {"families of labels": ["pos"]},
+        "export": {"formats": ["datasets", "csv"]},
+    }
+    for command, lists in expected.items():
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert f"(moelens.{COMMANDS[command].function})" in text
+        assert text.rpartition("example: ")[2] == f"moelens {COMMANDS[command].example}"
+        for heading, names in lists.items():
+            listed = text.partition(f"{heading}: ")[2].split("example: ")[0]
+            assert set(names) <= set(listed.replace(",", "").split())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +236,44 @@ def test_analyze_exports_and_effect_reads_back(tmp_path: Path, capsys: pytest.Ca
         arguments = ["--pairs", str(tmp_path / "pairs.jsonl"), "--operation", operation, "--experts", str(experts)]
         assert main(["effect", "demo", *arguments, "--draws", "0"]) == 0
     assert "shift" in capsys.readouterr().out
+
+
+def test_effect_takes_up_what_analyze_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [document.text for document in moelens.Corpus.of("demo")][:40]
+    recording = moelens.record(moelens.load("demo"), texts, tmp_path / "run", progress=False)
+    found = moelens.analyze(recording, given=None, permutations=99, progress=False)
+    findings = str(found.save(tmp_path / "findings.json"))
+    best = [f for f in found.top(2, "丁寧語") if f.certain]
+    words = ["effect", "--from", findings, "--label", "teineigo", "--top", "2", "--draws", "0"]
+    assert main([*words, "--out", str(tmp_path / "e.json")]) == 0
+    effect = moelens.open(tmp_path / "e.json")
+    layers = sorted({f.layer for f in best})
+    experts = {layer: "+".join(f"E{f.expert}" for f in best if f.layer == layer) for layer in layers}
+    assert len(effect.interventions) == len(layers)
+    for name, layer in zip(effect.interventions, layers, strict=True):
+        assert f"layer {layer}" in name
+        assert all(expert in name for expert in experts[layer].split("+"))
+    assert effect.kinds[0].kind == "style-agreement"
+    assert capsys.readouterr().out
+    result = moelens.analyze(recording, "pos", given=None, permutations=99, progress=False)
+    for arguments, message in (
+        ([], "expected the experts in --experts, or a result of analyze in --from, got neither; give one of them"),
+        (["--from", findings, "--experts", "3"], "got both; give one of them"),
+        (["--from", findings, "--top", "0"], "expected 1 or more experts to take, got top=0; give a larger number"),
+        (["--from", findings, "--label", "keigo"], "unknown label"),
+        (
+            ["other", "--from", findings],
+            "', 'demo', got 'other'; leave the model out, or analyze a recording of this one",
+        ),
+        (
+            ["--from", str(result.save(tmp_path / "pos.json"))],
+            ", which no kind of contrasts tests, got none; give a kind",
+        ),
+    ):
+        assert main(["effect", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    nothing = replace(found, p_family=np.ones_like(found.q), q=np.ones_like(found.q)).save(tmp_path / "none.json")
+    assert main(["effect", "--from", str(nothing)]) == 2
+    assert (
+        "expected experts that prefer any label significantly, got a result without; choose" in capsys.readouterr().err
+    )

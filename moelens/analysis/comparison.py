@@ -1,4 +1,4 @@
-"""`compare`: what changed between two models that read the same text, expert by expert and label by label."""
+"""`compare`: how routing differs between two models on one text, or two texts under one model, label by label."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Bools, Floats, Ints, divide
+from moelens.analysis.corpora import ALL_TOKENS, corpus_comparison, is_one_model
 from moelens.analysis.counting import RoutePart, RouteTables
 from moelens.analysis.measures import Measure, phase_axes
 from moelens.analysis.phases import check_phases, phase_values
@@ -25,6 +26,7 @@ from moelens.analysis.randomize import (
 )
 from moelens.analysis.routing import overlap
 from moelens.analysis.samples import (
+    Given,
     LabelFamilies,
     Sample,
     label_names,
@@ -41,22 +43,23 @@ from moelens.japanese.families import require_name
 from moelens.recording import Recording
 from moelens.saved import SavedCells, json_values, number_array
 
-_ALL_TOKENS = "all tokens"
 _TESTS = ("p", "p_family", "q", "low", "high")
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Comparison(Plotted, SavedCells):
-    """Models a and b over the same tokens.
+    """Models a and b over the same tokens, or corpora a and b under one model.
 
     All arrays are `[layer, expert, label]` unless said otherwise; NaN means not tested. The first label, "all tokens",
     shows how the load of the experts changed.
 
     Attributes:
         count_a, count_b: tokens of the label that the model routes to the expert.
-        label_tokens: tokens of the label `[label]`.
+        label_tokens: tokens of the label `[label]`; those of a, if b is another corpus.
+        label_tokens_b: tokens of the label in corpus b `[label]`; None for two models.
+        expected: `count_b`, if only what is given and the labels decided the routes; None for two models.
         overlap: share of a token's experts that are the same in both models, averaged over the tokens of the label
-            `[layer, label]`.
+            `[layer, label]`; NaN for two corpora.
         p: p of the cell alone.
         p_family: family-wise p of the cell among all tested cells.
         q: false discovery rate over all tested cells.
@@ -64,7 +67,7 @@ class Comparison(Plotted, SavedCells):
         names: names of the labels.
         layers: numbers of the layers in the model.
         top_k: experts chosen for each token.
-        provenance: models, recordings, labels and settings.
+        provenance: models or corpora, recordings, labels and settings.
     """
 
     FORMAT: ClassVar[str] = "moelens.comparison/2"
@@ -82,16 +85,28 @@ class Comparison(Plotted, SavedCells):
     layers: tuple[int, ...]
     top_k: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    label_tokens_b: Ints | None = None
+    expected: Floats | None = None
+
+    @property
+    def share_a(self) -> Floats:
+        """Share of the label's tokens that the expert takes in a."""
+        return divide(self.count_a, self.label_tokens)
+
+    @property
+    def share_b(self) -> Floats:
+        """Share of the label's tokens that the expert takes in b."""
+        return divide(self.count_b, self.label_tokens if self.label_tokens_b is None else self.label_tokens_b)
 
     @property
     def change(self) -> Floats:
         """Share of the label's tokens that the expert takes in b minus that in a."""
-        return divide(self.count_b - self.count_a, self.label_tokens)
+        return self.share_b - self.share_a
 
     @property
     def ratio(self) -> Floats:
-        """Tokens of the label at the expert in b over those in a."""
-        return divide(self.count_b, self.count_a)
+        """Tokens of the label at the expert in b over those in a; for two corpora, over those `expected`."""
+        return divide(self.count_b, self.count_a if self.expected is None else self.expected)
 
     @property
     def significant(self) -> Bools:
@@ -106,12 +121,14 @@ class Comparison(Plotted, SavedCells):
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
         """Counts and tests, by name."""
-        return {name: getattr(self, name) for name in ("count_a", "count_b", *_TESTS)}
+        expected = {} if self.expected is None else {"expected": self.expected}
+        return {name: getattr(self, name) for name in ("count_a", "count_b", *_TESTS)} | expected
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """Totals, overlap and provenance, as JSON values."""
-        return {
+        tokens_b = {} if self.label_tokens_b is None else {"label_tokens_b": self.label_tokens_b.tolist()}
+        return tokens_b | {
             "label_tokens": self.label_tokens.tolist(),
             "overlap": json_values(self.overlap),
             "top_k": self.top_k,
@@ -126,6 +143,8 @@ class Comparison(Plotted, SavedCells):
             count_b=np.asarray(cells["count_b"], np.int64),
             **{name: np.asarray(cells[name], float) for name in _TESTS},
             label_tokens=np.array(facts["label_tokens"], np.int64),
+            label_tokens_b=np.array(facts["label_tokens_b"], np.int64) if "label_tokens_b" in facts else None,
+            expected=np.asarray(cells["expected"], float) if "expected" in cells else None,
             overlap=number_array(facts["overlap"]),
             names=axes["label"],
             layers=axes["layer"],
@@ -160,24 +179,38 @@ class Comparison(Plotted, SavedCells):
 
     def table(self, n: int = 10) -> str:
         """Return the `n` largest changes as a plain table; a star marks significant ones."""
-        a, b = self.provenance.get("a") or "a", self.provenance.get("b") or "b"
-        by_label = zip(self.names, self.overlap.mean(0), strict=True)
-        kept = ", ".join(f"{name} {number(100 * share)} %" for name, share in by_label)
         rows = []
         for layer, expert, name, change in self.top(n):
             at = self.layers.index(layer), expert, self.names.index(name)
-            shares = (number(float(c[at] / self.label_tokens[at[2]])) for c in (self.count_a, self.count_b))
+            shares = (number(float(share[at])) for share in (self.share_a, self.share_b))
             band = interval(float(self.low[at]), float(self.high[at]))
             sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
             rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
-        header = ("layer", "expert", "label", "change", "share in a", "in b", "b / a, 95 %", "q", "p family", "")
+        ratio = "b / a, 95 %" if self.expected is None else "b / expected, 95 %"
+        header = ("layer", "expert", "label", "change", "share in a", "in b", ratio, "q", "p family", "")
         permutations, documents = (self.provenance.get(key, 0) for key in ("permutations", "effective_documents"))
         return (
-            f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · control: {permutations or 'no'} exchanges over "
-            f"documents, token identity the same in both\nexperts kept: {kept}\n"
+            "\n".join(self._opening(permutations))
+            + "\n"
             + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
             + ("\n" + limits_of_test(documents, permutations) if documents and permutations else "")
         )
+
+    def _opening(self, permutations: int) -> list[str]:
+        """The lines above the table: what is compared, within what, and how."""
+        a, b = self.provenance.get("a") or "a", self.provenance.get("b") or "b"
+        if self.label_tokens_b is None:
+            by_label = zip(self.names, self.overlap.mean(0), strict=True)
+            kept = ", ".join(f"{name} {number(100 * share)} %" for name, share in by_label)
+            control = f"control: {permutations or 'no'} exchanges over documents, token identity the same in both"
+            return [f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · {control}", f"experts kept: {kept}"]
+        within = " × ".join([*self.provenance.get("given", ()), "labels"])
+        sizes = f"{int(self.label_tokens[0]):,} and {int(self.label_tokens_b[0]):,} tokens"
+        control = f"control: within {within}, {permutations or 'no'} permutations over documents"
+        return [
+            f"{self.provenance.get('model', 'model')}: {a} → {b} · {sizes} · {control}",
+            f"expected: tokens of b at the expert, if only {within} decided; stars mark q or p family below .05",
+        ]
 
     def __repr__(self) -> str:
         return self.table()
@@ -190,6 +223,7 @@ def compare(
     family: str | None = "honorifics",
     *,
     labels: LabelFamilies | None = None,
+    given: Given = "token",
     permutations: int | None = None,
     seed: int = 0,
     min_tokens: int = 20,
@@ -214,29 +248,36 @@ def compare(
     *,
     phase: str | Sequence[str] | None = None,
     labels: LabelFamilies | None = None,
+    given: Given = "token",
     permutations: int | None = None,
     seed: int = 0,
     min_tokens: int = 20,
 ) -> Comparison | Measure:
-    """Test what changed in routing from model `a` to model `b`, both recorded over the same text.
+    """Test how routing differs: between two models on one text, two texts under one model, or two phases.
 
+    Two models, both recorded over the same text, are compared token by token.
     An example is a model before and after Japanese tuning: the comparison shows how many of a token's experts stay the
     same (saturation, arXiv 2409.02060, eq. 5), and which experts gain or lose tokens of which label. Under the null,
     the two models can be exchanged document by document, so the permutation test is exact. Token identity is the same
     in both models and explains no difference.
+
+    Two recordings of one model over different texts are compared as corpora: which experts take more tokens of a label
+    in `b` than expected if the token and its labels alone decided, see `moelens.analysis.corpora.corpus_comparison`.
 
     With `phase`, the experts of the prompts of one recording are compared with those of the text that the model
     generated: overlap and divergence in each layer, beside their values by chance. See
     `moelens.analysis.phases.phase_values`.
 
     Args:
-        a: the recording of one model, or its folder.
-        b: the recording of the other model, or its folder; None with `phase`.
+        a: the recording of one model or corpus, or its folder.
+        b: the recording of the other model or corpus, or its folder; None with `phase`.
         family: family of labels; None compares all tokens together.
         phase: "prefill,decode", to compare these phases of `a`.
-        labels: labels of `a` or `b`; None uses those in the folder of `b`, which are created if there are none.
-        permutations: number of exchanges over documents, 19 or more and by default 1000; with `phase`, number of shifts
-            of the phases along the documents, by default 99.
+        labels: labels of `a` or `b`; None uses those in the folder of `b`, which are created if there are none. Two
+            corpora have each their own, in their folders.
+        given: what to compare two corpora within: "token", "position", families of labels, several of them, or None.
+        permutations: number of permutations over documents, 19 or more and by default 1000; with `phase`, number of
+            shifts of the phases along the documents, by default 99.
         seed: seed of the exchanges or shifts.
         min_tokens: cells with fewer tokens in both models together are not tested.
 
@@ -262,10 +303,17 @@ def compare(
             "expected two recordings, got one; give another, or phase='prefill,decode' (--phase) to compare within it"
         )
     permutations = 1000 if permutations is None else permutations
-    _check_comparable(a, b)
+    if _are_corpora(a, b):
+        if labels is not None:
+            raise MoeLensError(
+                "expected two corpora with their own labels, got labels=; leave it out, and label each with "
+                "moelens.label(recording)"
+            )
+        options: dict[str, Any] = {"permutations": permutations, "seed": seed, "min_tokens": min_tokens}
+        return Comparison(**corpus_comparison(a, b, family, given=given, **options))
     known = labels_for(b, labels, family)
     owner = a if known is not None and _labels_belong_to(known, a) else b
-    names = (_ALL_TOKENS,) if known is None or family is None else (_ALL_TOKENS, *label_names(owner, known, family))
+    names = (ALL_TOKENS,) if known is None or family is None else (ALL_TOKENS, *label_names(owner, known, family))
     blocks = (
         block._replace(labels=np.hstack([np.ones((len(block.docs), 1), bool), block.labels]))
         for block in token_blocks(owner, known, family or "")
@@ -341,8 +389,12 @@ def _tabulate_both(a: Recording, b: Recording, sample: Sample) -> tuple[RouteTab
     return tables[0], tables[1], shared
 
 
-def _check_comparable(a: Recording, b: Recording) -> None:
-    """Raise `RecordingError` unless both recordings have the same tokens, layers and numbers of experts."""
+def _are_corpora(a: Recording, b: Recording) -> bool:
+    """Return whether two recordings are of one model over different texts, and not of two models over one text.
+
+    Raises:
+        RecordingError: they are neither, or differ in layers or numbers of experts.
+    """
     for what in ("n_experts", "top_k", "layers"):
         mine, theirs = getattr(a, what), getattr(b, what)
         if mine != theirs:
@@ -350,11 +402,14 @@ def _check_comparable(a: Recording, b: Recording) -> None:
                 f"expected two recordings with the same {what}, got {mine} and {theirs}; "
                 "compare a model with one that was tuned from it"
             )
-    if a.n_tokens != b.n_tokens or not _same_tokens(a, b):
+    if a.n_tokens == b.n_tokens and _same_tokens(a, b):
+        return False
+    if not is_one_model(a, b):
         raise RecordingError(
-            f"expected two recordings of the same tokens, got {a.n_tokens:,} and {b.n_tokens:,} tokens that differ; "
-            "record both models over one corpus with one tokenizer"
+            f"expected two models on the same tokens, or one model on two corpora, got two models and {a.n_tokens:,} "
+            f"and {b.n_tokens:,} tokens that differ; record both over one corpus with one tokenizer"
         )
+    return True
 
 
 def _same_tokens(a: Recording, b: Recording) -> bool:

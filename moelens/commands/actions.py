@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +256,8 @@ def compare_command(session: Session, args: Namespace, cell: str | None) -> Any:
     if args.phase is not None:
         result: Any = compare(a, b, phase=args.phase, permutations=args.permutations, seed=seed)
     else:
-        result = compare(a, b, family, permutations=args.permutations, seed=seed)  # type: ignore[arg-type]
+        options: Any = {"given": _controls(args.given), "permutations": args.permutations, "seed": seed}
+        result = compare(a, b, family, **options)  # type: ignore[arg-type]
     return _save_result(result, args)
 
 
@@ -292,26 +295,82 @@ def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 
 def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
-    from moelens.analysis.expert_lists import SUFFIXES
-    from moelens.interventions import effect, listed_interventions
+    from moelens.interventions import effect
     from moelens.interventions.items import as_items
-    from moelens.interventions.listed_experts import read_listed
-    from moelens.interventions.operations import operation_by_name
 
-    pairs, seed = _or_default(session, args, "pairs", "seed")
-    pairs, listed = as_items(pairs), Path(args.experts).suffix in SUFFIXES
-    experts: Any = read_listed(args.experts) if listed else _expert_ids(args.experts)
-    if not listed and args.layer is None:
-        raise MoeLensError("expected --layer with ids of experts, got none; give the number of their layer")
-    interventions: Any = () if listed else operation_by_name(args.operation, args.layer, experts, args.value)
-    controls: Any = None if experts == "shared" or not args.draws else "matched"
-    model = session.find_model(args.model)
-    if listed:
-        n_experts = model.shape.n_experts
-        interventions = listed_interventions(experts, args.operation, args.value, n_experts=n_experts)
+    if (args.experts is None) == (args.findings is None):
+        raise MoeLensError(
+            "expected the experts in --experts, or a result of analyze in --from, got "
+            f"{'neither' if args.experts is None else 'both'}; give one of them"
+        )
+    if args.findings is not None:
+        chosen: _ChosenExperts = _experts_of_findings(session, args)
+    else:
+        chosen = _experts_of_option(args)
+    (seed,) = _or_default(session, args, "seed")
+    pairs = as_items(chosen.pairs or _or_default(session, args, "pairs")[0])  # checked before the model is loaded
+    model = session.find_model(chosen.model)
+    interventions = chosen.interventions(model.shape.n_experts)
+    controls: Any = None if args.experts == "shared" or not args.draws else "matched"
     with _recipe_hooks(args, model):
         result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 100, seed=seed)
         return _save_result(result, args)
+
+
+@dataclass(frozen=True)
+class _ChosenExperts:
+    """What `effect` intervenes on.
+
+    Attributes:
+        model: the name of the model; None for the default.
+        pairs: the kind or file of pairs; None for the default.
+        interventions: makes the interventions for a model with so many experts in each layer.
+    """
+
+    model: str | None
+    pairs: str | None
+    interventions: Callable[[int], Any]
+
+
+def _experts_of_option(args: Namespace) -> _ChosenExperts:
+    """The experts in `--experts`: ids, `shared`, or a file of `--export-experts`."""
+    from moelens.analysis.expert_lists import SUFFIXES
+    from moelens.interventions import listed_interventions
+    from moelens.interventions.listed_experts import read_listed
+    from moelens.interventions.operations import operation_by_name
+
+    if Path(args.experts).suffix in SUFFIXES:
+        listed = read_listed(args.experts)
+        return _ChosenExperts(
+            args.model, args.pairs, lambda n: listed_interventions(listed, args.operation, args.value, n_experts=n)
+        )
+    experts = _expert_ids(args.experts)
+    if args.layer is None:
+        raise MoeLensError("expected --layer with ids of experts, got none; give the number of their layer")
+    made = operation_by_name(args.operation, args.layer, experts, args.value)
+    return _ChosenExperts(args.model, args.pairs, lambda _: made)
+
+
+def _experts_of_findings(session: Session, args: Namespace) -> _ChosenExperts:
+    """The strongest experts that `analyze` found for a label, the model in which it did, and what tests the label."""
+    from moelens.analysis import Specialization
+    from moelens.interventions.listed_experts import found_interventions
+    from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
+
+    found = Specialization.open(args.findings)
+    label, made = found_interventions(found, args.label, args.operation, args.value, top=args.top)
+    recorded = str(found.provenance.get("model") or "")
+    if args.model is not None and recorded and recorded != args.model and type(session) is Session:
+        raise MoeLensError(
+            f"expected the model of the findings in '{args.findings}', {recorded!r}, got {args.model!r}; leave the "
+            "model out, or analyze a recording of this one"
+        )
+    pairs = args.pairs or KIND_OF_LABEL.get(label)
+    if pairs is None:
+        raise MoeLensError(
+            f"expected --pairs for the label {label}, which no kind of contrasts tests, got none; give a kind or a file"
+        )
+    return _ChosenExperts(args.model or recorded or None, pairs, lambda _: made)
 
 
 def steer_command(session: Session, args: Namespace, cell: str | None) -> Any:

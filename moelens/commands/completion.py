@@ -87,6 +87,28 @@ def _operations() -> Iterable[str]:
     return OPERATIONS
 
 
+LISTED = {
+    "family": "families of labels",
+    "pairs": "kinds of contrasts and pairs",
+    "operation": "operations",
+    "measure": "measures",
+    "format": "formats",
+}
+"""What the help of a command lists, by `Argument.completes`."""
+
+
+def listed_names(command: Command) -> dict[str, tuple[str, ...]]:
+    """Return the names that arguments of a command can have, by a heading for each kind of them.
+
+    Example:
+        >>> from moelens.commands.table import COMMANDS
+        >>> listed_names(COMMANDS["export"])["formats"]
+        ('datasets', 'safetensors', 'npz', 'csv')
+    """
+    kinds = dict.fromkeys(name for a in command.arguments for name in LISTED if name in a.completes.split(" or "))
+    return {LISTED[name]: tuple(_NAMES[name]()) for name in kinds}
+
+
 # Returns the names that can stand for a value, by `Argument.completes`.
 _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "model": lambda: ["demo"],

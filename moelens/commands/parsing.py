@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moelens.commands.completion import listed_names
+from moelens.commands.definitions import Command
 from moelens.commands.table import COMMANDS, SAVE
 from moelens.errors import MoeLensError
 from moelens.files import require_suffix, require_writable
@@ -46,6 +50,17 @@ def _out(kind: Callable[[str], _Out], result: bool, word: str) -> _Out:
     return kind(word)
 
 
+def _help_with_lists(format_help: Callable[[], str], command: Command) -> str:
+    """Return the help of a command with the names that its arguments can have, before the example."""
+    width = shutil.get_terminal_size().columns - 2
+    lists = [
+        textwrap.fill(f"{heading}: {', '.join(names)}", width, subsequent_indent="  ", break_on_hyphens=False)
+        for heading, names in listed_names(command).items()
+    ]
+    before, example, after = format_help().rpartition("example:")
+    return before + "".join(f"{text}\n\n" for text in lists) + example + after
+
+
 def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *, prog: str) -> dict[str, _Parser]:
     """Add the commands of an interface to a parser, as subparsers.
 
@@ -79,5 +94,7 @@ def add_commands(parser: _Parser, parser_class: type[_Parser], interface: str, *
             if argument.names == ("--out",):
                 options["type"] = partial(_out, options.get("type", str), argument is SAVE)
             subparser.add_argument(*argument.names, help=argument.help, **options)
+        # The lists are made when the help is shown, so that they do not delay other commands.
+        subparser.format_help = partial(_help_with_lists, subparser.format_help, command)  # type: ignore[method-assign]
         made[name] = subparser
     return made

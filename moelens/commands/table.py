@@ -304,13 +304,21 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="compare",
-                help="test how the routing of two models differs on the same text, or compare prefill with decoding",
+                help="test how routing differs between two models, two corpora, or prefill and decoding",
                 function="compare",
                 run=actions.compare_command,
                 arguments=(
-                    positional("a", "recording of the first model", "recording"),
-                    positional("b", "recording of the second model; none with --phase", "recording", nargs="?"),
+                    positional("a", "recording of the first model or corpus", "recording"),
+                    positional("b", "recording of the second one; none with --phase", "recording", nargs="?"),
                     _FAMILY,
+                    option(
+                        "--given",
+                        metavar="CONTROL",
+                        default="token",
+                        help="control for two corpora: token, position, a family of labels, several such as "
+                        "token,script, or none (%(default)s)",
+                        completes="given",
+                    ),
                     option(
                         "--phase", help="prefill,decode, to compare these phases of one recording", completes="phase"
                     ),
@@ -382,17 +390,28 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     ),
                     option("--layer", type=int, help="number of the layer, for ids of experts"),
                     option(
-                        "--experts",
-                        required=True,
-                        help="ids of experts such as 5,9, shared, or a file of analyze --export-experts",
+                        "--experts", help="ids of experts such as 5,9, shared, or a file of analyze --export-experts"
                     ),
+                    option(
+                        "--from",
+                        dest="findings",
+                        metavar="FINDINGS",
+                        help="result of analyze --out, instead of --experts: the strongest experts of a label, in the "
+                        "model of the findings, with the contrasts that test the label",
+                    ),
+                    option(
+                        "--label",
+                        help="label of --from, such as 尊敬語 or sonkeigo (that of the strongest finding)",
+                        completes="label",
+                    ),
+                    option("--top", type=int, default=5, help="number of experts of --from, at most (%(default)s)"),
                     option("--value", type=float, help="factor of scale, or strength of shift"),
                     _DRAWS,
                     _SEED,
                     *_HOOKS,
                     SAVE,
                 ),
-                example="effect demo --pairs style-agreement --layer 3 --experts 17",
+                example="effect --from findings.json --label 丁寧語",
                 timed=True,
             ),
             Command(

@@ -1,10 +1,11 @@
-"""Interventions on the experts of a list that was written by `moelens analyze --export-experts` or another tool."""
+"""Interventions on experts that `analyze` found, or that are in a list of `--export-experts` or of another tool."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from moelens.analysis.expert_lists import ExpertList, read_experts
+from moelens.analysis.result import Specialization
 from moelens.errors import MoeLensError
 from moelens.interventions.intervention import Intervention
 from moelens.interventions.operations import operation_by_name
@@ -73,3 +74,50 @@ def listed_interventions(
         if chosen:
             found.append(operation_by_name(operation, layer, chosen, value))
     return tuple(found)
+
+
+def found_interventions(
+    result: Specialization,
+    label: str | None = None,
+    operation: str = "remove",
+    value: float | None = None,
+    *,
+    top: int = 5,
+) -> tuple[str, tuple[Intervention, ...]]:
+    """Make interventions on the strongest experts that were found for a label.
+
+    Args:
+        result: a result of `analyze`.
+        label: the label; None for that of the strongest finding.
+        operation: one of `moelens.interventions.operations.OPERATIONS` but `swap`.
+        value: the factor of `scale`, or the strength of `shift`.
+        top: the largest number of experts.
+
+    Returns:
+        The label, and one intervention for each layer that has such experts.
+
+    Raises:
+        UnknownNameError: there is no such label or operation.
+        MoeLensError: no expert was found for the label, or `top` is less than 1.
+
+    Example:
+        >>> result = moelens.analyze(demo_recording, given=None, permutations=99, progress=False)
+        >>> label, made = found_interventions(result, "teineigo", top=1)
+        >>> label, len(made)
+        ('丁寧語', 1)
+    """
+    if top < 1:
+        raise MoeLensError(f"expected 1 or more experts to take, got top={top}; give a larger number")
+    found = [f for f in result.top(top, label) if f.certain]
+    if not found:
+        name = "any label" if label is None else result.names[result.label_index(label)]
+        raise MoeLensError(
+            f"expected experts that prefer {name} significantly, got a result without; choose another label, or record "
+            "more text"
+        )
+    name = found[0].label
+    by_layer: dict[int, list[int]] = {}
+    for finding in (f for f in result.top(top, name) if f.certain):
+        by_layer.setdefault(finding.layer, []).append(finding.expert)
+    made = (operation_by_name(operation, layer, experts, value) for layer, experts in sorted(by_layer.items()))
+    return name, tuple(made)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from moelens.display import Displayed
 from moelens.errors import unknown
+from moelens.japanese.families import FAMILIES
 from moelens.japanese.honorific_spans import honorifics
 
 
@@ -56,6 +57,18 @@ class Contrast(Displayed):
             for mark, context, text in rows
         ]
         return f'<div>{escape(self.id)}<div lang="ja" style="line-height: 1.8">{"<br>".join(lines)}</div></div>'
+
+
+KIND_OF_LABEL: Mapping[str, str] = {
+    "尊敬語": "subject-honorification",
+    "謙譲語I": "humble-object",
+    "謙譲語II": "in-out-group",
+    "丁寧語": "style-agreement",
+    "美化語": "beautification",
+    **{name: "first-person" for name in FAMILIES["reference"] if name.startswith("一人称")},
+    **{name: "second-person" for name in FAMILIES["reference"] if name.startswith("二人称")},
+}
+"""The kind of contrasts that tests a label, where there is one."""
 
 
 def contrast_kinds() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.files import writing
 from moelens.interventions.items import item_kinds
-from moelens.japanese.families import FAMILIES
+from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
@@ -31,16 +31,6 @@ if TYPE_CHECKING:
 RemoveExpert = Callable[[int, int, str, bool], "Effect"]
 """Removes an expert and measures the effect: layer, expert, kind of sentences, whether to run matched controls."""
 
-# The kind of contrasts that tests the label.
-KIND_OF_LABEL = {
-    "尊敬語": "subject-honorification",
-    "謙譲語I": "humble-object",
-    "謙譲語II": "in-out-group",
-    "丁寧語": "style-agreement",
-    "美化語": "beautification",
-    **{name: "first-person" for name in FAMILIES["reference"] if name.startswith("一人称")},
-    **{name: "second-person" for name in FAMILIES["reference"] if name.startswith("二人称")},
-}
 _DEFAULT_KIND = "subject-honorification"
 _MOST_ROWS = 8
 _HEADING_STYLE = "letter-spacing: .08em; font-size: 80%; opacity: .7"

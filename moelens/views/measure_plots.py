@@ -329,15 +329,14 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
     index = comparison.names.index(label)
     change = 100 * comparison.change[:, :, index]
     a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
-    kept = number(100 * float(np.nanmean(comparison.overlap[:, index])))
-    tokens = f"{int(comparison.label_tokens[index]):,} tokens"
-    head = f"{a} → {b} · {label_text(label)} · {tokens} · experts in common: {kept} %"
+    sizes = [comparison.label_tokens[index], *([] if (in_b := comparison.label_tokens_b) is None else [in_b[index]])]
+    head = f"{a} → {b} · {label_text(label)} · {' and '.join(f'{int(size):,}' for size in sizes)} tokens"
+    if in_b is None:
+        head += f" · experts in common: {number(100 * float(np.nanmean(comparison.overlap[:, index])))} %"
     with japanese_font():
         ax = ax or new_axes(grid_size(len(comparison.layers)))
         if not np.nan_to_num(change).any():
-            return draw_message(
-                ax, head, "no difference: both models send the same share of these tokens to every expert"
-            )
+            return draw_message(ax, head, "no difference: the same share of these tokens goes to every expert")
         scale = diverging_scale(ax, float(np.nanpercentile(np.abs(change), 99.5)))
         colours = cell_colours(change, comparison.significant[:, :, index], scale, to_rgb(ax.get_facecolor()))
         ax.imshow(colours, aspect="auto", interpolation="nearest")
@@ -348,7 +347,7 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
         ax.set_xlabel("expert", fontsize=8)
         ax.set_ylabel("layer", fontsize=8)
         ax.spines[:].set_visible(False)
-        what = "share of the label's tokens at the expert, second model minus first, in percentage points"
+        what = "share of the label's tokens at the expert, second minus first, in percentage points"
         title = f"{head}\n{what}; grey: not significant after correction"
         ax.set_title(title, loc="left", fontsize=9, linespacing=1.4)
     return ax

@@ -17,11 +17,11 @@ from moelens.errors import MoeLensError, RecordingError
 from moelens.files import require_writable, writing
 from moelens.interventions import effect, remove
 from moelens.japanese import Labels
+from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
 from moelens.recording.card import recording_facts
 from moelens.tracing.passages import Passages
 from moelens.views import Example, Report, report_html
-from moelens.views.explorer import KIND_OF_LABEL
 from moelens.views.finding_tables import strongest
 from moelens.workflows.opening import open_saved
 from moelens.workflows.recorded_models import random_model_findings, recorded_model
