@@ -237,7 +237,7 @@ BAD_JSON = {
     "expected JSON in a.json": "{",
     "expected counts nested by layer and expert in a.json, such as": '{"a": 1, "b": 2}',
     "expected a field for the count of an expert in a.json": '{"0": {"0": {"x": 1, "y": 2}}}',
-    "expected counts of 0 or more in a.json, got -1": '{"0": {"0": -1, "1": 3}}',
+    "expected counts of 0 or more and below 2..53 in a.json, got -1": '{"0": {"0": -1, "1": 3}}',
     "expected counts above 0, got none; give files": '{"0": {"0": 0, "1": 0}}',
     "expected expert numbers from 0 to 65535 in a.json, got 99999": '{"0": {"99999": 1}}',
     "expected at most 67,108,864 cells in a.json": json.dumps({str(x): {"60000": 1} for x in range(1200)}),
@@ -260,8 +260,10 @@ BAD_CSV = {
     "expected one row for each layer, expert and group in a.csv": "layer,expert,count\n0,0,1\n0,0,2\n",
     "expected layer numbers from 0 to 4095 in a.csv, got -1": "layer,expert,count\n-1,0,1\n",
     "expected rows of counts in a.csv, got none": "layer,expert,count\n",
-    "expected counts of 0 or more in a.csv, got nan": "layer,expert,count\n0,0,1.5\n0,1,nan\n",
+    "expected counts of 0 or more and below 2..53 in a.csv, got nan": "layer,expert,count\n0,0,1.5\n0,1,nan\n",
     "expected a readable .csv file": "layer,expert,count\n0,0\n",
+    "expected each column once in a.csv, got 'layer' twice": "layer,Layer,expert,count\n0,0,0,1\n",
+    "expected the name of a group in every row of a.csv, got none in row 2": "layer,expert,lang,count\n0,0,a,1\n0,1,,1",
 }
 
 
@@ -297,6 +299,41 @@ def test_what_was_asked_for_is_not_there(tmp_path: Path) -> None:
     for sources, options, kind, error in cases:
         with pytest.raises(kind, match=error):
             import_counts(sources, **options)
+
+
+def test_arrays_that_contradict_each_other(tmp_path: Path) -> None:
+    good: dict[str, Any] = {"count": COUNT, "groups": ["ja", "en"], "top_k": 2}
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"gates": GATE[:, :2]}, r"expected gates of the shape of count, \[2, 4, 2\], in a.npz, got \[2, 2, 2\]"),
+        ({"tokens": [30]}, "expected a number of tokens for each of 2 groups in a.npz, got 1; correct them"),
+        ({"top_k": 2.5}, "expected a number of experts for each token from 1 to 65536 in a.npz, got array"),
+        ({"count": np.zeros((1, 70_000, 1)), "groups": ["ja"]}, "expected at most 67,108,864 cells in a.npz, got 1 l"),
+    )
+    for changed, error in cases:
+        np.savez(tmp_path / "a.npz", **(good | changed))
+        with pytest.raises(CheckError, match=error):
+            import_counts(tmp_path / "a.npz")
+    columns = {"layer": np.zeros(3, int), "expert": np.arange(2), "count": np.ones(2)}
+    np.savez(tmp_path / "a.npz", **columns)
+    with pytest.raises(CheckError, match=r"expected columns of one length in a.npz, got shapes \[2\], \[3\]; save"):
+        import_counts(tmp_path / "a.npz", top_k=1)
+    for wrong, error in (
+        (torch.ones(4), r"expected logical_count \[step, layer, expert\] in a.pt, got \[4\]; dump"),
+        (torch.full((2, 4), 0.5), "expected whole numbers as counts in a.pt, got fractions; dump the recorder again"),
+    ):
+        torch.save({"logical_count": wrong}, tmp_path / "a.pt")
+        with pytest.raises(CheckError, match=error):
+            import_counts(tmp_path / "a.pt", top_k=1)
+
+
+def test_whole_numbers_with_a_point_are_counts_and_gates_follow_their_groups(tmp_path: Path) -> None:
+    arrays = {"count": np.moveaxis(COUNT, 2, 0) * 1.0, "gates": np.moveaxis(GATE, 2, 0), "groups": ["ja", "en"]}
+    np.savez(tmp_path / "a.npz", **arrays, top_k=2)
+    counts = import_counts(tmp_path / "a.npz")
+    assert not counts.mass
+    np.testing.assert_array_equal(counts.count, COUNT)
+    assert counts.gates is not None
+    np.testing.assert_array_equal(counts.gates[0], GATE)
 
 
 # --- measures

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import engine as forms
+from helpers.fuzz import ANY_ARRAY, ANY_JSON, replace_somewhere
 from helpers.routes import TRUE, generation, npz
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -27,20 +28,12 @@ from moelens.recording.route_inputs import ARRAYS, OPTIONS
 
 # Imports: whatever is in the file, the end is a recording that holds it or an error of moelens, and no folder is left
 
-DTYPES = st.sampled_from(["<i8", ">i4", "<u8", "u1", "i1", "<f4", "<f8", "<c8", "?", "S3", "<U2", "M8[s]"])
-SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
-ANY_ARRAY = st.tuples(DTYPES, SHAPES).flatmap(lambda of: arrays.arrays(*of))
 GOOD = {
     "expert_ids": st.integers(0, 9).map(lambda seed: np.random.default_rng(seed).permuted(TRUE, axis=0)),
     "gate_weights": st.just(np.full(TRUE.shape, 0.5, np.float32)),
     "sequence_lengths": st.integers(0, 12).map(lambda n: np.array([n, 12 - n])),
     "token_ids": arrays.arrays(np.int64, 12, elements=st.integers(0, 2**31 - 1)),
 }
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 def ends_well(path: Path, arrays_in_it: dict[str, Any] | None = None, **options: Any) -> None:
@@ -77,15 +70,7 @@ def test_responses_and_their_negations(data: st.DataObject) -> None:
     answer: Any = forms.sglang_generate(generation()) if kind == "sglang" else forms.vllm_completions([generation()])
     answer = json.loads(json.dumps(answer))
     for _ in range(data.draw(st.integers(1, 2))):
-        at = answer
-        while True:  # walk to some field, and replace it
-            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
-            key = data.draw(st.sampled_from(keys))
-            if isinstance(at[key], (dict, list)) and at[key] and data.draw(st.booleans()):
-                at = at[key]
-            else:
-                at[key] = data.draw(ANY_JSON)
-                break
+        replace_somewhere(data, answer, ANY_JSON)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "a.jsonl").write_text(json.dumps(answer), "utf-8")
         ends_well(Path(folder) / "a.jsonl", kind=kind, shape=(3, 2), skip_uncaptured=data.draw(st.booleans()))

@@ -132,6 +132,12 @@ def test_a_recording_and_a_text_label_the_same_tokens(tmp_path: Path) -> None:
         labels.count("colour", 10)
 
 
+def test_token_ids_of_no_vocabulary() -> None:
+    columns = {"layer": [0], "expert": [0], "token_id": [1 << 24], "count": [1]}
+    with pytest.raises(CheckError, match="expected token ids below 16777216 in the columns, got 16777216; corr"):
+        read_type_rows(columns)
+
+
 def test_a_text_that_was_not_counted(tmp_path: Path) -> None:
     ids = np.arange(20)
     types = types_of(ids, (ids % 2)[:, None, None])

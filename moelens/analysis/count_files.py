@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from moelens.analysis.count_rows import COUNT_NAMES, GATE_NAMES, FileCounts, checked_numbers, table_of_rows
+from moelens.analysis.count_rows import (
+    COUNT_NAMES,
+    GATE_NAMES,
+    FileCounts,
+    check_size,
+    checked_numbers,
+    checked_top_k,
+    table_of_rows,
+)
 from moelens.errors import CheckError
 from moelens.recording.array_files import read_npz_arrays
 
@@ -49,9 +58,7 @@ def read_json(path: Path, group: str) -> FileCounts:
     try:
         data = json.loads(_bytes_of(path))
     except (ValueError, RecursionError, OSError, EOFError) as error:
-        raise CheckError(
-            f"expected JSON in {path.name}, got other data ({str(error).splitlines()[0][:80]}); save it as JSON"
-        ) from error
+        raise CheckError(f"expected JSON in {path.name}, got other data ({_reason(error)}); save it as JSON") from error
     body, about = _unwrap(data, path.name)
     groups = {group: body} if _is_layers(body) else body
     numbers = about.get("layers")
@@ -67,7 +74,13 @@ def read_json(path: Path, group: str) -> FileCounts:
     columns: list[list[Any]] = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], [], []]
     gates = None if None in columns[4] else columns[4]
     table = table_of_rows(path.name, columns[0], columns[1], columns[2], columns[3], gates)
-    return replace(table, tokens=tokens, top_k=_first_of(about, _TOP_K_NAMES), model=str(about.get("model", "")))
+    top_k, model = _first_of(about, _TOP_K_NAMES), about.get("model")
+    return replace(
+        table,
+        tokens=tokens,
+        top_k=None if top_k is None else checked_top_k(top_k, path.name),
+        model=model if isinstance(model, str) else "",
+    )
 
 
 def _unwrap(data: Any, name: str) -> tuple[Any, dict[str, Any]]:
@@ -165,11 +178,11 @@ def read_columns(path: Path) -> dict[str, _Array]:
     Raises:
         CheckError: the file cannot be read.
     """
-    readers: Mapping[str, Callable[[Path], Mapping[str, _Array]]] = {
+    readers: Mapping[str, Callable[[Path], Iterable[tuple[str, _Array]]]] = {
         ".csv": _read_csv,
         ".tsv": _read_csv,
         ".parquet": _read_parquet,
-        ".npz": read_npz_arrays,
+        ".npz": lambda file: read_npz_arrays(file).items(),
     }
     suffix = Path(path.name.removesuffix(".gz")).suffix
     if suffix not in readers:
@@ -178,31 +191,44 @@ def read_columns(path: Path) -> dict[str, _Array]:
             "rename it, or say what it is with kind= (--from)"
         )
     try:
-        return {str(name).strip().lower(): column for name, column in readers[suffix](path).items()}
+        columns = [(str(name).strip().lower(), column) for name, column in readers[suffix](path)]
     except (pa.ArrowException, ValueError, OSError, EOFError) as error:
         raise CheckError(
             f"expected a readable {suffix} file, got {path.name!r}, which cannot be read "
-            f"({str(error).splitlines()[0][:80]}); write it again"
+            f"({_reason(error)}); write it again"
         ) from error
+    names = [name for name, _ in columns]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise CheckError(f"expected each column once in {path.name}, got {twice[:40]!r} twice; rename one of them")
+    return dict(columns)
 
 
-def _read_csv(path: Path) -> dict[str, _Array]:
+def _reason(error: Exception) -> str:
+    """Return the first line of what an error says, or its name."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:80]
+
+
+def _read_csv(path: Path) -> Iterable[tuple[str, _Array]]:
     delimiter = "\t" if ".tsv" in path.suffixes else ","
     options = pyarrow.csv.ParseOptions(delimiter=delimiter)
     return _arrays(pyarrow.csv.read_csv(pa.BufferReader(_bytes_of(path)), parse_options=options))
 
 
-def _read_parquet(path: Path) -> dict[str, _Array]:
+def _read_parquet(path: Path) -> Iterable[tuple[str, _Array]]:
     return _arrays(pyarrow.parquet.read_table(path))
 
 
-def _arrays(table: pa.Table) -> dict[str, _Array]:
-    return {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}
+def _arrays(table: pa.Table) -> list[tuple[str, _Array]]:
+    return [(name, column.to_numpy()) for name, column in zip(table.column_names, table.columns, strict=True)]
 
 
 def _bytes_of(path: Path) -> bytes:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        data = file.read(_MOST_BYTES + 1)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
     if len(data) > _MOST_BYTES:
         raise ValueError(f"it is larger than {_MOST_BYTES >> 30} GiB")
     return data
@@ -230,8 +256,8 @@ def read_table(path: Path, group: str) -> FileCounts:
         next((n for n in names if n in columns), None)
         for names in (_LAYER_NAMES, _EXPERT_NAMES, COUNT_NAMES, _GROUP_NAMES, _TOKEN_NAMES)
     )
-    n_rows = len(next(iter(columns.values()), []))
-    groups = [group] * n_rows if by_group is None else list(map(str, columns[by_group].tolist()))
+    check_lengths(columns, path.name)
+    groups = _group_names(columns, by_group, group, path.name)
     used = {layer, expert, value, by_group, token}
     if layer is not None and expert is not None and value is not None:
         gate = next((n for n in GATE_NAMES if n in columns), None)
@@ -259,6 +285,27 @@ def read_table(path: Path, group: str) -> FileCounts:
     return replace(table, notes=(f"columns left out: {', '.join(unused)}",) if unused else ())
 
 
+def check_lengths(columns: Mapping[str, _Array], name: str) -> None:
+    """Raise `CheckError` if columns are not lists of one length."""
+    shapes = {column.shape for column in columns.values()}
+    if len(shapes) > 1 or any(len(shape) != 1 for shape in shapes):
+        found = ", ".join(sorted(str(list(shape)) for shape in shapes))[:60]
+        raise CheckError(f"expected columns of one length in {name}, got shapes {found}; save them so")
+
+
+def _group_names(columns: Mapping[str, _Array], by_group: str | None, group: str, name: str) -> list[str]:
+    """Return the group of each row: that in the column, or the group of the file."""
+    if by_group is None:
+        return [group] * len(next(iter(columns.values()), []))
+    names = columns[by_group].tolist()
+    missing = next((i for i, value in enumerate(names) if value is None or value != value or value == ""), None)
+    if missing is not None:
+        raise CheckError(
+            f"expected the name of a group in every row of {name}, got none in row {missing + 1}; fill it in"
+        )
+    return list(map(str, names))
+
+
 def _of_wide(
     wide: Mapping[str, _Array], pattern: re.Pattern[str], index: _Array | None, groups: list[str], name: str
 ) -> FileCounts:
@@ -275,7 +322,7 @@ def _of_wide(
         index = np.array(counted, np.int64)
     across = np.repeat([_numbered(pattern, n) for n in wide], len(index))
     down = np.tile(index, len(wide))
-    values = np.concatenate(list(wide.values()))
+    values = np.concatenate([checked_numbers(column, name) for column in wide.values()])
     layers, experts = (down, across) if pattern is _EXPERT else (across, down)
     return table_of_rows(name, layers, experts, groups * len(wide), values)
 
@@ -283,29 +330,53 @@ def _of_wide(
 def _of_arrays(columns: Mapping[str, _Array], count: _Array, name: str, group: str) -> FileCounts:
     """Read arrays `[layer, expert]` or `[layer, expert, group]`, or `[group, layer, expert]` if the names say so."""
     stated = next((columns[n] for n in ("groups", "names", "labels", "categories") if n in columns), None)
-    groups = (group,) if stated is None else tuple(map(str, stated.tolist()))
-    if count.ndim == 3 and len(groups) == len(count) != count.shape[2]:
-        count = np.moveaxis(count, 0, 2)
-    count = count[:, :, None] if count.ndim == 2 else count
-    layers = columns.get("layers", np.arange(len(count)))
-    if count.ndim != 3 or count.shape[2] != len(groups) or len(layers) != len(count):
+    groups = (group,) if stated is None else tuple(map(str, np.ravel(stated).tolist()))
+    by_group = count.ndim == 3 and len(groups) == len(count) != count.shape[2]
+    gates = next((columns[n] for n in GATE_NAMES if n in columns), None)
+    if gates is not None and gates.shape != count.shape:
+        raise CheckError(
+            f"expected gates of the shape of count, {list(count.shape)}, in {name}, got {list(gates.shape)}; save them "
+            "so, or leave them out"
+        )
+    if by_group:
+        count, gates = np.moveaxis(count, 0, 2), None if gates is None else np.moveaxis(gates, 0, 2)
+    shape = (*count.shape, 1) if count.ndim == 2 else count.shape
+    layers = np.ravel(columns.get("layers", np.arange(len(count))))
+    if len(shape) != 3 or shape[2] != len(groups) or len(layers) != shape[0]:
         raise CheckError(
             f"expected count [layer, expert, group] in {name}, with groups and layers of the same lengths, got shape "
             f"{list(count.shape)}, {len(groups)} groups and {len(layers)} layers; save them so"
         )
-    shape = count.shape
+    check_size(shape, name)
     at_layer, expert, at_group = np.indices(shape).reshape(3, -1)
-    gates = next((columns[n] for n in GATE_NAMES if n in columns and columns[n].size == count.size), None)
     table = table_of_rows(
         name,
-        np.asarray(layers)[at_layer],
+        layers[at_layer],
         expert,
         [groups[i] for i in at_group],
         count.ravel(),
         None if gates is None else gates.ravel(),
         n_experts=shape[1],
     )
-    tokens = next((columns[n] for n in ("tokens", "label_tokens", "n_tokens", "total_tokens") if n in columns), None)
-    stated_tokens = {} if tokens is None else dict(zip(groups, np.ravel(tokens).astype(float).tolist(), strict=False))
     top_k = _first_of(columns, _TOP_K_NAMES)
-    return replace(table, tokens=stated_tokens, top_k=None if top_k is None else int(np.ravel(top_k)[0]))
+    return replace(
+        table,
+        tokens=_stated_tokens(columns, groups, name),
+        top_k=None if top_k is None else checked_top_k(top_k, name),
+    )
+
+
+def _stated_tokens(columns: Mapping[str, _Array], groups: Sequence[str], name: str) -> dict[str, float]:
+    """Return the tokens of each group, if arrays state them.
+
+    Raises:
+        CheckError: they are not one number for each group.
+    """
+    tokens = next((columns[n] for n in ("tokens", "label_tokens", "n_tokens", "total_tokens") if n in columns), None)
+    if tokens is None:
+        return {}
+    if tokens.size != len(groups):
+        raise CheckError(
+            f"expected a number of tokens for each of {len(groups)} groups in {name}, got {tokens.size}; correct them"
+        )
+    return dict(zip(groups, checked_numbers(np.ravel(tokens), name).astype(float).tolist(), strict=True))

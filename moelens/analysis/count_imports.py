@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.count_files import read_columns, read_json, read_table
-from moelens.analysis.count_rows import FileCounts
+from moelens.analysis.count_rows import FileCounts, check_size
 from moelens.analysis.counts import Counts
 from moelens.analysis.engine_counts import is_moe_trace, read_moe_trace, read_sglang
 from moelens.errors import CheckError, MoeLensError, unknown
+from moelens.recording.route_inputs import LAYER_NUMBERS, NUMBER_OF_EXPERTS, OptionInput, read_option
 from moelens.version import __version__
 
 _Array = NDArray[Any]
@@ -26,6 +27,28 @@ _READERS: Mapping[str, Callable[[Path, str], FileCounts]] = {
     "sglang": read_sglang,
     "moe-trace": read_moe_trace,
 }
+_TEXT = OptionInput(what="a text", types=(str,), optional=False, empty=True)
+OPTIONS = {
+    "out": OptionInput(what="the path of a file", types=(str, Path)),
+    "kind": _TEXT,
+    "groups": OptionInput(
+        what="a list of names of groups",
+        types=(list, tuple),
+        check=lambda names: all(isinstance(name, str) and name for name in names),
+    ),
+    "total": _TEXT,
+    "model": _TEXT,
+    "layers": LAYER_NUMBERS,
+    "n_experts": NUMBER_OF_EXPERTS,
+    "top_k": NUMBER_OF_EXPERTS,
+    "tolerance": OptionInput(
+        what="a number from 0 to 1, without 1,",
+        types=(int, float, np.number),
+        optional=False,
+        check=lambda x: 0 <= x < 1,
+    ),
+}
+"""The arguments of `import_counts` besides the files."""
 
 
 def import_counts(
@@ -87,6 +110,10 @@ def import_counts(
         >>> counts.names, counts.label_tokens.tolist(), counts.lift()[0, :, 0].tolist()
         (('ja', 'en'), [40, 60], [1.875, 0.4166666666666667])
     """
+    given: dict[str, Any] = {"out": out, "kind": kind, "groups": groups, "total": total, "model": model}
+    given |= {"tolerance": tolerance, "layers": layers, "n_experts": n_experts, "top_k": top_k}
+    checked = {option: read_option(option, value, OPTIONS) for option, value in given.items()}
+    layers, n_experts, top_k = checked["layers"], checked["n_experts"], checked["top_k"]
     named = _named(sources)
     table = _selected(_joined(_read(Path(path), name, kind) for name, path in named), groups, layers)
     if model:
@@ -100,11 +127,22 @@ def import_counts(
 
 
 def _named(sources: Sources) -> list[tuple[str, str | Path]]:
-    """Return the name of each file's group, empty for that of the file, and the file."""
+    """Return the name of each file's group, empty for that of the file, and the file.
+
+    Raises:
+        MoeLensError: `sources` are something else.
+    """
     if isinstance(sources, Mapping):
-        return list(sources.items())
-    listed = [sources] if isinstance(sources, (str, Path)) else sources
-    return [source if isinstance(source, tuple) else ("", source) for source in listed]
+        pairs: list[Any] = list(sources.items())
+    else:
+        listed = sources if isinstance(sources, (list, tuple)) else [sources]
+        pairs = [source if isinstance(source, tuple) else ("", source) for source in listed]
+    wrong = (p for p in pairs if not (len(p) == 2 and isinstance(p[0], str) and isinstance(p[1], (str, Path))))
+    for pair in wrong:
+        raise MoeLensError(
+            f"expected paths of files, or names of groups with them, as sources, got {ascii(pair)[:60]}; correct it"
+        )
+    return pairs
 
 
 def _read(path: Path, name: str, kind: str) -> FileCounts:
@@ -134,6 +172,7 @@ def _joined(tables: Iterable[FileCounts]) -> FileCounts:
     layers = tuple(sorted({layer for t in tables for layer in t.layers}))
     groups = tuple(dict.fromkeys(group for t in tables for group in t.groups))
     shape = len(layers), max(t.count.shape[1] for t in tables), len(groups)
+    check_size(shape, "the files together")
     count = np.zeros(shape, np.result_type(*(t.count.dtype for t in tables)))
     gates = np.zeros(shape) if all(t.gates is not None for t in tables) else None
     tokens: dict[str, float] = {}
@@ -159,7 +198,7 @@ def _joined(tables: Iterable[FileCounts]) -> FileCounts:
         groups=groups,
         layers=layers,
         gates=gates,
-        tokens=tokens if all(group in tokens for group in groups) else {},
+        tokens=tokens if all(group in t.tokens for t in tables for group in t.groups) else {},
         top_k=next(iter(top_ks), None),
         model=next((t.model for t in tables if t.model), ""),
         notes=tuple(dict.fromkeys(note for t in tables for note in t.notes)),
@@ -198,6 +237,7 @@ def _with_experts(table: FileCounts, n_experts: int) -> FileCounts:
             f"expected {n_experts} experts in each layer, got counts of expert {table.count.shape[1] - 1}; "
             "give the number of experts of the model"
         )
+    check_size((len(table.layers), n_experts, len(table.groups)), "the files together")
     pad = ((0, 0), (0, missing), (0, 0))
     return replace(
         table, count=np.pad(table.count, pad), gates=None if table.gates is None else np.pad(table.gates, pad)
@@ -215,7 +255,7 @@ def _checked(table: FileCounts, top_k: int | None, total: str, tolerance: float,
         )
     k = table.top_k if top_k is None else top_k
     tokens = np.array([table.tokens.get(group, np.nan) for group in table.groups])
-    if k is None and not mass and not np.isnan(tokens).any():
+    if k is None and not mass and (tokens > 0).all():
         k = int(np.rint(np.median(sums / tokens)))
     if k is None or k < 1:
         raise MoeLensError(

@@ -76,11 +76,7 @@ def table_of_rows(
     at_group = np.array([{g: i for i, g in enumerate(names)}[group] for group in groups])
     n = max(n_experts, int(expert.max()) + 1)
     shape = len(numbers), n, len(names)
-    if np.prod(shape, dtype=float) > _MOST_CELLS:
-        raise CheckError(
-            f"expected at most {_MOST_CELLS:,} cells in {name}, got {shape[0]} layers × {n} experts × {len(names)} "
-            "groups; correct the numbers, or import fewer groups at a time"
-        )
+    check_size(shape, name)
     places = at_layer.reshape(-1), expert, at_group
     if not add:
         _check_single(name, np.ravel_multi_index(places, shape), shape, numbers, names)
@@ -90,6 +86,16 @@ def table_of_rows(
         layers=tuple(numbers.tolist()),
         gates=None if gates is None else _filled(shape, places, gates, name).astype(float),
     )
+
+
+def check_size(shape: Sequence[int], name: str) -> None:
+    """Raise `CheckError` if a table `[layer, expert, group]` is larger than that of any model."""
+    layers, experts, groups = shape
+    if np.prod(shape, dtype=float) > _MOST_CELLS or layers > _MOST_LAYERS or experts > _MOST_EXPERTS:
+        raise CheckError(
+            f"expected at most {_MOST_CELLS:,} cells in {name}, got {layers} layers × {experts} experts × {groups} "
+            "groups; correct the numbers, or import fewer groups at a time"
+        )
 
 
 def _check_single(
@@ -112,7 +118,7 @@ def checked_ids(values: Sequence[Any] | NDArray[Any], what: Literal["layer", "ex
         CheckError: one is not a whole number from 0 to a limit that no model reaches.
     """
     most = _MOST_LAYERS if what == "layer" else _MOST_EXPERTS
-    array = np.asarray(values)
+    array = array_of(values)
     if not array.size:
         return np.zeros(array.shape, np.int64)
     if array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) >= most:
@@ -133,19 +139,54 @@ def _filled(shape: tuple[int, ...], places: Any, values: Sequence[Any] | NDArray
 
 
 def checked_numbers(values: Sequence[Any] | NDArray[Any], name: str) -> NDArray[Any]:
-    """Return counts or masses as int64 or float64.
+    """Return counts or masses as int64, or as float64 if some are fractions.
 
     Raises:
         CheckError: a value is not a number, not finite, negative, or too large to add up.
     """
-    array = np.asarray(values)
+    array = array_of(values)
+    if array.dtype.kind == "O" and all(type(v) in (int, float) for v in array.ravel().tolist()):
+        array = array.astype(float)  # an integer beyond 64 bits
     if array.dtype.kind not in "iuf":
         items = array.ravel().tolist()
         shown = next((v for v in items if isinstance(v, bool) or not isinstance(v, int | float)), items[:1])
-        raise CheckError(f"expected numbers as counts in {name}, got {str(shown)[:40]!r}; write plain numbers")
+        raise CheckError(f"expected numbers as counts in {name}, got {_short(shown)}; write plain numbers")
     wrong = ~np.isfinite(array) | (array < 0) | (array >= 2**53)
     if wrong.any():
         raise CheckError(
-            f"expected counts of 0 or more in {name}, got {array[wrong].ravel()[0]}; correct or leave out this value"
+            f"expected counts of 0 or more and below 2**53 in {name}, got {array[wrong].ravel()[0]}; correct or leave "
+            "out this value"
         )
-    return array.astype(float if array.dtype.kind == "f" else np.int64)
+    whole = array.dtype.kind != "f" or bool((array == np.rint(array)).all())
+    return array.astype(np.int64 if whole else float)
+
+
+def checked_top_k(value: Any, name: str) -> int:
+    """Return the number of experts for each token that a file states.
+
+    Raises:
+        CheckError: it is no such number.
+    """
+    array = array_of(value)
+    if array.size != 1 or array.dtype.kind not in "iu" or not 0 < array.item() <= _MOST_EXPERTS:
+        raise CheckError(
+            f"expected a number of experts for each token from 1 to {_MOST_EXPERTS} in {name}, got "
+            f"{_short(value)}; correct it"
+        )
+    return int(array.item())
+
+
+def array_of(values: Any) -> NDArray[Any]:
+    """Return an array of any values; of objects if they are lists of different lengths."""
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError):
+        array = np.empty(len(values), object)
+        for i, value in enumerate(values):
+            array[i] = value
+        return array
+
+
+def _short(value: Any) -> str:
+    """Return a value in a few characters of one line."""
+    return " ".join(ascii(value).split())[:40]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from moelens.analysis.count_rows import FileCounts, checked_ids, checked_numbers
+from moelens.analysis.count_rows import FileCounts, check_size, checked_ids, checked_numbers
 from moelens.errors import CheckError
 from moelens.recording.array_files import read_npz_arrays
 
@@ -37,26 +37,34 @@ def read_sglang(path: Path, group: str) -> FileCounts:
     """
     data = _load_dump(path)
     if "logical_count" in data:
-        count = _array(data["logical_count"])
+        count = _array(data["logical_count"], path.name)
         count = count.sum(0) if count.ndim == 3 else count
+        if count.ndim != 2:
+            raise CheckError(
+                f"expected logical_count [step, layer, expert] in {path.name}, got {list(count.shape)}; dump SGLang's "
+                "expert distribution recorder again"
+            )
         return _of_groups({group: count}, path.name)
     records, replicas = data.get("records"), data.get("last_physical_to_logical_map")
-    if not isinstance(records, Sequence) or not records or replicas is None:
+    is_recorded = isinstance(records, (list, tuple)) and all(_is_record(record) for record in records)
+    if not is_recorded or not records or replicas is None:
         raise CheckError(
             f"expected logical_count, or records with last_physical_to_logical_map, in {path.name}, got "
             f"{', '.join(map(str, data))[:80] or 'nothing'}; dump SGLang's expert distribution recorder again"
         )
-    experts = checked_ids(_array(replicas), "expert", path.name)
+    experts = checked_ids(_array(replicas, path.name), "expert", path.name)
+    n_experts = int(experts.max(initial=-1)) + 1
     totals: dict[str, _Array] = {}
     for record in records:
-        physical = _array(record["global_physical_count"])
-        if physical.shape != experts.shape:
+        physical = _array(record["global_physical_count"], path.name)
+        if physical.shape != experts.shape or physical.ndim != 2:
             raise CheckError(
                 f"expected counts [layer, replica] of the shape of the map from replicas to experts in {path.name}, "
                 f"{list(experts.shape)}, got {list(physical.shape)}; dump the recorder again"
             )
-        name = _FORWARD_MODES.get(record.get("forward_mode"), "other") if "forward_mode" in record else group
-        total = totals.setdefault(name, np.zeros((len(experts), int(experts.max()) + 1), np.int64))
+        name = _FORWARD_MODES.get(record["forward_mode"], "other") if "forward_mode" in record else group
+        check_size((len(experts), n_experts, len(totals) + 1), path.name)
+        total = totals.setdefault(name, np.zeros((len(experts), n_experts), np.int64))
         np.add.at(total, (np.arange(len(experts))[:, None], experts), physical)
     return _of_groups(totals, path.name)
 
@@ -70,22 +78,42 @@ def _load_dump(path: Path) -> Mapping[str, Any]:
             return read_npz_arrays(path)
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what it meets: UnpicklingError, EOFError, KeyError, …
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:80]
         raise CheckError(
             f"expected a dump of SGLang's recorder, got {path.name!r}, which cannot be read ({reason}); dump it again"
         ) from error
     return data if isinstance(data, Mapping) else {}
 
 
-def _array(value: Any) -> _Array:
-    """Return a tensor or array as int64."""
-    return np.asarray(value.numpy() if hasattr(value, "numpy") else value).astype(np.int64)
+def _is_record(record: Any) -> bool:
+    """Whether a value is the record of a forward pass."""
+    return (
+        isinstance(record, Mapping)
+        and "global_physical_count" in record
+        and isinstance(record.get("forward_mode", 0), int)
+    )
+
+
+def _array(value: Any, name: str) -> _Array:
+    """Return a tensor or array of whole numbers as int64.
+
+    Raises:
+        CheckError: it holds other values.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        value = value.numpy() if not value.dtype.is_floating_point and not value.dtype.is_complex else value.tolist()
+    array = checked_numbers(value, name)
+    if array.dtype.kind == "f":
+        raise CheckError(f"expected whole numbers as counts in {name}, got fractions; dump the recorder again")
+    return array
 
 
 def _of_groups(counts: Mapping[str, _Array], name: str) -> FileCounts:
     """Put a table `[layer, expert]` for each group together."""
     count = np.stack(list(counts.values()), axis=2)
-    checked_numbers(count, name)
+    check_size(count.shape, name)
     return FileCounts(count=count, groups=tuple(counts), layers=tuple(range(len(count))))
 
 
@@ -118,18 +146,18 @@ def read_moe_trace(path: Path, group: str) -> FileCounts:
     """
     try:
         options = pyarrow.csv.ReadOptions(autogenerate_column_names=True)
-        table = pyarrow.csv.read_csv(path, read_options=options)
-        rows = np.stack([column.to_numpy() for column in table.columns], axis=1)
+        columns = [column.to_numpy() for column in pyarrow.csv.read_csv(path, read_options=options).columns]
     except (pa.ArrowException, OSError) as error:
         raise CheckError(
             f"expected lines pos,layer,id,id,… of equal length in {path.name}, got other lines "
-            f"({str(error).splitlines()[0][:80]}); trace again"
+            f"({next(iter(str(error).splitlines()), '')[:80]}); trace again"
         ) from error
-    if rows.dtype.kind != "i" or rows.shape[1] < 3:
+    if len(columns) < 3 or any(column.dtype.kind != "i" for column in columns):
         raise CheckError(
             f"expected lines of integers pos,layer,id,id,… in {path.name}, got "
-            f"{','.join(map(str, rows[0].tolist()))[:60]!r}; give the file that llama-moe-trace wrote"
+            f"{ascii(','.join(str(column[0]) for column in columns))[:60]}; give the file that llama-moe-trace wrote"
         )
+    rows = np.stack(columns, axis=1)
     position, layer = rows[:, 0], checked_ids(rows[:, 1], "layer", path.name)
     ids = checked_ids(rows[:, 2:], "expert", path.name)
     chosen = np.sort(ids, axis=1)
@@ -142,6 +170,7 @@ def read_moe_trace(path: Path, group: str) -> FileCounts:
     layers, at = np.unique(layer, return_inverse=True)
     n_experts = int(ids.max()) + 1
     groups = {"prefill": position < 0, "decode": position >= 0}
+    check_size((len(layers), n_experts, len(groups)), path.name)
     count = np.zeros((len(layers), n_experts, 2), np.int64)
     for g, rows_of_group in enumerate(groups.values()):
         keys = at.reshape(-1)[rows_of_group, None] * n_experts + ids[rows_of_group]

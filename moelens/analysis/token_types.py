@@ -19,18 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Floats, Ints
-from moelens.analysis.count_files import read_columns
-from moelens.analysis.count_rows import checked_ids, checked_numbers
+from moelens.analysis.count_files import check_lengths, read_columns
+from moelens.analysis.count_rows import array_of, checked_ids, checked_numbers
 from moelens.analysis.type_labels import LabelledTypes
 from moelens.errors import CheckError
+from moelens.recording.route_inputs import NUMBER_OF_EXPERTS, read_option
 
 _COLUMNS = ("layer", "expert", "token_id", "count")
 _LEAST_AGREEMENT = 0.5
+_MOST_IDS = 1 << 24  # of a vocabulary; more than any has
+_OPTIONS = {"n_experts": NUMBER_OF_EXPERTS, "top_k": NUMBER_OF_EXPERTS}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TypeRows:
-    """How often each token id went to each expert, as rows.
+    """How often each token id went to each expert, as rows; there is one for each layer, expert and token id.
 
     Attributes:
         layer: position of the layer in `layers` `[row]`.
@@ -72,47 +75,71 @@ def read_type_rows(
     Raises:
         CheckError: columns are missing, or numbers contradict each other.
     """
+    n_experts, top_k = (read_option(o, v, _OPTIONS) for o, v in (("n_experts", n_experts), ("top_k", top_k)))
     columns = read_columns(Path(source)) if isinstance(source, (str, Path)) else source
     name = Path(source).name if isinstance(source, (str, Path)) else "the columns"
     if missing := [c for c in _COLUMNS if c not in columns]:
         raise CheckError(
             f"expected columns {', '.join(_COLUMNS)} in {name}, got none named {', '.join(missing)}; name them so"
         )
+    columns = {c: array_of(columns[c]) for c in _COLUMNS}
+    check_lengths(columns, name)
     layer, expert = checked_ids(columns["layer"], "layer", name), checked_ids(columns["expert"], "expert", name)
     token_id, count = (checked_numbers(columns[c], name) for c in ("token_id", "count"))
     if "f" in (token_id.dtype.kind, count.dtype.kind) or not len(layer):
         raise CheckError(f"expected whole numbers of tokens by type in {name}, got others; give counts of token ids")
-    layers, at = np.unique(layer, return_inverse=True)
-    sums = np.zeros((len(layers), int(token_id.max()) + 1), np.int64)
-    np.add.at(sums, (at.reshape(-1), token_id), count)
-    if (differs := (sums != sums[0]).any(1)).any():
-        index = int(np.argmax(differs))
-        which = int(np.argmax(sums[index] != sums[0]))
-        raise CheckError(
-            f"expected the same number of each token id in every layer of {name}, got {sums[0, which]} of id {which} "
-            f"in layer {layers[0]} and {sums[index, which]} in layer {layers[index]}; give counts of one text"
-        )
-    k = int(np.gcd.reduce(sums[0])) if top_k is None else top_k
-    if k < 1 or (sums[0] % k).any() or (count > sums[0][token_id] // k).any():
-        raise CheckError(
-            f"expected numbers of each token id that are multiples of top_k = {k} in {name}, and at most one choice of "
-            "an expert for each token, got others; give the top_k of the model"
-        )
+    if token_id.max() >= _MOST_IDS:
+        raise CheckError(f"expected token ids below {_MOST_IDS} in {name}, got {token_id.max()}; correct them")
     found = int(expert.max()) + 1
     if n_experts is not None and found > n_experts:
         raise CheckError(
             f"expected experts from 0 to {n_experts - 1} in {name}, got {found - 1}; give the number of the model"
         )
+    layers, at = np.unique(layer, return_inverse=True)
+    size = int(token_id.max()) + 1
+    keys, where = np.unique((at.reshape(-1) * found + expert) * size + token_id, return_inverse=True)
+    count = np.bincount(where.reshape(-1), count, len(keys)).astype(np.int64)  # a sum of float64, exact below 2**53
+    cell, token_id = np.divmod(keys, size)
+    at, expert = np.divmod(cell, found)
+    occurrences, k = _occurrences(at, token_id, count, layers, top_k, name)
     return TypeRows(
-        layer=at.reshape(-1).astype(np.int64),
+        layer=at,
         expert=expert,
         token_id=token_id,
         count=count,
         layers=tuple(layers.tolist()),
         n_experts=n_experts or found,
         top_k=k,
-        occurrences=sums[0] // k,
+        occurrences=occurrences,
     )
+
+
+def _occurrences(at: Ints, token_id: Ints, count: Ints, layers: Ints, top_k: int | None, name: str) -> tuple[Ints, int]:
+    """Return the occurrences of each token id, and the number of experts for each token.
+
+    Raises:
+        CheckError: layers differ in their tokens, or an expert was chosen more often than a token occurs.
+    """
+    ids, row = np.unique(token_id, return_inverse=True)
+    sums = np.zeros((len(layers), len(ids)), np.int64)
+    np.add.at(sums, (at, row.reshape(-1)), count)
+    if (differs := (sums != sums[0]).any(1)).any():
+        index = int(np.argmax(differs))
+        which = int(np.argmax(sums[index] != sums[0]))
+        raise CheckError(
+            f"expected the same number of each token id in every layer of {name}, got {sums[0, which]} of id "
+            f"{ids[which]} in layer {layers[0]} and {sums[index, which]} in layer {layers[index]}; give counts of one "
+            "text"
+        )
+    k = int(np.gcd.reduce(sums[0])) if top_k is None else top_k
+    if k < 1 or (sums[0] % k).any() or (count > sums[0][row.reshape(-1)] // k).any():
+        raise CheckError(
+            f"expected numbers of each token id that are multiples of top_k = {k} in {name}, and at most one choice of "
+            "an expert for each token, got others; give the top_k of the model"
+        )
+    occurrences = np.zeros(int(token_id.max()) + 1, np.int64)
+    occurrences[ids] = sums[0] // k
+    return occurrences, k
 
 
 @dataclass(frozen=True, kw_only=True)

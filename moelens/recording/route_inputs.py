@@ -191,7 +191,7 @@ def _is_of_kind(value: Any, kind: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class OptionInput:
-    """An argument of `import_routes`.
+    """An argument of an import.
 
     Attributes:
         what: What it is, for messages.
@@ -200,6 +200,8 @@ class OptionInput:
         high: The largest of its integers; None if it does not hold integers.
         length: The number of its integers; None for any.
         optional: Whether it may be None.
+        empty: Whether it may be an empty text.
+        check: Further condition on its value.
     """
 
     what: str
@@ -208,28 +210,33 @@ class OptionInput:
     high: int | None = None
     length: int | None = None
     optional: bool = True
+    empty: bool = False
+    check: Callable[[Any], bool] | None = None
 
 
 _PATH, _LISTS, _INTEGERS = (str, PurePath), (list, tuple, range, np.ndarray), (int, np.integer)
+NUMBER_OF_EXPERTS = OptionInput(what=f"an integer from 1 to {MAX_EXPERTS}", types=_INTEGERS, low=1, high=MAX_EXPERTS)
+LAYER_NUMBERS = OptionInput(what=f"a list of integers from 0 to {MAX_LAYERS - 1}", types=_LISTS, high=MAX_LAYERS - 1)
 OPTIONS = {
     "source": OptionInput(what="the path of a file", types=_PATH, optional=False),
     "out": OptionInput(what="the path or URL of a folder", types=_PATH, optional=False),
     "model": OptionInput(what="the name of a model", types=_PATH, optional=False),
     "tokenizer": OptionInput(what="a tokenizer or the name of one", types=(*_PATH, Callable)),  # type: ignore[arg-type]
     "texts": OptionInput(what="a file of texts or a list of them", types=(*_PATH, Iterable)),
-    "n_experts": OptionInput(what=f"an integer from 1 to {MAX_EXPERTS}", types=_INTEGERS, low=1, high=MAX_EXPERTS),
-    "layers": OptionInput(what=f"a list of integers from 0 to {MAX_LAYERS - 1}", types=_LISTS, high=MAX_LAYERS - 1),
+    "n_experts": NUMBER_OF_EXPERTS,
+    "layers": LAYER_NUMBERS,
     "shape": OptionInput(what=f"two integers from 1 to {MAX_LAYERS}", types=_LISTS, low=1, high=MAX_LAYERS, length=2),
 }
 """The arguments of `import_routes` that have to be of some type or within some range."""
 
 
-def read_option(name: str, value: Any) -> Any:
-    """Return an argument of `import_routes` after checking it; integers of NumPy become Python's.
+def read_option(name: str, value: Any, options: Mapping[str, OptionInput] = OPTIONS) -> Any:
+    """Return an argument of an import after checking it; integers of NumPy become Python's.
 
     Args:
-        name: A key of `OPTIONS`.
+        name: A key of `options`.
         value: What was given.
+        options: The arguments of the import.
 
     Raises:
         MoeLensError: If it is not what is described.
@@ -238,10 +245,11 @@ def read_option(name: str, value: Any) -> Any:
         >>> read_option("layers", range(2, 4))
         [2, 3]
     """
-    expected = OPTIONS[name]
+    expected = options[name]
     if value is None and expected.optional:
         return None
-    right = isinstance(value, expected.types) and not isinstance(value, (bool, bytes, Mapping)) and str(value) != ""
+    right = isinstance(value, expected.types) and not isinstance(value, (bool, bytes, Mapping))
+    right = right and (expected.empty or str(value) != "") and (expected.check is None or expected.check(value))
     if right and expected.high is not None:
         several = isinstance(value, _LISTS)
         flat = several and not (isinstance(value, np.ndarray) and value.ndim != 1)
