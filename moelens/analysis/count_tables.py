@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Floats, divide
 from moelens.analysis.counting import MAX_GROUPS, balanced
+from moelens.analysis.wording import headline
 from moelens.display import Plotted
 from moelens.errors import MoeLensError, unknown
 from moelens.saved import Saved, number_array
+from moelens.texts import Texts
 
 Numbers = NDArray[Any]
 """Numbers of tokens, as integers; or sums of weights and estimates of numbers, as floats."""
@@ -202,10 +204,7 @@ class CountTables(Plotted, Saved):
     @property
     def headline(self) -> str:
         """Model, size and number of tokens."""
-        model = self.provenance.get("model") or "model"
-        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
-        unit = "tokens, by gate weight" if self.mass else "tokens"
-        return f"{model} · {layers} × {self.n_experts} experts, top-{self.top_k} · {self.n_tokens:,} {unit}"
+        return headline(self, Texts())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.headline} · {len(self.names)} labels)"

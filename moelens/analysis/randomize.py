@@ -13,6 +13,7 @@ from moelens.analysis.arrays import Bools, Floats, divide
 from moelens.analysis.counting import LabelScores, RouteTables, TokenKinds
 from moelens.analysis.tables import number
 from moelens.bars import progress_bar
+from moelens.texts import Texts
 
 ALPHA = 0.05
 """Level of significance."""
@@ -177,7 +178,7 @@ def smallest_p(documents: float, permutations: int) -> float:
     return float(max(2.0 ** (1 - documents), 1 / (1 + permutations)))
 
 
-def limits_of_test(documents: float, permutations: int) -> str:
+def limits_of_test(documents: float, permutations: int, say: Texts | None = None) -> str:
     """Say what a test over so many documents can show, in one line.
 
     >>> print(limits_of_test(3, 999))
@@ -186,10 +187,9 @@ def limits_of_test(documents: float, permutations: int) -> str:
     effective number of documents 60.0: p is at least 0.00100
     """
     least = smallest_p(documents, permutations)
-    line = f"effective number of documents {documents:.1f}: p is at least {number(least)}"
-    if 2.0 ** (1 - documents) > ALPHA:
-        line += ", so nothing can be significant, and no interval is given"
-    return line
+    say = say or Texts()
+    line = say("result.documents", documents=f"{documents:.1f}", least=number(least))
+    return say("result.documents_few", text=line) if 2.0 ** (1 - documents) > ALPHA else line
 
 
 def _p_values(reached: NDArray[np.integer], permutations: int, z: Floats) -> Floats:

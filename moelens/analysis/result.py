@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.analysis import wording
 from moelens.analysis.arrays import Bools, Floats, divide
 from moelens.analysis.count_tables import CountTables, Numbers
-from moelens.analysis.randomize import ALPHA, limits_of_test
+from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import interval, number, percent, plain_table
 from moelens.display import Plotted, find_view
 from moelens.japanese.families import require_name
 from moelens.saved import SavedCells
+from moelens.texts import Texts
 
 _TESTS = ("p", "p_family", "q", "lift_given_token", "expected", "null_sd", "low", "high")
 _EFFECTS = ("lift", "share", "p", "p_family", "q", "lift_given_token", "lift_given", "low", "high", "excess_left")
@@ -242,57 +244,27 @@ class Specialization(Plotted, SavedCells):
 
     def why_untested(self, label: str) -> str:
         """Return why a label of `too_rare` was not tested, in one phrase."""
-        tokens = self.label_tokens[self.label_index(label)]
-        if not tokens:
-            return "not in this text"
-        if self.given and tokens >= self.provenance.get("min_tokens", 0):
-            return f"the same within each {' × '.join(self.given)}"
-        return "too rare to test"
+        return wording.why_untested(self, label, Texts())
 
     @property
     def headline(self) -> str:
         """Model, size and number of tokens; every view begins with it."""
-        return replace(self.counts, provenance=self.provenance).headline
+        return wording.result_headline(self, Texts())
 
     @property
     def control(self) -> str:
         """The control of the test, in one phrase; or that there is none."""
-        if self.evidence != "test":
-            return "not tested: no documents" + ("; sharp bounds" if self.evidence == "bounds" else "")
-        within = "within " + " × ".join(self.given) + ", " if self.given else ""
-        return f"control: {within}{self.provenance.get('permutations', 'no')} permutations over documents"
+        return wording.control(self, Texts())
 
     @property
     def token_control(self) -> str:
         """Whether token identity is controlled, in one phrase."""
-        return "token identity " + ("controlled" if "token" in self.given else "not controlled")
+        return wording.token_control(self, Texts())
 
     @property
     def limits(self) -> tuple[str, ...]:
         """What the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
-        about, lines = self.provenance, []
-        above = self.significant & (self.lift > 1)
-        if "effective_documents" in about:
-            lines.append(limits_of_test(about["effective_documents"], about["permutations"]))
-        if about.get("shortened_documents"):
-            lines.append(
-                f"{about['tokens_cut']:,} tokens of {about['shortened_documents']:,} long documents are not counted, "
-                f"since a document may have {about['max_share']:.0%} of the tokens, see max_share"
-            )
-        if "random_model" in about:
-            random = about["random_model"]
-            lines.append(
-                f"a random model of this shape gives {random['above']:,} of {random['tested']:,} tested cells above "
-                f"chance; here {int((self.significant & (self.lift_given > 1)).sum()):,} of "
-                f"{int(np.isfinite(self.p).sum()):,} are"
-            )
-        explained = int((above & (self.excess_left < 0.5)).sum())
-        if explained and "token" not in self.given:
-            lines.append(
-                f"{explained:,} of {int(above.sum()):,} significant experts above chance have less than half of their "
-                'excess within tokens: test them with given="token"'
-            )
-        return tuple(lines)
+        return wording.limits(self, Texts())
 
     def label_index(self, label: str) -> int:
         """Return the position of `label`, or of the label with this romanised or English name, on the last axis.
@@ -379,7 +351,7 @@ class Specialization(Plotted, SavedCells):
     def __repr__(self) -> str:
         return self.table()
 
-    def table(self, n: int = 10, *, each: bool = False, label: str | None = None) -> str:
+    def table(self, n: int = 10, *, each: bool = False, label: str | None = None, lang: str | Texts = "en") -> str:
         """Return the strongest specialists as a plain table; a star marks significant ones.
 
         The rows are sorted as `top` sorts them. The column "lift given …" is the lift within the given controls; the
@@ -389,29 +361,34 @@ class Specialization(Plotted, SavedCells):
             n: number of findings.
             each: `n` findings of each label that was tested, instead of `n` findings of all labels.
             label: only findings of this label.
+            lang: language of the texts, "en" or "ja".
 
         Raises:
             UnknownNameError: there is no such label.
         """
+        say = Texts(lang)
         tested = [name for name in self.names if name not in self.too_rare]
         findings = [f for name in tested for f in self.top(n, name)] if each else self.top(n, label)
-        head = f"{self.headline} · specialists of {self.family} · {self.control} · {self.token_control}"
-        lines = [head, self._findings_table(findings) if n > 0 else "no findings were asked for (0)"]
+        lines = [wording.about(self, say), self._findings_table(findings, say) if n > 0 else say("table.none_asked")]
         untested: dict[str, list[str]] = {}
         for name in self.too_rare:
-            listed = untested.setdefault(self.why_untested(name), [])
-            listed.append(f"{name} ({self.label_tokens[self.label_index(name)]:,.0f} tokens)")
-        lines.extend(f"{reason}: {', '.join(listed)}" for reason, listed in untested.items())
-        lines.extend(self.limits)
-        return "\n".join(lines)
+            tokens = f"{self.label_tokens[self.label_index(name)]:,.0f}"
+            listed = untested.setdefault(wording.why_untested(self, name, say), [])
+            listed.append(say("table.untested_label", label=name, tokens=tokens))
+        for reason, listed in untested.items():
+            lines.append(say("table.untested", reason=reason, listed=say("answer.comma").join(listed)))
+        return "\n".join([*lines, *wording.limits(self, say)])
 
-    def _findings_table(self, findings: Sequence[Finding]) -> str:
-        given = [f"lift given {' and '.join(self.given)}"] if self.given else []
-        intervals = {"test": ["95 % interval"], "bounds": ["bounds"], "none": []}[self.evidence]
-        tests = ["q", "p family"] if self.evidence == "test" else []
-        token = ["lift given token"] if tests and self.given != ("token",) else []
-        last = {"test": [""], "bounds": ["exact", ""], "none": []}[self.evidence]
-        header = ("layer", "expert", "label", "lift", *given, *intervals, "share", "tokens", *tests, *token, *last)
+    def _findings_table(self, findings: Sequence[Finding], say: Texts) -> str:
+        within = say("table.lift_given", given=wording.given_names(self.given, say, say("table.and")))
+        given = [within] if self.given else []
+        intervals = {"test": ["interval_95"], "bounds": ["bounds"], "none": []}[self.evidence]
+        intervals = [say(f"table.{name}") for name in intervals]
+        tests = [say("table.q"), say("table.p_family")] if self.evidence == "test" else []
+        token = [say("table.lift_given", given=say("given.token"))] if tests and self.given != ("token",) else []
+        last = {"test": [""], "bounds": [say("table.exact"), ""], "none": []}[self.evidence]
+        first = [say(f"table.{name}") for name in ("layer", "expert", "label", "lift")]
+        header = (*first, *given, *intervals, say("table.part"), say("table.tokens"), *tests, *token, *last)
         rows = [
             (
                 f"L{f.layer}",

@@ -75,7 +75,8 @@ def _is_first() -> bool:
 def demo_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.demo_run import run_demo
 
-    return run_demo(args.out, force=args.force)
+    (lang,) = _or_default(session, args, "lang")
+    return run_demo(args.out, force=args.force, lang=lang)
 
 
 def load_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -509,6 +510,7 @@ def import_types_command(session: Session, args: Namespace, cell: str | None) ->
 def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.reporting import report
 
+    (lang,) = _or_default(session, args, "lang")
     return report(
         session.find_source(args.recording),
         args.out,
@@ -516,17 +518,24 @@ def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
         baseline=args.baseline,
         model=None if args.model is None else session.find_name(args.model),
         permutations=args.permutations,
+        lang=lang,
     )
 
 
 def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.exploration import explore
 
-    (family,) = _or_default(session, args, "family")
+    family, lang = _or_default(session, args, "family", "lang")
     model = None if args.model is None else session.find_name(args.model)
     recording = session.find_recording(args.recording)
     explorer = explore(
-        recording, model, args.label, family=family, given=_controls(args.given), permutations=args.permutations
+        recording,
+        model,
+        args.label,
+        family=family,
+        given=_controls(args.given),
+        permutations=args.permutations,
+        lang=lang,
     )
     if args.out:
         explorer.save_html(args.out)
@@ -540,6 +549,11 @@ def hooks_command(session: Session, args: Namespace, cell: str | None) -> Any:
 def show_text(result: Any, args: Namespace) -> str | None:
     """The printed form of a result."""
     return str(result)
+
+
+def show_table(result: Any, args: Namespace) -> str | None:
+    """The printed form of an effect, causes or preferences, in the language that was asked for."""
+    return str(result.table(args.lang or "en"))
 
 
 def show_text_once(result: Any, args: Namespace) -> str | None:

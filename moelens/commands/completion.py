@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moelens.commands.definitions import Argument, Command
 from moelens.commands.table import COMMANDS
+from moelens.texts import LANGUAGES
 
 _MANIFEST = "manifest.json"
 
@@ -120,6 +121,7 @@ _NAMES: Mapping[str, Callable[[], Iterable[str]]] = {
     "family": _families,
     "label": _labels,
     "family or label": lambda: [*_families(), *_labels()],
+    "lang": lambda: LANGUAGES,
     "given": lambda: ["token", "none", "position", *_families()],
     "format": lambda: ["datasets", "safetensors", "npz", "csv"],
     "capture": _captures,

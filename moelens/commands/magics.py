@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import MagicArgumentParser
-from traitlets import Int, Unicode
+from traitlets import Enum, Int, Unicode, observe
 
 from moelens.analysis.count_tables import CountTables
 from moelens.analysis.result import Specialization
@@ -17,9 +18,12 @@ from moelens.commands.parsing import add_commands
 from moelens.commands.session import DEFAULTS, Session
 from moelens.commands.table import COMMANDS
 from moelens.commands.words import split_words
+from moelens.display import find_view
 from moelens.errors import MoeLensError, unknown
+from moelens.interventions import Causes, Effect, Preferences
 from moelens.models.hooked import HookedMoE
 from moelens.recording import Recording
+from moelens.texts import LANGUAGES
 
 
 class MagicError(UsageError):  # type: ignore[misc]
@@ -63,6 +67,15 @@ _TEXT_OPTIONS = {
 }
 
 
+# Results whose texts are in the table of texts.
+_IN_LANGUAGE: tuple[type, ...] = (Causes, Effect, Preferences, Specialization)
+
+
+def _bundle(result: Any, *, lang: str) -> dict[str, str]:
+    """A result as text and HTML in a language."""
+    return {"text/plain": result.table(lang=lang), "text/html": find_view(type(result), "html")(result, lang=lang)}
+
+
 @magics_class
 class MoeMagics(Magics, Session):  # type: ignore[misc]
     """The magics of moelens and their defaults.
@@ -74,6 +87,7 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
     out = Unicode(DEFAULTS["out"], help="folder that %moe record writes").tag(config=True)
     pairs = Unicode(DEFAULTS["pairs"], help="kind of minimal pairs").tag(config=True)
     family = Unicode(DEFAULTS["family"], help="family of labels").tag(config=True)
+    lang = Enum(LANGUAGES, DEFAULTS["lang"], help="language of reports and explorers: en or ja").tag(config=True)
     seed = Int(DEFAULTS["seed"], help="seed of all random draws").tag(config=True)
 
     def __init__(self, shell: Any) -> None:
@@ -81,6 +95,15 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         self.loaded: dict[str, HookedMoE] = {}
         self.parser = MagicParser(prog="%moe")
         self.commands: dict[str, Any] = add_commands(self.parser, MagicParser, "magics", prog="%moe")
+
+    @observe("lang")
+    def _show_in_language(self, change: Any) -> None:
+        """Let this notebook show results in the language that was set."""
+        bundles = self.shell.display_formatter.mimebundle_formatter
+        for cls in _IN_LANGUAGE:
+            bundles.pop(cls, None)
+            if change["new"] != "en":
+                bundles.for_type(cls, partial(_bundle, lang=change["new"]))
 
     @no_var_expand  # type: ignore[untyped-decorator]
     @line_cell_magic  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from moelens.recording import Recording
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"out": "moelens-recording", "pairs": "respectful-humble", "family": "honorifics", "seed": 0}
+    {"out": "moelens-recording", "pairs": "respectful-humble", "family": "honorifics", "seed": 0, "lang": "en"}
 )
 
 

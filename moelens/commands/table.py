@@ -14,6 +14,7 @@ from types import MappingProxyType
 from moelens.commands import actions
 from moelens.commands.definitions import Command, option, positional
 from moelens.commands.session import DEFAULTS
+from moelens.texts import LANGUAGES
 
 _MODEL = positional("model", "demo, a folder, a hub name, or a variable of the notebook", "model", nargs="?")
 _RECORDING = positional("recording", "folder or fsspec URL of a recording, or a variable of the notebook", "recording")
@@ -56,6 +57,13 @@ _STORE_DTYPE = option(
 _PERMUTATIONS = option(
     "--permutations", type=int, default=1000, help="number of permutations of the labels in each test (%(default)s)"
 )
+_LANG = option(
+    "--lang",
+    help=f"language of headings and sentences: en or ja ({DEFAULTS['lang']})",
+    choices=LANGUAGES,
+    metavar="LANG",
+    completes="lang",
+)
 _DRAWS = option("--draws", type=int, default=100, help="number of matched controls for each intervention (%(default)s)")
 _RECORDED_MODEL = option(
     "--model",
@@ -87,6 +95,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     option("--out", type=Path, default=Path("moelens-demo"), help="folder to write (%(default)s)"),
                     _FORCE,
+                    _LANG,
                 ),
                 example="demo --out moelens-demo",
             ),
@@ -353,8 +362,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 help="show which text of each minimal pair a model prefers",
                 function="prefer",
                 run=actions.prefer_command,
-                arguments=(_MODEL, _PAIRS, *_HOOKS, SAVE),
+                arguments=(_MODEL, _PAIRS, *_HOOKS, SAVE, _LANG),
                 example="prefer demo --pairs respectful-humble",
+                show=actions.show_table,
                 cell="one pair per line: context | better text | worse text",
             ),
             Command(
@@ -370,8 +380,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _SEED,
                     *_HOOKS,
                     SAVE,
+                    _LANG,
                 ),
                 example="causes demo --pairs respectful-humble",
+                show=actions.show_table,
                 timed=True,
             ),
             Command(
@@ -410,8 +422,10 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _SEED,
                     *_HOOKS,
                     SAVE,
+                    _LANG,
                 ),
                 example="effect --from findings.json --label 丁寧語",
+                show=actions.show_table,
                 timed=True,
             ),
             Command(
@@ -632,6 +646,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="number of specialists that a model of the same shape with random weights gives",
                     ),
                     _RECORDED_MODEL,
+                    _LANG,
                 ),
                 example="report runs/corpus --effects --baseline --out report.html",
                 timed=True,
@@ -648,6 +663,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     option("--label", help="label to show first, such as 尊敬語 or sonkeigo", completes="label"),
                     _RECORDED_MODEL,
                     _PERMUTATIONS,
+                    _LANG,
                     option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),
                 example="explore runs/corpus --out explorer.html",

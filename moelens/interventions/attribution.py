@@ -30,6 +30,7 @@ from moelens.interventions.scoring import (
     text_batches,
 )
 from moelens.saved import SavedRows
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -96,9 +97,9 @@ class Attribution(Plotted, SavedRows):
         """Return a row for each expert of `top`."""
         return [asdict(c) for c in self.top]
 
-    def table(self) -> str:
-        """Return a plain table with a row for each expert of `top`."""
-        header = ("expert", "attributed (discovery)", "attributed (test)", "removing it (test)", "95 %")
+    def table(self, lang: str | Texts = "en") -> str:
+        """Return a plain table with a row for each expert of `top`, in English ("en") or "ja"."""
+        say, columns = Texts(lang), ("expert", "attributed", "repeated", "removing", "interval")
         rows = [
             (
                 c.name,
@@ -109,17 +110,15 @@ class Attribution(Plotted, SavedRows):
             )
             for c in self.top
         ]
-        return "\n".join(
-            [
-                f"{self.model} · contributions to {', '.join(self.kinds)}, nats · found on {self.pairs[0]} pairs, "
-                f"verified on {self.pairs[1]} of other frames · seed {self.seed}",
-                plain_table(header, rows),
-                f"rank correlation with removal (test): of attribution (discovery) {number(self.rank_correlation)}, "
-                f"of attribution (test) {number(self.rank_correlation_test)}",
-            ]
-        )
+        found, verified = self.pairs
+        about = {"model": self.model, "kinds": ", ".join(self.kinds), "seed": self.seed}
+        head = say("effects.attribution", **about, found=found, verified=verified)
+        rank = number(self.rank_correlation), number(self.rank_correlation_test)
+        last = say("effects.rank", discovery=rank[0], test=rank[1])
+        return "\n".join([head, plain_table([say(f"effects.{name}") for name in columns], rows), last])
 
-    __repr__ = table
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def attribute(

@@ -14,9 +14,11 @@ from moelens.display import Plotted
 from moelens.errors import MoeLensError
 from moelens.interventions.attribution import Attribution, attribute
 from moelens.interventions.effects import Effect, KindEffect, effect
+from moelens.interventions.intervention import intervention_names
 from moelens.interventions.items import Item, as_items
 from moelens.interventions.operations import remove
 from moelens.saved import SavedRows
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -81,58 +83,67 @@ class Causes(Plotted, SavedRows):
         return super().to_dict() | {"p_holm": list(self.p_holm)}
 
     def __repr__(self) -> str:
-        if not self.effects:
-            return repr(self.attribution)
-        header = ("", "change", "95 %", "flip", "controls", "95 %", "p", "p Holm", "KL elsewhere")
-        rows = [_effect_row(e, p) for e, p in zip(self.effects, self.p_holm, strict=True)]
-        lines = [repr(self.attribution), "\nremoved on the test half, beside matched controls"]
-        if self.joint is not None:
-            rows.append(("all of these", *_effect_row(self.joint, float("nan"))[1:]))
-        lines.append(plain_table(header, rows))
-        if self.joint is not None:
-            lines += [f"all of these: {line}" for line in self.joint.remarks()]
-        if self.doses:
-            lines.append("\nthe experts with the largest positive contributions removed together")
-            doses = ("experts", "change", "95 %", "random sets", "95 %", "p")
-            lines.append(plain_table(doses, [_dose_row(d) for d in self.doses]))
-        return "\n".join([*lines, "", *self.verdict()])
+        return self.table()
 
-    def verdict(self) -> list[str]:
-        """Return the conclusions in sentences: which experts differ from similar ones, how, and what could not."""
-        least, n = self.effects[0].smallest_p, len(self.effects)
-        significant = [e for e, p in zip(self.effects, self.p_holm, strict=True) if p < ALPHA]
-        lines = [
-            f"{len(significant)} of {n} experts alone change the margin more than similar experts do (p Holm < {ALPHA};"
-            f" the smallest that {self.effects[0].draws} controls allow is {number(min(1.0, n * least))})"
-        ]
-        if n * least >= ALPHA:
-            draws = int(np.ceil(n / ALPHA))
-            lines[0] += f"; none can: give draws={draws} (--draws {draws})"
-        lines += [f"{e.interventions[0]}: {_direction(e.kinds[0])}" for e in significant]
+    def table(self, lang: str | Texts = "en") -> str:
+        """Return the attribution, the removals and the verdict as plain tables, in English ("en") or "ja"."""
+        say = Texts(lang)
+        if not self.effects:
+            return self.attribution.table(say)
+        names = ("change", "interval", "flip", "control", "interval", "p", "p_holm", "kl")
+        rows = [_effect_row(e, p, say) for e, p in zip(self.effects, self.p_holm, strict=True)]
+        lines = [self.attribution.table(say), f"\n{say('effects.removed')}"]
+        together = say("effects.all_of_these")
         if self.joint is not None:
-            k, smallest = self.joint.kinds[0], number(self.joint.smallest_p)
-            told = f"all of these together: p {number(k.p)} (the smallest possible is {smallest})"
-            more = _direction(k) if k.p < ALPHA else "they do not change the margin more than similar experts do"
-            lines.append(f"{told}: {more}")
+            rows.append((together, *_effect_row(self.joint, float("nan"), say)[1:]))
+        lines.append(plain_table(("", *(say(f"effects.{name}") for name in names)), rows))
+        if self.joint is not None:
+            lines += [f"{together}: {line}" for line in self.joint.remarks(say)]
+        if self.doses:
+            columns = ("experts", "change", "interval", "random_sets", "interval", "p")
+            table = plain_table([say(f"effects.{name}") for name in columns], [_dose_row(d) for d in self.doses])
+            lines += [f"\n{say('effects.dose')}", table]
+        return "\n".join([*lines, "", *self.verdict(say)])
+
+    def verdict(self, lang: str | Texts = "en") -> list[str]:
+        """Return the conclusions in sentences: which experts differ from similar ones, how, and what could not."""
+        least, n, say = self.effects[0].smallest_p, len(self.effects), Texts(lang)
+        significant = [e for e, p in zip(self.effects, self.p_holm, strict=True) if p < ALPHA]
+        text = say(
+            "effects.verdict",
+            n=len(significant),
+            tested=n,
+            alpha=ALPHA,
+            draws=self.effects[0].draws,
+            least=number(min(1.0, n * least)),
+        )
+        lines = [say("effects.none_can", text=text, draws=int(np.ceil(n / ALPHA))) if n * least >= ALPHA else text]
+        for e in significant:
+            name, direction = intervention_names(e.interventions, say), _direction(e.kinds[0], say)
+            lines.append(say("effects.alone", name=name, direction=direction))
+        if self.joint is not None:
+            k, least = self.joint.kinds[0], self.joint.smallest_p
+            direction = _direction(k, say) if k.p < ALPHA else say("effects.joint_same")
+            lines.append(say("effects.joint", p=number(k.p), least=number(least), direction=direction))
             if self.joint.off_target is not None and k.p < ALPHA:
                 off = self.joint.off_target
-                kind = "selective" if off.selective else "not selective"
-                lines.append(f"the effect is {kind}: off target, the change is {number(off.ratio)} of that on target")
+                said = say("effects.selective" if off.selective else "effects.not_selective")
+                lines.append(say("effects.off_ratio", said=said, ratio=number(off.ratio)))
         return lines
 
 
-def _direction(k: KindEffect) -> str:
+def _direction(k: KindEffect, say: Texts) -> str:
     """Return the direction of a change in words, if its interval excludes 0."""
-    change = f"{signed_number(k.change)} nats, 95 % {signed_interval(k.low, k.high)}"
+    change = say("effects.nats", change=signed_number(k.change), interval=signed_interval(k.low, k.high))
     if not (k.low > 0 or k.high < 0):
-        return f"the change differs between sentences and its direction is uncertain ({change}, includes 0)"
-    return f"the model prefers what the context licenses {'less' if k.change < 0 else 'more'} without it ({change})"
+        return say("effects.uncertain", change=change)
+    return say("effects.less" if k.change < 0 else "effects.more", change=change)
 
 
-def _effect_row(e: Effect, corrected: float) -> tuple[str, ...]:
+def _effect_row(e: Effect, corrected: float, say: Texts) -> tuple[str, ...]:
     k = e.kinds[0]
     return (
-        e.interventions[0],
+        intervention_names(e.interventions[:1], say),
         signed_number(k.change),
         signed_interval(k.low, k.high),
         number(k.flip),

@@ -16,6 +16,7 @@ from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
 from moelens.interventions.intervention import Intervention
 from moelens.interventions.scoring import text_batches
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -77,15 +78,23 @@ def is_balanced(balance: Sequence[Balance]) -> bool:
     return all(abs(b.difference) <= BALANCED for b in balance)
 
 
-def balance_lines(balance: Sequence[Balance]) -> list[str]:
+def balance_lines(balance: Sequence[Balance], lang: str | Texts = "en") -> list[str]:
     """Return the balance in one line: each quantity with that of the controls and the standardised difference."""
+    say = Texts(lang)
     parts = [
-        f"{b.quantity} {number(b.changed)} (controls {number(b.control)} [{number(b.control_low)}, "
-        f"{number(b.control_high)}], standardised difference {b.difference:+.2f})"
+        say(
+            "effects.balance",
+            quantity=say.name("effects", b.quantity),
+            changed=number(b.changed),
+            control=number(b.control),
+            low=number(b.control_low),
+            high=number(b.control_high),
+            difference=f"{b.difference:+.2f}",
+        )
         for b in balance
     ]
-    said = "controls are balanced" if is_balanced(balance) else "no balanced controls exist; the nearest"
-    return [f"{said}: {', '.join(parts)}"] if parts else []
+    key = "effects.balanced" if is_balanced(balance) else "effects.not_balanced"
+    return [say(key, listed=say("answer.comma").join(parts))] if parts else []
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from moelens.bars import progress_bar
 from moelens.display import Plotted
 from moelens.errors import unknown
 from moelens.interventions.controls import Balance, balance_lines, control_interventions, expert_usage, is_balanced
-from moelens.interventions.intervention import Intervention
+from moelens.interventions.intervention import Intervention, intervention_names
 from moelens.interventions.items import Half, Item, as_items, half_of
 from moelens.interventions.scoring import (
     LEAST_FRAMES,
@@ -27,11 +27,13 @@ from moelens.interventions.scoring import (
 )
 from moelens.japanese.crossed_contrasts import contrasts
 from moelens.saved import SavedRows
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
 Controls = Literal["matched", "random"] | None
+_COLUMNS = ("kind", "items", "margin", "accuracy", "change", "interval", "flip", "interval", "control", "interval", "p")
 SELECTIVE = 1 / 3
 """Largest change off target, over that on target, of an intervention that is called selective."""
 
@@ -158,53 +160,57 @@ class Effect(Plotted, SavedRows):
         """Return a row for each kind."""
         return [asdict(k) for k in self.kinds]
 
-    def table(self) -> str:
-        """Return a plain table with a row for each kind, and a line for each comparison."""
-        what = " + ".join(self.interventions) or "nothing"
-        items = (
-            "all items" if self.half == "all" else f"{sum(k.items for k in self.kinds)} items of the {self.half} half"
-        )
-        against = f"{self.draws} {self.control} controls" if self.controls else "no controls"
-        lines = [f"{self.model} · {what} · {items} · {against} · seed {self.seed}"]
-        header = ("kind", "items", "margin", "accuracy", "change", "95 %", "flip", "95 %", "controls", "95 %", "p")
-        shown = len(header) if self.controls else header.index("controls")
-        lines.append(plain_table(header[:shown], [_row(k)[:shown] for k in self.kinds]))
-        return "\n".join([*lines, *self.remarks()])
-
-    def remarks(self) -> list[str]:
-        """Return what else was measured, and what the numbers cannot show, a sentence each."""
-        lines = []
-        if any(k.frames < LEAST_FRAMES for k in self.kinds):
-            lines.append(f"no interval for fewer than {LEAST_FRAMES} frames: it would not hold")
+    def table(self, lang: str | Texts = "en") -> str:
+        """Return a plain table with a row for each kind, and a line for each comparison, in English ("en") or "ja"."""
+        say = Texts(lang)
+        items = say("effects.all_items")
+        if self.half != "all":
+            n = sum(k.items for k in self.kinds)
+            items = say("effects.half_items", n=n, half=say.name("effects", self.half))
+        against = say("effects.no_controls")
         if self.controls:
-            lines.append(f"the smallest p with {self.draws} controls is {number(self.smallest_p)}")
-            lines += balance_lines(self.balance)
+            against = say("effects.controls", draws=self.draws, control=say.name("effects", self.control))
+        what = intervention_names(self.interventions, say) or say("effects.nothing")
+        head = say("effects.table", model=self.model, what=what, items=items, against=against, seed=self.seed)
+        shown = _COLUMNS if self.controls else _COLUMNS[: _COLUMNS.index("control")]
+        rows = [_row(k, say)[: len(shown)] for k in self.kinds]
+        table = plain_table([say(f"effects.{name}") for name in shown], rows)
+        return "\n".join([head, table, *self.remarks(say)])
+
+    def remarks(self, lang: str | Texts = "en") -> list[str]:
+        """Return what else was measured, and what the numbers cannot show, a sentence each."""
+        lines, say = [], Texts(lang)
+        if any(k.frames < LEAST_FRAMES for k in self.kinds):
+            lines.append(say("effects.few_frames", n=LEAST_FRAMES))
+        if self.controls:
+            lines.append(say("effects.smallest_p", draws=self.draws, p=number(self.smallest_p)))
+            lines += balance_lines(self.balance, say)
             if not is_balanced(self.balance):
                 per = self.kinds[0].change / self.balance[0].changed if self.balance[0].changed else float("nan")
-                lines.append(f"per unit of routed weight, the change is {signed_number(per)} nats")
+                lines.append(say("effects.per_weight", change=signed_number(per)))
         if self.off_target is not None:
             o = self.off_target
             listed = ", ".join(f"{k} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True))
-            said = "selective" if o.selective else "not selective"
-            lines.append(f"off target: {listed} nats; {number(o.ratio)} of the change on target: {said}")
+            said = say("effects.selective" if o.selective else "effects.not_selective")
+            lines.append(say("effects.off_target", listed=listed, ratio=number(o.ratio), said=said))
         if self.text is not None:
             t = self.text
-            lines.append(
-                f"unrelated text ({t.texts} texts, {t.tokens:,} tokens): KL {number(t.kl)} "
-                f"[{number(t.kl_low)}, {number(t.kl_high)}] nats a token, perplexity {number(t.perplexity_before)} to "
-                f"{number(t.perplexity_after)}"
-            )
+            figures = {"kl": t.kl, "low": t.kl_low, "high": t.kl_high}
+            figures |= {"before": t.perplexity_before, "after": t.perplexity_after}
+            shown = {name: number(value) for name, value in figures.items()}
+            lines.append(say("effects.text", texts=t.texts, tokens=f"{t.tokens:,}", **shown))
         return lines
 
-    __repr__ = table
+    def __repr__(self) -> str:
+        return self.table()
 
 
-def _row(k: KindEffect) -> tuple[str, ...]:
+def _row(k: KindEffect, say: Texts) -> tuple[str, ...]:
     return (
         k.kind,
         str(k.items),
         number(k.before),
-        f"{number(k.accuracy)} to {number(k.accuracy_after)}",
+        say("effects.to", before=number(k.accuracy), after=number(k.accuracy_after)),
         signed_number(k.change),
         signed_interval(k.low, k.high),
         number(k.flip),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,6 +13,7 @@ from torch import Tensor
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
 from moelens.interventions.token_masks import Phase, TokenSelector, token_mask
 from moelens.japanese.families import require_label, text_labels
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -20,6 +22,7 @@ _Hooks = list[tuple[str, Callable[..., Any]]]
 
 # Beyond any score, and still finite, so that sums over a group stay numbers; a forced expert outweighs a barred one.
 _FORCED, _BARRED = torch.finfo(torch.float32).max / 4, -torch.finfo(torch.float32).max / 8
+_REMOVAL = re.compile(r"^remove (E\d+(?:, E\d+)*) in layer (\d+)")
 _ON_SELECTION = ("reroute", "force", "shift")
 
 
@@ -113,6 +116,17 @@ class Intervention:
         return " ".join(part for part in parts if part)
 
     __repr__ = __str__
+
+
+def intervention_names(names: Sequence[str], lang: str | Texts = "en") -> str:
+    """Return interventions in words, as results keep them, in one phrase; in Japanese only removals are translated.
+
+    Example:
+        >>> intervention_names(["remove E5, E9 in layer 3", "scale by 2 E1 in layer 3"], "ja")
+        '層3のE5, E9を除去 + scale by 2 E1 in layer 3'
+    """
+    say = Texts(lang)
+    return " + ".join(_REMOVAL.sub(lambda m: say("intervention.remove", experts=m[1], layer=m[2]), n) for n in names)
 
 
 def _hook_name(layer: int, point: str) -> str:

@@ -14,6 +14,7 @@ from moelens.display import Plotted
 from moelens.interventions.items import CONTRAST_FIELDS, PAIR_FIELDS, Item, as_items, is_contrast, pairs_within
 from moelens.interventions.scoring import margins, mean_interval, share_interval
 from moelens.saved import SavedCells
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -110,7 +111,12 @@ class Preferences(Plotted, SavedCells):
         return cls(facts["model"], as_items(facts["items"]), np.asarray(cells["margin"]))
 
     def __repr__(self) -> str:
-        header = ("kind", "items", "frames", "accuracy", "95 %", "chance", "margin", "95 %")
+        return self.table()
+
+    def table(self, lang: str | Texts = "en") -> str:
+        """Return a plain table with a row for each kind, in English ("en") or "ja", and the items if they are few."""
+        say = Texts(lang)
+        columns = ("kind", "items", "frames", "accuracy", "interval", "chance", "margin", "interval")
         rows = [
             (
                 k.kind,
@@ -124,8 +130,8 @@ class Preferences(Plotted, SavedCells):
             )
             for k in self.kinds
         ]
-        lines = [f"{self.model}: margins in nats; above 0, the model prefers what the context licenses"]
-        lines.append(plain_table(header, rows))
+        lines = [say("effects.prefer", model=self.model)]
+        lines.append(plain_table([say(f"effects.{name}") for name in columns], rows))
         if len(self.items) <= _SHOWN:
             lines += [f"{margin:+8.3f}  {_shown(item)}" for margin, item in zip(self.margins, self.items, strict=True)]
         return "\n".join(lines)

@@ -43,25 +43,17 @@ GLOSS: Mapping[str, str] = MappingProxyType(
     | {name: style.gloss for name, style in CLASS_STYLE.items()}
 )
 
-#: Headings of the label families in reports.
-FAMILY_TITLE: Mapping[str, str] = MappingProxyType(
-    {
-        "honorifics": "Honorifics",
-        "honorifics within token": "Honorifics, within token identity",
-        "pos": "Parts of speech",
-        "reference": "References to persons",
-        "script": "Scripts",
-        "ending": "Sentence endings",
-    }
-)
 
-
-def label_text(name: str) -> str:
+def label_text(name: str, *, gloss: bool = True) -> str:
     """Return a label with its mark and its English gloss, as far as it has them.
+
+    Args:
+        name: the label.
+        gloss: whether to add the gloss in parentheses.
 
     Example:
         >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
         ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
     """
     mark = f"{CLASS_STYLE[name].mark} " if name in CLASS_STYLE else ""
-    return f"{mark}{name}" + (f" ({GLOSS[name]})" if name in GLOSS else "")
+    return f"{mark}{name}" + (f" ({GLOSS[name]})" if gloss and name in GLOSS else "")

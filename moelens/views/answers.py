@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moelens.analysis import wording
 from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number, signed_interval, signed_number
 from moelens.japanese.classes import GLOSS
-from moelens.views.finding_tables import lift_name, strongest
+from moelens.texts import Texts
+from moelens.views.finding_tables import family_name, lift_name, strongest
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Finding, Specialization
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def answer(
-    results: Mapping[str, Specialization], effects: Sequence[Effect | Causes | Preferences] = ()
+    results: Mapping[str, Specialization],
+    effects: Sequence[Effect | Causes | Preferences] = (),
+    *,
+    lang: str | Texts = "en",
 ) -> tuple[str, str, str]:
     """Return three sentences or short paragraphs: the specialists, what the control for tokens leaves, and the effects.
 
@@ -28,6 +33,7 @@ def answer(
         results: results of `analyze`. The first one decides what was found; if it was controlled for token identity,
             it is compared with the uncontrolled one of the same family.
         effects: results of `effect`, `causes` and `prefer`.
+        lang: language of the sentences, "en" or "ja".
 
     Example:
         >>> result = moelens.analyze(demo_recording, permutations=20, progress=False)
@@ -35,49 +41,54 @@ def answer(
         >>> removed.startswith("Nothing was removed from the model")
         True
     """
-    first = next(iter(results.values()))
-    return _specialists(first), _what_is_left(first, results.values()), _what_removal_did(effects)
+    first, say = next(iter(results.values())), Texts(lang)
+    return _specialists(first, say), _what_is_left(first, results.values(), say), _what_removal_did(effects, say)
 
 
-def _specialists(result: Specialization) -> str:
+def _specialists(result: Specialization, say: Texts) -> str:
     """The strongest specialist of each label, and the labels that have none."""
     tested = [name for name in result.names if name not in result.too_rare]
     found = {name: strongest(result, name) for name in tested}
-    lift = lift_name(result)
+    lift, family = lift_name(result, say), family_name(result.family, say)
     listed = [
-        f"{_glossed(name)} by L{f.layer} · E{f.expert} ({lift} {number(f.lift_given)}{_interval(result, f)})"
+        say(
+            "answer.specialist",
+            label=_glossed(name, say),
+            layer=f.layer,
+            expert=f.expert,
+            lift=lift,
+            value=number(f.lift_given),
+            interval=_interval(result, f, say),
+        )
         for name, f in found.items()
         if f is not None
     ]
-    family = result.family
-    what = "preferred by experts" if result.evidence == "none" else "taken by experts more often than chance explains"
-    text = (
-        f"Found ({family}): {'; '.join(listed)} are {what}."
-        if len(listed) > 1
-        else f"Found ({family}): {listed[0]} is {what}."
-        if listed
-        else f"Not found ({family}): no expert takes any of these labels more often than chance explains."
-    )
+    if listed:
+        what = say("answer.preferred" if result.evidence == "none" else "answer.taken")
+        key = "answer.found_many" if len(listed) > 1 else "answer.found_one"
+        text = say(key, family=family, listed=say("answer.separator").join(listed), what=what)
+    else:
+        text = say("answer.not_found", family=family)
     none = [name for name, f in found.items() if f is None]
     if listed and none:
-        text += f" Not found: an expert for {', '.join(map(_glossed, none))}."
+        text += say("answer.no_expert", names=say("answer.comma").join(_glossed(name, say) for name in none))
     untested: dict[str, list[str]] = {}
     for name in result.too_rare:
-        untested.setdefault(result.why_untested(name), []).append(name)
+        untested.setdefault(wording.why_untested(result, name, say), []).append(name)
     return text + "".join(
-        f" {reason[0].upper()}{reason[1:]}: {', '.join(names)}." for reason, names in untested.items()
+        say("answer.untested", reason=f"{reason[0].upper()}{reason[1:]}", names=say("answer.comma").join(names))
+        for reason, names in untested.items()
     )
 
 
-def _glossed(name: str) -> str:
-    return f"{name} ({GLOSS[name]})" if name in GLOSS else name
+def _glossed(name: str, say: Texts) -> str:
+    return f"{name} ({GLOSS[name]})" if say.glossed and name in GLOSS else name
 
 
-def _interval(result: Specialization, f: Finding) -> str:
+def _interval(result: Specialization, f: Finding, say: Texts) -> str:
     if result.evidence == "none" or not np.isfinite(f.low):
         return ""
-    name = "95 %" if result.evidence == "test" else "bounds"
-    return f", {name} {number(f.low)} to {number(f.high)}"
+    return say(f"answer.interval_{result.evidence}", low=number(f.low), high=number(f.high))
 
 
 def _size(result: Specialization) -> tuple[int, int]:
@@ -87,72 +98,66 @@ def _size(result: Specialization) -> tuple[int, int]:
     return int(above.sum()), int(compared.sum())
 
 
-def _what_is_left(first: Specialization, results: Iterable[Specialization]) -> str:
+def _what_is_left(first: Specialization, results: Iterable[Specialization], say: Texts) -> str:
     """How many findings there are with and without the control for tokens, and in a random model."""
-    above, compared = _size(first)
-    unit = "pairs of an expert and a label"
+    above, tested = (f"{n:,}" for n in _size(first))
     if first.evidence != "test":
-        return f"{above:,} of {compared:,} {unit} are above chance. Nothing was tested over documents."
-    other = next((r for r in results if r.family == first.family and bool(r.given) != bool(first.given)), None)
+        return say("answer.above_untested", above=above, tested=tested)
     if not first.given:
-        text = (
-            f"{above:,} of {compared:,} tested {unit} are significantly above chance. Nothing was controlled, so the "
-            "words themselves may explain them."
-        )
+        return say("answer.above_uncontrolled", above=above, tested=tested) + _random_model(first, say)
+    given = wording.given_names(first.given, say, say("table.and"))
+    other = next((r for r in results if r.family == first.family and bool(r.given) != bool(first.given)), None)
+    if other is None:
+        text = say("answer.above_controlled", given=given, above=above, tested=tested)
     else:
-        text = f"Given {' and '.join(first.given)}, {above:,} of {compared:,} tested {unit} are above chance"
-        if other is not None:
-            more, all_of = _size(other)
-            text += f"; without this control {more:,} of {all_of:,} are, most of which the words themselves may explain"
-        text += "."
-    return text + _random_model(first)
+        more, all_of = (f"{n:,}" for n in _size(other))
+        text = say("answer.above_both", given=given, above=above, tested=tested, more=more, all=all_of)
+    return text + _random_model(first, say)
 
 
-def _random_model(result: Specialization) -> str:
+def _random_model(result: Specialization, say: Texts) -> str:
     """How much a model of the same shape with random weights gives, if that was measured."""
     random = result.provenance.get("random_model")
     if random is None:
         return ""
-    return f" A random model of this shape gives {random['above']:,} of {random['tested']:,}."
+    return say("answer.random_model", above=f"{random['above']:,}", tested=f"{random['tested']:,}")
 
 
-def _what_removal_did(effects: Sequence[Effect | Causes | Preferences]) -> str:
+def _what_removal_did(effects: Sequence[Effect | Causes | Preferences], say: Texts) -> str:
     """What removing experts changed, or that nothing was removed."""
     from moelens.interventions import Causes, Effect  # imports torch, which counts do not need
+    from moelens.interventions.intervention import intervention_names
 
     removals = [e for e in effects if isinstance(e, Effect)]
-    said = [line for e in effects if isinstance(e, Causes) for line in e.verdict()]
+    said = [say("answer.sentence", text=line) for e in effects if isinstance(e, Causes) for line in e.verdict(say)]
     if not removals and not said:
-        return (
-            "Nothing was removed from the model, so this does not show that the model needs these experts; "
-            "moelens report --effects removes them."
-        )
+        return say("answer.nothing_removed")
     n = sum(len(e.kinds) for e in removals)
-    said += [_effect_sentence(" + ".join(e.interventions), k, n) for e in removals for k in e.kinds]
-    return " ".join(f"{line[0].upper()}{line[1:].removesuffix('.')}." for line in said)
+    said += [_effect_sentence(intervention_names(e.interventions, say), k, say, n) for e in removals for k in e.kinds]
+    return ("" if say.lang == "ja" else " ").join(f"{line[0].upper()}{line[1:]}" for line in said)
 
 
-def _effect_sentence(what: str, k: KindEffect, tests: int = 1) -> str:
+def _effect_sentence(what: str, k: KindEffect, say: Texts, tests: int = 1) -> str:
     """Return the effect on one kind of contrast or pair in a sentence or two.
 
     Args:
         what: what was done, such as "remove E5 in layer 3".
         k: the effect.
+        say: the language.
         tests: the number of effects that are looked at together; p is multiplied by it (Bonferroni).
     """
-    direction = "less" if k.change < 0 else "more"
-    interval = f"{signed_number(k.change)} nats, 95 % {signed_interval(k.low, k.high) or '–'}"
-    certain = k.low > 0 or k.high < 0
-    text = f"{what}: the model prefers what the context licenses {direction} ({k.kind}; {interval}"
-    text += ")" if certain else "; the interval includes 0)" if np.isfinite(k.low) else "; no interval)"
+    interval = signed_interval(k.low, k.high) or "–"
+    change = say("answer.effect_interval", change=signed_number(k.change), interval=interval)
+    if not np.isfinite(k.low):
+        change = say("answer.no_interval", text=change)
+    elif k.low <= 0 <= k.high:
+        change = say("answer.includes_0", text=change)
+    direction = say("answer.less" if k.change < 0 else "answer.more")
+    text = say("answer.effect", what=what, direction=direction, kind=k.kind, change=change)
     if np.isfinite(k.p):
         p = min(1.0, tests * k.p)
-        many = f", times {tests}" if tests > 1 else ""
-        text += (
-            f", and more than similar experts do (p {number(p)}{many})"
-            if p < ALPHA
-            else f", but this cannot be told from the removal of similar experts (p {number(p)}{many})"
-        )
+        told = say("answer.p_times", p=number(p), tests=tests) if tests > 1 else say("answer.p", p=number(p))
+        text = say("answer.differs" if p < ALPHA else "answer.not_differs", text=text, p=told)
     if k.before < 0:
-        text += ". To begin with, the model prefers the wrong form here"
-    return f"{text}."
+        text = say("answer.starts_wrong", text=text)
+    return say("answer.sentence", text=text)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moelens.analysis.tables import bracketed, number, percent, signed_interval, signed_number
 from moelens.errors import UnknownNameError, unknown
 from moelens.japanese.labels import require_alignment
+from moelens.texts import Texts
 from moelens.views.finding_tables import lift_name
 from moelens.views.style import label_html
 
@@ -37,6 +38,7 @@ def card_html(
     *,
     labels: Labels | None = None,
     effect: Effect | None = None,
+    lang: str | Texts = "en",
 ) -> str:
     """Return the card of an expert as HTML with inline styles.
 
@@ -48,6 +50,7 @@ def card_html(
             often, sentences around some of them, and the experts that are chosen together with it.
         labels: labels of the recording. The card then shows lemmas too.
         effect: the effect of removing the expert. The card then shows the change for each kind of pair, with controls.
+        lang: language of the texts, "en" or "ja".
 
     Raises:
         UnknownNameError: the result does not have this layer or expert.
@@ -62,54 +65,61 @@ def card_html(
         raise unknown("layer", layer, result.layers)
     if not 0 <= expert < result.n_experts:
         raise UnknownNameError(f"unknown expert {expert} in layer {layer}; allowed: 0 to {result.n_experts - 1}")
-    at = result.layers.index(layer)
-    load = result.load[at, expert]
-    parts = [f"<b>L{layer} · E{expert}</b> &nbsp; load {number(load)}× the mean", _labels_html(result, at, expert)]
+    at, say = result.layers.index(layer), Texts(lang)
+    load = say("card.load", load=number(result.load[at, expert]))
+    parts = [f"<b>L{layer} · E{expert}</b> &nbsp; {load}", _labels_html(result, at, expert, say)]
     if recording is not None:
-        parts.append(_words_html(recording, at, expert, None if labels is None else _lemmas(labels)))
+        parts.append(_words_html(recording, at, expert, say, None if labels is None else _lemmas(labels)))
     if effect is not None:
-        parts.append(_effect_html(effect))
+        parts.append(_effect_html(effect, say))
     return f'<div style="line-height: 1.5">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
 
 
-def _labels_html(result: Specialization, at: int, expert: int) -> str:
+def _labels_html(result: Specialization, at: int, expert: int, say: Texts) -> str:
     """The labels that the expert prefers, the strongest first; grey where not significant after correction, or not
     above chance by their bounds."""
     lift = result.lift_given[at, expert]
-    name = lift_name(result)
+    name = lift_name(result, say)
     order = [int(i) for i in np.argsort(-np.nan_to_num(lift)) if lift[i] > 1]
     if not order:
-        return "this expert is chosen for no label of this family more often than chance"
+        return say("card.none")
     rows = ""
     for i in order:
-        interval, *evidence = _evidence(result, at, expert, i)
-        cells = [label_html(result.names[i]), f"{name} {number(float(lift[i]))}{interval}", *evidence]
+        interval, *evidence = _evidence(result, at, expert, i, say)
+        label = label_html(result.names[i], gloss=say.glossed)
+        cells = [label, f"{name} {number(float(lift[i]))}{interval}", *evidence]
         style = f"opacity: {1 if result.certain[at, expert, i] else _GREYED}"
         inner = "".join(f'<td style="{_CELL_STYLE}">{cell}</td>' for cell in cells)
         rows += f'<tr style="{style}">{inner}</tr>'
     return f'<table style="border-collapse: collapse">{rows}</table>'
 
 
-def _evidence(result: Specialization, at: int, expert: int, label: int) -> list[str]:
+def _evidence(result: Specialization, at: int, expert: int, label: int, say: Texts) -> list[str]:
     """The interval or bounds of a lift, and what else speaks for it."""
     cell = at, expert, label
-    tokens = f"{result.count[cell]:,.0f} tokens"
+    tokens = say("card.tokens", n=f"{result.count[cell]:,.0f}")
     if result.evidence == "none":
         return ["", tokens]
     interval = f" {bracketed(float(result.low[cell]), float(result.high[cell]))}".rstrip()
     if result.exact is not None:
-        return [interval, "bounds", tokens, f"{percent(float(result.exact[cell]))} exact"]
-    token = [f"lift given token {number(float(result.lift_given_token[cell]))}"] if "token" not in result.given else []
+        return [interval, say("card.bounds"), tokens, say("card.exact", share=percent(float(result.exact[cell])))]
+    within = say("card.lift_given_token", value=number(float(result.lift_given_token[cell])))
+    token = [within] if "token" not in result.given else []
     return [interval, *token, tokens, f"q {number(float(result.q[cell]))}"]
 
 
-def _effect_html(effect: Effect) -> str:
+def _effect_html(effect: Effect, say: Texts) -> str:
+    from moelens.interventions.intervention import intervention_names  # imports torch, which most cards do not need
+
     rows = ""
     for k in effect.kinds:
-        control = "without controls"
+        control = say("card.no_controls")
         if effect.controls:
-            control = (
-                f"{effect.control} controls {signed_number(k.control)} {signed_interval(k.control_low, k.control_high)}"
+            control = say(
+                "card.controls",
+                control=say.name("effects", effect.control),
+                change=signed_number(k.control),
+                interval=signed_interval(k.control_low, k.control_high),
             )
         cells = (
             f"{escape(k.kind)} ({k.items})",
@@ -117,7 +127,7 @@ def _effect_html(effect: Effect) -> str:
             control,
         )
         rows += "<tr>" + "".join(f'<td style="{_CELL_STYLE}">{cell}</td>' for cell in cells) + "</tr>"
-    head = f"{escape(' + '.join(effect.interventions))}: change of the margin in nats, 95 % interval"
+    head = say("card.effect", what=escape(intervention_names(effect.interventions, say)))
     return f'{head}<table style="border-collapse: collapse">{rows}</table>'
 
 
@@ -133,7 +143,11 @@ def _read_lemmas(labels: Labels, modified: int) -> tuple[list[str], NDArray[Any]
 
 
 def _words_html(
-    recording: Recording | Excerpt, at: int, expert: int, lemmas: tuple[list[str], NDArray[Any]] | None = None
+    recording: Recording | Excerpt,
+    at: int,
+    expert: int,
+    say: Texts,
+    lemmas: tuple[list[str], NDArray[Any]] | None = None,
 ) -> str:
     """The words, lemmas, companions and sentences of an expert; `at` is the position of its layer."""
     require_alignment(recording)
@@ -144,24 +158,28 @@ def _words_html(
     taken &= end > start
     extent = getattr(recording, "extent", "")  # an explorer reads an excerpt of a large recording
     if not taken.any():
-        return f"chosen for no token of {extent or 'this recording'}"
+        return say("card.no_token", extent=extent or say("card.this_recording"))
     rows = np.flatnonzero(taken)
-    words = _most_frequent_html("tokens", ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
+    words = _most_frequent_html("words", say, ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
     if lemmas is not None:
         names, lemma_ids = lemmas
         named = rows[[names[i] != "" for i in lemma_ids[rows]]]
-        words += _most_frequent_html("lemmas", lemma_ids, named, lambda row: names[lemma_ids[row]])
+        words += _most_frequent_html("lemmas", say, lemma_ids, named, lambda row: names[lemma_ids[row]])
     return (
-        f"{f'in {extent}<br>' if extent else ''}{words}{_companions_html(experts, taken, expert)}"
+        f"{say('card.within', extent=extent) + '<br>' if extent else ''}{words}"
+        f"{_companions_html(experts, taken, expert, say)}"
         f'<div lang="ja" style="margin-top: 3px">{_contexts_html(texts, rows, doc, start, end)}</div>'
     )
 
 
-def _most_frequent_html(heading: str, ids: NDArray[Any], rows: NDArray[Any], text_of: Callable[[int], str]) -> str:
+def _most_frequent_html(
+    heading: str, say: Texts, ids: NDArray[Any], rows: NDArray[Any], text_of: Callable[[int], str]
+) -> str:
     """The most frequent ids at `rows`; hovering shows their share of all occurrences of the id.
 
     Args:
-        heading: what the ids stand for, such as "tokens".
+        heading: what the ids stand for, "words" or "lemmas".
+        say: the language.
         ids: an id for each row of the recording.
         rows: the rows at which the expert is chosen.
         text_of: returns the text to show for a row.
@@ -169,20 +187,21 @@ def _most_frequent_html(heading: str, ids: NDArray[Any], rows: NDArray[Any], tex
     found, first, counts = np.unique(ids[rows], return_index=True, return_counts=True)
     words = []
     for i in np.argsort(-counts, kind="stable")[:_MOST_WORDS]:
-        share = counts[i] / (ids == found[i]).sum()
+        times = say("card.times", n=counts[i], share=f"{counts[i] / (ids == found[i]).sum():.0%}")
         word = escape(text_of(rows[first[i]]).replace("\n", "↵"))
-        words.append(f'<span title="{counts[i]} times, {share:.0%} of all its occurrences">{word}</span>')
-    return f'{heading}: <span lang="ja">{" &nbsp;".join(words)}</span><br>'
+        words.append(f'<span title="{times}">{word}</span>')
+    return f'{say(f"card.{heading}")}: <span lang="ja">{" &nbsp;".join(words)}</span><br>'
 
 
-def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: int) -> str:
+def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: int, say: Texts) -> str:
     """The experts that are chosen together with this one more often than their load implies, by lift."""
     n = int(max(experts.max(), expert)) + 1
     together = np.bincount(experts[taken].ravel(), minlength=n) / taken.sum()
     lift = together / np.maximum(np.bincount(experts.ravel(), minlength=n) / len(experts), 1e-12)
     lift[expert] = 0
     best = [int(i) for i in np.argsort(-lift)[:_MOST_COMPANIONS] if lift[i] > 1]
-    return "chosen together with " + ", ".join(f"E{i} (lift {number(float(lift[i]))})" for i in best) if best else ""
+    named = (say("card.companion", expert=i, lift=number(float(lift[i]))) for i in best)
+    return say("card.companions", listed=say("answer.comma").join(named)) if best else ""
 
 
 def _contexts_html(

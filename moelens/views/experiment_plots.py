@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from moelens.analysis.tables import number
+from moelens.texts import Texts
 from moelens.views.maps import new_axes
 from moelens.views.style import PALETTE, japanese_font
 
@@ -26,64 +27,75 @@ def plot_height(rows: int) -> float:
     return 1.25 + 0.3 * max(rows, 1)
 
 
-def effect_plot(effect: Effect, *, ax: Axes | None = None) -> Axes:
+def effect_plot(effect: Effect, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the change of the margin for each kind of contrast or pair, with its interval, beside the controls.
 
     Args:
         effect: a result of `moelens.effect`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    from moelens.interventions.intervention import intervention_names  # imports torch, which other plots do not need
+
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(effect.kinds))))
         _name_rows(ax, [f"{k.kind} ({k.items})" for k in effect.kinds])
         changes = [(k.change, k.low, k.high) for k in effect.kinds]
-        _dots(ax, changes, _RESULT_COLOUR, "o", "intervention, 95 % interval", -0.12)
+        _dots(ax, changes, _RESULT_COLOUR, "o", say("plot.intervention"), -0.12)
         controls = [(k.control, k.control_low, k.control_high) for k in effect.kinds]
-        _dots(ax, controls, _CONTROL_COLOUR, "s", f"{effect.draws} {effect.control} controls, middle 95 %", 0.12)
-        what = " + ".join(effect.interventions) or "no intervention"
-        half = "all sentences" if effect.half == "all" else f"{effect.half} half"
-        text = f" · unrelated text: KL {number(effect.text.kl)} nats per token" if effect.text else ""
-        return _titled(ax, f"{effect.model} · {what}", f"change of the margin in nats, {half}{text}")
+        matched = say("plot.controls", draws=effect.draws, control=say.name("effects", effect.control))
+        _dots(ax, controls, _CONTROL_COLOUR, "s", matched, 0.12)
+        what = intervention_names(effect.interventions, say) or say("plot.no_intervention")
+        text = say("plot.change", half=_half(effect.half, say))
+        text = say("plot.kl", text=text, kl=number(effect.text.kl)) if effect.text else text
+        return _titled(ax, f"{effect.model} · {what}", text)
 
 
-def causes_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
+def causes_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw what removing each expert that attribution found changes, beside the removal of matched experts.
 
     Args:
         causes: a result of `moelens.causes`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    from moelens.interventions.intervention import intervention_names  # imports torch, which other plots do not need
+
+    say = Texts(lang)
     with japanese_font():
         effects = [*causes.effects, *([causes.joint] if causes.joint else [])]
         ax = ax or new_axes((8.0, plot_height(len(effects))))
-        names = [" + ".join(e.interventions) for e in causes.effects]
+        names = [intervention_names(e.interventions, say) for e in causes.effects]
         kinds = [e.kinds[0] for e in effects]
-        _name_rows(ax, names if causes.joint is None else [*names, "all of these"])
+        _name_rows(ax, names if causes.joint is None else [*names, say("effects.all_of_these")])
         changes = [(k.change, k.low, k.high) for k in kinds]
-        _dots(ax, changes, _RESULT_COLOUR, "o", "removal, 95 % interval", -0.12)
+        _dots(ax, changes, _RESULT_COLOUR, "o", say("plot.removal"), -0.12)
         controls = [(k.control, k.control_low, k.control_high) for k in kinds]
-        _dots(ax, controls, _CONTROL_COLOUR, "s", "matched controls, middle 95 %", 0.12)
+        _dots(ax, controls, _CONTROL_COLOUR, "s", say("plot.matched"), 0.12)
         attribution = causes.attribution
         head = f"{attribution.model} · {', '.join(attribution.kinds)}"
-        return _titled(ax, head, "change of the margin in nats, test half")
+        return _titled(ax, head, say("plot.change", half=_half("test", say)))
 
 
-def dose_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
+def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the change of the margin by the number of experts removed, beside random sets of as many.
 
     Args:
         causes: a result of `moelens.causes`, with `doses`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, 3.2))
         x = [d.experts for d in causes.doses]
@@ -93,7 +105,7 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
             [d.random_high for d in causes.doses],
             color=_CONTROL_COLOUR,
             alpha=0.2,
-            label="random sets, middle 95 %",
+            label=say("plot.random"),
         )
         ax.plot(x, [d.random for d in causes.doses], color=_CONTROL_COLOUR, marker="s")
         change = np.array([d.change for d in causes.doses])
@@ -105,17 +117,16 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None) -> Axes:
             color=_RESULT_COLOUR,
             marker="o",
             capsize=3,
-            label="experts with the largest contributions, 95 % interval",
+            label=say("plot.largest"),
         )
         ax.axhline(0, color="#777777", linewidth=1)
         ax.set_xscale("log", base=2)
         ax.set_xticks(x, [str(n) for n in x])
-        ax.set_xlabel("experts removed together")
-        ax.set_ylabel("change of the margin in nats")
+        ax.set_xlabel(say("plot.together"))
+        ax.set_ylabel(say("plot.margin"))
         ax.legend(frameon=False, fontsize=8)
-        ax.set_title(
-            f"{causes.attribution.model} · {', '.join(causes.attribution.kinds)} · test half", loc="left", fontsize=9
-        )
+        kinds = ", ".join(causes.attribution.kinds)
+        ax.set_title(f"{causes.attribution.model} · {kinds} · {_half('test', say)}", loc="left", fontsize=9)
         return ax
 
 
@@ -173,23 +184,25 @@ def attribution_plot(attribution: Attribution, *, ax: Axes | None = None) -> Axe
         return _titled(ax, head, "contribution to the margin in nats")
 
 
-def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes:
+def preference_plot(preferences: Preferences, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw for each kind how often the model prefers what the context licenses; chance is 0.5.
 
     Args:
         preferences: a result of `moelens.prefer`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(preferences.kinds))))
         _name_rows(ax, [f"{k.kind} ({k.items})" for k in preferences.kinds])
         control_kinds = {i.kind for i in preferences.items if getattr(i, "control", False)}
         for colour, mark, label, is_control in (
-            (_RESULT_COLOUR, "o", "honorific", False),
-            (_CONTROL_COLOUR, "s", "control", True),
+            (_RESULT_COLOUR, "o", say("plot.honorific"), False),
+            (_CONTROL_COLOUR, "s", say("plot.control"), True),
         ):
             rows = [
                 (k.accuracy, k.accuracy_low, k.accuracy_high)
@@ -200,9 +213,8 @@ def preference_plot(preferences: Preferences, *, ax: Axes | None = None) -> Axes
             _dots(ax, rows, colour, mark, label, 0)
         ax.lines[0].set_xdata([0.5, 0.5])
         ax.set_xlim(-0.02, 1.02)
-        items = f"{len(preferences.items):,} items"
-        head = f"{preferences.model} · {items} · how often the model prefers what the context licenses"
-        return _titled(ax, head, "accuracy with its 95 % interval over frames; dashed: chance")
+        head = say("plot.preferences", model=preferences.model, items=f"{len(preferences.items):,}")
+        return _titled(ax, head, say("plot.accuracy"))
 
 
 def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
@@ -238,6 +250,10 @@ def probe_plot(result: ProbeResult, *, ax: Axes | None = None) -> Axes:
         ax.set_xlabel("layer", fontsize=8)
         ax.set_title(f"{result.family} · {size} · dotted: control task", loc="left", fontsize=9)
         return ax
+
+
+def _half(half: str, say: Texts) -> str:
+    return say("plot.all_sentences") if half == "all" else say("plot.half", half=say.name("effects", half))
 
 
 def _name_rows(ax: Axes, names: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from moelens.errors import MoeLensError
 from moelens.files import writing
 from moelens.interventions.items import item_kinds
 from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
+from moelens.texts import Texts
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
@@ -51,6 +52,7 @@ class EffectView(LiveView):
 
     MODULE = "effect"
     _esm = view_module("effect.js")
+    texts: Any = traitlets.Dict(Texts().part("effect")).tag(sync=True)
     target = traitlets.Unicode().tag(sync=True)
     kinds = traitlets.List(traitlets.Unicode(), list(item_kinds())).tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
@@ -82,6 +84,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         passages: sentences of the recording that the result is of; None shows the map and the card only.
         remove: removes an expert and measures the effect; None makes the button answer with an error.
         label: the label to show first; None for the first one that was tested.
+        lang: language of the headings and sentences, "en" or "ja".
 
     Attributes:
         map: the `ExpertMap`.
@@ -105,20 +108,21 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         passages: Passages | None = None,
         remove: RemoveExpert | None = None,
         label: str | None = None,
+        lang: str | Texts = "en",
     ) -> None:
-        self.result, self.passages, self.remove = result, passages, remove
+        self.result, self.passages, self.remove, self.say = result, passages, remove, Texts(lang)
         excerpt = None if passages is None else passages.excerpt
-        self.map, self.card = ExpertMap(result, label, recording=excerpt), ipywidgets.HTML()
+        self.map, self.card = ExpertMap(result, label, recording=excerpt, lang=self.say), ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         self.effects: dict[tuple[int, int], Effect] = {}
         self.tests: set[tuple[int, int, str]] = set()  # p is corrected for what was clicked
-        self.sections: list[tuple[str, str, LiveView]] = [("WHERE", "layers and experts", self.map)]
+        self.sections: list[tuple[str, str, LiveView]] = [("where", self.say("explorer.where"), self.map)]
         if passages is not None:
             self._add_passages(passages)
         row = ipywidgets.HBox([self.map, self.card], layout={"flex_flow": "row wrap", "grid_gap": "0 20px"})
         widgets: list[Any] = []
         for name, text, view in self.sections:
-            heading = ipywidgets.HTML(f'<b style="{_HEADING_STYLE}">{name}</b> {text}')
+            heading = ipywidgets.HTML(f'<b style="{_HEADING_STYLE}">{self.say(f"section.{name}")}</b> {text}')
             widgets += [heading, row if view is self.map else view]
         super().__init__(widgets)
         self.map.observe(self._show, ["selected", "label"])
@@ -131,14 +135,14 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
                 f"expected a recording with the layers of the result, {self.result.layers}, got one with "
                 f"{passages.recording.layers}; give the recording that was analysed"
             )
-        self.trace = TraceView([passages.passage(0)], load=self.result.load)
-        self.effect = EffectView(kind=KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND))
+        self.trace = TraceView([passages.passage(0)], load=self.result.load, lang=self.say)
+        kind = KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND)
+        self.effect = EffectView(kind=kind, texts=self.say.part("effect"))
         self.effect.observe(self._remove, "clicks")
         extent = passages.excerpt.extent
-        source = f", from {extent}" if extent else ""
-        sentences = f"sentences in which the expert is chosen for the label{source}"
-        self.sections.append(("WHAT", sentences, self.trace))
-        self.sections.append(("EFFECT", "what removing the expert changes", self.effect))
+        sentences = self.say("explorer.what_from", extent=extent) if extent else self.say("explorer.what")
+        self.sections.append(("what", sentences, self.trace))
+        self.sections.append(("effect", self.say("explorer.effect"), self.effect))
 
     def save_html(self, path: str | Path) -> Path:
         """Write one self-contained HTML file: the map with its cards, the sentences of the expert that is selected now,
@@ -150,14 +154,15 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         Returns:
             The path.
         """
-        path, page = Path(path), Page()
+        path, page = Path(path), Page(self.say.lang)
         place = "L{} · E{}".format(*self._selected())
         kept = [
-            (name, f"{text}: {place} in this file" if view is not self.map and name == "WHAT" else text, view)
+            (name, self.say("explorer.in_file", text=text, place=place) if name == "what" else text, view)
             for name, text, view in self.sections
-            if name != "EFFECT" or self.effects
+            if name != "effect" or self.effects
         ]
-        body = "".join(f"<h2><b>{name}</b>{text}</h2>{page.add(view)}" for name, text, view in kept)
+        titles = ((f"<b>{self.say(f'section.{name}')}</b>{text}", view) for name, text, view in kept)
+        body = "".join(f"<h2>{title}</h2>{page.add(view)}" for title, view in titles)
         with writing(path) as partial:
             partial.write_text(page.html(self.map.heading, body), encoding="utf-8")
         return path
@@ -187,6 +192,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             self.map.recording,
             labels=None if self.passages is None else self.passages.labels,
             effect=self.effects.get((layer, expert)),
+            lang=self.say,
         )
         if self.passages is not None:
             self.trace.show(self.passages.find(layer, expert, self.map.label), layer, expert)
@@ -196,7 +202,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
 
     def _remove(self, change: Any) -> None:
         view, (layer, expert) = self.effect, self._selected()
-        view.status, view.message = "running", f"Running the model on the sentences without {view.target} …"
+        view.status, view.message = "running", self.say("explorer.running", target=view.target)
         try:
             if self.remove is None:
                 raise MoeLensError(
@@ -208,39 +214,36 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             view.status, view.message = "failed", str(error)
             return
         except BaseException:  # also an interrupt: the button must not stay in the state "running"
-            view.status, view.message = "failed", "The removal failed; see the error in the log of the notebook."
+            view.status, view.message = "failed", self.say("explorer.failed")
             raise
         row = {name: value if value == value else None for name, value in asdict(effect.kinds[0]).items()}  # NaN: None
         row["target"] = view.target
         view.rows = [row, *view.rows][:_MOST_ROWS]
         self.tests.add((layer, expert, view.kind))
-        view.status, view.message = "idle", verdict(row, len(self.tests))
+        view.status, view.message = "idle", verdict(row, len(self.tests), self.say)
         self.effects[layer, expert] = effect
         self._show()
 
 
-def verdict(row: Mapping[str, Any], tests: int = 1) -> str:
+def verdict(row: Mapping[str, Any], tests: int = 1, lang: str | Texts = "en") -> str:
     """Return an effect in a few sentences.
 
     Args:
         row: a row of `EffectView.rows`.
         tests: number of removals that were tried; p is multiplied by it (Bonferroni).
+        lang: language of the sentences, "en" or "ja".
 
     Example:
         >>> verdict({"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": -0.18, "p": None})
         'Without L4 · E21, the preference falls by 0.310 nats; the 95 % interval excludes 0.'
     """
-    direction = "falls" if row["change"] < 0 else "rises"
-    interval = "excludes" if row["low"] > 0 or row["high"] < 0 else "includes"
-    sentence = (
-        f"Without {row['target']}, the preference {direction} by {abs(row['change']):.3f} nats; "
-        f"the 95 % interval {interval} 0"
-    )
-    start = " To begin with, the model prefers the wrong form here." if row.get("before", 0) < 0 else ""
+    say = Texts(lang)
+    interval = say("verdict.excludes" if row["low"] > 0 or row["high"] < 0 else "verdict.includes")
+    key = "verdict.falls" if row["change"] < 0 else "verdict.rises"
+    text = say(key, target=row["target"], change=f"{abs(row['change']):.3f}", interval=interval)
+    start = say("verdict.starts_wrong") if row.get("before", 0) < 0 else ""
     if row["p"] is None:
-        return f"{sentence}.{start}"
+        return say("verdict.sentence", text=text) + start
     p = min(1.0, tests * row["p"])
-    told = f"p {number(p)}" + (f", corrected for {tests} removals" if tests > 1 else "")
-    if p < ALPHA:
-        return f"{sentence}. The change is larger than under matched controls ({told}).{start}"
-    return f"{sentence}. It cannot be distinguished from the changes under matched controls ({told}).{start}"
+    told = say("verdict.p_corrected", p=number(p), tests=tests) if tests > 1 else say("verdict.p", p=number(p))
+    return say("verdict.larger" if p < ALPHA else "verdict.same", text=text, p=told) + start

@@ -12,6 +12,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from moelens.japanese.classes import label_text
+from moelens.texts import Texts
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
@@ -47,6 +48,7 @@ class ExpertMap(LiveView):
         label: the label to show first; None for the first one that was tested.
         metric: the metric to show first: "lift", "share" or "lift_given_token"; None for the tested one.
         recording: the recording that was analysed, for the words and sentences on the cards of a file.
+        lang: language of the texts, "en" or "ja".
 
     Attributes:
         label: the label that is shown.
@@ -81,6 +83,7 @@ class ExpertMap(LiveView):
     metrics = traitlets.List(traitlets.Unicode()).tag(sync=True)
     metric = traitlets.Unicode("lift").tag(sync=True)
     names: Any = traitlets.Dict().tag(sync=True)
+    texts: Any = traitlets.Dict().tag(sync=True)
     sorted = traitlets.Bool(False).tag(sync=True)
     selected = traitlets.List(traitlets.Int(), [0, 0]).tag(sync=True)
     brushed = traitlets.List(traitlets.Int()).tag(sync=True)
@@ -93,8 +96,10 @@ class ExpertMap(LiveView):
         label: str | None = None,
         metric: str | None = None,
         recording: Recording | Excerpt | None = None,
+        lang: str | Texts = "en",
     ) -> None:
-        self.result, self.recording = result, recording
+        self.result, self.recording, self.say = result, recording, Texts(lang)
+        gloss = self.say.glossed
         shown = [name for name in result.names if name not in result.too_rare] or list(result.names)
         label = shown[0] if label is None else result.names[result.label_index(label)]
         best = result.top(1, label)
@@ -106,7 +111,8 @@ class ExpertMap(LiveView):
             label=label,
             metrics=[m for m in METRICS if m != "lift_given_token" or result.evidence == "test"],
             metric=metric or tested_metric(result),
-            names={name: label_text(name) for name in shown} | METRICS,
+            names={name: label_text(name, gloss=gloss) for name in shown} | self.say.part("metric"),
+            texts=self.say.part("map"),
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
             lut=_colour_table(LIGHT_COLOURS),
             lut_dark=_colour_table(DARK_COLOURS),
@@ -122,7 +128,7 @@ class ExpertMap(LiveView):
             "values": logs.astype("<f4").tobytes(),
             "significant": significant.astype(np.uint8).tobytes(),
             "clip": colour_limit(logs),
-            "heading": map_title(self.result, label, METRICS[metric]).replace("\n", " · "),
+            "heading": map_title(self.result, label, metric, self.say).replace("\n", " · "),
         }
 
     def all_choices(self) -> Iterator[tuple[Any, ...]]:
@@ -133,15 +139,15 @@ class ExpertMap(LiveView):
         # the theme of the system, which may differ from that of the notebook.
         figure = Figure(figsize=map_size(self.result, self.label), layout="constrained")
         with japanese_font():
-            expert_map(self.result, self.label, value=self.metric, ax=figure.subplots())
+            expert_map(self.result, self.label, value=self.metric, ax=figure.subplots(), lang=self.say)
             return image_html(figure, self.heading)
 
     def cards(self) -> Iterator[tuple[str, str]]:
         """Return the cards of the experts with the strongest preferences; all cards would make a file too large."""
-        yield "", "This file has cards for the experts with a dot, which have the strongest preferences."
+        yield "", self.say("card.in_file")
         for cell in self._cells_with_cards():
             at, expert = map(int, cell.split(","))
-            yield cell, card_html(self.result, self.result.layers[at], expert, self.recording)
+            yield cell, card_html(self.result, self.result.layers[at], expert, self.recording, lang=self.say)
 
     def state_in_file(self) -> dict[str, Any]:
         cells = self._cells_with_cards()

@@ -10,8 +10,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
+from moelens.analysis import wording
 from moelens.errors import unknown
 from moelens.japanese.classes import label_text
+from moelens.texts import Texts
 from moelens.views.style import japanese_font
 
 if TYPE_CHECKING:
@@ -26,12 +28,8 @@ LIGHT_COLOURS = LinearSegmentedColormap.from_list(
 DARK_COLOURS = LinearSegmentedColormap.from_list(
     "moelens_dark", ["#d4c8ff", "#8f7fd0", "#473f6b", "#26262b", "#6b4420", "#d98324", "#ffd9a0"]
 )
-METRICS = {
-    "lift": "lift",
-    "share": "share relative to chance (k/E)",
-    "lift_given_token": "lift given token",
-}
-"""What a map can show, and its name in the views."""
+METRICS = ("lift", "share", "lift_given_token")
+"""What a map can show."""
 _CLIP_PERCENTILE = 99.5
 _MOST_CELLS_WITH_LINES = 1500
 _GREY_WEIGHTS = (0.30, 0.59, 0.11)
@@ -44,6 +42,7 @@ def expert_map(
     value: str | None = None,
     ax: Axes | None = None,
     title: str | None = None,
+    lang: str | Texts = "en",
 ) -> Axes:
     """Draw layers × experts for one label; cells that are not significant after correction are grey.
 
@@ -58,6 +57,7 @@ def expert_map(
             lift that was tested.
         ax: axes to draw on; None makes a new pyplot figure.
         title: title of the axes; None for what is shown, in two lines.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
@@ -75,16 +75,16 @@ def expert_map(
     if label is None:
         label = next((name for name in result.names if name not in result.too_rare), result.names[0])
     value = value or tested_metric(result)
-    index = result.label_index(label)
+    index, say = result.label_index(label), Texts(lang)
     label, ratio = result.names[index], ratios(result, label, value)
     with japanese_font():
         ax = ax or new_axes(map_size(result, label))
         if not result.label_tokens[index]:
-            head = f"{result.headline} · {result.control}"
-            return draw_message(ax, head, f"no label {label} in this text (0 tokens)")
-        _draw(ax, ratio, result.certain[:, :, index])
-        _label_axes(ax, result)
-        text = map_title(result, label, METRICS[value]) if title is None else title
+            head = f"{wording.result_headline(result, say)} · {wording.control(result, say)}"
+            return draw_message(ax, head, say("map.no_label", label=label))
+        _draw(ax, ratio, result.certain[:, :, index], say)
+        _label_axes(ax, result, say)
+        text = map_title(result, label, value, say) if title is None else title
         ax.set_title(text, loc="left", fontsize=9, linespacing=1.4, fontfamily=["IPAexGothic", "DejaVu Sans"])
     return ax
 
@@ -118,16 +118,18 @@ def colour_limit(logs: Floats) -> float:
     return float(np.clip(np.percentile(finite, _CLIP_PERCENTILE), 1.0, 3.0)) if finite.size else 1.0
 
 
-def load_plot(result: Specialization, *, ax: Axes | None = None) -> Axes:
+def load_plot(result: Specialization, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the relative load of each expert by layer, one dot for each expert; 1 is an even load.
 
     Args:
         result: a result of `analyze`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((9.6, 3.0))
         place = np.repeat(np.arange(len(result.layers)), result.n_experts)
@@ -139,10 +141,10 @@ def load_plot(result: Specialization, *, ax: Axes | None = None) -> Axes:
         ax.set_xlim(-0.6, len(result.layers) - 0.4)
         ax.set_ylim(bottom=0)
         layer_ticks(ax.xaxis, result.layers)
-        ax.set_xlabel("layer")
-        ax.set_ylabel("relative load (1 = even)")
+        ax.set_xlabel(say("map.layer"))
+        ax.set_ylabel(say("map.relative_load"))
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_title(f"{result.headline} · load of each expert (descriptive, not tested)", loc="left", fontsize=9)
+        ax.set_title(say("map.load", headline=wording.result_headline(result, say)), loc="left", fontsize=9)
     return ax
 
 
@@ -172,7 +174,7 @@ def diverging_scale(ax: Axes, limit: float) -> ScalarMappable:
     return ScalarMappable(Normalize(-limit, limit, clip=True), DARK_COLOURS if dark else LIGHT_COLOURS)
 
 
-def _draw(ax: Axes, ratio: Floats, significant: Bools) -> None:
+def _draw(ax: Axes, ratio: Floats, significant: Bools, say: Texts) -> None:
     with np.errstate(divide="ignore"):
         logs = np.log2(ratio)
     limit = colour_limit(logs)
@@ -187,7 +189,7 @@ def _draw(ax: Axes, ratio: Floats, significant: Bools) -> None:
     bar.ax.yaxis.set_minor_locator(NullLocator())
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{2**x:.3g}×" if x >= 0 else f"1/{2**-x:.3g}×"))
     bar.ax.tick_params(labelsize=7.5, length=2)
-    bar.ax.set_title("ratio", fontsize=7.5, loc="left")
+    bar.ax.set_title(say("map.ratio"), fontsize=7.5, loc="left")
 
 
 def cell_colours(
@@ -215,13 +217,13 @@ def cell_colours(
     return rgb
 
 
-def _label_axes(ax: Axes, result: Specialization) -> None:
+def _label_axes(ax: Axes, result: Specialization, say: Texts) -> None:
     n_layers, n_experts = len(result.layers), result.n_experts
     layer_ticks(ax.yaxis, result.layers)
     ax.xaxis.set_major_locator(MultipleLocator(max(1, 2 ** round(np.log2(max(n_experts, 16) / 16)))))
     ax.tick_params(labelsize=7.5, length=2)
-    ax.set_xlabel("expert", fontsize=8)
-    ax.set_ylabel("layer", fontsize=8)
+    ax.set_xlabel(say("map.expert"), fontsize=8)
+    ax.set_ylabel(say("map.layer"), fontsize=8)
     ax.spines[:].set_visible(False)
     background = ax.get_facecolor()
     if n_layers * n_experts <= _MOST_CELLS_WITH_LINES:
@@ -240,20 +242,18 @@ def layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
     axis.set_ticks(list(places), [f"L{layers[i]}" for i in places])  # type: ignore[attr-defined]
 
 
-def map_title(result: Specialization, label: str, metric: str) -> str:
+def map_title(result: Specialization, label: str, metric: str, say: Texts) -> str:
     """Return the two lines above a map: model, metric and control; label, tokens and number of significant experts."""
     index = result.label_index(label)
     above = (result.certain[:, :, index] & (result.lift_given[:, :, index] > 1)).sum()
-    cells = result.certain[:, :, index].size
-    verdict = {
-        "test": f"significantly above chance at {above:,} of {cells:,} experts; grey: not significant after correction",
-        "bounds": f"lift above chance by its bounds at {above:,} of {cells:,} experts; grey: the bounds include 1",
-        "none": f"lift above 1 at {above:,} of {cells:,} experts; nothing was tested",
-    }[result.evidence]
+    key = {"test": "map.significant", "bounds": "map.above_bounds", "none": "map.above_1"}[result.evidence]
+    verdict = say(key, above=f"{above:,}", cells=f"{result.certain[:, :, index].size:,}")
     if label in result.too_rare:
-        verdict = f"{result.why_untested(label)}: all cells are grey"
-    tokens = f"{result.label_tokens[index]:,.0f} tokens"
-    return f"{result.headline} · {metric} · {result.control}\n{label_text(label)} · {tokens} · {verdict}"
+        verdict = say("map.all_grey", why=wording.why_untested(result, label, say))
+    tokens = say("result.tokens", tokens=f"{result.label_tokens[index]:,.0f}")
+    head, control = wording.result_headline(result, say), wording.control(result, say)
+    name = say(f"metric.{metric}")
+    return f"{head} · {name} · {control}\n{label_text(label, gloss=say.glossed)} · {tokens} · {verdict}"
 
 
 def draw_message(ax: Axes, head: str, message: str) -> Axes:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Protocol
 from moelens.views.frontend import static_text
 
 _DOCUMENT = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
+<html lang="{lang}"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>{css}</style>{scripts}</head>
@@ -47,12 +47,16 @@ class _PageView(Protocol):
 class Page:
     """Builds an HTML file with live views: `add` puts a view into it, `html` returns the text of the file.
 
+    Args:
+        lang: language of the page, for the browser.
+
     Attributes:
         views: for each live view its module, state and slices.
         modules: the JavaScript modules by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lang: str = "en") -> None:
+        self.lang = lang
         self.views: list[dict[str, Any]] = []
         self.modules: dict[str, str] = {}
 
@@ -97,7 +101,12 @@ class Page:
             allowed = f"'sha256-{digest}' blob:"
         css = static_text("report.css") + static_text("live.css")
         return _DOCUMENT.format(
-            policy=_POLICY.format(scripts=allowed), title=escape(title), css=css, scripts=scripts, body=body
+            lang=self.lang,
+            policy=_POLICY.format(scripts=allowed),
+            title=escape(title),
+            css=css,
+            scripts=scripts,
+            body=body,
         )
 
 

@@ -10,6 +10,7 @@ from moelens.analysis import Comparison, Measure, Specialization
 from moelens.display import Displayed, View, register_view
 from moelens.interventions import Attribution, Causes, Effect, Preferences, Steering
 from moelens.probes import ProbeResult
+from moelens.texts import Texts
 from moelens.tracing import Trace
 from moelens.views import experiment_plots, maps, measure_plots
 from moelens.views.explorer import Explorer
@@ -27,8 +28,8 @@ def _text_html(result: Any) -> str:
     return f"<div>{_pre_html(result)}</div>"
 
 
-def _pre_html(result: Any) -> str:
-    return f'<pre style="{_PRE_STYLE}">{escape(str(result))}</pre>'
+def _pre_html(text: object) -> str:
+    return f'<pre style="{_PRE_STYLE}">{escape(str(text))}</pre>'
 
 
 def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None]) -> View:
@@ -44,14 +45,25 @@ def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None
     return View(html=html, plot=plot)
 
 
-def _causes_html(causes: Causes) -> str:
+def _experiment_view(plot: Callable[..., Any], size: Callable[[Any], _Size]) -> View:
+    """A picture above the table, in one of two languages."""
+
+    def html(result: Any, lang: str | Texts = "en") -> str:
+        picture = picture_html(lambda ax: plot(result, ax=ax, lang=lang), size(result), type(result).__name__)
+        return f"<div>{picture}{_pre_html(result.table(lang))}</div>"
+
+    return View(html=html, plot=plot)
+
+
+def _causes_html(causes: Causes, lang: str | Texts = "en") -> str:
     """The removals beside their controls, the dose–response curve, and the printed form."""
     size = _rows_size(len(causes.effects) + (causes.joint is not None))
-    pictures = picture_html(lambda ax: experiment_plots.causes_plot(causes, ax=ax), size, "Causes")
+    pictures = picture_html(lambda ax: experiment_plots.causes_plot(causes, ax=ax, lang=lang), size, "Causes")
     if causes.doses:
-        curve = "dose–response curve of removing experts together"
-        pictures += picture_html(lambda ax: experiment_plots.dose_plot(causes, ax=ax), (8.0, 3.2), curve)
-    return f"<div>{pictures}{_pre_html(causes)}</div>"
+        curve = Texts(lang)("plot.dose")
+        dose = picture_html(lambda ax: experiment_plots.dose_plot(causes, ax=ax, lang=lang), (8.0, 3.2), curve)
+        pictures += dose
+    return f"<div>{pictures}{_pre_html(causes.table(lang))}</div>"
 
 
 def _rows_size(rows: int) -> _Size:
@@ -72,8 +84,8 @@ register_view(Specialization, View(html=findings_html, plot=maps.expert_map, exp
 register_view(Attribution, _view_with_plot(experiment_plots.attribution_plot, lambda r: _rows_size(len(r.top))))
 register_view(Causes, View(html=_causes_html, plot=experiment_plots.causes_plot))
 register_view(Comparison, _view_with_plot(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
-register_view(Effect, _view_with_plot(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
+register_view(Effect, _experiment_view(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))
-register_view(Preferences, _view_with_plot(experiment_plots.preference_plot, lambda r: _rows_size(len(r.kinds))))
+register_view(Preferences, _experiment_view(experiment_plots.preference_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Steering, _view_with_plot(experiment_plots.steering_plot, lambda r: (8.0, 3.4)))
 register_view(ProbeResult, _view_with_plot(experiment_plots.probe_plot, lambda r: (8.0, 3.2)))

@@ -11,8 +11,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from moelens.analysis import wording
+from moelens.display import find_view
 from moelens.errors import MoeLensError
-from moelens.japanese.classes import CLASS_STYLE, FAMILY_TITLE, GLOSS
+from moelens.japanese.classes import CLASS_STYLE, GLOSS
+from moelens.texts import Texts
 from moelens.views.answers import answer
 from moelens.views.finding_tables import LEAST_TOKENS, findings_html, summary_html
 from moelens.views.live import LiveView
@@ -34,22 +37,6 @@ if TYPE_CHECKING:
 _MAPS_PER_FAMILY = 4
 _FINDINGS_PER_LABEL = 3
 _CANDIDATES = 50
-_MAP_LEGEND = (
-    "A row is a layer, a cell an expert. Orange: the expert takes more of the label's tokens than chance (1×), purple: "
-    "fewer; the bar beside the map gives the ratio. {grey} Empty cells were never chosen. Click on a cell for the card "
-    "of its expert."
-)
-_GREY = {
-    "test": "Grey: not significant after correction.",
-    "bounds": "Grey: the bounds include 1.",
-    "none": "Nothing was tested, so no cell is grey.",
-}
-_SENTENCE_LEGEND = (
-    "Below each token stands the expert with the largest weight in the layer that is shown, and the background has a "
-    "colour for each expert. A dotted line under bold letters marks the tokens that the expert of the heading takes. A "
-    "solid line under a word and a mark before it stand for its honorific class: {marks}. ▫ stands for a further token "
-    "of the same character."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +82,7 @@ class Report:
         notes: further limits, one sentence each.
         recording: the recording that was analysed, for the words and sentences on the cards of experts.
         effects: results of `effect`, `causes` and `prefer` for the model.
+        lang: language of the report, "en" or "ja"; title, facts, captions and notes are shown as they are given.
     """
 
     title: str
@@ -107,6 +95,7 @@ class Report:
     notes: Sequence[str] = ()
     recording: Recording | None = None
     effects: Sequence[Effect | Causes | Preferences] = ()
+    lang: str = "en"
 
 
 def report_html(report: Report) -> str:
@@ -130,96 +119,92 @@ def report_html(report: Report) -> str:
             "expected a report with 1 or more results, got 0; "
             "give some such as results={'honorifics': moelens.analyze(recording)}"
         )
-    first, page = next(iter(report.results.values())), Page()
+    first, say = next(iter(report.results.values())), Texts(report.lang)
+    page = Page(say.lang)
+    facts = (wording.result_headline(first, say), wording.control(first, say), *wording.limits(first, say)[:1])
+    found = answer(report.results, report.effects, lang=say)
     body = [
         f"<h1>{text_html(report.title)}</h1>",
-        '<div class="answer">'
-        + "".join(f"<p>{text_html(part)}</p>" for part in answer(report.results, report.effects))
-        + "</div>",
-        f'<p class="lead">{escape(" · ".join((first.headline, first.control, *first.limits[:1])))}</p>',
-        _overview_section(report),
-        *(_family_section(page, family, result, report) for family, result in report.results.items()),
-        _examples_section(page, report.examples),
-        _effects_section(report.effects),
-        _load_section(first, report.figures),
-        _limits_section(first, report),
-        _reproduce_section(report.reproduce, first),
-        "<footer>Made with moelens. This file makes no network requests.</footer>",
+        '<div class="answer">' + "".join(f"<p>{text_html(part)}</p>" for part in found) + "</div>",
+        f'<p class="lead">{escape(" · ".join(facts))}</p>',
+        _overview_section(report, say),
+        *(_family_section(page, family, result, report, say) for family, result in report.results.items()),
+        _examples_section(page, report.examples, say),
+        _effects_section(report.effects, say),
+        _load_section(first, report.figures, say),
+        _limits_section(first, report, say),
+        _reproduce_section(report.reproduce, first, say),
+        f"<footer>{say('report.footer')}</footer>",
     ]
     return page.html(report.title, "\n".join(body))
 
 
-def _section(name: str, title: str, *parts: str) -> str:
-    return f"<section><h2><b>{name}</b>{title}</h2>\n" + "\n".join(parts) + "</section>"
+def _section(say: Texts, name: str, title: str, *parts: str) -> str:
+    return f"<section><h2><b>{say(f'section.{name}')}</b>{title}</h2>\n" + "\n".join(parts) + "</section>"
 
 
 def _facts_html(facts: Sequence[tuple[str, str]]) -> str:
     return "<dl>" + "".join(f"<dt>{text_html(name)}</dt><dd>{text_html(value)}</dd>" for name, value in facts) + "</dl>"
 
 
-def _overview_section(report: Report) -> str:
-    return _section(
-        "OVERVIEW",
-        "Model and text",
-        "<p>A Mixture-of-Experts model sends every token to a few of its experts. This page shows which experts the "
-        "router chooses more often for some kinds of Japanese words and forms than for the rest of the same text.</p>",
-        _facts_html(report.model) if report.model else "",
-    )
+def _overview_section(report: Report, say: Texts) -> str:
+    facts = _facts_html(report.model) if report.model else ""
+    return _section(say, "overview", say("report.overview"), f"<p>{say('report.about')}</p>", facts)
 
 
-def _family_section(page: Page, family: str, result: Specialization, report: Report) -> str:
+def _family_section(page: Page, family: str, result: Specialization, report: Report, say: Texts) -> str:
     """The maps and the strongest experts of one family of labels."""
     labels = report.maps.get(family)
     labels = _labels_to_draw(family, result) if labels is None else labels
-    maps = "".join(f"<figure>{_map_html(result, label)}</figure>" for label in labels)
-    live = _live_html(page, ExpertMap(result, recording=report.recording), maps)
+    maps = "".join(f"<figure>{_map_html(result, label, say)}</figure>" for label in labels)
+    live = _live_html(page, ExpertMap(result, recording=report.recording, lang=say), maps)
     findings = [
         f
         for label in result.names
         if label not in result.too_rare
         for f in [f for f in result.top(_CANDIDATES, label) if f.count >= LEAST_TOKENS][:_FINDINGS_PER_LABEL]
     ]
+    legend = say("report.map_legend", grey=say(f"report.grey_{result.evidence}"))
     return _section(
-        "WHERE",
-        f"{text_html(_family_title(family, result))}: layers and experts",
-        f"<p>{_family_legend(result)}</p>",
-        f'<div class="scroll">{summary_html(result)}</div>',
+        say,
+        "where",
+        text_html(say("report.where", family=_family_title(family, result, say))),
+        f"<p>{_family_legend(result, say)}</p>",
+        f'<div class="scroll">{summary_html(result, lang=say)}</div>',
         live,
-        f'<p class="legend">{_MAP_LEGEND.format(grey=_GREY[result.evidence])}</p>',
-        f"<h3>The {_FINDINGS_PER_LABEL} strongest experts of each label</h3>",
-        f'<div class="scroll">{findings_html(result, findings)}</div>',
+        f'<p class="legend">{legend}</p>',
+        f"<h3>{say('report.strongest', n=_FINDINGS_PER_LABEL)}</h3>",
+        f'<div class="scroll">{findings_html(result, findings, lang=say)}</div>',
     )
 
 
-def _family_title(family: str, result: Specialization) -> str:
+def _family_title(family: str, result: Specialization, say: Texts) -> str:
     """The heading of a family; results without control say so where others have one."""
     name, _, given = family.partition(" within ")
-    title = FAMILY_TITLE.get(family) or FAMILY_TITLE.get(name, name) + (f", within {given}" if given else "")
-    return title if given or result.given or result.evidence != "test" else f"{title}, without control"
+    title = say.name("family", family)
+    if title == family:
+        title = say.name("family", name)
+        title = say("report.within", family=title, given=say.name("given", given)) if given else title
+    without = not given and not result.given and result.evidence == "test"
+    return say("report.without", family=title) if without else title
 
 
-def _family_legend(result: Specialization) -> str:
+def _family_legend(result: Specialization, say: Texts) -> str:
     """What a lift is, and for what it was controlled."""
-    lift = (
-        "<em>Lift</em> is the share of a label's tokens that go to an expert, divided by the share of all tokens that "
-        "do; 1 is chance."
-    )
-    if result.evidence != "test":
-        return lift
-    token = (
-        " <em>Lift given token</em> is the tokens of the label at the expert, divided by the number expected if only "
-        "the token ids mattered: near 1, the words explain the lift."
-    )
-    if result.given:
-        return f"{lift}{token} The test compares within {escape(' and '.join(result.given))}."
-    return f"{lift}{token} The test of this section has no control: read it after the controlled one."
+    text = say("report.lift")
+    if result.evidence == "test":
+        text += say("report.lift_token")
+        given = wording.given_names(result.given, say, say("table.and"))
+        text += say("report.test_given", given=given) if given else say("report.test_free")
+    return escape(text, quote=False)
 
 
-def _map_html(result: Specialization, label: str) -> str:
+def _map_html(result: Specialization, label: str, say: Texts) -> str:
+    name = GLOSS.get(label, label) if say.glossed else label
     return picture_html(
-        lambda ax: expert_map(result, label, ax=ax),
+        lambda ax: expert_map(result, label, ax=ax, lang=say),
         map_size(result, label),
-        f"map of layers and experts for the label {GLOSS.get(label, label)}",
+        say("report.map_alt", label=name),
     )
 
 
@@ -237,27 +222,27 @@ def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
     return [result.names[i] for i in tested[:_MAPS_PER_FAMILY]]
 
 
-def _examples_section(page: Page, examples: Sequence[Example]) -> str:
+def _examples_section(page: Page, examples: Sequence[Example], say: Texts) -> str:
     by_label: dict[str, list[Example]] = {}
     for example in examples:
         by_label.setdefault(example.label, []).append(example)
-    parts = ["<p>This report has no example sentences.</p>"] if not examples else []
+    parts = [f"<p>{say('report.no_sentences')}</p>"] if not examples else []
     for label, group in by_label.items():
-        parts.append(f"<h3>{label_html(label)}</h3>")
-        html = "".join(map(_example_html, group))
+        parts.append(f"<h3>{label_html(label, gloss=say.glossed)}</h3>")
+        html = "".join(_example_html(example, say) for example in group)
         traces = [example.trace for example in group if example.trace is not None]
         if traces:
             first = group[0]
             marked = None if first.expert is None or first.layer is None else (first.layer, first.expert)
-            html = _live_html(page, TraceView(traces, layer=first.layer, marked=marked), html)
+            html = _live_html(page, TraceView(traces, layer=first.layer, marked=marked, lang=say), html)
         parts.append(html)
     if by_label:
-        marks = ", ".join(label_html(name) for name in CLASS_STYLE)
-        parts.insert(0, f'<p class="legend">{_SENTENCE_LEGEND.format(marks=marks)}</p>')
-    return _section("WHAT", "Sentences, token by token", *parts)
+        marks = say("answer.comma").join(label_html(name, gloss=say.glossed) for name in CLASS_STYLE)
+        parts.insert(0, f'<p class="legend">{say("report.sentence_legend", marks=marks)}</p>')
+    return _section(say, "what", say("report.sentences"), *parts)
 
 
-def _example_html(example: Example) -> str:
+def _example_html(example: Example, say: Texts) -> str:
     shown = tokens_html(
         example.tokens,
         example.experts,
@@ -265,85 +250,55 @@ def _example_html(example: Example) -> str:
         spans=example.spans,
         layer=example.layer,
         marked=example.expert,
+        lang=say,
     )
     note = f"<p>{text_html(example.note)}</p>" if example.note else ""
     return f'<div class="example">{shown}{note}</div>'
 
 
-def _effects_section(effects: Sequence[Effect | Causes | Preferences]) -> str:
+def _effects_section(effects: Sequence[Effect | Causes | Preferences], say: Texts) -> str:
     if not effects:
         return ""
-    return _section(
-        "EFFECT",
-        "What changes when experts are removed",
-        "<p>A minimal pair is a context with two continuations, of which one suits the context better. The margin is "
-        "log P(better) − log P(worse) in nats. The figures show how an intervention changes the margin, and how the "
-        "same intervention on comparable experts (the controls) changes it.</p>",
-        *(f'<figure class="effect">{effect._repr_html_()}</figure>' for effect in effects),
-    )
+    figures = (f'<figure class="effect">{find_view(type(e), "html")(e, lang=say)}</figure>' for e in effects)
+    return _section(say, "effect", say("report.effect"), f"<p>{say('report.effect_about')}</p>", *figures)
 
 
-def _load_section(result: Specialization, figures: Sequence[tuple[str, Figure]]) -> str:
+def _load_section(result: Specialization, figures: Sequence[tuple[str, Figure]], say: Texts) -> str:
     further = (
         f"<figure>{image_html(figure, caption)}<figcaption>{text_html(caption)}</figcaption></figure>"
         for caption, figure in figures
     )
-    load = picture_html(lambda ax: load_plot(result, ax=ax), (9.6, 3.0), "relative load of the experts of each layer")
-    return _section(
-        "LOAD",
-        "How evenly the experts are used",
-        f"<figure>{load}<figcaption>Each dot is one expert. There are few tokens to judge an expert by that is rarely "
-        "chosen.</figcaption></figure>",
-        *further,
-    )
+    load = picture_html(lambda ax: load_plot(result, ax=ax, lang=say), (9.6, 3.0), say("report.load_alt"))
+    caption = f"<figcaption>{say('report.load_caption')}</figcaption>"
+    return _section(say, "load", say("report.load"), f"<figure>{load}{caption}</figure>", *further)
 
 
-def _limits_section(result: Specialization, report: Report) -> str:
-    points = _test_limits(result) if result.evidence == "test" else _count_limits(result)
-    effects = "The section EFFECT shows such results, for the pairs named there."
-    points += [
-        "The router may follow script, position in the sentence or topic, where they correlate with the label.",
-        "A preference of the router does not show that the model needs the expert. To test that, remove the expert and "
-        f"compare with matched controls. {effects if report.effects else 'Nothing in this report is causal.'}",
-        *report.notes,
-    ]
+def _limits_section(result: Specialization, report: Report, say: Texts) -> str:
+    points = _test_limits(result, say) if result.evidence == "test" else _count_limits(result, say)
+    effects = say("report.limit_effects" if report.effects else "report.limit_no_effects")
+    points += [say("report.limit_router"), say("report.limit_causal", effects=effects), *report.notes]
     items = "".join(f"<li>{text_html(point)}</li>" for point in points)
-    return _section("LIMITS", "What these numbers can and cannot show", f"<ul>{items}</ul>")
+    return _section(say, "limits", say("report.limits"), f"<ul>{items}</ul>")
 
 
-def _count_limits(result: Specialization) -> list[str]:
+def _count_limits(result: Specialization, say: Texts) -> list[str]:
     """What limits a result of counts."""
-    reason = str(result.provenance["untested"])
-    points = [f"{reason[0].upper()}{reason[1:]}."]
     if result.evidence == "bounds":
-        points.append(
-            "The counts are of token types. Where a type has a label only in some contexts, its occurrences with the "
-            "label may have gone to other experts than the rest. The estimate takes them to be alike; the bounds hold "
-            "however they differ."
-        )
-    return points
+        return [say("report.limit_bounds"), say("report.limit_types")]
+    return [say("report.limit_counts")]
 
 
-def _test_limits(result: Specialization) -> list[str]:
+def _test_limits(result: Specialization, say: Texts) -> list[str]:
     """What limits a test over documents."""
     about = result.provenance
-    cells, permutations = about.get("tested_cells", 0), about.get("permutations", 0)
-    return [
-        f"Significance comes from a randomisation test over {about.get('documents', 0):,} documents, with "
-        f"{permutations:,} draws and seed {about.get('seed', 0)}. The expected count is the mean over all permutations "
-        "of the labels. Its variance is estimated from whole documents, so tokens of one document never count as "
-        "independent.",
-        f"{cells:,} cells were tested. A finding is significant if its q (Benjamini–Hochberg) or its family-wise p "
-        "(maximum statistic) is below .05.",
-        "Without a control, the test does not rule out token identity: an expert that is chosen for one frequent word "
-        "has a high lift for every label of that word. Lift given token shows what remains when token identity is "
-        "controlled, and the sections within token identity test it.",
-    ]
+    test = {name: f"{about.get(name, 0):,}" for name in ("documents", "permutations")} | {"seed": about.get("seed", 0)}
+    cells = say("report.limit_cells", cells=f"{about.get('tested_cells', 0):,}")
+    return [say("report.limit_test", **test), cells, say("report.limit_token")]
 
 
-def _reproduce_section(commands: str, result: Specialization) -> str:
+def _reproduce_section(commands: str, result: Specialization, say: Texts) -> str:
     code = f"<pre>{text_html(commands)}</pre>" if commands else ""
     facts = [
         (str(key).replace("_", " "), str(value)) for key, value in result.provenance.items() if value not in (None, "")
     ]
-    return _section("REPRODUCE", "How to make this page again", code, _facts_html(facts))
+    return _section(say, "reproduce", say("report.reproduce"), code, _facts_html(facts))

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from moelens.analysis.tables import number
 from moelens.errors import CheckError, MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE, label_text
+from moelens.texts import Texts
 from moelens.views.style import label_html
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def tokens_html(
     values: ArrayLike | None = None,
     values_name: str = "",
     marked: int | None = None,
+    lang: str | Texts = "en",
 ) -> str:
     """Return a text as tokens, each coloured by an expert or by a number, as HTML with inline styles only.
 
@@ -48,6 +50,7 @@ def tokens_html(
         values: a number for each token, `[token]`, to show instead of the expert; the larger, the deeper the colour.
         values_name: name of `values`, for the heading.
         marked: id of an expert; tokens for which it is chosen have a dotted underline, and the heading counts them.
+        lang: language of the texts, "en" or "ja".
 
     Raises:
         CheckError: the shapes do not fit.
@@ -58,7 +61,7 @@ def tokens_html(
         >>> "E3 0.700" in html and "▲" in html
         True
     """
-    ids = np.asarray(experts)
+    ids, say = np.asarray(experts), Texts(lang)
     gates = None if weights is None else np.asarray(weights, float)
     if ids.ndim != 2 or len(ids) != len(tokens) or (gates is not None and gates.shape != ids.shape):
         raise CheckError(
@@ -66,15 +69,16 @@ def tokens_html(
             f"weights {None if gates is None else list(gates.shape)}; give a row for each token"
         )
     if not len(tokens):
-        return "<div>no tokens to show</div>"
+        return f"<div>{say('trace.no_tokens')}</div>"
     weighed = gates is not None and bool(np.isfinite(gates).any())
-    expert = "expert with the largest weight" if weighed else "one of the experts, whose weights are not known"
-    place = "" if layer is None else f"layer {layer} · "
-    cells = _cells(tokens, ids, gates, spans, None if values is None else np.asarray(values, float), marked)
-    head = f"{place}colour and number: {values_name or expert}"
+    expert = say("trace.largest" if weighed else "trace.one_of")
+    head = [] if layer is None else [say("trace.shown_layer", layer=layer)]
+    cells = _cells(tokens, ids, gates, spans, say, None if values is None else np.asarray(values, float), marked)
+    head.append(say("trace.shows", what=values_name or expert))
     if marked is not None:
-        head += f" · dotted: E{marked} is chosen for {(ids == marked).any(-1).sum()} of {len(ids)} tokens"
-    return _line_html(head, spans, cells)
+        taken = (ids == marked).any(-1).sum()
+        head.append(say("trace.dotted", expert=marked, n=taken, tokens=len(ids)))
+    return _line_html(" · ".join(head), spans, cells, say)
 
 
 def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
@@ -92,12 +96,11 @@ def shared_layers(traces: Sequence[Trace]) -> tuple[int, ...]:
     return layers
 
 
-def _what_ends(trace: Trace) -> str:
-    return "an honorific" if all(name in CLASS_STYLE for _, _, name in trace.spans) else "a label"
-
-
-def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64] | None = None) -> str:
+def trace_html(
+    trace: Trace, colour: str = "expert", *, load: NDArray[np.float64] | None = None, lang: str | Texts = "en"
+) -> str:
     """Return a trace as HTML; see `Trace.html`."""
+    say = Texts(lang)
     measures = {name: getattr(trace, name) for name in ("margin", "entropy")}
     if load is not None:
         measures["load"] = np.asarray(load)[np.arange(len(trace.layers)), trace.best()]
@@ -116,15 +119,19 @@ def trace_html(trace: Trace, colour: str = "expert", *, load: NDArray[np.float64
                 spans=trace.spans,
                 layer=layer,
                 values=None if values is None else values[:, at],
-                values_name="" if values is None else colour,
+                values_name="" if values is None else say(f"trace.colour_{colour}"),
+                lang=say,
             )
         )
-    head = f"{escape(trace.model)} · {len(trace.tokens)} tokens · {trace.experts.shape[-1]} experts per token"
-    head += f" · underlined: tokens in which {_what_ends(trace)} ends" if trace.spans else ""
-    return f"<div>{head}{''.join(rows)}</div>"
+    head = [escape(trace.model), say("trace.tokens", n=len(trace.tokens))]
+    head.append(say("trace.experts", n=trace.experts.shape[-1]))
+    if trace.spans:
+        honorifics = all(name in CLASS_STYLE for _, _, name in trace.spans)
+        head.append(say("trace.ends_honorific" if honorifics else "trace.ends_label"))
+    return f"<div>{' · '.join(head)}{''.join(rows)}</div>"
 
 
-def pair_trace_html(first: Trace, second: Trace) -> str:
+def pair_trace_html(first: Trace, second: Trace, *, lang: str | Texts = "en") -> str:
     """Return two traced texts as HTML with inline styles, aligned tokens in columns, layer by layer.
 
     Below a column, "≠ 2" means that two of its experts differ, "·" that one text has no token there, and nothing that
@@ -133,6 +140,7 @@ def pair_trace_html(first: Trace, second: Trace) -> str:
     Args:
         first: a trace.
         second: a trace of the same layers.
+        lang: language of the texts, "en" or "ja".
 
     Raises:
         MoeLensError: the traces have different layers.
@@ -146,21 +154,22 @@ def pair_trace_html(first: Trace, second: Trace) -> str:
     from moelens.tracing import align_tokens, route_differences  # imports torch, which tokens_html does not need
 
     shared_layers((first, second))
-    columns, parts = align_tokens(first.tokens, second.tokens), []
+    columns, parts, say = align_tokens(first.tokens, second.tokens), [], Texts(lang)
     for layer in first.shown_layers():
         at = first.layers.index(layer)
-        rows = [_cells(t.tokens, t.experts[:, at], t.weights[:, at], t.spans) for t in (first, second)]
+        rows = [_cells(t.tokens, t.experts[:, at], t.weights[:, at], t.spans, say) for t in (first, second)]
         differences = route_differences(columns, first.experts[:, at], second.experts[:, at])
         shared = [n for n in differences if n is not None]
-        heading = f"layer {layer} · routes differ at {sum(n > 0 for n in shared)} of {len(shared)} aligned tokens"
+        differ = say("trace.differ", n=sum(n > 0 for n in shared), tokens=len(shared))
+        heading = f"{say('trace.shown_layer', layer=layer)} · {differ}"
         above, below = (
             [row[i] if i >= 0 else "" for i in places] for row, places in zip(rows, np.transpose(columns), strict=True)
         )
         stacked = [_column_html(*cells) for cells in zip(above, below, differences, strict=True)]
-        parts.append(_line_html(heading, (*first.spans, *second.spans), stacked))
-    size = f"{len(first.tokens)} and {len(second.tokens)} tokens · {first.experts.shape[-1]} experts per token"
-    how = "colour and number: expert with the largest weight · ≠: number of experts that differ"
-    return f"<div>{escape(first.model)} · {size} · {how}{''.join(parts)}</div>"
+        parts.append(_line_html(heading, (*first.spans, *second.spans), stacked, say))
+    size = say("trace.tokens_of_both", first=len(first.tokens), second=len(second.tokens))
+    head = (escape(first.model), size, say("trace.experts", n=first.experts.shape[-1]), say("trace.how_pair"))
+    return f"<div>{' · '.join(head)}{''.join(parts)}</div>"
 
 
 def _column_html(above: str, below: str, difference: int | None) -> str:
@@ -178,6 +187,7 @@ def _cells(
     ids: NDArray[Any],
     gates: NDArray[Any] | None,
     spans: Sequence[Span],
+    say: Texts,
     values: NDArray[Any] | None = None,
     marked: int | None = None,
 ) -> list[str]:
@@ -186,18 +196,19 @@ def _cells(
     cells = []
     for i, token in enumerate(tokens):
         shade = None if values is None else (float(values[i]), float(sizes[i] / most))
-        cells.append(_token_html(token, ids[i], None if gates is None else gates[i], shade, marked))
+        cells.append(_token_html(token, ids[i], None if gates is None else gates[i], say, shade, marked))
     plain = set(range(len(tokens)))
     for start, end, label in spans:
         for i in range(max(start, 0), min(end, len(tokens))):
-            cells[i] = _underlined(cells[i], label, marked=i == start)
+            cells[i] = _underlined(cells[i], label, say, marked=i == start)
             plain.discard(i)
     # Where one token of a row is underlined, the others are as high, so that the rows of a pair do not jump.
     return [f'<span style="{_PLAIN}">{cell}</span>' if spans and i in plain else cell for i, cell in enumerate(cells)]
 
 
-def _line_html(heading: str, spans: Sequence[Span], cells: Sequence[str]) -> str:
-    legend = "".join(f" · {label_html(label)}" for label in dict.fromkeys(label for _, _, label in spans))
+def _line_html(heading: str, spans: Sequence[Span], cells: Sequence[str], say: Texts) -> str:
+    labels = dict.fromkeys(label for _, _, label in spans)
+    legend = "".join(f" · {label_html(label, gloss=say.glossed)}" for label in labels)
     return (
         f'<div><div style="font-size: 85%; opacity: 0.75">{heading}{legend}</div>'
         f'<div lang="ja" style="line-height: 1.3; margin-top: 4px">{"".join(cells)}</div></div>'
@@ -214,6 +225,7 @@ def _token_html(
     token: str,
     ids: NDArray[Any],
     gates: NDArray[Any] | None,
+    say: Texts,
     value: tuple[float, float] | None = None,
     marked: int | None = None,
 ) -> str:
@@ -227,7 +239,7 @@ def _token_html(
     shown = escape(token.replace("\n", "↵")).replace(" ", "&nbsp;") or "∅"  # a special token has no text
     if marked is not None and marked in ids:
         shown = f'<span style="font-weight: 700; text-decoration: underline dotted 2px">{shown}</span>'
-    title = escape(f"{token or 'no text'}: {', '.join(listed)}")
+    title = escape(f"{token or say('trace.no_text')}: {', '.join(listed)}")
     return (
         f'<span title="{title}" style="display: inline-block; text-align: center; '
         f'margin-right: 1px; padding: 1px 2px; border-radius: 3px; background-color: {colour}">'
@@ -235,12 +247,13 @@ def _token_html(
     )
 
 
-def _underlined(cell: str, label: str, *, marked: bool) -> str:
+def _underlined(cell: str, label: str, say: Texts, *, marked: bool) -> str:
     # Each token gets its own underline, so that spans can overlap and break across lines.
     style = CLASS_STYLE.get(label)
     colour, sign = (style.color, style.mark) if style else ("#888888", "")
     mark = f'<span style="color: {colour}; font-size: 70%; vertical-align: top">{sign}</span>' if marked else ""
+    title = escape(label_text(label, gloss=say.glossed))
     return (
-        f'<span title="{escape(label_text(label))}" style="display: inline-block; border-bottom: 3px solid {colour}; '
+        f'<span title="{title}" style="display: inline-block; border-bottom: 3px solid {colour}; '
         f'padding-bottom: 1px">{mark}{cell}</span>'
     )

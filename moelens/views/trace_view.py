@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE
+from moelens.texts import Texts
 from moelens.views.frontend import view_module
 from moelens.views.live import LiveView
-from moelens.views.token_html import pair_trace_html, shared_layers
+from moelens.views.token_html import pair_trace_html, shared_layers, trace_html
 
 if TYPE_CHECKING:
     from moelens.tracing import Trace
@@ -35,6 +36,7 @@ class TraceView(LiveView):
         load: relative load of the experts `[layer, expert]`, such as `result.load`; adds the colour "load".
         layer: number of the layer to show first; None for the middle one.
         marked: layer and expert whose tokens are underlined with dots, and counted above each trace.
+        lang: language of the texts, "en" or "ja".
 
     Attributes:
         layer: number of the layer that is shown.
@@ -60,6 +62,7 @@ class TraceView(LiveView):
     spans: Any = traitlets.List().tag(sync=True)
     columns: Any = traitlets.List().tag(sync=True)
     styles: Any = traitlets.Dict().tag(sync=True)
+    texts: Any = traitlets.Dict().tag(sync=True)
     layers = traitlets.List(traitlets.Int()).tag(sync=True)
     layer = traitlets.Int().tag(sync=True)
     colours = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -81,14 +84,16 @@ class TraceView(LiveView):
         load: NDArray[np.float64] | None = None,
         layer: int | None = None,
         marked: tuple[int, int] | None = None,
+        lang: str | Texts = "en",
     ) -> None:
-        layers = _common_layers(traces, pair, layer)
+        layers, self.say = _common_layers(traces, pair, layer), Texts(lang)
         self.load, self.marked = load, marked or (-1, -1)
         super().__init__(
             **self._set_traces(traces, pair),
             layers=list(layers),
             layer=layers[len(layers) // 2] if layer is None else layer,
-            styles={name: [s.color, s.mark, s.gloss] for name, s in CLASS_STYLE.items()},
+            styles={n: [s.color, s.mark, s.gloss if self.say.glossed else ""] for n, s in CLASS_STYLE.items()},
+            texts=self.say.part("trace"),
         )
 
     def _set_traces(self, traces: Sequence[Trace], pair: bool = False) -> dict[str, Any]:
@@ -150,9 +155,9 @@ class TraceView(LiveView):
         if at not in self.layers_of_traces():
             return []
         if layer != at:
-            return [f"chosen for L{at} · E{expert}; now layer {layer} is shown" for _ in self.traces]
+            return [self.say("trace.elsewhere", layer=at, expert=expert, shown=layer) for _ in self.traces]
         taken = [(t.experts[:, t.layers.index(at)] == expert).any(-1) for t in self.traces]
-        return [f"L{at} · E{expert} is chosen for {t.sum()} of these {len(t)} tokens (dotted)" for t in taken]
+        return [self.say("trace.chosen", layer=at, expert=expert, n=t.sum(), tokens=len(t)) for t in taken]
 
     def layers_of_traces(self) -> tuple[int, ...]:
         """Return the layers of the traces."""
@@ -160,22 +165,22 @@ class TraceView(LiveView):
 
     def _heading(self, layer: int, differs: Sequence[int | None]) -> str:
         tokens = sum(len(t.tokens) for t in self.traces)
-        name = self.traces[0].model if self.traces else "no such sentence"
-        heading = f"{name} · {tokens:,} tokens · layer {layer}"
+        name = self.traces[0].model if self.traces else self.say("trace.none")
+        heading = [name, self.say("trace.tokens", n=f"{tokens:,}"), self.say("trace.shown_layer", layer=layer)]
         if differs:
             aligned = [n for n in differs if n is not None]
-            heading += f" · routes differ at {sum(n > 0 for n in aligned)} of {len(aligned)} aligned tokens"
+            heading.append(self.say("trace.differ", n=sum(n > 0 for n in aligned), tokens=len(aligned)))
         if self.marked[0] == layer:
-            heading += f" · dotted underline: tokens for which L{layer} · E{self.marked[1]} is chosen"
-        return heading
+            heading.append(self.say("trace.marked", layer=layer, expert=self.marked[1]))
+        return " · ".join(heading)
 
     def all_choices(self) -> Iterator[tuple[Any, ...]]:
         return ((layer,) for layer in self.layers)
 
     def static_html(self) -> str:
         if self.columns_of_pair:
-            return pair_trace_html(*self.traces)
-        return "".join(trace._repr_html_() for trace in self.traces)
+            return pair_trace_html(*self.traces, lang=self.say)
+        return "".join(trace_html(trace, lang=self.say) for trace in self.traces)
 
 
 def _common_layers(traces: Sequence[Trace], pair: bool, layer: int | None) -> tuple[int, ...]:

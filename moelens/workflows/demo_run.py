@@ -17,6 +17,7 @@ from moelens.japanese import CLASSES, Labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.loading import load
 from moelens.recording import Recording, label, record
+from moelens.texts import Texts
 from moelens.views import Report, expert_map, load_plot, report_html
 from moelens.views.answers import answer
 from moelens.workflows.reporting import (
@@ -28,10 +29,6 @@ from moelens.workflows.reporting import (
 )
 
 _STEPS = ("loading", "recording", "labelling", "analysing", "baseline", "drawing", "report")
-_LEGEND = """\
-lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do
-lift given token: the same among tokens of one id; near 1, the token explains the preference
-*: q or family-wise p of a test over documents is below .05, corrected for all layers, experts and labels"""
 
 
 @dataclass(frozen=True)
@@ -42,18 +39,24 @@ class DemoRun:
         path: the folder that it wrote.
         recording: the recording of the bundled corpus.
         results: results of `analyze`, by family of labels.
+        lang: language of the report.
     """
 
     path: Path
     recording: Recording
     results: dict[str, Specialization]
+    lang: str = "en"
 
     def __str__(self) -> str:
-        tables = [result.table(2, each=True) for name, result in self.results.items() if name != "honorifics"]
-        return "\n\n".join([*answer(self.results), *tables, _LEGEND, f"report: {self.path / 'report.html'}"])
+        say = Texts(self.lang)
+        tables = [result.table(2, each=True, lang=say) for name, result in self.results.items() if name != "honorifics"]
+        report = say("demo.report", path=self.path / "report.html")
+        return "\n\n".join([*answer(self.results, lang=say), *tables, say("demo.legend"), report])
 
 
-def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress: bool | None = None) -> DemoRun:
+def run_demo(
+    out: str | Path = "moelens-demo", *, force: bool = False, lang: str = "en", progress: bool | None = None
+) -> DemoRun:
     """Record the bundled corpus with the bundled model, label it, find specialists, and write a report.
 
     Writes `recording/`, `figures/*.png`, one JSON file for each result, and `report.html`. The same texts run through a
@@ -62,6 +65,7 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
     Args:
         out: folder to write.
         force: whether to replace what an earlier run wrote there.
+        lang: language of the report and of the sentences that are printed, "en" or "ja".
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
@@ -69,21 +73,22 @@ def run_demo(out: str | Path = "moelens-demo", *, force: bool = False, progress:
 
     Raises:
         RecordingError: `out` exists and is not empty.
+        UnknownNameError: there is no such language.
 
     Example:
         >>> print(moelens.run_demo("moelens-demo"))  # doctest: +SKIP
     """
-    out = Path(out)
+    out, lang = Path(out), Texts(lang).lang
     _prepare_folder(out, force)
     try:
         with explain_write_errors(out), progress_bar(total=len(_STEPS), desc="demo", show=progress) as bar:
-            return _run_steps(out, bar)
+            return _run_steps(out, bar, lang)
     except BaseException:
         _remove(_written_files(out))  # a later run begins anew
         raise
 
 
-def _run_steps(out: Path, bar: Any) -> DemoRun:
+def _run_steps(out: Path, bar: Any, lang: str) -> DemoRun:
     """Do the steps of the demo, with one update of the bar for each."""
 
     def step(name: str) -> None:
@@ -97,18 +102,18 @@ def _run_steps(out: Path, bar: Any) -> DemoRun:
     step("labelling")
     labels = label(recording)
     step("analysing")
-    results, _ = analyze_families(recording, labels)
+    results, _ = analyze_families(recording, labels, lang=lang)
     step("baseline")
     results = with_baseline(recording, results, model)
     for family, result in results.items():
         result.save(out / _file_name(family))
     step("drawing")
-    _save_figures(results, out / "figures")
+    _save_figures(results, out / "figures", lang)
     step("report")
-    page = report_html(_demo_report(model, recording, labels, results, out))
+    page = report_html(_demo_report(model, recording, labels, results, out, lang))
     (out / "report.html").write_text(page, encoding="utf-8")
     bar.update(1)
-    return DemoRun(out, recording, results)
+    return DemoRun(out, recording, results, lang)
 
 
 def _file_name(family: str) -> str:
@@ -144,12 +149,12 @@ def _remove(paths: list[Path]) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _save_figures(results: dict[str, Specialization], folder: Path) -> None:
+def _save_figures(results: dict[str, Specialization], folder: Path, lang: str) -> None:
     """Save the maps of the honorific classes and the load as PNG."""
     folder.mkdir()
     result = results["honorifics"]
-    plots = {f"map-{i + 1}": expert_map(result, name) for i, name in enumerate(CLASSES)}
-    for name, axes in {**plots, "load": load_plot(result)}.items():
+    plots = {f"map-{i + 1}": expert_map(result, name, lang=lang) for i, name in enumerate(CLASSES)}
+    for name, axes in {**plots, "load": load_plot(result, lang=lang)}.items():
         figure = axes.get_figure(root=True)
         assert figure is not None
         figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
@@ -157,20 +162,22 @@ def _save_figures(results: dict[str, Specialization], folder: Path) -> None:
 
 
 def _demo_report(
-    model: HookedMoE, recording: Recording, labels: Labels, results: dict[str, Specialization], out: Path
+    model: HookedMoE, recording: Recording, labels: Labels, results: dict[str, Specialization], out: Path, lang: str
 ) -> Report:
     """The content of the report: that of any recording, with more facts about the bundled model."""
-    shape, registers = model.shape, recording.documents()["register"].to_pylist()
+    shape, registers, say = model.shape, recording.documents()["register"].to_pylist(), Texts(lang)
     kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
-    facts = [
-        ("Model", f"moelens demo: {shape.model_type}, a small model that was trained to show the tool; see its card"),
-        ("Layers", f"{shape.n_layers}, of which {len(shape.moe_layers)} have experts"),
-        ("Experts", f"{shape.n_experts} per layer and {shape.n_shared} shared; {model.rule}"),
-        ("Corpus", f"{recording.n_documents} texts written for moelens: {kinds}"),
-        ("Tokens", tokens_in_words(recording.n_tokens, results)),
-        ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
-        ("Checks at load", "; ".join(f"{c.name}: {'ok' if c.passed else 'failed'}" for c in model.checks)),
-    ]
-    note = "The model is very small. These results show the method, not how a large model handles Japanese."
-    content = report_content(recording, labels, results, notes=[note])
-    return replace(content, model=facts, reproduce=f"pip install .\nmoelens demo --out {out}")
+    checks = ((c.name, say("about.passed" if c.passed else "about.failed")) for c in model.checks)
+    facts = {
+        "Model": say("about.model_demo", type=shape.model_type),
+        "Layers": say("about.layers_demo", layers=shape.n_layers, moe=len(shape.moe_layers)),
+        "Experts": say("about.experts_demo", experts=shape.n_experts, shared=shape.n_shared, rule=model.rule),
+        "Corpus": say("about.corpus_demo", documents=recording.n_documents, kinds=kinds),
+        "Tokens": tokens_in_words(recording.n_tokens, results, lang),
+        "Labels": ", ".join(f"{k} {v}" for k, v in labels.metadata.items()),
+        "Checks at load": "; ".join(f"{name}: {outcome}" for name, outcome in checks),
+    }
+    content = report_content(recording, labels, results, notes=[say("report.small_model")], lang=lang)
+    about = [(say(f"fact.{name}"), value) for name, value in facts.items()]
+    command = f"pip install .\nmoelens demo --out {out}" + (f" --lang {lang}" if lang != "en" else "")
+    return replace(content, model=about, reproduce=command)

@@ -9,6 +9,7 @@ from moelens.analysis import analyze
 from moelens.interventions import effect, remove
 from moelens.japanese import Labels
 from moelens.recording import Recording
+from moelens.texts import Texts
 from moelens.tracing.passages import Passages
 from moelens.views.explorer import Explorer
 from moelens.workflows.recorded_models import recorded_model
@@ -33,6 +34,7 @@ def explore(
     result: Specialization | None = None,
     labels: Labels | None = None,
     permutations: int = 1000,
+    lang: str = "en",
 ) -> Explorer:
     """Open a widget to choose a label, see its experts, read their sentences, and remove an expert.
 
@@ -47,12 +49,13 @@ def explore(
         result: a result of `analyze` on the recording; None computes it.
         labels: labels of the recording; None opens those in its folder, or labels it if there are none.
         permutations: number of permutations of the labels in the test.
+        lang: language of the headings and sentences, "en" or "ja".
 
     Returns:
         A widget. Its method `save_html(path)` writes it to a file that works without a kernel.
 
     Raises:
-        UnknownNameError: the label, family or control does not exist.
+        UnknownNameError: the label, family, control or language does not exist.
         RecordingError: `recording` is neither a recording nor the folder of one.
         MoeLensError: no label can be tested.
         CheckError: the model did not make the recording.
@@ -62,16 +65,15 @@ def explore(
         >>> explorer.map.label
         '丁寧語'
     """
-    recording = Recording.open(recording)
+    recording, say = Recording.open(recording), Texts(lang)
     loaded: list[HookedMoE] = []
     if model is not None and model != recording.manifest["model"]["name"]:
         loaded.append(recorded_model(recording, model))  # refused before anything is computed
     labels = labels or Labels.open_or_create(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
-    return Explorer(
-        result, Passages(recording, labels, result.family), _expert_remover(recording, model, loaded), label
-    )
+    passages, remover = Passages(recording, labels, result.family), _expert_remover(recording, model, loaded)
+    return Explorer(result, passages, remover, label, say)
 
 
 def _expert_remover(recording: Recording, model: HookedMoE | str | None, loaded: list[HookedMoE]) -> RemoveExpert:

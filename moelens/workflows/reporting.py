@@ -20,6 +20,7 @@ from moelens.japanese import Labels
 from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
 from moelens.recording.card import recording_facts
+from moelens.texts import Texts
 from moelens.tracing.passages import Passages
 from moelens.views import Example, Report, report_html
 from moelens.views.finding_tables import strongest
@@ -51,6 +52,7 @@ def report(
     baseline: bool = False,
     model: HookedMoE | str | None = None,
     permutations: int = 1000,
+    lang: str = "en",
     progress: bool | None = None,
 ) -> Path:
     """Write a report on a recording: what was found and what was not, maps, example sentences, effects, and limits.
@@ -73,12 +75,14 @@ def report(
         model: the recorded model, or its name, for `effects="remove"` and `baseline`; None for the bundled model if the
             recording is of it.
         permutations: number of permutations of the labels in each test.
+        lang: language of the report, "en" or "ja".
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
     Returns:
         The path of the file.
 
     Raises:
+        UnknownNameError: there is no such language.
         MoeLensError: `out` is a folder, or no label can be tested, for example because the recording has one document.
         RecordingError: the recording has no routes or no texts.
         CheckError: the model did not make the recording.
@@ -87,7 +91,7 @@ def report(
         >>> moelens.report(demo_recording, "report.html")  # doctest: +SKIP
         PosixPath('report.html')
     """
-    out = Path(out)
+    out, say = Path(out), Texts(lang)
     if out.is_dir():
         raise MoeLensError(
             f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
@@ -102,11 +106,15 @@ def report(
                 "give the recording, or files of effects"
             )
         content = Report(
-            title=title or f"Experts of {alone.provenance.get('model') or 'the model'}",
+            title=title or say("report.title", model=alone.provenance.get("model") or say("report.the_model")),
             results={alone.family: alone},
-            model=[("Model", str(alone.provenance.get("model") or "model")), ("Tokens", f"{alone.n_tokens:,}")],
+            model=[
+                (say("fact.Model"), str(alone.provenance.get("model") or "model")),
+                (say("fact.Tokens"), f"{alone.n_tokens:,}"),
+            ],
             notes=notes,
             effects=shown,
+            lang=lang,
         )
         return _write_page(content, out)
     recording = Recording.open(recording)  # type: ignore[arg-type]
@@ -115,9 +123,9 @@ def report(
     labels = labels or Labels.open_or_create(recording)
     command = f"moelens report {shlex.quote(str(recording.folder.location))} --out {shlex.quote(str(out))}"
     if results is None:
-        results, left_out = analyze_families(recording, labels, permutations, progress)
+        results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]
-        command += f" --permutations {permutations}"
+        command += f" --permutations {permutations}" + (f" --lang {lang}" if lang != "en" else "")
     else:
         command = ""  # the results may be of any settings, which the section lists
     if baseline:
@@ -130,7 +138,7 @@ def report(
         command += f" --effects {shlex.join(map(str, effects))}" if command else ""
     elif shown:
         command = ""
-    content = report_content(recording, labels, results, title, notes)
+    content = report_content(recording, labels, results, title, notes, lang)
     return _write_page(replace(content, effects=shown, reproduce=command), out)
 
 
@@ -219,7 +227,11 @@ def _write_page(content: Report, out: Path) -> Path:
 
 
 def analyze_families(
-    recording: Recording, labels: Labels, permutations: int = 1000, progress: bool | None = None
+    recording: Recording,
+    labels: Labels,
+    permutations: int = 1000,
+    progress: bool | None = None,
+    lang: str = "en",
 ) -> tuple[dict[str, Specialization], list[str]]:
     """Compute the results that a report shows when it is given none.
 
@@ -228,6 +240,7 @@ def analyze_families(
         labels: its labels.
         permutations: number of permutations of the labels in each test.
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
+        lang: language of the sentences.
 
     Returns:
         The results by name, and one sentence about each family that cannot be tested.
@@ -245,7 +258,7 @@ def analyze_families(
         except RecordingError:
             raise
         except MoeLensError as error:  # no label of this family can be tested
-            left_out.append(f"Left out, {family}: {error}.")
+            left_out.append(Texts(lang)("report.left_out", family=family, error=error))
     if not results:
         raise MoeLensError(
             f"expected a recording in which some label can be tested, got none: {left_out[0].removesuffix('.')}"
@@ -259,23 +272,26 @@ def report_content(
     results: Mapping[str, Specialization],
     title: str = "",
     notes: Sequence[str] = (),
+    lang: str = "en",
 ) -> Report:
     """Gather the content of a report from a recording and its results."""
-    shape = recording.manifest["shape"]
-    layers = f"{len(recording.layers)} with experts recorded"
-    about = [
-        *((name.capitalize(), value) for name, value in recording_facts(recording.manifest).items()),
-        ("Layers", f"{shape['n_layers']}, {layers}" if shape.get("n_layers") else layers),
-        ("Experts", f"{recording.n_experts} per layer, {recording.top_k} chosen for each token"),
-        ("Corpus", f"{recording.manifest['corpus']}: {recording.n_documents:,} documents"),
-        ("Tokens", tokens_in_words(recording.n_tokens, results)),
-        ("Labels", ", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
-    ]
+    shape, say = recording.manifest["shape"], Texts(lang)
+    layers, n = say("about.layers_recorded", recorded=len(recording.layers)), shape.get("n_layers")
+    corpus, documents = recording.manifest["corpus"], f"{recording.n_documents:,}"
+    facts = {
+        **{name.capitalize(): value for name, value in recording_facts(recording.manifest).items()},
+        "Layers": say("about.layers", layers=n, recorded=layers) if n else layers,
+        "Experts": say("about.experts", experts=recording.n_experts, top_k=recording.top_k),
+        "Corpus": say("about.corpus", corpus=corpus, documents=documents),
+        "Tokens": tokens_in_words(recording.n_tokens, results, lang),
+        "Labels": ", ".join(f"{k} {v}" for k, v in labels.metadata.items()),
+    }
+    about = [(say.name("fact", name), value) for name, value in facts.items()]
     honorifics = [r for r in results.values() if r.family == "honorifics"]
     japanese = any(r.label_tokens.any() for r in honorifics)
     name = recording.manifest["model"]["name"]
     return Report(
-        title=title or f"Experts of {name}" + (" and Japanese honorifics" if japanese else ""),
+        title=title or say("report.title_honorifics" if japanese else "report.title", model=name),
         model=about,
         results=results,
         examples=tuple(
@@ -286,18 +302,22 @@ def report_content(
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
+        lang=lang,
     )
 
 
-def tokens_in_words(recorded: int, results: Mapping[str, Specialization]) -> str:
+def tokens_in_words(recorded: int, results: Mapping[str, Specialization], lang: str = "en") -> str:
     """Return the number of recorded tokens, and why fewer of them are counted in the results."""
     counted = next(iter(results.values())).n_tokens if results else recorded
     about = next(iter(results.values())).provenance if results else {}
     special, cut = about.get("special_tokens_left_out", 0), about.get("tokens_cut", 0)
-    reasons = [f"{special:,} special tokens without text"] if special else []
-    reasons += [f"{cut:,} tokens of long documents"] if cut else []
-    why = f", without {' and '.join(reasons)}" if reasons else ""
-    return f"{recorded:,} recorded" + (f"; {counted:,} counted{why}" if counted != recorded else "")
+    say = Texts(lang)
+    reasons = [say("about.special_tokens", n=f"{special:,}")] if special else []
+    reasons += [say("about.cut_tokens", n=f"{cut:,}")] if cut else []
+    why = say("about.without", reasons=say("table.and").join(reasons)) if reasons else ""
+    if counted == recorded:
+        return say("about.recorded", recorded=f"{recorded:,}")
+    return say("about.counted", recorded=f"{recorded:,}", counted=f"{counted:,}", why=why)
 
 
 def _example_sentences(recording: Recording, labels: Labels, results: Sequence[Specialization]) -> Iterator[Example]:

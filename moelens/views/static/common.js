@@ -12,6 +12,9 @@ const octets = (view) => new Uint8Array(copied(view));
 const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
 const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "–");
 
+// Puts values in place of the names in braces of a text, as Texts does in Python.
+const worded = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
 // Adds listeners to the model; returns the function that removes them, which render returns in turn.
 function listen(model, handlers) {
   for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);

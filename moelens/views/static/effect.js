@@ -1,15 +1,16 @@
 // A button that removes the selected expert, and a table of the effects, which Python computes.
 function render({ model, el }) {
   el.classList.add("moelens");
-  const [kinds, onKind] = choice(model, "kind", "kinds", "kind of sentences");
-  const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: "run matched controls too" });
+  const texts = model.get("texts");
+  const [kinds, onKind] = choice(model, "kind", "kinds", texts.kind);
+  const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: texts.controls });
   const button = element("button", { type: "button" });
   for (const node of [controls, button]) node.dataset.lmSuppressShortcuts = "true";
   const message = element("output", { className: "moelens-readout" });
   message.setAttribute("aria-live", "polite");
   const table = element("table", { className: "moelens-effects" }), note = element("div", { className: "moelens-soft" });
-  const panel = element("div", { className: "moelens-controls" }, button, element("label", {}, "kind of sentences ", kinds),
-    element("label", {}, controls, " run matched controls too"));
+  const panel = element("div", { className: "moelens-controls" }, button, element("label", {}, `${texts.kind} `, kinds),
+    element("label", {}, controls, ` ${texts.controls}`));
   el.append(panel, message, table, note);
 
   const signed = (x) => (Number.isFinite(x) ? `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
@@ -26,7 +27,7 @@ function render({ model, el }) {
 
   function draw() {
     const rows = model.get("rows"), running = model.get("status") === "running";
-    button.textContent = running ? "Running…" : `Remove ${model.get("target")}`;
+    button.textContent = running ? texts.running : worded(texts.remove, { target: model.get("target") });
     button.disabled = running;
     panel.hidden = !model.get("available"); // a file has no kernel to remove anything
     controls.checked = model.get("controls");
@@ -34,7 +35,7 @@ function render({ model, el }) {
     message.classList.toggle("moelens-failed", model.get("status") === "failed");
     const size = rows.flatMap((r) => [r.low, r.high, r.control_low, r.control_high]).filter(Number.isFinite)
       .reduce((most, x) => Math.max(most, Math.abs(x)), 1e-6);
-    const header = ["removed", "sentences", "preference", "change, 95 % interval", "", "flipped", "controls, middle 95 %", "p"];
+    const header = [texts.removed, texts.sentences, texts.preference, texts.change, "", texts.flipped, texts.middle, "p"];
     const cells = (row) => [row.target, `${row.items} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
       `${signed(row.change)}${span(row.low, row.high)}`, drawn(row, size), `${Math.round(100 * row.flip)} %`,
       `${signed(row.control)}${span(row.control_low, row.control_high)}`, digits(row.p)];
@@ -42,9 +43,7 @@ function render({ model, el }) {
       element("tr", {}, ...header.map((textContent) => element("th", { textContent }))),
       ...rows.map((row) => element("tr", {}, ...cells(row).map((content) => element("td", {}, content)))),
     ] : []));
-    note.textContent = rows.length
-      ? "preference: by how many nats the model prefers what the context licenses, mean over sentences; flipped: share of sentences whose preference changes its sign; interval: over sentence frames"
-      : "";
+    note.textContent = rows.length ? texts.note : "";
   }
   button.addEventListener("click", () => { model.set("clicks", model.get("clicks") + 1); model.save_changes(); });
   controls.addEventListener("change", () => { model.set("controls", controls.checked); model.save_changes(); });

@@ -1,27 +1,27 @@
 // Layers x experts on a canvas. Python keeps the data and sends one slice (one label, one metric) at a time.
-const MARGIN = { left: 44, top: 16, bottom: 16 };
-const KEYS = "layers by experts; the arrow keys move, Enter opens the expert, s sorts within layers, Escape clears the rectangle";
+const MARGIN = { left: 44, leftJapanese: 68, top: 16, bottom: 16 };
 
 function render({ model, el }) {
   el.classList.add("moelens");
-  const canvas = takesKeys(element("canvas", { className: "moelens-map" }), KEYS);
+  const texts = model.get("texts");
+  const canvas = takesKeys(element("canvas", { className: "moelens-map" }), texts.keys);
   const heading = element("div", { className: "moelens-heading" });
   const readout = element("output", { className: "moelens-readout" });
   readout.setAttribute("aria-live", "polite");
   const hint = element("span", { className: "moelens-soft" });
-  const search = element("input", { type: "search", placeholder: "L3 E17", size: 8, title: "go to an expert" });
+  const search = element("input", { type: "search", placeholder: "L3 E17", size: 8, title: texts.go });
   search.dataset.lmSuppressShortcuts = "true";
   const sorted = element("input", { type: "checkbox", checked: model.get("sorted") });
   sorted.dataset.lmSuppressShortcuts = "true";
   const named = (name) => model.get("names")[name] || name;
-  const [labels, onLabel] = choice(model, "label", "labels", "label", named);
-  const [metrics, onMetric] = choice(model, "metric", "metrics", "metric", named);
+  const [labels, onLabel] = choice(model, "label", "labels", texts.label, named);
+  const [metrics, onMetric] = choice(model, "metric", "metrics", texts.metric, named);
   const bar = element("span", { className: "moelens-bar" }, element("i")), low = element("span"), high = element("span");
   const key = element("span", { className: "moelens-soft" });
   el.append(
     heading,
     element("div", { className: "moelens-controls" }, labels, metrics, search,
-      element("label", {}, sorted, " sort within layer"),
+      element("label", {}, sorted, ` ${texts.sort}`),
       element("span", { className: "moelens-legend" }, low, bar, high, key)),
     canvas,
     element("div", { className: "moelens-foot" }, readout, hint));
@@ -29,7 +29,7 @@ function render({ model, el }) {
   let values, significant, order, cell, row, lut, drag = null;
   const cells = document.createElement("canvas"); // the coloured cells, painted once for each slice; marks are drawn over them
   const ratio = Math.max(1, window.devicePixelRatio || 1);
-  const left = MARGIN.left * ratio, top = MARGIN.top * ratio, bottom = MARGIN.bottom * ratio;
+  const left = (/[^ -~]/.test(texts.expert) ? MARGIN.leftJapanese : MARGIN.left) * ratio, top = MARGIN.top * ratio, bottom = MARGIN.bottom * ratio;
   const shape = () => model.get("shape"), width = () => Math.min(960, el.clientWidth || 960);
 
   function read() {
@@ -64,11 +64,11 @@ function render({ model, el }) {
     }
     const stops = [0, 0.25, 0.5, 0.75, 1].map((x) => `rgb(${lut.slice(3 * Math.round(255 * x), 3 * Math.round(255 * x) + 3)})`);
     bar.style.background = `linear-gradient(to right, ${stops})`;
-    [low.textContent, high.textContent] = [`1/${digits(2 ** clip)}×`, `${digits(2 ** clip)}×, line: 1×`];
-    key.textContent = ["", values.every(Number.isFinite) ? "" : "empty: never chosen for the label",
-      model.get("carded").length ? "dot: has a card in this file" : "",
-      model.get("groups") > 1 && !model.get("sorted") ? "vertical lines: groups of experts" : "",
-      model.get("sorted") ? (cell < 18 * ratio ? "sorted: point at a cell for its expert" : "numbers: experts, sorted within each layer") : ""].filter((part, at) => part || !at).join(" · ");
+    [low.textContent, high.textContent] = [`1/${digits(2 ** clip)}×`, `${digits(2 ** clip)}×, ${texts.line}`];
+    key.textContent = ["", values.every(Number.isFinite) ? "" : texts.empty,
+      model.get("carded").length ? texts.dot : "",
+      model.get("groups") > 1 && !model.get("sorted") ? texts.groups : "",
+      model.get("sorted") ? (cell < 18 * ratio ? texts.point : texts.numbers) : ""].filter((part, at) => part || !at).join(" · ");
   }
 
   function draw() {
@@ -80,8 +80,8 @@ function render({ model, el }) {
     context.fillStyle = context.strokeStyle = ink;
     const letter = Math.max(ratio, canvas.width / width()); // a wide map is scaled down, but its letters keep their size
     context.font = `${10 * letter}px sans-serif`;
-    context.fillText("layer", 2 * ratio, 11 * letter);
-    if (!model.get("sorted")) context.fillText("expert", 2 * ratio, canvas.height - 4 * ratio);
+    context.fillText(texts.layer, 2 * ratio, 11 * letter);
+    if (!model.get("sorted")) context.fillText(texts.expert, 2 * ratio, canvas.height - 4 * ratio);
     context.textAlign = "right";
     const every = Math.ceil((12 * letter) / row);
     for (let l = 0; l < layers; l += every) context.fillText(`L${model.get("layers")[l]}`, left - 4 * ratio, top + l * row + Math.min(row / 2 + 4 * letter, 10 * letter));
@@ -118,8 +118,8 @@ function render({ model, el }) {
 
   function description(layer, expert) {
     const at = layer * shape()[1] + expert, metric = named(model.get("metric"));
-    const value = Number.isNaN(values[at]) ? "not defined" : values[at] === -Infinity ? "0, never chosen for the label" : `${digits(2 ** values[at])}×`;
-    return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : ", not significant after correction"}`;
+    const value = Number.isNaN(values[at]) ? texts.undefined : values[at] === -Infinity ? texts.never : `${digits(2 ** values[at])}×`;
+    return `L${model.get("layers")[layer]} E${expert}: ${metric} ${value}${significant[at] ? "" : `, ${texts.insignificant}`}`;
   }
 
   const redraw = () => { read(); paint(); draw(); };
@@ -138,7 +138,7 @@ function render({ model, el }) {
   canvas.addEventListener("pointerdown", (event) => { start = place(event); canvas.setPointerCapture(event.pointerId); canvas.focus(); });
   canvas.addEventListener("pointermove", (event) => {
     const [l, e] = place(event);
-    if (!start) { hint.textContent = `under the pointer: ${description(l, order[l][e])}`; return; }
+    if (!start) { hint.textContent = `${texts.pointer}: ${description(l, order[l][e])}`; return; }
     drag = [Math.min(start[0], l), Math.max(start[0], l), Math.min(start[1], e), Math.max(start[1], e)];
     draw();
   });
@@ -164,7 +164,7 @@ function render({ model, el }) {
   const go = () => {
     const found = /^\s*L?(\d+)\D+(\d+)\s*$/i.exec(search.value);
     const layer = found ? model.get("layers").indexOf(Number(found[1])) : -1;
-    search.setCustomValidity(layer < 0 || Number(found[2]) >= shape()[1] ? "there is no such expert; write for example L3 E17" : "");
+    search.setCustomValidity(layer < 0 || Number(found[2]) >= shape()[1] ? texts.no_expert : "");
     if (search.reportValidity()) select(layer, Number(found[2]));
   };
   search.addEventListener("keydown", (event) => { // a notebook keeps the change event of the Enter key to itself

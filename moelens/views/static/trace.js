@@ -1,21 +1,20 @@
 // Texts as tokens with their routes in one layer. Python sends the layer that is shown.
-const KEYS = "tokens; the left and right arrows move, up and down change the layer, c changes the colours";
 const GOLDEN = 0.618034;
-const COLOUR_NAMES = { expert: "expert with the largest weight", weight: "largest weight", label: "honorific class" };
 
 function render({ model, el }) {
   el.classList.add("moelens");
+  const texts = model.get("texts"), named = (name) => texts[`colour_${name}`] || name;
   const heading = element("div", { className: "moelens-heading" });
-  const slider = element("input", { type: "range", title: "layer", min: 0, max: model.get("layers").length - 1 });
+  const slider = element("input", { type: "range", title: texts.layer, min: 0, max: model.get("layers").length - 1 });
   slider.dataset.lmSuppressShortcuts = "true";
-  const [colours, onColour] = choice(model, "colour", "colours", "colour", (name) => COLOUR_NAMES[name] || name);
+  const [colours, onColour] = choice(model, "colour", "colours", texts.colour, named);
   const layerName = element("b"), legend = element("span", { className: "moelens-legend" });
-  const board = takesKeys(element("div", { className: "moelens-tokens" }), KEYS);
+  const board = takesKeys(element("div", { className: "moelens-tokens" }), texts.keys);
   const readout = element("output", { className: "moelens-readout" });
   readout.setAttribute("aria-live", "polite");
   el.append(heading,
     element("div", { className: "moelens-controls" },
-      element("label", {}, "layer ", slider, " ", layerName), element("label", {}, "colour ", colours), legend),
+      element("label", {}, `${texts.layer} `, slider, " ", layerName), element("label", {}, `${texts.colour} `, colours), legend),
     board, element("div", { className: "moelens-foot" }, readout));
 
   let cells = [], marks = [], experts, weights, values;
@@ -52,7 +51,7 @@ function render({ model, el }) {
       : lines.map((line, at) => element("div", { className: "moelens-line" },
         element("div", { className: "moelens-soft moelens-title" }),
         ...cells.slice(starts[at], starts[at] + line.length)));
-    board.replaceChildren(...(cells.length ? blocks : [element("i", { textContent: "no tokens to show" })]));
+    board.replaceChildren(...(cells.length ? blocks : [element("i", { textContent: texts.no_tokens })]));
   }
 
   // The text below a token and the colour of its cell, which is translucent, for light and dark pages.
@@ -87,10 +86,10 @@ function render({ model, el }) {
     marks.forEach((node, at) => { node.textContent = differs[at] === 65535 ? "" : differs[at] ? `≠${differs[at]}` : "="; });
     marks.forEach((node, at) => node.parentNode.classList.toggle("moelens-apart", differs[at] > 0 && differs[at] < 65535));
     legend.textContent = [
-      numeric && all.length ? `from ${digits(low)} (pale) to ${digits(high)} (strong)` : "",
-      mode === "expert" ? "number below: expert with the largest weight, a colour for each" : "",
-      marks.length ? "≠2: the routes differ by two experts" : "",
-      cells.some((node) => node.firstElementChild.textContent === "▫") ? "▫: a further token of the same character" : "",
+      numeric && all.length ? worded(texts.from, { low: digits(low), high: digits(high) }) : "",
+      mode === "expert" ? texts.number_below : "",
+      marks.length ? texts.apart : "",
+      cells.some((node) => node.firstElementChild.textContent === "▫") ? texts.further : "",
       ...[...new Set(model.get("spans").map((span) => span[2]))].map((name) => {
         const [, sign, gloss] = model.get("styles")[name] || ["", "", ""];
         return `${sign} ${name}${gloss ? ` (${gloss})` : ""}`;
@@ -114,7 +113,7 @@ function render({ model, el }) {
       element("span", { className: "moelens-weight", style: `width: ${Math.max(1, 60 * Math.min(1, weight)) || 1}px` }), ` ${digits(weight)}`));
     const word = cells[i].querySelector("span").textContent;
     readout.replaceChildren(element("b", { textContent: word, lang: "ja" }), ` ${cells[i].title} L${model.get("layer")}: `, ...chosen,
-      others.map(([name, value]) => `${name} ${digits(value)}`).join(" · "));
+      others.map(([name, value]) => `${named(name)} ${digits(value)}`).join(" · "));
   }
 
   function name() {

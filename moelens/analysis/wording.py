@@ -1,0 +1,138 @@
+"""What a result says about itself in words: model and size, control, and what the test cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from moelens.analysis.arrays import Bools, Floats
+from moelens.analysis.randomize import limits_of_test
+from moelens.texts import Texts
+
+
+class _Counts(Protocol):
+    """The part of `CountTables` that is put into words."""
+
+    @property
+    def layers(self) -> tuple[int, ...]: ...
+    @property
+    def n_experts(self) -> int: ...
+    @property
+    def n_tokens(self) -> Any: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def mass(self) -> bool: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+
+class _Result(Protocol):
+    """The part of `Specialization` that is put into words."""
+
+    @property
+    def counts(self) -> Any: ...
+    @property
+    def evidence(self) -> str: ...
+    @property
+    def given(self) -> tuple[str, ...]: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def label_tokens(self) -> Any: ...
+    @property
+    def p(self) -> Floats: ...
+    @property
+    def lift(self) -> Floats: ...
+    @property
+    def lift_given(self) -> Floats: ...
+    @property
+    def excess_left(self) -> Floats: ...
+    @property
+    def significant(self) -> Bools: ...
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+    def label_index(self, label: str) -> int: ...
+
+
+def headline(counts: _Counts, say: Texts, model: str = "") -> str:
+    """Return model, size and number of tokens in one line.
+
+    Args:
+        counts: the counts.
+        say: the language.
+        model: name of the model; "" for that in the counts.
+    """
+    n = len(counts.layers)
+    return say(
+        "result.headline",
+        model=model or counts.provenance.get("model") or "model",
+        layers=say("result.one_layer") if n == 1 else say("result.layers", layers=n),
+        experts=counts.n_experts,
+        top_k=counts.top_k,
+        tokens=say("result.tokens_by_weight" if counts.mass else "result.tokens", tokens=f"{counts.n_tokens:,}"),
+    )
+
+
+def result_headline(result: _Result, say: Texts) -> str:
+    """Return model, size and number of tokens of a result in one line; every view begins with it."""
+    return headline(result.counts, say, result.provenance.get("model") or "model")
+
+
+def given_names(given: Iterable[str], say: Texts, between: str = " × ") -> str:
+    """Return the names of controls in one phrase."""
+    return between.join(say.name("given", name) for name in given)
+
+
+def control(result: _Result, say: Texts) -> str:
+    """Return the control of the test in one phrase; or that there is none."""
+    if result.evidence != "test":
+        return say("result.control_bounds" if result.evidence == "bounds" else "result.control_none")
+    permutations = result.provenance.get("permutations", "no")
+    if not result.given:
+        return say("result.control_free", permutations=permutations)
+    return say("result.control_given", given=given_names(result.given, say), permutations=permutations)
+
+
+def token_control(result: _Result, say: Texts) -> str:
+    """Return whether token identity is controlled, in one phrase."""
+    return say("result.token_controlled" if "token" in result.given else "result.token_not_controlled")
+
+
+def about(result: _Result, say: Texts) -> str:
+    """Return what a result is of and what was controlled, in one line."""
+    family = result.family if say.glossed else say.name("family", result.family)
+    what = say("table.family", family=family)
+    return " · ".join((result_headline(result, say), what, control(result, say), token_control(result, say)))
+
+
+def why_untested(result: _Result, label: str, say: Texts) -> str:
+    """Return why a label was not tested, in one phrase."""
+    tokens = result.label_tokens[result.label_index(label)]
+    if not tokens:
+        return say("result.untested_absent")
+    if result.given and tokens >= result.provenance.get("min_tokens", 0):
+        return say("result.untested_given", given=given_names(result.given, say))
+    return say("result.untested_rare")
+
+
+def limits(result: _Result, say: Texts) -> tuple[str, ...]:
+    """Return what the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
+    about, lines = result.provenance, []
+    above = int((result.significant & (result.lift > 1)).sum())
+    if "effective_documents" in about:
+        lines.append(limits_of_test(about["effective_documents"], about["permutations"], say))
+    if about.get("shortened_documents"):
+        tokens, documents = f"{about['tokens_cut']:,}", f"{about['shortened_documents']:,}"
+        lines.append(say("result.cut", tokens=tokens, documents=documents, share=f"{about['max_share']:.0%}"))
+    if "random_model" in about:
+        random, here = about["random_model"], int((result.significant & (result.lift_given > 1)).sum())
+        tested = int(np.isfinite(result.p).sum())
+        figures = {"random": random["above"], "of": random["tested"], "above": here, "tested": tested}
+        lines.append(say("result.random_model", **{name: f"{n:,}" for name, n in figures.items()}))
+    explained = int((result.significant & (result.lift > 1) & (result.excess_left < 0.5)).sum())
+    if explained and "token" not in result.given:
+        lines.append(say("result.explained", explained=f"{explained:,}", above=f"{above:,}"))
+    return tuple(lines)

@@ -1,0 +1,161 @@
+"""The table of texts: two whole columns, every row in use, and a report and an explorer in Japanese without English."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from html import unescape
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from helpers.results import result_of
+
+import moelens
+from moelens.commands.command_line import main
+from moelens.errors import UnknownNameError
+from moelens.texts import LANGUAGES, Texts, text_rows
+from moelens.views.answers import answer
+from moelens.views.explorer import Explorer, verdict
+
+PACKAGE = Path(moelens.__file__).parent
+JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠]")
+SAME = {"effects.to"}  # an arrow
+LOOKED_UP = ("family", "fact", "given", "metric", "section", "map", "trace", "effect")  # by name, or sent whole
+
+
+def names(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("key", text_rows())
+def test_a_row_has_every_language_and_the_same_names(key: str) -> None:
+    row = text_rows()[key]
+    assert tuple(row) == LANGUAGES
+    assert all(row.values())
+    assert names(row["en"]) == names(row["ja"])
+    assert not JAPANESE.search(row["en"])
+    assert JAPANESE.search(row["ja"]) or key in SAME or not re.search("[a-zA-Z]{2}", re.sub("{.*?}", "", row["en"]))
+
+
+def used() -> set[str]:
+    """The keys in the source, and those of the parts that are looked up by name; `x_{y}` stands for all that fit."""
+    keys = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in text_rows():
+                keys.add(node.value)
+            if isinstance(node, ast.JoinedStr):
+                pattern = "".join(
+                    re.escape(p.value) if isinstance(p, ast.Constant) else r"[\w .]+" for p in node.values
+                )
+                if re.match(r"\w+\\\.", pattern):
+                    keys |= {key for key in text_rows() if re.fullmatch(pattern, key)}
+    return keys | {key for key in text_rows() if key.partition(".")[0] in LOOKED_UP}
+
+
+def test_every_row_is_used() -> None:
+    assert set(text_rows()) - used() == set()
+
+
+def test_the_browser_is_sent_every_text_that_it_uses() -> None:
+    for view in ("map", "trace", "effect"):
+        script = (PACKAGE / "views" / "static" / f"{view}.js").read_text(encoding="utf-8")
+        wanted = set(re.findall(r"texts\.(\w+)", script))
+        assert wanted
+        assert wanted <= set(Texts("ja").part(view))
+
+
+def test_an_unknown_language_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnknownNameError, match=re.escape("unknown language 'fr'; allowed: en, ja")):
+        moelens.report(tmp_path, lang="fr")
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path), "--lang", "fr"])
+    assert "--lang" in capsys.readouterr().err
+
+
+def english() -> set[str]:
+    """The pieces of the English column that are sentences or phrases of three words or more."""
+    pieces = {piece for row in text_rows().values() for piece, *_ in Formatter().parse(row["en"]) if piece}
+    return {piece.strip(" .,:;()") for piece in pieces if len(re.findall("[a-z]{2,}", piece)) > 2}
+
+
+def shown(page: str) -> str:
+    return unescape(re.sub(r"<style>.*?</style>|<script.*?</script>|<[^>]*>", " ", page, flags=re.DOTALL))
+
+
+def assert_japanese(text: str) -> None:
+    assert [piece for piece in english() if piece in text] == []
+
+
+def test_a_report_in_japanese_has_no_english_text(demo_recording: moelens.Recording, tmp_path: Path) -> None:
+    from moelens.interventions import remove
+
+    model = moelens.load("demo")
+    items = moelens.japanese.contrasts("kin-terms")[::4]
+    effect = moelens.effect(model, items, remove(4, [17]), draws=20, texts=(), off_target=False, progress=False)
+    effects = [effect, moelens.prefer(model, items)]
+    out = moelens.report(demo_recording, tmp_path / "r.html", effects=effects, permutations=50, lang="ja")
+    page = out.read_text(encoding="utf-8")
+    assert page.startswith('<!doctype html>\n<html lang="ja">')
+    assert_japanese(shown(page))
+    for heading in re.findall(r"<h[123]>(.*?)</h[123]>|<t[hd] [^>]*>(lift|label|tokens)<|<dt>(.*?)</dt>", page):
+        text = re.sub("<[^>]*>", "", "".join(heading))
+        assert JAPANESE.search(text) or text in [str(k).replace("_", " ") for k in facts(demo_recording)], text
+    assert "層4のE17を除去" in page
+
+
+def facts(recording: moelens.Recording) -> list[str]:
+    """The names of settings, which are the same in every language."""
+    return list(moelens.analyze(recording, permutations=20, progress=False).provenance)
+
+
+def test_an_explorer_in_japanese(demo_recording: moelens.Recording, tmp_path: Path) -> None:
+    explorer = moelens.explore(demo_recording, permutations=50, lang="ja")
+    headings = [child.value for child in explorer.children if hasattr(child, "value")]
+    assert [re.sub("<[^>]*>", "", text) for text in headings] == [
+        "どこで 層とエキスパート",
+        "何を ラベルのトークンでこのエキスパートが選ばれる文",
+        "効果 エキスパートを除去すると何が変わるか",
+    ]
+    for view in (explorer.map, explorer.trace, explorer.effect):
+        assert_japanese(json.dumps([view.heading, view.texts], ensure_ascii=False))
+    assert_japanese(explorer.card.value)
+    explorer.effect.clicks = 1
+    assert "を除くと、選好は" in explorer.effect.message
+    assert_japanese(explorer.effect.message)
+    assert_japanese(shown(explorer.save_html(tmp_path / "explorer.html").read_text(encoding="utf-8")))
+    explorer.close()
+
+
+def test_verdicts_and_answers_say_the_same_in_japanese() -> None:
+    row = {"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": 0.1, "p": 0.01, "before": -1.0}
+    assert verdict(row, 3, "ja") == (
+        "L4 · E21を除くと、選好は0.310ナット下がります(95 %信頼区間は0を含む)。条件をそろえた対照群より大きな変化です"
+        "(p = 0.0300、3回の除去について補正)。なお、このモデルはもともと、ここでは不適切な形のほうを好みます。"
+    )
+    found, left, removed = answer({"honorifics": result_of(2, 8)}, lang="ja")
+    assert found.startswith("見つかったこと(labels): 尊敬語はL")
+    assert "検定したエキスパートとラベルの組" in left
+    assert removed.startswith("モデルからは何も除去していません。")
+
+
+def test_a_notebook_shows_results_in_its_language(demo_recording: moelens.Recording) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "moelens")
+    result = moelens.analyze(demo_recording, permutations=20, progress=False)
+    english_html = shell.display_formatter.format(result)[0]["text/html"]
+    shell.run_line_magic("config", "MoeMagics.lang = 'ja'")
+    try:
+        shown_html = shell.display_formatter.format(result)[0]["text/html"]
+        assert "トークンの同一性を統制" in shown_html
+        shell.user_ns["rec"] = demo_recording
+        explorer = shell.run_line_magic("moe", "explore rec --permutations 20")
+        assert isinstance(explorer, Explorer)
+        assert explorer.say.lang == "ja"
+    finally:
+        shell.run_line_magic("config", "MoeMagics.lang = 'en'")
+    assert shell.display_formatter.format(result)[0]["text/html"] == english_html
