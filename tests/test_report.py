@@ -136,8 +136,29 @@ def test_open(recording: moelens.Recording, tmp_path: Path) -> None:
 
 def test_effects_and_baseline_need_the_recording(recording: moelens.Recording, tmp_path: Path) -> None:
     found = moelens.analyze(recording, given=None, permutations=19, progress=False)
-    with pytest.raises(moelens.MoeLensError, match="expected a recording with --effects or --baseline"):
-        moelens.report(found, tmp_path / "r.html", baseline=True)
+    refused = "expected a recording with --effects, --baseline or --compare, got counts or a result; give the recording"
+    for option in ({"baseline": True}, {"effects": "remove"}, {"compare_with": recording}):
+        with pytest.raises(moelens.MoeLensError, match=refused):
+            moelens.report(found, tmp_path / "r.html", **option)
+
+
+def test_a_report_compares_two_models(recording: moelens.Recording, tmp_path: Path) -> None:
+    tuned = moelens.load("demo")
+    tuned.name = "tuned"
+    with torch.no_grad():
+        for name, parameter in tuned.hf_model.named_parameters():
+            if "mlp.gate" in name:
+                parameter.mul_(torch.linspace(0.5, 2, len(parameter))[:, None])
+    other = moelens.record(tuned, TEXTS, tmp_path / "tuned", progress=False)
+    out = tmp_path / "r.html"
+    command = ["report", "--compare", str(recording.path), str(other.path), "--out", str(out), "--permutations", "50"]
+    assert main(command) == 0
+    page = out.read_text(encoding="utf-8")
+    assert "Compared with demo, tuned chooses other experts for " in page
+    section = page.partition("<b>COMPARE</b>")[2].partition("</section>")[0]
+    assert section.startswith("What differs from demo")
+    assert "demo → tuned" in section
+    assert f"--compare {recording.path}" in page.partition("<b>REPRODUCE</b>")[2]
 
 
 def test_a_model_that_did_not_make_the_recording_is_refused(recording: moelens.Recording, tmp_path: Path) -> None:

@@ -42,8 +42,14 @@ from moelens.errors import MoeLensError, RecordingError
 from moelens.japanese.families import require_name
 from moelens.recording import Recording
 from moelens.saved import SavedCells, json_values, number_array
+from moelens.texts import Texts
 
 _TESTS = ("p", "p_family", "q", "low", "high")
+
+
+def label_in(name: str, say: Texts) -> str:
+    """Return the name of a label of a comparison; that of all tokens is translated."""
+    return say("comparison.all_tokens") if name == ALL_TOKENS else name
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -177,40 +183,38 @@ class Comparison(Plotted, SavedCells):
         first = (tuple(cells[i].tolist()) for i in order[:n])
         return tuple((self.layers[x], y, self.names[z], float(self.change[x, y, z])) for x, y, z in first)
 
-    def table(self, n: int = 10) -> str:
-        """Return the `n` largest changes as a plain table; a star marks significant ones."""
-        rows = []
+    def table(self, n: int = 10, lang: str | Texts = "en") -> str:
+        """Return the `n` largest changes as a plain table, in English ("en") or "ja"; a star marks significant ones."""
+        rows, say = [], Texts(lang)
         for layer, expert, name, change in self.top(n):
             at = self.layers.index(layer), expert, self.names.index(name)
             shares = (number(float(share[at])) for share in (self.share_a, self.share_b))
             band = interval(float(self.low[at]), float(self.high[at]))
             sure = (number(float(self.q[at])), number(float(self.p_family[at])), "*" if self.significant[at] else "")
-            rows.append((f"L{layer}", f"E{expert}", name, f"{change:+.4f}", *shares, band, *sure))
-        ratio = "b / a, 95 %" if self.expected is None else "b / expected, 95 %"
-        header = ("layer", "expert", "label", "change", "share in a", "in b", ratio, "q", "p family", "")
+            rows.append((f"L{layer}", f"E{expert}", label_in(name, say), f"{change:+.4f}", *shares, band, *sure))
+        ratio = "ratio" if self.expected is None else "ratio_expected"
+        first = [say(f"table.{name}") for name in ("layer", "expert", "label")]
+        middle = [say(f"comparison.{name}") for name in ("change", "share_a", "share_b", ratio)]
+        header = (*first, *middle, say("table.q"), say("table.p_family"), "")
         permutations, documents = (self.provenance.get(key, 0) for key in ("permutations", "effective_documents"))
-        return (
-            "\n".join(self._opening(permutations))
-            + "\n"
-            + (plain_table(header, rows) if rows else "no expert gained or lost a token of any label")
-            + ("\n" + limits_of_test(documents, permutations) if documents and permutations else "")
-        )
+        lines = self._opening(permutations, say)
+        lines.append(plain_table(header, rows) if rows else say("comparison.no_change"))
+        if documents and permutations:
+            lines.append(limits_of_test(documents, permutations, say))
+        return "\n".join(lines)
 
-    def _opening(self, permutations: int) -> list[str]:
+    def _opening(self, permutations: int, say: Texts) -> list[str]:
         """The lines above the table: what is compared, within what, and how."""
-        a, b = self.provenance.get("a") or "a", self.provenance.get("b") or "b"
+        about: dict[str, Any] = {name: self.provenance.get(name) or name for name in ("a", "b", "model")}
+        about |= {"tokens": f"{int(self.label_tokens[0]):,}", "permutations": permutations or say("comparison.none")}
         if self.label_tokens_b is None:
-            by_label = zip(self.names, self.overlap.mean(0), strict=True)
-            kept = ", ".join(f"{name} {number(100 * share)} %" for name, share in by_label)
-            control = f"control: {permutations or 'no'} exchanges over documents, token identity the same in both"
-            return [f"{a} → {b} · {int(self.label_tokens[0]):,} tokens · {control}", f"experts kept: {kept}"]
-        within = " × ".join([*self.provenance.get("given", ()), "labels"])
-        sizes = f"{int(self.label_tokens[0]):,} and {int(self.label_tokens_b[0]):,} tokens"
-        control = f"control: within {within}, {permutations or 'no'} permutations over documents"
-        return [
-            f"{self.provenance.get('model', 'model')}: {a} → {b} · {sizes} · {control}",
-            f"expected: tokens of b at the expert, if only {within} decided; stars mark q or p family below .05",
-        ]
+            shares = zip(self.names, self.overlap.mean(0), strict=True)
+            kept = say("answer.comma").join(f"{label_in(name, say)} {number(100 * share)} %" for name, share in shares)
+            return [say("comparison.head", **about), say("comparison.kept", kept=kept)]
+        given = [say.name("given", name) for name in self.provenance.get("given", ())]
+        within = " × ".join([*given, say("comparison.labels")])
+        about |= {"tokens_b": f"{int(self.label_tokens_b[0]):,}", "within": within}
+        return [say("comparison.head_corpora", **about), say("comparison.expected", within=within)]
 
     def __repr__(self) -> str:
         return self.table()

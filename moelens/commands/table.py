@@ -641,6 +641,12 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         "of effect, causes and prefer to show",
                     ),
                     option(
+                        "--compare",
+                        metavar="OTHER",
+                        help="recording of another model on the same text, to show what differs from it",
+                        completes="recording",
+                    ),
+                    option(
                         "--baseline",
                         action="store_true",
                         help="number of specialists that a model of the same shape with random weights gives",

@@ -15,6 +15,7 @@ from moelens.texts import Texts
 from moelens.views.finding_tables import family_name, lift_name, strongest
 
 if TYPE_CHECKING:
+    from moelens.analysis import Comparison
     from moelens.analysis.result import Finding, Specialization
     from moelens.interventions import Causes, Effect
     from moelens.interventions.effects import KindEffect
@@ -135,6 +136,16 @@ def _what_removal_did(effects: Sequence[Effect | Causes | Preferences], say: Tex
     n = sum(len(e.kinds) for e in removals)
     said += [_effect_sentence(intervention_names(e.interventions, say), k, say, n) for e in removals for k in e.kinds]
     return ("" if say.lang == "ja" else " ").join(f"{line[0].upper()}{line[1:]}" for line in said)
+
+
+def compared(comparison: Comparison | None, say: Texts) -> list[str]:
+    """Return how far two models differ on the same text, in a sentence; nothing without a comparison."""
+    if comparison is None:
+        return []
+    a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
+    changed = number(100 * (1 - float(np.nanmean(comparison.overlap[:, 0]))))
+    n, tested = int(comparison.significant.sum()), int(np.isfinite(comparison.p).sum())
+    return [say("answer.compared", a=a, b=b, changed=changed, n=f"{n:,}", tested=f"{tested:,}")]
 
 
 def _effect_sentence(what: str, k: KindEffect, say: Texts, tests: int = 1) -> str:

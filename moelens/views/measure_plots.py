@@ -12,11 +12,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
+from moelens.analysis.comparison import label_in
 from moelens.analysis.routing import cluster_order
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.classes import CLASS_STYLE, GLOSS, label_text
 from moelens.japanese.families import require_name
+from moelens.texts import Texts
 from moelens.views.maps import (
     cell_colours,
     colour_limit,
@@ -309,7 +311,9 @@ def _rgba(css: str) -> tuple[float, ...]:
     return (*(c / 255 for c in rgb), alpha)
 
 
-def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axes | None = None) -> Axes:
+def comparison_plot(
+    comparison: Comparison, label: str | None = None, *, ax: Axes | None = None, lang: str | Texts = "en"
+) -> Axes:
     """Draw layers × experts: how many percentage points more of a label's tokens b sends to the expert than a.
 
     Cells that are not significant after correction are grey.
@@ -318,6 +322,7 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
         comparison: a result of `moelens.compare`.
         label: the label; None for all tokens.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
@@ -329,27 +334,28 @@ def comparison_plot(comparison: Comparison, label: str | None = None, *, ax: Axe
     index = comparison.names.index(label)
     change = 100 * comparison.change[:, :, index]
     a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
+    say = Texts(lang)
     sizes = [comparison.label_tokens[index], *([] if (in_b := comparison.label_tokens_b) is None else [in_b[index]])]
-    head = f"{a} → {b} · {label_text(label)} · {' and '.join(f'{int(size):,}' for size in sizes)} tokens"
+    tokens = say("result.tokens", tokens=say("table.and").join(f"{int(size):,}" for size in sizes))
+    head = f"{a} → {b} · {label_text(label_in(label, say), gloss=say.glossed)} · {tokens}"
     if in_b is None:
-        head += f" · experts in common: {number(100 * float(np.nanmean(comparison.overlap[:, index])))} %"
+        kept = number(100 * float(np.nanmean(comparison.overlap[:, index])))
+        head += f" · {say('comparison.in_common', kept=kept)}"
     with japanese_font():
         ax = ax or new_axes(grid_size(len(comparison.layers)))
         if not np.nan_to_num(change).any():
-            return draw_message(ax, head, "no difference: the same share of these tokens goes to every expert")
+            return draw_message(ax, head, say("comparison.no_difference"))
         scale = diverging_scale(ax, float(np.nanpercentile(np.abs(change), 99.5)))
         colours = cell_colours(change, comparison.significant[:, :, index], scale, to_rgb(ax.get_facecolor()))
         ax.imshow(colours, aspect="auto", interpolation="nearest")
         bar = ax.figure.colorbar(scale, ax=ax, pad=0.012, fraction=0.03, aspect=14)
         bar.outline.set_visible(False)
-        bar.ax.set_title("% points", fontsize=7.5)
+        bar.ax.set_title(say("comparison.points"), fontsize=7.5)
         layer_ticks(ax.yaxis, comparison.layers)
-        ax.set_xlabel("expert", fontsize=8)
-        ax.set_ylabel("layer", fontsize=8)
+        ax.set_xlabel(say("map.expert"), fontsize=8)
+        ax.set_ylabel(say("map.layer"), fontsize=8)
         ax.spines[:].set_visible(False)
-        what = "share of the label's tokens at the expert, second minus first, in percentage points"
-        title = f"{head}\n{what}; grey: not significant after correction"
-        ax.set_title(title, loc="left", fontsize=9, linespacing=1.4)
+        ax.set_title(f"{head}\n{say('comparison.what')}", loc="left", fontsize=9, linespacing=1.4)
     return ax
 
 

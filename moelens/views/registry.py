@@ -50,7 +50,7 @@ def _experiment_view(plot: Callable[..., Any], size: Callable[[Any], _Size]) -> 
 
     def html(result: Any, lang: str | Texts = "en") -> str:
         picture = picture_html(lambda ax: plot(result, ax=ax, lang=lang), size(result), type(result).__name__)
-        return f"<div>{picture}{_pre_html(result.table(lang))}</div>"
+        return f"<div>{picture}{_pre_html(result.table(lang=lang))}</div>"
 
     return View(html=html, plot=plot)
 
@@ -83,7 +83,7 @@ register_view(Trace, View(html=trace_html, explore=_explore_trace))
 register_view(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
 register_view(Attribution, _view_with_plot(experiment_plots.attribution_plot, lambda r: _rows_size(len(r.top))))
 register_view(Causes, View(html=_causes_html, plot=experiment_plots.causes_plot))
-register_view(Comparison, _view_with_plot(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
+register_view(Comparison, _experiment_view(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
 register_view(Effect, _experiment_view(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))
 register_view(Preferences, _experiment_view(experiment_plots.preference_plot, lambda r: _rows_size(len(r.kinds))))

@@ -16,7 +16,7 @@ from moelens.display import find_view
 from moelens.errors import MoeLensError
 from moelens.japanese.classes import CLASS_STYLE, GLOSS
 from moelens.texts import Texts
-from moelens.views.answers import answer
+from moelens.views.answers import answer, compared
 from moelens.views.finding_tables import LEAST_TOKENS, findings_html, summary_html
 from moelens.views.live import LiveView
 from moelens.views.map_view import ExpertMap
@@ -28,6 +28,7 @@ from moelens.views.token_html import tokens_html
 from moelens.views.trace_view import TraceView
 
 if TYPE_CHECKING:
+    from moelens.analysis import Comparison
     from moelens.analysis.result import Specialization
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
@@ -82,6 +83,7 @@ class Report:
         notes: further limits, one sentence each.
         recording: the recording that was analysed, for the words and sentences on the cards of experts.
         effects: results of `effect`, `causes` and `prefer` for the model.
+        comparison: a result of `compare`, of another model with this one on the same text.
         lang: language of the report, "en" or "ja"; title, facts, captions and notes are shown as they are given.
     """
 
@@ -95,6 +97,7 @@ class Report:
     notes: Sequence[str] = ()
     recording: Recording | None = None
     effects: Sequence[Effect | Causes | Preferences] = ()
+    comparison: Comparison | None = None
     lang: str = "en"
 
 
@@ -122,7 +125,7 @@ def report_html(report: Report) -> str:
     first, say = next(iter(report.results.values())), Texts(report.lang)
     page = Page(say.lang)
     facts = (wording.result_headline(first, say), wording.control(first, say), *wording.limits(first, say)[:1])
-    found = answer(report.results, report.effects, lang=say)
+    found = [*answer(report.results, report.effects, lang=say), *compared(report.comparison, say)]
     body = [
         f"<h1>{text_html(report.title)}</h1>",
         '<div class="answer">' + "".join(f"<p>{text_html(part)}</p>" for part in found) + "</div>",
@@ -131,6 +134,7 @@ def report_html(report: Report) -> str:
         *(_family_section(page, family, result, report, say) for family, result in report.results.items()),
         _examples_section(page, report.examples, say),
         _effects_section(report.effects, say),
+        _comparison_section(report.comparison, say),
         _load_section(first, report.figures, say),
         _limits_section(first, report, say),
         _reproduce_section(report.reproduce, first, say),
@@ -261,6 +265,15 @@ def _effects_section(effects: Sequence[Effect | Causes | Preferences], say: Text
         return ""
     figures = (f'<figure class="effect">{find_view(type(e), "html")(e, lang=say)}</figure>' for e in effects)
     return _section(say, "effect", say("report.effect"), f"<p>{say('report.effect_about')}</p>", *figures)
+
+
+def _comparison_section(comparison: Comparison | None, say: Texts) -> str:
+    if comparison is None:
+        return ""
+    a, b = (text_html(str(comparison.provenance.get(name) or name)) for name in ("a", "b"))
+    about = f"<p>{say('report.compare_about', a=a, b=b)}</p>"
+    figure = f'<figure class="effect">{find_view(type(comparison), "html")(comparison, lang=say)}</figure>'
+    return _section(say, "compare", say("report.compare", model=a), about, figure)
 
 
 def _load_section(result: Specialization, figures: Sequence[tuple[str, Figure]], say: Texts) -> str:
