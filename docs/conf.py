@@ -69,6 +69,9 @@ html_sidebars = {
 
 def other_language(page: str, pages: set[str]) -> str:
     """The page in the other language, or the first page of that language where there is none."""
+    if "gallery/" in page:
+        counterpart = page.removesuffix(".ja") if page.endswith(".ja") else f"{page}.ja"
+        return counterpart if counterpart in pages else "ja/index"
     if page.startswith("ja/"):
         english = next((p for p in pages if not p.startswith("ja/") and p.split("/")[-1] == page[3:]), None)
         return english or "index"
@@ -78,7 +81,7 @@ def other_language(page: str, pages: set[str]) -> str:
 
 def _set_language(app, page, template, context, tree) -> None:  # type: ignore[no-untyped-def]
     context["other_language"] = other_language(page, set(app.env.found_docs))
-    if page.startswith("ja/"):
+    if page.startswith("ja/") or page.endswith(".ja"):
         context["language"] = "ja"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -78,5 +79,15 @@ def test_both_languages_of_a_page_show_the_same_blocks(page: str) -> None:
 def test_links_between_files_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", page.read_text("utf-8")):
         if not target.startswith(("http", "mailto")):
-            target = target.replace("gallery/0", "../notebooks/0") if "gallery/0" in target else target
+            target = re.sub(r"gallery/(?=\d)", "../notebooks/", target)
             assert (page.parent / target).resolve().exists(), target
+
+
+def test_both_languages_of_a_notebook_run_the_same_code() -> None:
+    def code(name: str) -> list[str]:
+        cells = json.loads((ROOT / "notebooks" / name).read_text("utf-8"))["cells"]
+        text = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+        return [re.sub(r'  # .*|, lang="ja"|"ja"', "", cell) for cell in text]
+
+    for japanese in (ROOT / "notebooks").glob("*.ja.ipynb"):
+        assert code(japanese.name) == code(japanese.name.replace(".ja", ""))

@@ -516,7 +516,7 @@ def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
         args.out,
         effects="remove" if args.effects == [] else args.effects or (),
         baseline=args.baseline,
-        compare_with=None if args.compare is None else session.find_recording(args.compare),
+        compare=None if args.compare is None else session.find_recording(args.compare),
         model=None if args.model is None else session.find_name(args.model),
         permutations=args.permutations,
         lang=lang,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from moelens.analysis import Counts, CountTables, Specialization, analyze, compare
+from moelens.analysis import Counts, CountTables, Specialization, analyze
+from moelens.analysis import compare as compare_models
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
@@ -50,7 +51,7 @@ def report(
     notes: Sequence[str] = (),
     effects: Sequence[Effect | Causes | Preferences | str | Path] | Literal["remove"] = (),
     baseline: bool = False,
-    compare_with: Recording | str | Path | None = None,
+    compare: Recording | str | Path | None = None,
     model: HookedMoE | str | None = None,
     permutations: int = 1000,
     lang: str = "en",
@@ -73,7 +74,7 @@ def report(
             saved; or "remove", to remove the strongest expert of each honorific class with 100 matched controls.
         baseline: whether to record and analyse the same texts with a model of the same shape and random weights too,
             which says how many findings come from the text and the test alone.
-        compare_with: a recording of another model on the same text, or its folder; the report then has a section on
+        compare: a recording of another model on the same text, or its folder; the report then has a section on
             what differs from it.
         model: the recorded model, or its name, for `effects="remove"` and `baseline`; None for the bundled model if the
             recording is of it.
@@ -103,7 +104,7 @@ def report(
     shown = () if effects == "remove" else tuple(_opened(e) for e in effects)
     alone = _result_alone(recording)
     if alone is not None:
-        if effects == "remove" or baseline or compare_with is not None:
+        if effects == "remove" or baseline or compare is not None:
             raise MoeLensError(
                 "expected a recording with --effects, --baseline or --compare, got counts or a result; "
                 "give the recording, or files of effects"
@@ -123,7 +124,7 @@ def report(
     recording = Recording.open(recording)  # type: ignore[arg-type]
     if effects == "remove" or baseline:
         model = recorded_model(recording, model)  # refused before anything is computed
-    other = None if compare_with is None else Recording.open(compare_with)
+    other = None if compare is None else Recording.open(compare)
     labels = labels or Labels.open_or_create(recording)
     command = f"moelens report {shlex.quote(str(recording.folder.location))} --out {shlex.quote(str(out))}"
     if results is None:
@@ -144,7 +145,7 @@ def report(
         command = ""
     comparison = None
     if other is not None:
-        comparison = compare(other, recording, labels=labels, permutations=permutations)
+        comparison = compare_models(other, recording, labels=labels, permutations=permutations)
         command += f" --compare {shlex.quote(str(other.folder.location))}" if command else ""
     content = report_content(recording, labels, results, title, notes, lang)
     content = replace(content, comparison=comparison)
