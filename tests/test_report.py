@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,13 @@ def test_the_command_is_the_function(
     out = tmp_path / "report.html"
     assert main(["report", str(recording.path), "--out", str(out), "--permutations", "50"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert "<b>LIMITS</b>" in out.read_text(encoding="utf-8")
+    page = out.read_text(encoding="utf-8")
+    assert "<b>LIMITS</b>" in page
+    printed = re.findall(r"<pre>(moelens report .*?)</pre>", page)
+    out.unlink()
+    assert main(shlex.split(unescape(printed[0]))[1:]) == 0
+    assert out.read_text(encoding="utf-8") == page, "the command on the page makes it again"
+    capsys.readouterr()
     assert main(["report", str(recording.path), "--out", str(tmp_path)]) == 2  # a folder
     assert f"expected a file to write, got the folder '{tmp_path}'; give one such as" in capsys.readouterr().err
     assert main(["report", str(tmp_path), "--out", str(out)]) == 2

@@ -72,6 +72,8 @@ def card_html(
         parts.append(_words_html(recording, at, expert, say, None if labels is None else _lemmas(labels)))
     if effect is not None:
         parts.append(_effect_html(effect, say))
+    legend = [say(f"card.legend_{result.evidence}"), *([] if recording is None else [say("card.marked")])]
+    parts.append(f'<span style="font-size: 85%; opacity: 0.75">{" · ".join(legend)}</span>')
     return f'<div style="line-height: 1.5">{"".join(f"<div>{p}</div>" for p in parts)}</div>'
 
 

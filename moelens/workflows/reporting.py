@@ -122,34 +122,49 @@ def report(
         )
         return _write_page(content, out)
     recording = Recording.open(recording)  # type: ignore[arg-type]
-    if effects == "remove" or baseline:
-        model = recorded_model(recording, model)  # refused before anything is computed
+    runs = effects == "remove" or baseline
+    loaded = recorded_model(recording, model) if runs else None  # refused before anything is computed
     other = None if compare is None else Recording.open(compare)
     labels = labels or Labels.open_or_create(recording)
-    command = f"moelens report {shlex.quote(str(recording.folder.location))} --out {shlex.quote(str(out))}"
+    reproduce = ""  # no command makes a page again that has a title, notes or results of one's own
     if results is None:
+        if not title and not notes:
+            reproduce = _command(recording, out, effects, baseline, other, model, permutations, lang)
         results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]
-        command += f" --permutations {permutations}" + (f" --lang {lang}" if lang != "en" else "")
-    else:
-        command = ""  # the results may be of any settings, which the section lists
     if baseline:
-        results = with_baseline(recording, results, model)
-        command += " --baseline" if command else ""
+        results = with_baseline(recording, results, loaded)
     if effects == "remove":
-        shown = _class_effects(recording, results, model, progress=progress)
-        command += " --effects" if command else ""
-    elif shown and all(isinstance(e, (str, Path)) for e in effects):
-        command += f" --effects {shlex.join(map(str, effects))}" if command else ""
-    elif shown:
-        command = ""
+        shown = _class_effects(recording, results, loaded, progress=progress)
     comparison = None
     if other is not None:
         comparison = compare_models(other, recording, labels=labels, permutations=permutations)
-        command += f" --compare {shlex.quote(str(other.folder.location))}" if command else ""
     content = report_content(recording, labels, results, title, notes, lang)
-    content = replace(content, comparison=comparison)
-    return _write_page(replace(content, effects=shown, reproduce=command), out)
+    return _write_page(replace(content, effects=shown, comparison=comparison, reproduce=reproduce), out)
+
+
+def _command(
+    recording: Recording,
+    out: Path,
+    effects: Sequence[object] | Literal["remove"],
+    baseline: bool,
+    other: Recording | None,
+    model: HookedMoE | str | None,
+    permutations: int,
+    lang: str,
+) -> str:
+    """The command that makes a page again; "" if effects or the model are objects that a command cannot name."""
+    files = [] if effects == "remove" else list(effects)
+    runs = effects == "remove" or baseline
+    if not all(isinstance(e, (str, Path)) for e in files) or (runs and not isinstance(model, (str, type(None)))):
+        return ""
+    words = ["moelens", "report", str(recording.folder.location), "--out", str(out), "--permutations", permutations]
+    words += ["--effects", *files] if effects else []
+    words += ["--baseline"] if baseline else []
+    words += ["--compare", other.folder.location] if other is not None else []
+    words += ["--model", model] if runs and model is not None else []
+    words += ["--lang", lang] if lang != "en" else []
+    return shlex.join(map(str, words))
 
 
 def _opened(effect: Any) -> Effect | Causes | Preferences:
