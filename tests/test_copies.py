@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +22,7 @@ from moelens.analysis.counting import TokenKinds, balanced, document_groups, in_
 from moelens.analysis.samples import Sample, TokenBlock
 from moelens.probes import probe
 from moelens.recording import Recording, import_routes, record
+from moelens.recording.repeated_texts import text_groups
 
 E, K, LENGTH = 8, 2, 12
 
@@ -195,9 +196,47 @@ def test_tables_of_groups_are_sums_over_their_tokens(drawn: Any, step: int, seed
     np.testing.assert_allclose(tables.excess, whole.excess, atol=1e-4)
 
 
+LINES = [
+    "社長は来週の水曜日に大阪の工場をご覧になる予定です。",
+    "お客様から届いた手紙を読んで、担当者が返事を書いた。",
+    "駅前の古い喫茶店では今でも焼きたてのパンを出している。",
+    "山の上の小屋まで歩くと、雲の切れ間に海が光って見えた。",
+    "図書館の閉館時間が早くなり、帰りに寄れなくなってしまった。",
+    "新しい橋ができてから、島の人は船を待たずに町へ出られる。",
+]
+
+
+@pytest.mark.tried("Inputs", "texts that differ in a date or a few words", "they count as one document, and it is said")
+def test_near_copies_are_grouped_and_counted() -> None:
+    long = "".join(LINES)
+    near = [long, long.replace("水曜日", "木曜日"), long.replace("。", "。\n") + "3月12日", long + "以上です。"]
+    groups = text_groups([*near, *LINES, LINES[0].replace("です。", "でございます!"), None])
+    assert groups.ids.tolist() == [0, 0, 0, 0, 4, 5, 6, 7, 8, 9, 4, 11]
+    assert (groups.copies, groups.near) == (0, 4)
+    assert groups.repeated == 12 / 14, "two variants are in one group only"
+
+
+def test_texts_that_share_a_third_are_apart_but_their_sentences_are_counted() -> None:
+    texts = ["".join(LINES[(i + j) % 6] for j in (0, k, 5)) for i in range(6) for k in (1, 2)]
+    groups = text_groups(texts)
+    assert groups.ids.tolist() == list(range(12))
+    assert groups.repeated == 1.0
+    assert text_groups(LINES).repeated == 0
+
+
+def test_a_result_says_what_is_repeated() -> None:
+    result = moelens.analyze(COPIES, labels=COPIES, given=None, permutations=19, min_tokens=2, progress=False)
+    about = result.provenance | {"copied_documents": 48, "nearly_copied_documents": 2, "repeated_sentences": 0.25}
+    lines = "\n".join(replace(result, provenance=about).limits)
+    assert "48 documents are copies of others and 2 near copies; each counts with them as one document" in lines
+    assert "25% of the sentences occur in several documents" in lines
+    assert "repeated text" not in "\n".join(result.limits)
+
+
 def test_text_ids_of_recordings(tmp_path: Path) -> None:
     texts = ["はい", "", "いいえ", "はい", "", "はい\u3000"]
-    assert record(Model(), texts, tmp_path / "run", progress=False).text_ids().tolist() == [0, 1, 2, 0, 1, 5]
+    groups = record(Model(), texts, tmp_path / "run", progress=False).text_groups
+    assert (groups.ids.tolist(), groups.copies, groups.near) == ([0, 1, 2, 0, 1, 0], 2, 1)
     np.savez(tmp_path / "r.npz", expert_ids=np.zeros((4, 1, 1), int), sequence_lengths=np.array([2, 2]))
     unknown: Recording = import_routes(tmp_path / "r.npz", tmp_path / "imported")
     assert unknown.text_ids().tolist() == [0, 1], "texts that are not known are not the same text"

@@ -404,6 +404,7 @@ def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> 
     manifest = recording.manifest
     model, shape = manifest.get("model", ""), manifest.get("shape", {})
     about = getattr(labels, "metadata", {})
+    repeats = recording.text_groups if hasattr(recording, "text_groups") else None
     return {
         "model": str(model.get("name", "") if isinstance(model, Mapping) else model),
         "recording": str(recording.folder.location) if hasattr(recording, "folder") else "",
@@ -411,4 +412,7 @@ def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> 
         "moelens": __version__,
         "n_tokens": manifest.get("n_tokens"),
         "n_groups": shape.get("n_groups") if isinstance(shape, Mapping) else None,
+        "copied_documents": repeats.copies if repeats else None,
+        "nearly_copied_documents": repeats.near if repeats else None,
+        "repeated_sentences": repeats.repeated if repeats else None,
     }

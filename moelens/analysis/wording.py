@@ -11,6 +11,9 @@ from moelens.analysis.arrays import Bools, Floats
 from moelens.analysis.randomize import limits_of_test
 from moelens.texts import Texts
 
+MOST_REPEATED = 0.1
+"""Share of sentences in several documents beyond which a result says so."""
+
 
 class _Counts(Protocol):
     """The part of `CountTables` that is put into words."""
@@ -124,6 +127,11 @@ def limits(result: _Result, say: Texts) -> tuple[str, ...]:
     above = int((result.significant & (result.lift > 1)).sum())
     if "effective_documents" in about:
         lines.append(limits_of_test(about["effective_documents"], about["permutations"], say))
+    copies, near = (about.get(name) or 0 for name in ("copied_documents", "nearly_copied_documents"))
+    if copies + near:
+        lines.append(say("result.copies", copies=f"{copies:,}", near=f"{near:,}"))
+    if (about.get("repeated_sentences") or 0) > MOST_REPEATED:
+        lines.append(say("result.repeated", share=f"{about['repeated_sentences']:.0%}"))
     if about.get("shortened_documents"):
         tokens, documents = f"{about['tokens_cut']:,}", f"{about['shortened_documents']:,}"
         lines.append(say("result.cut", tokens=tokens, documents=documents, share=f"{about['max_share']:.0%}"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from moelens.errors import RecordingError, unknown
 from moelens.recording.captures import TABLES, index_type
 from moelens.recording.card import write_card
 from moelens.recording.progress import MANIFEST, SETTINGS, UNCAPTURED
+from moelens.recording.repeated_texts import TextGroups, text_groups
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label, read_ahead
 
@@ -224,26 +225,29 @@ class Recording(Displayed):
                 for parts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     yield "".join(part or "" for part in parts)
 
-    def text_ids(self) -> NDArray[np.int64]:
-        """Return for each document the number of the first one with the same text, `[document]`.
-
-        Folds and tests over documents count copies of a text as one. A document whose text is not known has its own
-        number.
+    @cached_property
+    def text_groups(self) -> TextGroups:
+        """Which documents have the same text, or nearly so; read once.
 
         Raises:
             RecordingError: If the file of the documents is missing or damaged.
         """
         if not self.manifest["documents"]:
-            return np.arange(self.n_documents)
-        first: dict[bytes, int] = {}
-        found: list[int] = []
+            return TextGroups(ids=np.arange(self.n_documents), copies=0, near=0, repeated=0.0)
         with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
-            for batch in file.iter_batches(256, columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    number = len(found)
-                    digest = b"" if text is None else hashlib.sha256(text.encode()).digest()
-                    found.append(first.setdefault(digest, number) if digest else number)
-        return np.array(found, np.int64)
+            batches = file.iter_batches(256, columns=["text"])
+            return text_groups(text for batch in batches for text in batch.column(0).to_pylist())
+
+    def text_ids(self) -> NDArray[np.int64]:
+        """Return for each document the number of the first one with the same text, or nearly so, `[document]`.
+
+        Folds and tests over documents count copies and near copies of a text as one. A document whose text is not
+        known has its own number.
+
+        Raises:
+            RecordingError: If the file of the documents is missing or damaged.
+        """
+        return self.text_groups.ids
 
     def _documents_path(self) -> str:
         if not self.manifest["documents"]:
