@@ -21,7 +21,7 @@ from moelens.views.explorer import Explorer, verdict
 
 PACKAGE = Path(moelens.__file__).parent
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠]")
-SAME = {"effects.to"}  # an arrow
+SAME = {"comparison.none", "effects.to"}  # 0, and an arrow
 LOOKED_UP = ("family", "fact", "given", "metric", "section", "map", "trace", "effect")  # by name, or sent whole
 
 

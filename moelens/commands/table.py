@@ -643,7 +643,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     option(
                         "--compare",
                         metavar="OTHER",
-                        help="recording of another model on the same text, to show what differs from it",
+                        help="recording of another model on this text, or of this one on another text, to compare with",
                         completes="recording",
                     ),
                     option(

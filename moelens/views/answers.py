@@ -139,13 +139,15 @@ def _what_removal_did(effects: Sequence[Effect | Causes | Preferences], say: Tex
 
 
 def compared(comparison: Comparison | None, say: Texts) -> list[str]:
-    """Return how far two models differ on the same text, in a sentence; nothing without a comparison."""
+    """Return how far two models or corpora differ, in a sentence; nothing without a comparison."""
     if comparison is None:
         return []
     a, b = (comparison.provenance.get(name) or name for name in ("a", "b"))
-    changed = number(100 * (1 - float(np.nanmean(comparison.overlap[:, 0]))))
     n, tested = int(comparison.significant.sum()), int(np.isfinite(comparison.p).sum())
-    return [say("answer.compared", a=a, b=b, changed=changed, n=f"{n:,}", tested=f"{tested:,}")]
+    about = {"a": a, "b": b, "n": f"{n:,}", "tested": f"{tested:,}"}
+    if comparison.label_tokens_b is not None:
+        return [say("answer.compared_corpora", **about)]
+    return [say("answer.compared", **about, changed=number(100 * (1 - float(np.nanmean(comparison.overlap[:, 0])))))]
 
 
 def _effect_sentence(what: str, k: KindEffect, say: Texts, tests: int = 1) -> str:

@@ -83,7 +83,7 @@ class Report:
         notes: further limits, one sentence each.
         recording: the recording that was analysed, for the words and sentences on the cards of experts.
         effects: results of `effect`, `causes` and `prefer` for the model.
-        comparison: a result of `compare`, of another model with this one on the same text.
+        comparison: a result of `compare`, of another recording with this one.
         lang: language of the report, "en" or "ja"; title, facts, captions and notes are shown as they are given.
     """
 
@@ -271,7 +271,8 @@ def _comparison_section(comparison: Comparison | None, say: Texts) -> str:
     if comparison is None:
         return ""
     a, b = (text_html(str(comparison.provenance.get(name) or name)) for name in ("a", "b"))
-    about = f"<p>{say('report.compare_about', a=a, b=b)}</p>"
+    key = "report.compare_about" if comparison.label_tokens_b is None else "report.compare_corpora"
+    about = f"<p>{say(key, a=a, b=b)}</p>"
     figure = f'<figure class="effect">{find_view(type(comparison), "html")(comparison, lang=say)}</figure>'
     return _section(say, "compare", say("report.compare", model=a), about, figure)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from moelens.analysis import Counts, CountTables, Specialization, analyze
-from moelens.analysis import compare as compare_models
+from moelens.analysis import compare as compare_recordings
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
@@ -74,8 +74,8 @@ def report(
             saved; or "remove", to remove the strongest expert of each honorific class with 100 matched controls.
         baseline: whether to record and analyse the same texts with a model of the same shape and random weights too,
             which says how many findings come from the text and the test alone.
-        compare: a recording of another model on the same text, or its folder; the report then has a section on
-            what differs from it.
+        compare: a recording of another model on the same text, or of this model on another text, or its folder; the
+            report then has a section on what differs from it.
         model: the recorded model, or its name, for `effects="remove"` and `baseline`; None for the bundled model if the
             recording is of it.
         permutations: number of permutations of the labels in each test.
@@ -138,7 +138,7 @@ def report(
         shown = _class_effects(recording, results, loaded, progress=progress)
     comparison = None
     if other is not None:
-        comparison = compare_models(other, recording, labels=labels, permutations=permutations)
+        comparison = compare_recordings(other, recording, permutations=permutations)
     content = report_content(recording, labels, results, title, notes, lang)
     return _write_page(replace(content, effects=shown, comparison=comparison, reproduce=reproduce), out)
 
