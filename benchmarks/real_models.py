@@ -30,6 +30,7 @@ from moelens.analysis import (
     TypeRows,
     coverage,
     exclusive_experts,
+    family_information,
     gate_score,
     import_counts,
     jaccard,
@@ -44,6 +45,7 @@ from moelens.errors import MoeLensError
 TRAININGS = {"FS": "from scratch", "DU-0.5": "drop-upcycled", "NU": "naively upcycled"}
 FAMILIES = ("honorifics", "pos", "reference")
 LEAST_TOKENS = 100
+DIVERGENCE, TOLD = "divergence of Japanese and English in bits", "bits that the token id tells of a choice"
 _DROP = "https://github.com/Taishi-N324/Drop-Upcycling, analysis/routing_output"
 _TOKENIZER = "https://huggingface.co/llm-jp/llm-jp-13b-v2.0 (llm-jp-tokenizer ver2.2), the files of its tokenizer"
 _ESFT = "https://github.com/deepseek-ai/ESFT, results/expert_scores/intent"
@@ -185,8 +187,12 @@ def llm_jp(folder: Path) -> dict[str, Any]:
             "labels with an expert above chance by its bounds": certain,
             "median of the largest lift": float(np.median([s["lift"] for s in specialists])),
             "largest share of choices on Japanese text": [round(float(v), 4) for v in share[:, :, 0].max(1)],
-            "divergence of Japanese and English in bits": [round(float(v), 4) for v in jensen_shannon(share)[:, 0, 1]],
+            DIVERGENCE: [round(float(v), 4) for v in jensen_shannon(share)[:, 0, 1]],
             "usage entropy of Japanese in bits": [round(float(v), 4) for v in usage_entropy(both)[:, 0]],
+            TOLD: [
+                round(float(v), 4)
+                for v in family_information(Counts.of_types(folder / f"{name}_ja_mc4.npz", n_experts=8, top_k=2))
+            ],
         }
     return found
 
@@ -363,11 +369,11 @@ def _summary(header: Sequence[str], trainings: Mapping[str, Any]) -> list[str]:
 
 
 def _by_layer(header: Sequence[str], trainings: Mapping[str, Any]) -> list[str]:
-    """Return the lines of a table of the divergence of Japanese and English by layer."""
-    name = "divergence of Japanese and English in bits"
-    columns = [trainings[t][name] for t in TRAININGS]
+    """Return the lines of a table of what is measured by layer: first the divergence, then the information."""
+    columns = [trainings[t][name] for name in (DIVERGENCE, TOLD) for t in TRAININGS]
     rows = [[f"L{x}", *(f"{v:.3f}" for v in values)] for x, values in enumerate(zip(*columns, strict=True))]
-    return [f"| {' | '.join(row)} |" for row in ([name, *header[1:]], ["---"] * len(header), *rows)]
+    names = ["layer", *(f"{what}, {t}" for what in ("divergence", "token id") for t in header[1:])]
+    return [f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows)]
 
 
 def put_into_page(found: Mapping[str, Any], page: str) -> str:

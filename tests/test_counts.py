@@ -5,6 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
+import shlex
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +35,9 @@ from moelens.analysis import (
     usage,
     usage_entropy,
 )
+from moelens.commands.command_line import main
 from moelens.errors import CheckError, MoeLensError, UnknownNameError
+from moelens.models.loading import DEMO
 
 PUBLISHED = Path(__file__).parents[2] / "shared" / "data" / "routing"
 LAYERS, EXPERTS, TOP_K = (3, 7), 4, 2
@@ -292,6 +299,7 @@ def test_what_was_asked_for_is_not_there(tmp_path: Path) -> None:
         (path, {"groups": ["de"]}, UnknownNameError, "unknown group 'de'"),
         (path, {"total": "de", "top_k": 2}, UnknownNameError, "unknown group 'de'"),
         (path, {}, MoeLensError, "expected the number of experts for each token, which the files do not state"),
+        (path, {"top_k": 4}, CheckError, "expected at most 15 for an expert, the tokens of group 'ja', got 30 for exp"),
         (path, {"top_k": 2, "n_experts": 3}, CheckError, "expected 3 experts in each layer, got counts of expert 3"),
         (tmp_path / "shape.npz", {"top_k": 2}, CheckError, r"expected count \[layer, expert, group\] in shape.npz"),
         ([tmp_path / "k.json", as_json(tmp_path)], {}, CheckError, "expected files of one model, got 1 and 2 experts"),
@@ -388,8 +396,6 @@ def test_counts_go_to_every_view_without_intervals(tmp_path: Path) -> None:
 
 
 def test_the_command_imports_and_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from moelens.commands.command_line import main
-
     sources = [f"{name}={path}" for name, path in as_json_each(tmp_path).items()]
     out = str(tmp_path / "counts.json")
     main(["import-counts", *sources, "--top-k", "2", "--model", "tiny", "--out", out])
@@ -436,3 +442,29 @@ def test_qwen3_experts_for_japanese() -> None:
     assert usage_entropy(counts)[47, :2].round(2).tolist() == [4.64, 6.15]
     assert (46, 125, "ja") in {(e.layer, e.expert, e.label) for e in exclusive_experts(counts)}
     assert counts.provenance["layer_sums_off_by"] < 0.001
+
+
+def test_the_page_of_published_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its script turns a pickle into a table of token types, and its commands run."""
+    page = (Path(__file__).parents[1] / "docs" / "howto" / "published-counts.md").read_text("utf-8")
+    monkeypatch.chdir(tmp_path)
+    text = "先生がお越しになります。\n私が資料をお持ちします。\n"
+    (tmp_path / "corpus.txt").write_text(text, "utf-8")
+    ids = moelens.load("demo").tokenizer(text)["input_ids"]
+    table: dict[int, dict[int, Counter[int]]] = {layer: {0: Counter(), 1: Counter()} for layer in range(2)}
+    for layer in table:
+        for i in ids:
+            table[layer][i % 2][i] += 1
+    (tmp_path / "table.pkl").write_bytes(pickle.dumps(table))
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    subprocess.run([sys.executable, "-c", script, "table.pkl", "types.parquet"], check=True)
+    assert Counts.of_types("types.parquet", top_k=1).n_tokens == len(ids)
+    for g, name in enumerate(("ja", "en")):
+        (tmp_path / f"mgsm_{name}.json").write_text(json.dumps(nested(group=g)))
+    commands = re.findall(r"^\$ moelens (.*)$", page, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        assert main(shlex.split(command.replace("TOKENIZER", str(DEMO)).replace("--top-k 8", "--top-k 2"))) == 0, (
+            command
+        )
+    assert "bounds" in (tmp_path / "report.html").read_text("utf-8")

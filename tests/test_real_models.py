@@ -40,6 +40,10 @@ def test_the_prose_says_what_was_measured() -> None:
     ):
         found = strongest[training, label]
         assert words.format(low=found["bounds"][0], high=found["bounds"][1], **found).replace("%", " %") in page
+    told = {t: found[real_models.TOLD] for t, found in trainings.items()}
+    first, last = ([f"{told[t][layer]:.1f}" for t in ("FS", "DU-0.5")] for layer in (0, -1))
+    assert f"tells {first[0]} bits in the first layer and {last[0]} in the last from scratch, {first[1]} and" in page
+    assert f"{first[1]} and {last[1]} after drop-upcycling, and {max(told['NU']):.1f} or less" in page
     polite = strongest["FS", "丁寧語"]
     for name in ("README.md", "README.ja.md"):
         readme = (ROOT / name).read_text("utf-8")

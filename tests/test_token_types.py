@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import moelens
-from moelens.analysis import Counts, TypeLabels, bound_labels, read_type_rows
+from moelens.analysis import Counts, TypeLabels, bound_labels, family_information, read_type_rows
 from moelens.analysis.token_types import difference_of_text
 from moelens.analysis.type_labels import LabelledTypes
 from moelens.errors import CheckError, MoeLensError, UnknownNameError
@@ -130,6 +130,27 @@ def test_a_recording_and_a_text_label_the_same_tokens(tmp_path: Path) -> None:
     assert labels.families["honorifics"][1].any(0).sum() >= 3
     with pytest.raises(UnknownNameError, match="unknown label family 'colour'"):
         labels.count("colour", 10)
+
+
+def test_token_ids_as_labels() -> None:
+    """Counted from the rows as from the routes; information of a family takes them, and estimates of labels too."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 6, 200) * 7
+    routes = np.stack([rng.permutation(4)[:2] for _ in range(400)]).reshape(200, 2, 2)
+    types = types_of(ids.tolist(), routes, (3, 7))
+    counts = Counts.of_types(types, n_experts=4, top_k=2)
+    each = ids[:, None] == np.unique(ids)
+    own = Counts.from_arrays(routes, each, list(map(str, np.unique(ids))), 4, (3, 7))
+    assert counts.names == own.names
+    np.testing.assert_array_equal(counts.count, own.count)
+    np.testing.assert_array_equal(counts.label_tokens, own.label_tokens)
+    assert family_information(counts) == pytest.approx(family_information(own))
+    thirds = rng.integers(0, 3, 200)[:, None] == np.arange(3)  # every token has one of three labels
+    labels = TypeLabels(ids, {"f": (("a", "b", "c"), thirds)})
+    estimates = Counts.from_types(types, labels, family="f", n_experts=4, top_k=2).counts
+    assert estimates.count.dtype.kind == "f"
+    assert (family_information(estimates) >= 0).all()
+    assert (family_information(estimates) <= family_information(counts)).all(), "labels are estimated from the ids"
 
 
 def test_token_ids_of_no_vocabulary() -> None:

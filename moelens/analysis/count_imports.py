@@ -265,6 +265,7 @@ def _checked(table: FileCounts, top_k: int | None, total: str, tolerance: float,
     per_token = 1 if mass else k
     tokens = np.where(np.isnan(tokens), np.median(sums, axis=0) / per_token, tokens)
     off = _deviation(sums, tokens * per_token, table, tolerance)
+    _require_single_choices(table, tokens, tolerance)
     whole = np.rint(tokens)
     tokens = whole.astype(np.int64) if (np.abs(tokens - whole) <= tolerance * np.maximum(tokens, 1)).all() else tokens
     if total and total not in table.groups:
@@ -291,6 +292,18 @@ def _checked(table: FileCounts, top_k: int | None, total: str, tolerance: float,
         mass=mass,
         provenance=about,
     )
+
+
+def _require_single_choices(table: FileCounts, tokens: _Array, tolerance: float) -> None:
+    """Raise `CheckError` if an expert has more than the tokens of a group, each of which chooses it once at most."""
+    over = table.count / tokens
+    if over.max() > 1 + tolerance:
+        layer, expert, group = np.unravel_index(np.argmax(over), over.shape)
+        raise CheckError(
+            f"expected at most {tokens[group]:,.0f} for an expert, the tokens of group {table.groups[group]!r}, got "
+            f"{table.count[layer, expert, group]:,.0f} for expert {expert} of layer {table.layers[layer]}; "
+            "correct top_k"
+        )
 
 
 def _deviation(sums: _Array, expected: _Array, table: FileCounts, tolerance: float) -> float:

@@ -104,8 +104,7 @@ class Counts(CountTables):
     ) -> Counts:
         """Make `Counts` from tables that were counted elsewhere, as a single group.
 
-        For counts by token type, the token types are the labels: `share` is then the vocabulary specialization of
-        Muennighoff et al. 2024, arXiv 2409.02060, eq. 8. For counts between layers, see `flow_shares`.
+        For counts by token type, see `of_types`; for counts between layers, `flow_shares`.
 
         Args:
             count: tokens of the label for which the expert was chosen `[layer, expert, label]`.
@@ -152,6 +151,38 @@ class Counts(CountTables):
             layers=tuple(map(int, layers)),
             top_k=top_k,
         )
+
+    @classmethod
+    def of_types(
+        cls, types: str | Path | Mapping[str, Any], *, n_experts: int | None = None, top_k: int | None = None
+    ) -> Counts:
+        """Make `Counts` of token types: each token id that occurs is a label.
+
+        `share` is then the vocabulary specialization of Muennighoff et al. 2024, arXiv 2409.02060, eq. 8, and
+        `family_information` is what the identity of a token tells of a layer's choice. For labels of the tokens, see
+        `from_types`.
+
+        Args:
+            types: a `.npz`, `.parquet` or `.csv` file with the columns `layer`, `expert`, `token_id` and `count`, or
+                such columns by name.
+            n_experts: number of experts in each layer; by default the largest number plus one.
+            top_k: experts chosen for each token; by default found from the counts.
+
+        Raises:
+            CheckError: columns are missing, or numbers contradict each other.
+
+        Example:
+            >>> types = {"layer": [0] * 3, "expert": [0, 1, 1], "token_id": [7, 7, 9], "count": [1, 1, 2]}
+            >>> counts = Counts.of_types(types, top_k=1)
+            >>> counts.names, counts.share()[0].tolist()
+            (('7', '9'), [[0.5, 0.0], [0.5, 1.0]])
+        """
+        rows = read_type_rows(types, n_experts, top_k)
+        ids, label = np.unique(rows.token_id, return_inverse=True)
+        count = np.zeros((len(rows.layers), rows.n_experts, len(ids)), np.int64)
+        count[rows.layer, rows.expert, label.reshape(-1)] = rows.count
+        occurrences = rows.occurrences[ids]
+        return cls.from_table(count, count.sum(2), occurrences, list(map(str, ids)), rows.layers, rows.top_k)
 
     @classmethod
     def from_types(

@@ -11,6 +11,8 @@ from moelens.analysis.count_tables import CountTables, Numbers
 from moelens.analysis.counting import TokenKinds
 from moelens.errors import CheckError
 
+_ROUNDING = 1e-9
+
 
 def max_violation(counts: CountTables) -> Floats:
     """Compute MaxVio, the largest relative load of each layer minus 1 (Wang et al. 2024, arXiv 2408.15664).
@@ -130,9 +132,9 @@ def family_information(counts: CountTables) -> Floats:
     """Compute the mutual information of a layer's choice and the label, over all labels of a family together.
 
     Each token has one label or none; tokens without a label are a class of their own. The choice is that of
-    `layer_information`: I = Σ p(i, l) log2[p(i, l) / p(i) p(l)] over experts and classes. It is at most log2 of the
-    number of experts. Estimated from samples, it is too high by about (E − 1)(L − 1) / (2 k N ln 2) bits with L classes
-    (Miller 1955).
+    `layer_information`: I = Σ p(i, l) log2[p(i, l) / p(i) p(l)] over experts and classes. Of counts of tokens, it is at
+    most log2(E / k), since nothing tells which of a token's k experts is drawn. Estimated from samples, it is too high
+    by about (E − 1)(L − 1) / (2 k N ln 2) bits with L classes (Miller 1955).
 
     Args:
         counts: the counts. If tokens can have several labels, count by `label_combinations`.
@@ -149,15 +151,17 @@ def family_information(counts: CountTables) -> Floats:
         >>> family_information(counts).round(3).tolist()
         [0.811]
     """
-    rest, rest_tokens = counts.expert_tokens - counts.count.sum(2), counts.n_tokens - counts.label_tokens.sum()
-    if rest_tokens < 0 or (rest < 0).any():
+    total_tokens = counts.tokens.sum()
+    rest, rest_tokens = counts.expert_tokens - counts.count.sum(2), total_tokens - counts.label_tokens.sum()
+    rounding = _ROUNDING * total_tokens  # of estimates and sums of weights
+    if rest_tokens < -rounding or (rest < -rounding).any():
         raise CheckError(
             "expected counts of labels of which each token has one or none, got tokens with several; "
             "count by moelens.analysis.label_combinations"
         )
-    count = np.concatenate([counts.count, rest[:, :, None]], axis=2)
-    label_tokens = np.append(counts.label_tokens, rest_tokens)
-    k, total = counts.per_token, counts.per_token * counts.n_tokens
+    count = np.concatenate([counts.count, np.maximum(rest, 0)[:, :, None]], axis=2)
+    label_tokens = np.append(counts.label_tokens, max(rest_tokens, 0))
+    k, total = counts.per_token, counts.per_token * total_tokens
     return np.asarray(_bits(count, counts.expert_tokens[:, :, None], k * label_tokens, total).sum((1, 2)))
 
 
@@ -180,7 +184,7 @@ def label_combinations(labels: Bools, names: Sequence[str]) -> tuple[tuple[str, 
     return found, kind[:, None] == np.arange(len(found))
 
 
-def _bits(both: Numbers, a: Numbers, b: Numbers, total: int) -> Floats:
+def _bits(both: Numbers, a: Numbers, b: Numbers, total: float) -> Floats:
     """Return p log2[p / (p_a p_b)] from counts, 0 where p is 0."""
     p = both / max(total, 1)
     ratio = divide(both * float(total), a * b.astype(float))
