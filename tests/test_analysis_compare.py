@@ -223,7 +223,7 @@ def test_corpora_differ_in_their_tokens_and_within_tokens_only_where_routes_do()
     for layer, expert in np.ndindex(L, E):
         for run, count in ((a, free.count_a), (b, free.count_b)):
             assert count[layer, expert, 0] == (run.routes[:, layer] == expert).any(1).sum()
-    assert free.significant.sum() > L * E / 2
+    assert free.significant.sum() > 2
     assert not within.significant.any()
     both = (free.count_a + free.count_b)[..., 0]
     assert free.expected[..., 0] == pytest.approx(both / 2)  # of two corpora of one size

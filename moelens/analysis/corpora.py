@@ -98,7 +98,7 @@ def corpus_comparison(
         by_group=excess.by_group[..., :n],
         total=excess.total[..., :n],
         within=excess.within[..., :n],
-        variance=excess.variance[..., :n],
+        variance=(excess.variance - excess.within)[..., :n],  # all tokens of a document are of one corpus
     )
     enough = np.minimum(tokens_b, tokens - tokens_b) >= min_tokens
     tested = (count >= min_tokens) & (count < tokens) & enough & (excess.variance > 0)
