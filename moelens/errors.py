@@ -51,8 +51,8 @@ def unknown(kind: str, name: object, allowed: Iterable[object], hint: str = "") 
         >>> str(unknown("layer", 9, [1, 2, 3]))
         "unknown layer '9'; allowed: 1, 2, 3"
     """
-    names = [str(a) for a in allowed]
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+    names = list(dict.fromkeys(str(a) for a in allowed))
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     if near:
         advice = "did you mean " + " or ".join(repr(n) for n in near) + "?"
     elif len(names) > 16:

@@ -100,6 +100,35 @@ def test_the_explorer(lab: Lab) -> None:
     page.close()
 
 
+def test_a_notebook_without_a_kernel_shows_the_last_state(lab: Lab) -> None:
+    from playwright.sync_api import expect
+
+    page = lab.open("kept.ipynb", EXPLORER)
+    output = page.locator(".jp-OutputArea-output")
+    expect(output.locator("canvas")).to_be_visible(timeout=120_000)
+    kept = output.locator(".moelens-kept")
+    expect(kept).to_be_attached()
+    expect(kept).to_be_hidden()
+    first = kept.inner_html()
+    output.get_by_title("go to an expert").fill("L1 E5")
+    output.get_by_title("go to an expert").press("Enter")
+    expect(kept.get_by_text("L1 · E5").first).to_be_attached(timeout=60_000)
+    assert kept.inner_html() != first
+    expect(kept).to_be_hidden()
+    page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function("!window.jupyterapp.shell.currentWidget.context.model.dirty")
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+    page.close()
+    page = lab.show("kept.ipynb")
+    output = page.locator(".jp-OutputArea-output")
+    expect(output.locator(".moelens-kept")).to_be_visible(timeout=60_000)
+    expect(output.get_by_text("L1 · E5").first).to_be_visible()
+    error = page.locator(".jp-OutputArea:has(.moelens-kept)").get_by_text("Error displaying widget")
+    expect(error).to_be_attached(timeout=60_000)
+    expect(error).to_be_hidden()
+    page.close()
+
+
 def test_the_quickstart(lab: Lab) -> None:
     from playwright.sync_api import expect
 

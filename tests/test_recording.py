@@ -16,8 +16,9 @@ from helpers.known_model import TEXTS, Model, Shape, assert_recorded, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import moelens
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
-from moelens.recording import Corpus, Recording, record, recorder
+from moelens.recording import Corpus, Recording, pieces, record, recorder
 from moelens.recording.windows import batches, windows
 
 
@@ -186,13 +187,34 @@ def test_datasets_reads_the_tokens(made: Recording, tmp_path: Path, how: str) ->
 def test_a_recording_is_not_overwritten_by_default(made: Recording) -> None:
     with pytest.raises(RecordingError) as error:
         record(Model(), ["はい"], made.path)
-    assert str(error.value) == (
-        f"'{made.path}' already holds a recording; choose another folder, or replace the recording with force=True"
-        " (--force)"
+    assert str(error.value).startswith(f"'{made.path}' already holds a recording of another run (")
+    assert "corpus_sha256" in str(error.value)
+    assert str(error.value).endswith(
+        f"; open it with moelens.open('{made.path}'), choose another folder, or replace it with force=True (--force)"
     )
     assert Recording.open(made.path).n_documents == 5
     assert record(Model(), ["はい"], made.path, force=True, progress=False).n_documents == 1
     assert [p.name for p in made.path.parent.iterdir()] == ["run"]
+
+
+def test_the_same_call_again_opens_the_recording(tmp_path: Path) -> None:
+    model = moelens.load("demo")
+    made = record(model, TEXTS, tmp_path / "run", progress=False)
+    before = {path: path.stat().st_mtime_ns for path in made.path.rglob("*")}
+    again = record(model, list(TEXTS), tmp_path / "run", progress=False)
+    assert {path: path.stat().st_mtime_ns for path in made.path.rglob("*")} == before
+    assert again.manifest == made.manifest
+    hooked = r"already holds a recording of another run \(hooks: None and \['blocks.3"
+    with pytest.raises(RecordingError, match=hooked), model.intervene(moelens.remove(layer=3, experts=[17])):
+        record(model, TEXTS, tmp_path / "run", progress=False)
+    with pytest.raises(RecordingError, match=r"already holds a recording of another run \(capture"):
+        record(model, TEXTS, tmp_path / "run", capture=["routes", "margin"], progress=False)
+    for parameter in model.hf_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    with pytest.raises(
+        RecordingError, match=r", of whose first tokens this model chooses \d+% of the experts; open it"
+    ):
+        record(model, TEXTS, tmp_path / "run", progress=False)
 
 
 def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
@@ -207,6 +229,39 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert record(Model(), ["はい"], tmp_path / "empty", progress=False).n_documents == 1
     assert record(Model(), ["はい"], tmp_path / "new" / "run", progress=False).n_documents == 1
+
+
+def test_a_slow_run_commits_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "PIECE_BATCHES", 1)
+    texts = TEXTS * 5
+
+    def stopped(out: Path) -> list[str]:
+        model = Model()
+
+        def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            if len(model.runs) == 12:
+                raise RuntimeError("out of memory")
+            return tensor
+
+        model.edit = crash
+        with pytest.raises(RuntimeError, match="out of memory"):
+            record(model, texts, out, batch_tokens=30, progress=False)
+        return sorted(path.name for path in out.glob("progress/0*.json"))
+
+    assert stopped(tmp_path / "fast") == []
+    monkeypatch.setattr(pieces, "COMMIT_SECONDS", 0)
+    out = tmp_path / "slow"
+    commits = stopped(out)
+    assert len(commits) > 2
+    kept = {p: p.stat().st_mtime_ns for p in (out / "tokens").iterdir()}
+    monkeypatch.setattr(pieces, "COMMIT_SECONDS", 60)
+    (out / "progress" / commits[1]).unlink()  # recorded again, between pieces that are committed
+    rest = Model()
+    made = record(rest, texts, out, batch_tokens=30, progress=False)
+    assert_recorded(made, rest, texts)
+    assert made.documents()["text"].to_pylist() == texts
+    assert len(made.manifest["shards"]) == len(commits) + 1  # what was left is one shard
+    assert sum(p.stat().st_mtime_ns == time for p, time in kept.items()) == len(commits) - 1
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
@@ -497,7 +552,7 @@ def test_corpora_that_cannot_be_read(
             Model(tokenizer=None),
             ["a"],
             {},
-            "expected a model with a tokenizer, got 'known' without one; give one to moelens.hook(model, tokenizer)",
+            "expected a model with a tokenizer, got 'known' without one; put its files into the folder of ",
         ),
     ],
 )

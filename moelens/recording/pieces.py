@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ SpecialTokens = Literal["tokenizer", "text", "none"]
 """Where the special tokens at the ends are from: the tokenizer added them, the text has them, or there are none."""
 
 _PHASES = ("prefill", "decode")
+COMMIT_SECONDS = 60.0  # after which complete pieces are committed, however few there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +71,14 @@ class Chunk:
         first: Number of the first document.
         items: The documents.
         last: Whether the chunk is the last of its piece.
+        final: Whether the next piece, if there is any, does not follow this one.
     """
 
     piece: int
     first: int
     items: Sequence[Tokenized]
     last: bool
+    final: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +151,7 @@ def phase_column(decode: _Array) -> pa.Array:
     return pa.DictionaryArray.from_arrays(decode.astype(np.int8), _PHASES)
 
 
-def _token_table(rows: Rows, passes: Sequence[PassResult]) -> pa.Table:
+def token_table(rows: Rows, passes: Sequence[PassResult]) -> pa.Table:
     """Return the table of tokens, in the order of the documents, with a column per layer for each capture."""
     columns = rows.columns()
     for row, captures in passes:
@@ -192,10 +196,17 @@ def _vector_table(rows: Rows, passes: Sequence[PassResult], capture: str, layer:
 class PieceWriter:
     """Writes the pieces of a recording, chunk by chunk in order. The files of a chunk are written in parallel.
 
+    Pieces that follow each other are written to the same files and committed together, when these have enough text, or
+    after a minute.
+
     Attributes:
         folder: The folder of the recording.
         types: The types of the metadata columns.
-        writers: The writers of the files of the current piece, by name.
+        characters: How much text is enough.
+        piece: The first of the pieces that are not committed yet; None before the first chunk of them.
+        size: The characters of these pieces.
+        began: When the first of them began, by `time.monotonic`.
+        writers: The writers of the files of these pieces, by name.
         layers: The layers of the files of vectors, by name.
         methods: The number of documents by the method that located their tokens.
         special_tokens: The number of documents by where their special tokens are from.
@@ -203,6 +214,10 @@ class PieceWriter:
 
     folder: Folder
     types: ColumnTypes
+    characters: int = 1
+    piece: int | None = None
+    size: int = 0
+    began: float = 0.0
     writers: dict[str, ShardWriter] = field(default_factory=dict)
     layers: dict[str, int] = field(default_factory=dict)
     methods: Counter[str] = field(default_factory=Counter)
@@ -217,7 +232,7 @@ class PieceWriter:
         generated: Sequence[str] | None,
         check: RouteCheck,
     ) -> None:
-        """Append a chunk; the last chunk of a piece commits the piece.
+        """Append a chunk; the last chunk of a piece may commit it, with the pieces before it.
 
         Args:
             chunk: The documents.
@@ -226,14 +241,17 @@ class PieceWriter:
             generated: The text that the model generated after each document; None without generation.
             check: The comparison of the routes of generated tokens.
         """
+        if self.piece is None:
+            self.piece, self.size, self.began = chunk.piece, 0, self.began or time.monotonic()
+        piece = self.piece
         documents = [item.document for item in chunk.items]
         tables: dict[str, Callable[[], pa.Table]] = {
-            documents_part_name(chunk.piece): partial(documents_table, chunk.first, documents, self.types, generated),
-            f"tokens/tokens-{chunk.piece:05d}.parquet": partial(_token_table, rows, passes),
+            documents_part_name(piece): partial(documents_table, chunk.first, documents, self.types, generated),
+            f"tokens/tokens-{piece:05d}.parquet": partial(token_table, rows, passes),
         }
         for capture, layer in sorted({(c.capture, c.layer) for _, captures in passes for c in captures}):
             if capture in TABLES:
-                name = f"{capture}/{capture}-{layer_label(layer)}-{chunk.piece:05d}.parquet"
+                name = f"{capture}/{capture}-{layer_label(layer)}-{piece:05d}.parquet"
                 self.layers[name] = layer
                 tables[name] = partial(_vector_table, rows, passes, capture, layer)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -243,19 +261,23 @@ class PieceWriter:
         self.special_tokens.update(item.special_tokens for item in chunk.items)
         if check.choices:
             self.routes.update(choices=check.choices, agreeing=check.agreeing)
-        if chunk.last:
-            self._finish_piece(chunk.piece)
+        self.size += sum(len(document.text) for document in documents)
+        waited = time.monotonic() - self.began
+        if chunk.last and (chunk.final or self.size >= self.characters or waited >= COMMIT_SECONDS):
+            self._finish_pieces(piece, chunk.piece)
 
     def _append(self, name: str, table: Callable[[], pa.Table]) -> None:
         if name not in self.writers:
             self.writers[name] = ShardWriter(self.folder, name)
         self.writers[name].write(table())
 
-    def _finish_piece(self, piece: int) -> None:
+    def _finish_pieces(self, piece: int, last: int) -> None:
         shards = {n: replace(w.close(), layer=self.layers.get(n)) for n, w in self.writers.items()}
         documents = shards.pop(documents_part_name(piece))
         written = [s for s in shards.values() if s.rows]
-        commit_piece(self.folder, piece, written, documents, self.methods, self.routes, self.special_tokens)
+        counted = self.methods, self.routes, self.special_tokens
+        commit_piece(self.folder, piece, written, documents, *counted, last=last)
+        self.piece, self.began = None, time.monotonic()
         self.writers, self.layers = {}, {}
         self.methods, self.routes, self.special_tokens = Counter(), Counter(), Counter()
 

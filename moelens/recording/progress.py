@@ -1,8 +1,9 @@
-"""Unfinished recordings: a recording is made in pieces that are committed one by one, so that no work is lost.
+"""Unfinished recordings: a recording is made in pieces that are committed as it goes, so that little work is lost.
 
 During a run, the folder of the recording holds `progress/`, with `settings.json` (the settings of the run) and, for
-each complete piece, its part of the documents and `NNNNN.json`, which lists its shards. That file commits the piece, as
-`manifest.json` commits the whole recording. Files that neither of them lists are ignored.
+each group of successive pieces that is complete, its part of the documents and `NNNNN.json`, which lists its shards;
+NNNNN is the number of its first piece. That file commits the pieces, as `manifest.json` commits the whole recording.
+Files that neither of them lists are ignored.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress"
 SETTINGS = f"{PROGRESS}/settings.json"
 UNCAPTURED = "uncaptured"
+_MAY_DIFFER = ("libraries", "moelens", "license")  # of the settings of a run that finds its recording finished
 
 _RECORDING_FILES = (
     "tokens/",
@@ -62,10 +64,7 @@ def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> di
                 if not (name.startswith(_RECORDING_FILES) and (force or name.startswith(PROGRESS))):
                     raise folder.occupied_error()
         if finished and begun is None and not force:
-            raise RecordingError(
-                f"'{folder.location}' already holds a recording; choose another folder, or replace the recording with"
-                " force=True (--force)"
-            )
+            raise finished_error(folder)
         differences = _describe_differences(begun["same"], settings["same"]) if begun else ""
         if force and (finished or differences or begun is None):
             clear_recording(folder, remove_folder=False)
@@ -79,6 +78,27 @@ def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> di
             " to finish it, choose another folder, or start again with force=True (--force)"
         )
     return begun
+
+
+def finished_error(folder: Folder, why: str = "") -> RecordingError:
+    """Make the error for a folder that holds a finished recording; `why` says why it is not the one of this run."""
+    return RecordingError(
+        f"'{folder.location}' already holds a recording{why}; open it with moelens.open('{folder.location}'), choose"
+        " another folder, or replace it with force=True (--force)"
+    )
+
+
+def differences_from_manifest(manifest: dict[str, Any], same: dict[str, Any]) -> str:
+    """Return in what the settings of a run differ from those of a finished recording; "" if in nothing.
+
+    Versions of libraries and the licence may differ. What the manifest says beyond the settings is left out.
+    """
+
+    def part(of: Any, like: Any) -> Any:
+        return {key: part(of.get(key), like[key]) for key in like} if isinstance(like, dict) and of else of
+
+    wanted = {key: value for key, value in same.items() if key not in _MAY_DIFFER}
+    return _describe_differences(part(manifest, wanted), wanted)
 
 
 def clear_recording(folder: Folder, remove_folder: bool = True) -> None:
@@ -106,7 +126,7 @@ def _describe_differences(a: dict[str, Any], b: dict[str, Any]) -> str:
 
 
 def commit_name(piece: int) -> str:
-    """Return the name of the file that commits a piece."""
+    """Return the name of the file that commits a piece and perhaps those that follow it."""
     return f"{PROGRESS}/{piece:05d}.json"
 
 
@@ -123,20 +143,24 @@ def commit_piece(
     methods: Counter[str],
     routes: Counter[str],
     special_tokens: Counter[str] | None = None,
+    *,
+    last: int | None = None,
 ) -> None:
-    """Commit a piece, which will not be recorded again.
+    """Commit a piece, or several that follow each other, which will not be recorded again.
 
     Args:
         folder: The folder of the recording.
-        piece: Number of the piece.
+        piece: Number of the piece, or of the first of several.
         shards: Its files of tokens and vectors.
         documents: Its file of documents.
         methods: The number of its documents by the method that located their tokens.
         routes: Of generated tokens, the number of choices of an expert that were compared with a forward pass, and of
             those that agreed.
         special_tokens: The number of its documents by where their special tokens are from; None if that is not known.
+        last: Number of the last piece, if there are several.
     """
-    entry = {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
+    entry: dict[str, Any] = {"last": piece if last is None else last}
+    entry |= {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
     entry |= {"decode_routes": dict(routes), "special_tokens": dict(special_tokens or {})}
     folder.write_json(commit_name(piece), entry)
 
@@ -167,12 +191,14 @@ def uncommitted_pieces(folder: Folder, pieces: int) -> list[int]:
     """
     names = set(folder.names())
     missing = []
+    covered = -1
     for piece in range(pieces):
         commit = commit_name(piece)
         if commit not in names:
-            missing.append(piece)
+            missing += [piece] if piece > covered else []
             continue
         entry = _read_progress(folder, commit)
+        covered = max(covered, entry.get("last", piece))
         for shard in (*entry["shards"], entry["documents"]):
             if shard["path"] not in names:
                 raise _damage_error(folder, shard["path"], "is missing", commit)
@@ -196,11 +222,12 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
     Raises:
         RecordingError: If a file of `progress/` is damaged.
     """
-    entries = [_read_progress(folder, commit_name(piece)) for piece in range(pieces)]
-    for piece, entry in enumerate(entries):
+    committed = [piece for piece in range(pieces) if folder.exists(commit_name(piece))]
+    entries = [_read_progress(folder, commit_name(piece)) for piece in committed]
+    for piece, entry in zip(committed, entries, strict=True):
         if folder.checksum(documents_part_name(piece)) != entry["documents"]["sha256"]:
             raise _damage_error(folder, documents_part_name(piece), "is damaged", commit_name(piece))
-    documents = merge_files(folder, [documents_part_name(piece) for piece in range(pieces)], "documents.parquet")
+    documents = merge_files(folder, [documents_part_name(piece) for piece in committed], "documents.parquet")
     tokens: list[dict[str, Any]] = []
     tables: dict[str, list[dict[str, Any]]] = {}
     methods: Counter[str] = Counter()

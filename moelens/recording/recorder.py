@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -28,7 +30,7 @@ from moelens.recording.corpus import Corpus, CorpusSource
 from moelens.recording.generation import Greedy
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import RunSettings, run_chunk
-from moelens.recording.pieces import Chunk, PieceWriter, Tokenized
+from moelens.recording.pieces import Chunk, PieceWriter, Tokenized, token_table
 from moelens.recording.progress import (
     MANIFEST,
     PROGRESS,
@@ -36,12 +38,14 @@ from moelens.recording.progress import (
     begin_recording,
     clear_recording,
     commit_name,
+    differences_from_manifest,
+    finished_error,
     merge_pieces,
     uncommitted_pieces,
 )
 from moelens.recording.splitting import split_corpus
 from moelens.recording.storage import Folder
-from moelens.recording.store import FORMAT, Recording
+from moelens.recording.store import FORMAT, Recording, as_array
 from moelens.recording.survey import ColumnTypes, survey_corpus
 from moelens.recording.tokenizing import tokenize
 from moelens.recording.writer import BackgroundCalls, read_ahead
@@ -51,9 +55,12 @@ if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
 CHUNK_BATCHES = 16  # batches of documents that are sorted by length and written together
+PIECE_BATCHES = 8  # batches in a piece, about, which is the least that is committed
 CHUNK_BYTES = 64 << 20  # of captures that wait in memory to be written, unless a single batch has more
-SHARD_BYTES = 256 << 20  # of captures in a piece, before compression
-SHARD_CHARACTERS = 1 << 20  # of text in a piece, at most
+SHARD_BYTES = 256 << 20  # of captures in a shard, before compression
+SHARD_CHARACTERS = 1 << 20  # of text in a shard, about
+COMPARED_TOKENS = 128  # at the beginning, by which a model is told from others of its name
+LEAST_AGREEMENT = 0.95
 _LIBRARIES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "pyarrow")
 
 
@@ -80,7 +87,9 @@ def record(
     """Run a model over a corpus, and write what it captures for each token to a folder.
 
     Documents of similar length run together, padded on the right. Padding is not recorded, and the rows are in the
-    order of the documents for any `batch_tokens`. To continue a run that was interrupted, make the same call again.
+    order of the documents for any `batch_tokens`. To continue a run that was interrupted, make the same call again. If
+    the recording of the same run is complete, it is opened and returned; for that, model, text and settings have to be
+    the same, and the model has to choose the recorded experts for the first tokens.
     Under `accelerate launch` or `torchrun`, the processes share the work, and all of them return the recording.
 
     Args:
@@ -121,7 +130,8 @@ def record(
         The recording.
 
     Raises:
-        RecordingError: If `out` holds other files, is full or cannot be written, or another run is writing to it.
+        RecordingError: If `out` holds other files or another recording, is full or cannot be written, or another run
+            is writing to it.
         UnknownNameError: If there is no such corpus, capture, layer, expert or element type.
         MoeLensError: If a document cannot be read (all are read before the model runs), or an argument is out of range.
         CheckError: If the model reports an expert that does not exist, or a number that cannot be stored.
@@ -140,7 +150,7 @@ def record(
     if model.tokenizer is None:
         raise MoeLensError(
             f"expected a model with a tokenizer, got {model.name!r} without one;"
-            " give one to moelens.hook(model, tokenizer)"
+            " put its files into the folder of the model, or give one to moelens.hook(model, tokenizer)"
         )
     read = Corpus.of(corpus, text_column, encoding=encoding, split_documents=split_documents)
     run = _Run(
@@ -155,6 +165,8 @@ def record(
     ranks, folder = run.ranks, run.folder
     with ExitStack() as lock:
         job = ranks.run_on_first(lambda: _prepare(run, force, lock))
+        if job is None:
+            return Recording.open(out)
         try:
             _record_pieces(run, job, progress if ranks.first else False)
         except BaseException:
@@ -183,6 +195,11 @@ class _Run:
         """The size of all captures of a token, at least 1."""
         return max(1, sum(bytes_per_token(self.request, self.model.shape).values()))
 
+    @property
+    def shard_characters(self) -> int:
+        """The number of characters after which a shard is complete."""
+        return min(SHARD_CHARACTERS, max(SHARD_BYTES // self.bytes_per_token, 1))
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -201,8 +218,10 @@ class _Job:
     settings: dict[str, Any]
 
 
-def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
+def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job | None:
     """Read the corpus, divide it into pieces, and begin the recording or find what is left of it.
+
+    None is returned if the recording is complete.
 
     Args:
         run: The run.
@@ -210,16 +229,20 @@ def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
         lock: Keeps the lock of the folder.
     """
     survey = survey_corpus(run.corpus)
-    characters = min(SHARD_CHARACTERS, max(SHARD_BYTES // run.bytes_per_token, 1))
+    characters = min(run.shard_characters, PIECE_BATCHES * run.settings.batch_tokens)
     if run.ranks.teams > 1:
         characters = min(characters, max(sum(survey.lengths) // (4 * run.ranks.teams), 1))
+    same = _describe_run(run, survey.conversations) | {"corpus_sha256": survey.sha256}
     settings = {
-        "same": _describe_run(run, survey.conversations) | {"corpus_sha256": survey.sha256},
+        "same": same,
         "checks": [asdict(check) for check in run.model.checks],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "pieces": [[p.start, p.stop] for p in survey.pieces(characters)],
+        "pieces": [[p.start, p.stop] for p in survey.pieces(characters, run.settings.generate)],
     }
     lock.enter_context(run.folder.locked())
+    if not force and run.folder.exists(MANIFEST) and not run.folder.exists(SETTINGS):
+        _require_same_run(run, same)
+        return None
     begun = begin_recording(run.folder, settings, force)
     for name in run.folder.names(".partial"):
         run.folder.remove(name)
@@ -228,13 +251,51 @@ def _prepare(run: _Run, force: bool, lock: ExitStack) -> _Job:
     return _Job(pieces, todo, survey.types, begun)
 
 
+def _require_same_run(run: _Run, same: dict[str, Any]) -> None:
+    """Raise `RecordingError` unless the complete recording in the folder is that of this run.
+
+    Beside the settings, the routes of the first tokens are compared, which tell models of one name apart.
+    """
+    recording = Recording.open(run.folder.location)
+    if differences := differences_from_manifest(recording.manifest, json.loads(json.dumps(same))):
+        raise finished_error(run.folder, f" of another run ({differences})")
+    if run.ranks.size > 1 or "hooks" in same:  # neither several processes nor hooks can be compared by a few tokens
+        raise finished_error(run.folder)
+    if (agreement := _agreement(run, recording)) < LEAST_AGREEMENT:
+        raise finished_error(run.folder, f", of whose first tokens this model chooses {agreement:.0%} of the experts")
+
+
+def _agreement(run: _Run, recording: Recording) -> float:
+    """Return the share of the recorded choices in the first document with text that the model makes now."""
+    tokenizer = run.model.tokenizer
+    documents = ((i, tokenize(tokenizer, d, run.add_special_tokens)) for i, d in enumerate(run.corpus) if d.text)
+    number, item = next(documents, (0, None))
+    if item is None or not len(item.ids):
+        return 1.0
+    n = min(len(item.ids), COMPARED_TOKENS)
+    spans = replace(item.spans, **{name: getattr(item.spans, name)[:n] for name in ("start", "end", "partial")})
+    item = replace(item, ids=item.ids[:n], spans=spans, turn=None if item.turn is None else item.turn[:n])
+    settings = replace(run.settings, generate=0)
+    chunk = Chunk(0, number, [item], True)
+    rows, passes, *_ = run_chunk(run.model, Collector(run.model, run.request), chunk, settings, lambda _: None)
+    made = token_table(rows, passes)
+    at = np.flatnonzero(recording.column("doc") == number)[:n]
+    same = [
+        (recording.column(name)[at][..., :, None] == as_array(made[name])[..., None, :]).any(-1)
+        for name in made.schema.names
+        if name.startswith("experts_L")
+    ]
+    return float(np.mean(same)) if same else 1.0
+
+
 def _record_pieces(run: _Run, job: _Job, progress: bool | None) -> None:
     """Record this team's share of the pieces; documents are tokenised and chunks written on other threads."""
     model, batch_tokens = run.model, run.settings.batch_tokens
-    todo = job.todo[run.ranks.team :: run.ranks.teams]
+    team, teams = run.ranks.team, run.ranks.teams
+    todo = job.todo[len(job.todo) * team // teams : len(job.todo) * (team + 1) // teams]
     tokens = max(batch_tokens, min(CHUNK_BATCHES * batch_tokens, CHUNK_BYTES // run.bytes_per_token))
     total = sum(stop - start for start, stop in (job.pieces[piece] for piece in todo))
-    writer = PieceWriter(folder=run.folder, types=job.types)
+    writer = PieceWriter(folder=run.folder, types=job.types, characters=run.shard_characters, began=time.monotonic())
     collector = Collector(model, run.request)
     try:
         bar = progress_bar(total=total, desc="recording", unit="doc", show=progress)
@@ -278,7 +339,7 @@ def chunks(
         add_special_tokens: See `record`.
     """
     documents, at = iter(corpus), 0
-    for piece in todo:
+    for piece, following in zip(todo, [*todo[1:], -1], strict=False):
         start, stop = pieces[piece]
         for _ in islice(documents, start - at):
             pass
@@ -288,7 +349,7 @@ def chunks(
             items.append(tokenize(tokenizer, document, add_special_tokens))
             size += len(items[-1].ids)
             if size >= tokens or at == stop:
-                yield Chunk(piece, first, items, at == stop)
+                yield Chunk(piece, first, items, at == stop, following != piece + 1)
                 items, size, first = [], 0, at
 
 
@@ -310,6 +371,11 @@ def _conclude(folder: Folder, job: _Job) -> None:
             folder.remove(name)
     folder.remove(SETTINGS)  # last, because it marks the folder as that of an unfinished recording
     folder.remove(PROGRESS)
+
+
+def _hooked_points(model: HookedMoE) -> list[str]:
+    """Return the points of the model that have hooks, which may change what is recorded."""
+    return sorted(name for name, point in model.hook_dict.items() if getattr(point, "fwd_hooks", ()))
 
 
 def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
@@ -349,6 +415,7 @@ def _describe_run(run: _Run, conversations: bool) -> dict[str, Any]:
             "chat_template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
         },
         "token_labels": ["role", "turn"] if conversations else [],
+        **({"hooks": hooked} if (hooked := _hooked_points(model)) else {}),
         "libraries": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

@@ -40,11 +40,16 @@ class CorpusSurvey:
     conversations: bool
     sha256: str
 
-    def pieces(self, characters: int) -> list[range]:
-        """Divide the documents into pieces, each of at least this number of characters except the last."""
+    def pieces(self, characters: int, added: int = 0) -> list[range]:
+        """Divide the documents into pieces, each of at least this number of characters except the last.
+
+        Args:
+            characters: The number of characters.
+            added: How many characters each document counts beyond its own, for what is generated after it.
+        """
         pieces, start, size = [], 0, 0
         for i, length in enumerate(self.lengths):
-            size += length
+            size += length + added
             if size >= characters:
                 pieces.append(range(start, i + 1))
                 start, size = i + 1, 0

@@ -19,6 +19,7 @@ from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.texts import Texts
 from moelens.views.cards import card_html
 from moelens.views.frontend import view_module
+from moelens.views.kept import show_with_picture
 from moelens.views.live import LiveView
 from moelens.views.map_view import ExpertMap
 from moelens.views.page import Page
@@ -171,6 +172,17 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """The live views, and for a notebook without a kernel a picture of the map with the card."""
         data = super()._repr_mimebundle_(**kwargs)
         return {**data, "text/html": f"{self.map.static_html()}{self.card.value}"}
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        """Show the explorer, and a picture of its last state for a notebook that is opened without a kernel."""
+        self.map.kept = f"moelens-kept-{self.model_id}"
+        watched = [self.map, self.card, *([] if self.passages is None else [self.trace])]
+        show_with_picture(self._repr_mimebundle_(), self.map.kept, self._static_html, watched, repr(self))
+
+    def _static_html(self) -> str:
+        """The map, the card with the measured effect, and the sentences, without JavaScript."""
+        sentences = "" if self.passages is None else self.trace.static_html()
+        return f"{self.map.static_html()}{self.card.value}{sentences}"
 
     def __repr__(self) -> str:
         layer, expert = self._selected()

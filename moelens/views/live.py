@@ -11,6 +11,7 @@ import traitlets
 
 from moelens.files import writing
 from moelens.views.frontend import static_text
+from moelens.views.kept import show_with_picture
 from moelens.views.page import Page
 
 
@@ -25,6 +26,7 @@ class LiveView(anywidget.AnyWidget):
     MODULE: ClassVar[str]
     _css = static_text("live.css")
     heading = traitlets.Unicode().tag(sync=True)
+    kept = traitlets.Unicode().tag(sync=True)  # the class of the picture that the view hides
 
     def __init__(self, **state: Any) -> None:
         super().__init__(**state, **self.slice(*(state[name] for name in self.SLICE_TRAITS)))
@@ -56,6 +58,12 @@ class LiveView(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
         return {**data, "text/html": self.static_html()}, metadata
+
+    def _ipython_display_(self, **kwargs: Any) -> None:
+        """Show the live view, and a picture of its last state for a notebook that is opened without a kernel."""
+        self.kept = f"moelens-kept-{self.model_id}"
+        text = self.heading or type(self).__name__
+        show_with_picture(self._repr_mimebundle_(), self.kept, self.static_html, [self], text)
 
     def state(self) -> dict[str, Any]:
         """Return the synchronised traits that the view itself defines, without those of ipywidgets."""

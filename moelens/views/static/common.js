@@ -15,10 +15,20 @@ const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() 
 // Puts values in place of the names in braces of a text, as Texts does in Python.
 const worded = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 
+// Hides the picture that a notebook keeps of a view for readers without a kernel, as long as the view is there.
+function hidesKept(model) {
+  const style = document.head.appendChild(element("style"));
+  const hide = () => { style.textContent = model.get("kept") ? `.${model.get("kept")} { display: none }` : ""; };
+  hide();
+  model.on("change:kept", hide);
+  return () => { model.off("change:kept", hide); style.remove(); };
+}
+
 // Adds listeners to the model; returns the function that removes them, which render returns in turn.
 function listen(model, handlers) {
   for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
-  return () => { for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler); };
+  const shown = hidesKept(model);
+  return () => { shown(); for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler); };
 }
 
 // Makes a node that receives keys. A notebook passes them on only if the data attribute is on the focusable node itself.
