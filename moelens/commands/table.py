@@ -64,7 +64,7 @@ _LANG = option(
     metavar="LANG",
     completes="lang",
 )
-_DRAWS = option("--draws", type=int, default=100, help="number of matched controls for each intervention (%(default)s)")
+_DRAWS = option("--draws", type=int, default=100, help="number of matched controls, 0 for none (%(default)s)")
 _RECORDED_MODEL = option(
     "--model",
     help="model that made the recording, to remove experts from (demo, for a recording of it)",

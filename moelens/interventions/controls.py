@@ -151,7 +151,7 @@ def control_sets(
     if draws < _LEAST_DRAWS:
         raise MoeLensError(
             f"expected {_LEAST_DRAWS} or more control draws, since fewer cannot reach p = .05, got {draws}; "
-            "give more, or controls=None"
+            "give more, or controls=None (--draws 0)"
         )
     rng = np.random.default_rng(seed)
     sets = near = _random_sets(usage, groups, True, rng)
@@ -167,7 +167,7 @@ def control_sets(
         n = sum(len(experts) for _, experts in groups)
         raise MoeLensError(
             f"expected {draws} or more sets of {n} other experts for the controls, got {len(sets)}; "
-            "give fewer draws (20 or more), or controls=None"
+            "give fewer draws (20 or more), or controls=None (--draws 0)"
         )
     return [sets[i] for i in order], _balance(
         np.exp(logs[0]), np.exp(logs[1:][order]), _differences(logs, order, scale)
