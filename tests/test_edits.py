@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers.tiny import ARCHITECTURES, logits_of, tiny_inputs, tiny_model
@@ -51,6 +52,8 @@ def test_a_hook_that_returns_another_shape_is_refused_everywhere(deepseek: Hooke
         (lambda t: t.mean(0, keepdim=True), r"\[1, 12, 8\] of float32"),
         (lambda t: t.double(), r"\[2, 12, 8\] of float64"),
         (lambda t: t[..., 0], r"\[2, 12\] of float32"),
+        (lambda t: t.to("meta"), r"\[2, 12, 8\] of float32 \(meta\)"),
+        (lambda t: t.to_sparse(), r"\[2, 12, 8\] of float32 \(sparse_coo\)"),
         (lambda t: 0.5, "float"),
         (lambda t: (t, t), "tuple"),
     ],
@@ -62,6 +65,39 @@ def test_what_a_hook_may_not_return(deepseek: HookedMoE, ids: Tensor, returned: 
         deepseek.run_with_hooks(ids, fwd_hooks=[(point, lambda t, hook: returned(t))])
     with pytest.raises(MoeLensError, match=text), deepseek.hooks(bwd_hooks=[(point, lambda t, hook: returned(t))]):
         deepseek(ids, return_type="loss").backward()
+
+
+@pytest.mark.tried(
+    "Edits",
+    "a hook that runs the model, or generates with it, while the model runs",
+    "the interrupted pass goes on as it was; its hooks see its own batch, positions and ids",
+)
+def test_a_pass_within_a_pass(deepseek: HookedMoE, ids: Tensor) -> None:
+    other, seen, inner = torch.tensor([[9, 10, 11]]), [], []
+    points = [at(n) for n in ("hook_router_scores", "hook_topk_weights", "experts.hook_out")]
+
+    def look(t: Tensor, hook: Any) -> None:
+        running = deepseek.running
+        assert running.ids is not None
+        seen.append((tuple(t.shape), running.batch, running.pos, running.start, running.ids.tolist()))
+
+    def interrupt(t: Tensor, hook: Any) -> Tensor:
+        if not inner:
+            inner.append(len(seen))
+            deepseek(other)
+            deepseek.generate(other, max_new_tokens=2, do_sample=False)
+            inner.append(len(seen))
+        return t * 1.5
+
+    edits = [(n, look) for n in points]
+    expected = deepseek.run_with_hooks(ids, fwd_hooks=[(at("hook_router_logits"), lambda t, hook: t * 1.5), *edits])
+    plain, _ = seen.copy(), seen.clear()
+    logits = deepseek.run_with_hooks(ids, fwd_hooks=[(at("hook_router_logits"), interrupt), *edits])
+    assert torch.equal(logits, expected)
+    assert len(inner) == 2
+    assert seen[: inner[0]] + seen[inner[1] :] == plain
+    assert inner[1] > inner[0]
+    assert deepseek.running.prompt is None
 
 
 # What is changed while the model is hooked, and what a failed run leaves
@@ -371,3 +407,22 @@ def test_a_bridge_that_transformer_lens_cannot_build(monkeypatch: pytest.MonkeyP
     text = "TransformerLens cannot build its bridge around MixtralForCausalLM .KeyError: 'its reason'.; use the"
     with pytest.raises(UnsupportedModelError, match=text):
         model.to_transformer_bridge()
+
+
+@pytest.mark.tried("Inputs", "a loss of a model without a head", "refused; hidden states are no logits")
+def test_a_model_without_a_head_has_no_loss(ids: Tensor) -> None:
+    model = moelens.hook(tiny_model("mixtral").model)
+    assert model(ids).shape[-1] == model.shape.d_model
+    for kind in ("loss", "both"):
+        with pytest.raises(MoeLensError, match="MixtralModel has no head that predicts tokens, so there is no loss; "):
+            model(ids, return_type=kind)
+
+
+@pytest.mark.tried("Inputs", "numbers, nothing, arrays or bytes where a text or token ids belong", "refused")
+def test_what_is_neither_text_nor_ids(demo: HookedMoE) -> None:
+    for wrong in (torch.zeros(1, 3), torch.zeros(1, 1, 3, dtype=int), torch.zeros(1, 0, dtype=int)):
+        with pytest.raises(MoeLensError, match=r"expected token ids as integers \[batch, pos\] or \[pos\], got \["):
+            demo(wrong)
+    for other in ([], [1, 2], ["はい。", None], b"t5", 3, np.array([[1, 2]])):
+        with pytest.raises(MoeLensError, match="expected a text, a list of texts or a tensor of token ids, got "):
+            demo(other)

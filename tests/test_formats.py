@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.tiny import save_tiny, tiny_inputs, tiny_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import moelens
@@ -74,6 +76,83 @@ def test_a_missing_package_is_named_before_weights_are_read(
     text = f"in the format {title}, which needs packages that are not installed; run `pip install {packages}`"
     with pytest.raises(MoeLensError, match=text):
         moelens.load(quantised_folder(tmp_path, quantised))
+
+
+@pytest.mark.tried(
+    "Formats",
+    "AWQ and GPTQ with packed experts, which transformers cannot unpack with any package",
+    "refused before the weights are read; names a packed expert",
+)
+@pytest.mark.parametrize("method, title", [("awq", "AWQ"), ("gptq", "GPTQ")])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_packed_experts_that_no_package_unpacks(tmp_path: Path, method: str, title: str, sharded: bool) -> None:
+    folder = quantised_folder(tmp_path, {"quant_method": method, "bits": 4})
+    name = "model.layers.0.mlp.experts.0.down_proj.qweight"
+    shard = "model-00001-of-00001.safetensors" if sharded else "model.safetensors"
+    save_file({name: torch.zeros(8, 8, dtype=torch.int32)}, tmp_path / shard, {"format": "pt"})
+    if sharded:
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: shard}}))
+    for call in (moelens.load, moelens.info):
+        with pytest.raises(UnsupportedModelError, match=rf"holds experts packed in {title} \('{name}'\), which transf"):
+            call(folder)
+
+
+PACKINGS = [
+    ("pack-quantized", {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}),
+    ("float-quantized", {"num_bits": 8, "type": "float", "strategy": "channel"}),
+]
+
+
+def packed(weight: torch.Tensor, format: str) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """A weight as compressed-tensors stores it, and what it stands for."""
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    if format == "float-quantized":
+        scale = weight.abs().amax(-1, keepdim=True) / 448
+        small = (weight / scale).to(torch.float8_e4m3fn)
+        return {"weight": small, "weight_scale": scale}, small.float() * scale
+    groups = weight.unflatten(-1, (-1, 32))
+    scale = groups.abs().amax(-1, keepdim=True) / 7
+    whole = (groups / scale).round().to(torch.int8)
+    parts = {"weight_packed": pack_to_int32(whole.flatten(-2), 4), "weight_scale": scale.squeeze(-1)}
+    return parts | {"weight_shape": torch.tensor(weight.shape)}, (whole * scale).flatten(-2)
+
+
+@pytest.mark.tried(
+    "Formats",
+    "compressed-tensors with experts in INT4 (as Kimi K2) and FP8, packed on the spot",
+    "every hook point, equal to those of a model with the unpacked weights; edits work",
+)
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("format, weights", PACKINGS)
+def test_compressed_tensors(tmp_path: Path, name: str, format: str, weights: dict[str, Any]) -> None:
+    pytest.importorskip("compressed_tensors")
+    dense, stored = {}, {}
+    folder, plain = (save_tiny(tiny_model(name), tmp_path / n) for n in ("packed", "plain"))
+    for key, tensor in load_file(plain / "model.safetensors").items():
+        dense[key] = stored[key] = tensor
+        if re.search(r"\.experts\.\d+\.", key):
+            parts, dense[key] = packed(stored.pop(key), format)
+            stored |= {key.removesuffix("weight") + part: t.contiguous() for part, t in parts.items()}
+    assert len(stored) > len(dense), "nothing was packed"
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    save_file(dense, plain / "model.safetensors", {"format": "pt"})
+    group = {"targets": [r"re:.*\.experts\.\d+\..*proj$"], "weights": weights | {"symmetric": True}}
+    quantised = {"quant_method": "compressed-tensors", "format": format, "quantization_status": "compressed"}
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = quantised | {"config_groups": {"group_0": group}}
+    (folder / "config.json").write_text(json.dumps(config))
+    model, reference = (moelens.load(str(f), dtype=torch.float32) for f in (folder, plain))
+    assert model.format.title == "compressed-tensors (INT4, FP8), unpacked to float32 at load"
+    assert not [c for c in model.checks if not c.passed]
+    ids, point = torch.tensor([[5, 6, 7, 8]]), f"blocks.{model.shape.moe_layers[-1]}.mlp.experts.hook_post"
+    _, cache = model.run_with_cache(ids)
+    _, want = reference.run_with_cache(ids)
+    assert list(cache) == list(want)
+    assert all(torch.equal(cache[n], want[n]) for n in want)
+    edited, expected = (m.run_with_hooks(ids, fwd_hooks=[(point, lambda t, hook: t * 2)]) for m in (model, reference))
+    assert torch.equal(edited, expected)
+    assert not torch.equal(edited, model(ids))
 
 
 def test_experts_that_stay_packed_are_refused_inside_by_name() -> None:

@@ -13,26 +13,21 @@ from torch import Tensor
 import moelens
 from moelens import HookedMoE, MoeLensError
 
-FAST = ("deepseek_v3", "gpt_oss", "longcat_flash", "llama4", "gemma4")
+FAST = ("deepseek_v3", "gpt_oss", "longcat_flash", "llama4", "gemma4", "phimoe", "diffusion_gemma")
 STEPS = (1e-2, 1e-3, 1e-4)  # norms and routers compute in float32, also in a float64 model
 
 
-# Where gradients and finite differences do not agree yet, and why.
-_DIFFERENT = {
-    "diffusion_gemma": "no gradient comes to the points of the last layer in this pass; why is not known",
-    "nemotron_h": "every step of the differences changes the experts of the small model",
-    "phimoe": "the gradient of SparseMixer (arXiv 2310.00811) is not the derivative of its function",
-}
+# With seed 0 the scores of two experts are so near that every step of the differences changes the choice.
+SEEDS = {"nemotron_h": 1}
+# SparseMixer leaves out experts whose logits are far from the best one's; larger steps change which those are.
+FINER = {"phimoe": STEPS[1:]}
 
 
-def _marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
-    different = (pytest.mark.xfail(reason=_DIFFERENT[name], strict=True),) if name in _DIFFERENT else ()
-    return (pytest.mark.exhaustive, *different)
-
-
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=_marks(n)) for n in ARCHITECTURES])
+@pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
+)
 def test_gradients_equal_finite_differences(name: str) -> None:
-    model = moelens.hook(in_float64(tiny_model(name)), name=name)
+    model = moelens.hook(in_float64(tiny_model(name, SEEDS.get(name, 0))), name=name)
     layer, inputs = model.shape.moe_layers[-1], tiny_inputs(model.hf_model)
     points = [n for n, p in model.hook_dict.items() if n.startswith(f"blocks.{layer}.") and not p.no_gradient]
     values: dict[str, Tensor] = {}
@@ -93,7 +88,7 @@ def objective(
 def difference(model: HookedMoE, inputs: dict[str, Tensor], point: str, direction: Tensor, ids: list[Tensor]) -> float:
     """The central difference along a direction, of the largest step that lets every layer choose the same experts."""
     model.reset_hooks()
-    for step in STEPS:
+    for step in FINER.get(model.name, STEPS):
         ends = []
         with torch.no_grad():
             for sign in (1, -1):
@@ -129,6 +124,31 @@ def test_points_without_a_gradient_say_so(deepseek: HookedMoE, ids: Tensor) -> N
     _, cache = deepseek.run_with_cache(ids, return_type="loss", incl_bwd=True)
     assert "blocks.2.mlp.hook_topk_weights_grad" in cache
     assert "blocks.2.mlp.hook_expert_indices_grad" not in cache
+
+
+@pytest.mark.tried(
+    "Gradients",
+    "a backward hook in the last layer of DiffusionGemma's encoder, whose output nothing reads",
+    "refused with the reason; `model.checks` says it too",
+)
+def test_a_layer_that_nothing_reads_refuses_backward_hooks() -> None:
+    model = moelens.hook(tiny_model("diffusion_gemma"))
+    last = model.shape.moe_layers[-1]
+    for point in (n for n in model.hook_dict if n.startswith(f"blocks.{last}.") and not n.endswith("hook_resid_pre")):
+        with pytest.raises(MoeLensError, match=r"' has no gradient: .*; use a forward hook"):
+            model.add_hook(point, lambda t, hook: None, dir="bwd")
+    with pytest.raises(MoeLensError, match="the decoder reads this layer's keys and values, and nothing reads"):
+        model.add_hook(f"blocks.{last}.mlp.experts.hook_out", lambda t, hook: None, dir="bwd")
+    found = next(c for c in model.checks if c.name == "encoder")
+    assert not found.passed
+    assert "edits and gradients after its attention have no effect" in found.detail
+    plain, inputs = [], tiny_inputs(model.hf_model)
+    for edit in (False, True):
+        torch.manual_seed(7)
+        hooks = [(f"blocks.{last}.mlp.experts.hook_out", lambda t, hook: t * 2)] if edit else []
+        with torch.no_grad():
+            plain.append(model.run_with_hooks(**inputs, fwd_hooks=hooks))
+    assert torch.equal(*plain), "the check says that edits have no effect"
 
 
 def test_the_loss_of_a_float64_model_is_in_float64(ids: Tensor) -> None:

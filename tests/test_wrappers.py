@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -136,6 +137,37 @@ def test_a_pickled_transformers_model_has_no_hooks() -> None:
         assert torch.equal(logits_of(left(**inputs)), hooked(**inputs))
 
 
+@pytest.mark.tried(
+    "Copies and wrappers",
+    "a hooked model through `pickle`, `torch.save` or `copy.copy`",
+    "refused; its `hf_model` goes through all of them, and is a plain model then",
+)
+def test_a_hooked_model_is_not_pickled() -> None:
+    hooked = moelens.hook(tiny_model("mixtral"))
+    for save in (pickle.dumps, copy.copy, lambda model: torch.save(model, io.BytesIO())):
+        with pytest.raises(MoeLensError, match=r"cannot be pickled or copied shallowly; save model.hf_model, which"):
+            save(hooked)
+
+
+@pytest.mark.tried(
+    "Copies and wrappers",
+    "a layer, its block or the list of layers is replaced while the model is hooked",
+    "the next pass is refused; hooks would not run",
+)
+@pytest.mark.parametrize("replaced", ["block", "layer", "layers"])
+def test_layers_that_are_replaced_are_noticed(replaced: str) -> None:
+    model, other = moelens.hook(tiny_model("mixtral")), tiny_model("mixtral", seed=1)
+    inner = model.hf_model.model
+    if replaced == "block":
+        inner.layers[1].mlp = other.model.layers[1].mlp
+    elif replaced == "layer":
+        inner.layers[1] = other.model.layers[1]
+    else:
+        inner.layers = inner.layers[:2]
+    with pytest.raises(MoeLensError, match=r"layer \d, its router or its experts were replaced after the model was"):
+        model(**tiny_inputs(model.hf_model))
+
+
 # Adapters
 
 EXPERTS = {"target_modules": [], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
@@ -224,7 +256,9 @@ def test_an_adapter_that_is_added_while_hooked_is_noticed() -> None:
     hooked = moelens.hook(tiny_model("qwen3_moe"))
     inputs = tiny_inputs(hooked.hf_model)
     peft.get_peft_model(hooked.hf_model, peft.LoraConfig(target_modules=[], target_parameters=["mlp.gate.weight"]))
-    with pytest.raises(MoeLensError, match="router or experts of layer 0 were replaced after the model was hooked, as"):
+    with pytest.raises(
+        MoeLensError, match="layer 0, its router or its experts were replaced after the model was hooked, as"
+    ):
         hooked(**inputs)
     hooked.unhook()
     assert nothing_left(hooked.hf_model)

@@ -187,6 +187,12 @@ UNSUPPORTED: dict[str, str] = {
 }
 """Architectures of transformers with experts that moelens cannot hook, and the reason why."""
 
+KEYS_ONLY: dict[str, str] = {
+    "DiffusionGemmaEncoderTextLayer": "the decoder reads this layer's keys and values, and nothing reads its output",
+}
+"""By class of the decoder layer, why the last one's output does not matter in stacks of which only keys and values are
+read. Its expert ids and weights can be recorded; edits and gradients after its attention have no effect."""
+
 _PATCHED: dict[type, tuple[Callable[..., Any], int]] = {}
 """By class, its own forward and the number of hooked modules of the class."""
 

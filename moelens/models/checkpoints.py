@@ -115,6 +115,31 @@ def weight_files(source: str, revision: str | None = None) -> list[Path]:
     return []
 
 
+def stored_names(source: str, revision: str | None = None) -> list[str]:
+    """List the tensors that a checkpoint says it has, before its weights are read.
+
+    Args:
+        source: a folder, or a hub repository, of which the index alone is downloaded.
+        revision: as in transformers' `from_pretrained`.
+
+    Returns:
+        The names; none for a repository without an index.
+    """
+    try:
+        found = cached_file(
+            source, "model.safetensors.index.json", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        if found is not None:
+            return sorted(json.loads(Path(found).read_text("utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # what is wrong with it is said where the weights are read
+    names: list[str] = []
+    for path in weight_files(source, revision):
+        with safe_open(path, "pt") as file:
+            names += file.keys()
+    return names
+
+
 @contextmanager
 def kept_report() -> Iterator[list[str]]:
     """Keep the reports that transformers logs about loading, whatever its verbosity is."""

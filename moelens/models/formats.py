@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +14,7 @@ from transformers.integrations.finegrained_fp8 import FP8Experts
 from moelens.errors import MoeLensError, UnsupportedModelError
 from moelens.models.packed import PACKED
 
+_PACKED_EXPERT = re.compile(r"experts\.\d+\..*qweight$")
 _ALL = "every hook point of the architecture"
 
 
@@ -105,12 +108,13 @@ def format_name(quantised: dict[str, Any]) -> str:
     return method
 
 
-def require_format(model: str, quantised: dict[str, Any]) -> None:
+def require_format(model: str, quantised: dict[str, Any], stored: Iterable[str] = ()) -> None:
     """Refuse a format that cannot be read, before any weights are.
 
     Args:
         model: the model's name.
         quantised: its quantisation.
+        stored: the names of the tensors in its checkpoint, as far as they are known.
 
     Raises:
         UnsupportedModelError: transformers cannot unpack experts in this format.
@@ -121,6 +125,12 @@ def require_format(model: str, quantised: dict[str, Any]) -> None:
         raise UnsupportedModelError(
             f"{model!r} is packed in NVFP4 or another FP4 format, whose experts transformers cannot unpack; use the "
             "model in another format (`moelens info --architectures` lists them)"
+        )
+    packed = next(filter(_PACKED_EXPERT.search, stored), None) if name in ("awq", "gptq") else None
+    if packed is not None:
+        raise UnsupportedModelError(
+            f"{model!r} holds experts packed in {FORMATS[name].title} ('{packed}'), which transformers cannot unpack "
+            "with any package; use the model in another format (`moelens info --architectures` lists them)"
         )
     absent = [p for p in FORMATS[name].packages if find_spec(p.replace("-", "_")) is None] if name in FORMATS else []
     if absent:

@@ -25,7 +25,7 @@ from moelens.models.installation import Installation
 from moelens.models.load_checks import Check
 from moelens.models.routers import RouterRule, widen
 from moelens.models.running import RunningPass, Turns, evaluating
-from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, read_shape
+from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, links_to, read_shape
 from moelens.models.tokens import token_spans
 from moelens.models.wrappers import hooked_already, transformers_model
 
@@ -101,8 +101,12 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.format: Format = describe_format(hf_model)
         self.running = RunningPass()
         self._turns = Turns()
+        self._links = links_to(hf_model, moe_layers)
         self._arguments = forward_arguments(hf_model)
-        self._handles = [hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True)]
+        self._handles = [
+            hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True),
+            hf_model.register_forward_hook(TorchHook(lambda *_: self.running.leave()), always_call=True),
+        ]
         self._installation = Installation(layers, moe_layers, self.running)
         self.blocks = nn.ModuleList(self._installation.points)
         try:
@@ -134,6 +138,12 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
                     made.hook_dict[name].add_hook(handle.user_hook, direction, handle.is_permanent, level=0)
         return made
 
+    def __reduce__(self) -> Any:
+        raise MoeLensError(
+            "a hooked model cannot be pickled or copied shallowly; save model.hf_model, which is a plain model in the "
+            "file, and hook it again, or use copy.deepcopy"
+        )
+
     # Running
 
     def forward(
@@ -152,9 +162,10 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             kwargs: further arguments of the transformers model, such as `attention_mask`.
 
         Returns:
-            For "logits" the logits `[batch, pos, vocab]`, for "loss" the mean cross-entropy of the next token, for
-            "both" the two, and None for None. The loss is that of the tokens which follow another token, so not of
-            padding and not of the first token after it; with `labels` it is the transformers model's own.
+            For "logits" the logits `[batch, pos, vocab]` (the last hidden state of a model without a head), for "loss"
+            the mean cross-entropy of the next token, for "both" the two, and None for None. The loss is that of the
+            tokens which follow another token, so not of padding and not of the first token after it; with `labels` it
+            is the transformers model's own.
 
         Raises:
             UnknownNameError: an argument that neither this method nor the transformers model has.
@@ -178,6 +189,11 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         logits = output.logits if hasattr(output, "logits") else output[0]
         if return_type == "logits":
             return logits
+        if "labels" not in inputs and self.hf_model.get_output_embeddings() is None:
+            raise MoeLensError(
+                f"{type(self.hf_model).__name__} has no head that predicts tokens, so there is no loss; hook the model "
+                "with its head, as moelens.load does"
+            )
         loss = output.loss if "labels" in inputs else _next_token_loss(logits, inputs)
         return loss if return_type == "loss" else (logits, loss)
 
@@ -201,12 +217,22 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
             ['attention_mask', 'input_ids']
         """
         if isinstance(input, Tensor):
+            if input.is_floating_point() or input.ndim not in (1, 2) or not input.numel():
+                kind = str(input.dtype).removeprefix("torch.")
+                raise MoeLensError(
+                    f"expected token ids as integers [batch, pos] or [pos], got {list(input.shape)} of {kind}; give "
+                    "at least one id"
+                )
             return {"input_ids": (input if input.ndim > 1 else input.unsqueeze(0)).to(self.device)}
         if self.tokenizer is None:
             raise MoeLensError(
                 "this model has no tokenizer; pass token ids, or give one to moelens.hook(model, tokenizer)"
             )
-        texts = [input] if isinstance(input, str) else list(input)
+        texts = [input] if isinstance(input, str) else [*input] if isinstance(input, Sequence) else []
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise MoeLensError(
+                f"expected a text, a list of texts or a tensor of token ids, got {input!r:.80}; give one"
+            )
         padding = len(texts) > 1
         if padding and self.tokenizer.pad_token is None:
             raise MoeLensError("the tokenizer has no padding token; run texts one by one, or set tokenizer.pad_token")
@@ -485,12 +511,14 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return next(iter(self._installation.taps.values())).native
 
     def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.running.enter()
         self._installation.require_installed()
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids
-        if (layer := changed_layer(tap.layer for tap in self._installation.taps.values())) is not None:
+        moe_layers = [tap.layer for tap in self._installation.taps.values()]
+        if (layer := changed_layer(module, moe_layers, self._links)) is not None:
             raise MoeLensError(
-                f"the router or experts of layer {layer} were replaced after the model was hooked, as adding an "
+                f"layer {layer}, its router or its experts were replaced after the model was hooked, as adding an "
                 "adapter does; call .unhook() and hook the model again"
             )
         cache: Any = kwargs.get("cache", kwargs.get("past_key_values"))

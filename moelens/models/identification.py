@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -203,7 +203,7 @@ class RouterProbe:
             if not isinstance(value, Tensor):
                 return value
             for path, vector in vectors.items():
-                if value is _read(self._layer.block, path):
+                if _is_same(value, _read(self._layer.block, path)):
                     return vector
             if value.shape[: len(leading)] != leading:
                 return value
@@ -218,8 +218,9 @@ class RouterProbe:
             if self.logits_module is not None:
                 handle = self.logits_module.register_forward_hook(lambda m, a, output: raw.append(output))
                 stack.callback(handle.remove)
+            stack.enter_context(_holding(self._router, self._inside(vectors)))
             try:
-                output = torch.func.functional_call(self._router, self._inside(vectors), args, kwargs)
+                output = self._router(*args, **kwargs)
             except _FAILURES:
                 return None
         parts = router_output_parts(output, self._layer.n_experts)
@@ -270,6 +271,29 @@ def _read(block: nn.Module, path: str) -> Any:
     """The parameter or buffer at an attribute path."""
     holder, _, name = path.rpartition(".")
     return getattr(block.get_submodule(holder), name)
+
+
+def _is_same(value: Tensor, vector: Tensor) -> bool:
+    """Whether an argument is a vector of the block; where weights are offloaded, each reading makes another tensor."""
+    return value is vector or (value.shape == vector.shape and not value.is_meta and torch.equal(value, vector))
+
+
+@contextmanager
+def _holding(router: nn.Module, vectors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a router hold other vectors, by their paths below it.
+
+    The tables of its tensors are replaced: where they are an offloading cache, as those of compressed-tensors, a value
+    that is put into them is written over the model's own.
+    """
+    with ExitStack() as stack:
+        for path, vector in vectors.items():
+            holder, _, name = path.rpartition(".")
+            owner = router.get_submodule(holder)
+            table = "_parameters" if name in owner._parameters else "_buffers"
+            held = getattr(owner, table)
+            stack.callback(setattr, owner, table, held)
+            setattr(owner, table, {**held, name: vector})
+        yield
 
 
 def _expert_vectors(block: nn.Module, n_experts: int) -> list[str]:

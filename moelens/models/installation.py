@@ -11,7 +11,7 @@ from moelens.errors import CheckError, MoeLensError
 from moelens.models import adapters, experts, load_checks
 from moelens.models.load_checks import Check
 from moelens.models.packed import PACKED, why_not_inside
-from moelens.models.points import ROUTER_STAGES, HookBranch, layer_branch
+from moelens.models.points import ROUTER_STAGES, CheckedHookPoint, HookBranch, layer_branch
 from moelens.models.residual import ResidualTap, missing_points
 from moelens.models.running import RunningPass
 from moelens.models.structure import MoELayer, input_device
@@ -133,6 +133,8 @@ class Installation:
             ]
             residual, norms, irregular = load_checks.check_residual(self.taps, runs)
             checks.append(residual)
+            if unread := self._why_unread(len(self.layers) - 1):
+                checks.append(load_checks.check_encoder(len(self.layers) - 1, unread))
             if tokenizer is not None:
                 checks.append(load_checks.check_tokenizer(hf_model, tokenizer))
             self.checks = tuple(checks)
@@ -152,6 +154,11 @@ class Installation:
             raise CheckError(
                 f"expected the model to run on a short input, got {text}; check that it runs before it is hooked"
             ) from error
+
+    def _why_unread(self, index: int) -> str:
+        """Say why nothing reads a layer's output; "" where the model does read it."""
+        last = index == len(self.layers) - 1
+        return adapters.KEYS_ONLY.get(type(self.layers[index]).__name__, "") if last else ""
 
     def _attach_residuals(self, norms: dict[int, str], irregular: set[int]) -> None:
         """Connect every layer's residual stream, and refuse the points that the layers do not offer.
@@ -179,4 +186,8 @@ class Installation:
             for name, reason in missing_points(moe_layer, irregular=i in irregular, norm=norm, dense=dense).items():
                 if points.remove_point(name):
                     self.refused[f"blocks.{i}.{name}"] = reason
+            if unread := self._why_unread(i):
+                for name, point in points.named_modules():
+                    if isinstance(point, CheckedHookPoint) and name != "hook_resid_pre":
+                        point.no_gradient = point.no_gradient or unread
             self._residuals.append(ResidualTap(points, layer, norm, dense))

@@ -381,6 +381,17 @@ def _norm_before_block(run: LayerRun) -> str | None:
     return None
 
 
+def check_encoder(last: int, reason: str) -> Check:
+    """Report a model whose hook points are those of an encoder that is read through its keys and values alone.
+
+    Args:
+        last: the number of the encoder's last layer.
+        reason: why nothing reads that layer's output.
+    """
+    detail = f"the hook points are those of the encoder, and the decoder has none; in layer {last}, {reason}, so edits"
+    return Check("encoder", False, f"{detail} and gradients after its attention have no effect")
+
+
 def check_tokenizer(model: Any, tokenizer: Any) -> Check:
     """Check that a tokenizer belongs to a model, by the number of tokens.
 

@@ -18,7 +18,14 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from moelens.errors import MoeLensError, MoeLensWarning, UnsupportedModelError, unknown
 from moelens.models.adapters import ADAPTERS, UNSUPPORTED
-from moelens.models.checkpoints import check_weights, incomplete_weights, kept_report, require_whole_files, weight_files
+from moelens.models.checkpoints import (
+    check_weights,
+    incomplete_weights,
+    kept_report,
+    require_whole_files,
+    stored_names,
+    weight_files,
+)
 from moelens.models.experts import allow_partial_blocks
 from moelens.models.formats import describe_format, format_name, quantisation, require_format
 from moelens.models.gguf_files import as_in_file, gguf_config, require_gguf, unread_tensors
@@ -111,7 +118,7 @@ def load(
             if part.model_type in UNSUPPORTED:
                 raise unsupported_architecture(repr(model), part.model_type)
         quantised = quantisation(config, kwargs.get("quantization_config"))
-        require_format(model, quantised)
+        require_format(model, quantised, stored_names(source, revision) if quantised else ())
         given, (tokenizer, note) = tokenizer, find_tokenizer(tokenizer, source, options | files)
         if gguf_path and given is None and tokenizer is not None:
             tokenizer, note = as_in_file(gguf_path, tokenizer)

@@ -45,14 +45,14 @@ class CheckedHookPoint(HookPoint):  # type: ignore[misc]
         function = hook
 
         def checked(tensor: Tensor, hook: Any) -> Any:
-            given = tensor.shape, tensor.dtype
+            given = _kind(tensor)
             result = function(tensor, hook=hook)
             if dir == "bwd" and isinstance(result, tuple) and len(result) == 1:
                 (result,) = result
-            if result is not None and not (isinstance(result, Tensor) and (result.shape, result.dtype) == given):
-                got = _describe(result.shape, result.dtype) if isinstance(result, Tensor) else type(result).__name__
+            if result is not None and not (isinstance(result, Tensor) and _kind(result) == given):
+                got = _describe(_kind(result), given) if isinstance(result, Tensor) else type(result).__name__
                 raise MoeLensError(
-                    f"expected a hook at '{hook.name}' to return None or a tensor {_describe(*given)}, got {got}; "
+                    f"expected a hook at '{hook.name}' to return None or a tensor {_describe(given)}, got {got}; "
                     "return one of the same shape and dtype"
                 )
             return result
@@ -62,8 +62,18 @@ class CheckedHookPoint(HookPoint):  # type: ignore[misc]
         return handle
 
 
-def _describe(shape: torch.Size, dtype: torch.dtype) -> str:
-    return f"{list(shape)} of {str(dtype).removeprefix('torch.')}"
+_Kind = tuple[torch.Size, torch.dtype, torch.device, torch.layout]
+
+
+def _kind(tensor: Tensor) -> _Kind:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.layout
+
+
+def _describe(kind: _Kind, other: _Kind | None = None) -> str:
+    """Write a tensor's shape and dtype, and its device and layout where those differ from another tensor's."""
+    shape, dtype, *rest = kind
+    differing = [str(a).removeprefix("torch.") for a, b in zip(rest, (other or kind)[2:], strict=True) if a != b]
+    return " ".join([f"{list(shape)} of {str(dtype).removeprefix('torch.')}", *(f"({d})" for d in differing)])
 
 
 class HookBranch(nn.Module):

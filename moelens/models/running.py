@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 import warnings
@@ -25,6 +26,9 @@ class _SlotsByLayer(dict[int, Tensor]):
             f"running.slots has no layer {layer}, because no hook is inside its experts; add a hook at "
             f"'blocks.{layer}.mlp.experts.hook_out', or read 'blocks.{layer}.mlp.hook_expert_indices'"
         )
+
+
+_NESTING = ("_outer", "_depth")
 
 
 @dataclass(kw_only=True)
@@ -54,6 +58,20 @@ class RunningPass:
     times: Counter[int] = field(default_factory=Counter)
     decisions: dict[int, Any] = field(default_factory=dict)
     _generated: Tensor | None = None
+    _outer: list[dict[str, Any]] = field(default_factory=list)
+    _depth: int = 0
+
+    def enter(self) -> None:
+        """Note that a forward pass begins; one that a hook starts interrupts the pass that the hook runs in."""
+        if self._depth:
+            self._outer.append({name: copy.copy(value) for name, value in vars(self).items() if name not in _NESTING})
+        self._depth += 1
+
+    def leave(self) -> None:
+        """Note that a forward pass has ended, and go back to the one that it interrupted."""
+        self._depth = max(self._depth - 1, 0)
+        while len(self._outer) >= max(self._depth, 1):
+            vars(self).update(self._outer.pop())
 
     @property
     def generating(self) -> bool:
@@ -101,6 +119,7 @@ class RunningPass:
             self._generated = input_ids
             return prepare(input_ids, *args, **kwargs)
 
+        before = (self.prompt, self.start, self.pos, self.ids) if self._depth else (None, 0, self.pos, None)
         replaced = vars(hf_model).get("prepare_inputs_for_generation")
         hf_model.prepare_inputs_for_generation = noting
         self.prompt, self.start, self.pos, self.ids = prompt, 0, 0, None
@@ -110,7 +129,7 @@ class RunningPass:
             del hf_model.prepare_inputs_for_generation
             if replaced is not None:
                 hf_model.prepare_inputs_for_generation = replaced
-            self.prompt, self.start, self.ids, self._generated = None, 0, None, None
+            (self.prompt, self.start, self.pos, self.ids), self._generated = before, None
 
     def whole_mask(self) -> Tensor:
         """Return which tokens of this pass are not padding, bool `[batch, pos]`."""

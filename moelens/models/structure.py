@@ -157,12 +157,41 @@ def find_moe_layers(model: Any) -> tuple[nn.ModuleList, list[MoELayer]]:
     return layers, [_moe_layer(outermost, config, f"{prefix}.{i}", name, i) for i, name in at]
 
 
-def changed_layer(moe_layers: Iterable[MoELayer]) -> int | None:
-    """Find a layer whose router or experts were replaced since `find_moe_layers`, as adding an adapter does.
+def links_to(root: nn.Module, moe_layers: Iterable[MoELayer]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """List what connects a model with the blocks of its layers: a module, the name of a child below it, and the child.
+
+    Returns:
+        The connections, each once.
+    """
+    above = {child: (module, name) for module in root.modules() for name, child in module.named_children()}
+    links: dict[nn.Module, tuple[nn.Module, str, nn.Module]] = {}
+    for layer in moe_layers:
+        module = layer.block
+        while module in above and module not in links:
+            links[module] = (*above[module], module)
+            module = above[module][0]
+    return list(links.values())
+
+
+def changed_layer(
+    root: nn.Module, moe_layers: list[MoELayer], links: list[tuple[nn.Module, str, nn.Module]]
+) -> int | None:
+    """Find a layer that was replaced, or whose router or experts were, since the model was hooked.
+
+    Adding an adapter does that.
+
+    Args:
+        root: the transformers model.
+        moe_layers: its layers.
+        links: what `links_to` returned for them.
 
     Returns:
         The first such layer's index; None if there is none.
     """
+    if any(module._modules.get(name) is not child for module, name, child in links):
+        reached = set(root.modules())  # TransformerLens's bridge puts modules between
+        if missing := [layer.index for layer in moe_layers if layer.block not in reached]:
+            return missing[0]
     for layer in moe_layers:
         present = [original_of_bridge(m) for m in layer.block.children()]
         experts = layer.experts is None or any(unwrap(m) is layer.experts for m in present)
