@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers.fuzz import ANY_JSON, replace_somewhere
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import moelens
 from moelens.analysis import Counts, ExpertList, Measure, found_experts, jensen_shannon, phase_values, read_experts
@@ -75,6 +79,8 @@ BAD = {
     '{"1": []}': "expected one or more experts in list.json, got none; write it again",
     '{"1": [7]}': "expected experts from 0 to 3 with finite biases in list.json, got layer 1, expert 7",
     '[{"layer": 1, "expert": 2, "bias": NaN}]': "with finite biases in list.json, got layer 1, expert 2, bias nan",
+    '{"5000": [2]}': "expected layers from 0 to 4095, those of all experts among them, in list.json, got 5000; give",
+    '{"moe_layers": [2], "bias": [{"layer": 1, "expert": 2, "bias": 1}]}': "expected layers from 0 to 4095, those of",
     '{"1": [2, 2]}': "expected each expert once in list.json, got expert 2 of layer 1 twice; leave one out",
 }
 
@@ -84,6 +90,43 @@ def test_lists_that_cannot_be_true(text: str, tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(text)
     with pytest.raises(CheckError, match=BAD[text]):
         read_experts(tmp_path / "list.json", n_experts=4)
+
+
+def ends_well(path: Path) -> None:
+    """A list whose experts can be acted on and that comes back from its own file, or an error of one line."""
+    try:
+        found = read_experts(path, n_experts=4)
+    except MoeLensError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        return
+    assert found.matrix().shape == (max(found.layers) + 1, 4)
+    again = read_experts(found.save(path.parent / "again.json"), n_experts=4)
+    assert (again.form, again.biases) == (found.form, found.biases)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_lists_and_their_negations(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        experts = data.draw(st.sampled_from([BIAS, KEEP]))
+        path = experts.save(Path(folder) / "list.json")
+        value = json.loads(path.read_text())
+        for _ in range(data.draw(st.integers(0, 2))):
+            replace_somewhere(data, value, ANY_JSON)
+        path.write_text(json.dumps(value), "utf-8")
+        ends_well(path)
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_files_of_lists_with_other_bytes(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = BIAS.save(Path(folder) / f"list{data.draw(st.sampled_from(['.json', '.csv', '.f32', '.safetensors']))}")
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 3))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2, 0]))])
+        ends_well(path)
 
 
 def test_what_a_list_cannot_do(tmp_path: Path) -> None:

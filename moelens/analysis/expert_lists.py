@@ -19,6 +19,7 @@ from moelens.analysis.result import Specialization
 from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
 from moelens.files import writing
+from moelens.recording.route_inputs import MAX_LAYERS
 
 Form = Literal["bias", "keep"]
 FORMAT = "moelens.experts/1"
@@ -237,11 +238,11 @@ def read_experts(path: str | Path, n_experts: int | None = None) -> ExpertList:
             found = _of_csv(path, n_experts or 0)
         else:
             found = _of_matrix(_read_matrix(path, n_experts))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, csv.Error) as error:
+        reason = " ".join(ascii(str(error))[1:-1].split())[:80] or type(error).__name__
         raise CheckError(
-            f"expected layers and experts, with or without biases, in {path.name}, got something else "
-            f"({str(error).splitlines()[0][:80] if str(error) else type(error).__name__}); write it as "
-            "moelens analyze --export-experts does"
+            f"expected layers and experts, with or without biases, in {path.name}, got something else ({reason}); "
+            "write it as moelens analyze --export-experts does"
         ) from error
     return _checked(found, n_experts or found.n_experts, path.name)
 
@@ -258,6 +259,12 @@ def _checked(found: ExpertList, n_experts: int, name: str) -> ExpertList:
                 f"expected experts from 0{limit} with finite biases in {name}, got layer {layer}, expert {expert}, "
                 f"bias {bias}; give the list of this model"
             )
+    layers = {*found.layers, *(layer for layer, _ in cells)}
+    if max(layers) >= MAX_LAYERS or min(layers) < 0 or len(layers) > len(set(found.layers)):
+        raise CheckError(
+            f"expected layers from 0 to {MAX_LAYERS - 1}, those of all experts among them, in {name}, got "
+            f"{', '.join(map(str, sorted(layers)))[:60]}; give the list of this model"
+        )
     if len(set(cells)) < len(cells):
         twice = next(cell for cell in cells if cells.count(cell) > 1)
         raise CheckError(
@@ -270,7 +277,7 @@ def _of_json(data: Any, n_experts: int) -> ExpertList:
     """Read a JSON value in one of the forms of `read_experts`."""
     about = data if isinstance(data, Mapping) else {}
     stated = {"label": str(about.get("label", "")), "model": str(about.get("model", ""))}
-    n_experts = int(about.get("n_experts", n_experts))
+    n_experts = _whole(about.get("n_experts", n_experts))
     rows = about["bias"] if "bias" in about else data if isinstance(data, list) else None
     if rows is not None:
         biases = [(_whole(r["layer"]), _whole(r["expert"]), float(r["bias"])) for r in rows]
