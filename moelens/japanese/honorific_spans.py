@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import or_
 
 from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, parse_morphemes
 from moelens.japanese.normalization import LINE_BREAKS
 from moelens.japanese.ruby import AnnotatedText, Ruby, ruby_block, ruby_html
-from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, word_bits
+from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, rules_of, word_bits
 
 _LINE_BREAK = re.compile(f"[{LINE_BREAKS}]")
 
@@ -165,33 +166,39 @@ def _matches(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[M
     """Yield each rule that matches, the positions that it marks, and its words; each morpheme is marked once."""
     edge = word_bits(SENTENCE_EDGE)
     fitting, *heads = zip(edge, *(word_bits(m.word) for m in sentence), edge, *padding_bits(), strict=True)
+    absent = ~reduce(or_, fitting)  # the steps that no word of the sentence passes
+    rules = rulebook().rules
     candidates = []
     for at, (first, second, third) in enumerate(zip(heads[0], heads[1][1:], heads[2][2:], strict=False)):
-        possible = first & second & third
-        while possible:
-            bit = possible & -possible
-            possible ^= bit
-            candidates.append((bit.bit_length() - 1, at))
+        for number, required in rules_of(first & second & third):
+            if not required & absent:
+                candidates.append((number, at))
     taken: set[int] = set()
-    rules = rulebook().rules
     for number, at in sorted(candidates):  # in the order of the rules
         rule = rules[number]
-        if match := _match_at(rule.pattern, fitting, at):
+        if match := _match_at(rule, fitting, at):
             marked, words = match
             if taken.isdisjoint(marked):
                 taken.update(marked)
                 yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
 
 
-def _match_at(pattern: Sequence[Step], fitting: Sequence[int], at: int) -> tuple[range, list[int]] | None:
-    """Return the positions that a pattern marks and those of its words if it matches at `at`, or None."""
+def _match_at(rule: Rule, fitting: Sequence[int], at: int) -> tuple[range, list[int]] | None:
+    """Return the positions that a rule marks and those of its words if its pattern matches at `at`, or None."""
+    pattern = rule.pattern
+    if rule.layout:  # one word for each step, which leaves no choice
+        for i, step in enumerate(pattern):
+            if not fitting[at + i] & step.bit:
+                return None
+        (first, last), words = rule.layout
+        return range(at + first, at + last + 1), [at + i for i in words]
     ends = _step_ends(pattern, fitting, at)
     if ends is None:
         return None
     starts = (at, *ends)
     marked = [i for i, step in enumerate(pattern) if not step.context]
-    words = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], ends[i])]
-    return range(starts[marked[0]], ends[marked[-1]]), words
+    own = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], ends[i])]
+    return range(starts[marked[0]], ends[marked[-1]]), own
 
 
 def _step_ends(pattern: Sequence[Step], fitting: Sequence[int], at: int, first: int = 0) -> tuple[int, ...] | None:

@@ -38,6 +38,7 @@ _UNREADABLE_CHARACTER = re.compile(f"[{_UNREADABLE}]")
 _WIDTH = _ALPHANUMERIC | _PUNCTUATION
 # For a quick look whether NFKC would change anything but width: what stays as it is stands for a letter.
 _AS_THEY_ARE = "\u00a0¨¯´¸‥…\u3000"
+_TIDY = re.compile("[ぁ-ゔァ-ヺー一-\u9fff々、。「」！？ \n\u3000]*")
 _PROBE = dict.fromkeys(map(ord, _AS_THEY_ARE), "a") | dict.fromkeys(range(0xFF01, 0xFF5F), "a")
 
 
@@ -70,6 +71,8 @@ def normalize(text: str) -> Normalized:
         >>> dict(normalize("ｺﾞ覧\\u200bください!").counts)
         {'width': 3, 'zero-width': 1}
     """
+    if _TIDY.fullmatch(text):
+        return Normalized(text, range(len(text) + 1), range(1, len(text) + 1), {})
     if text.isascii() and "\0" not in text:
         tidy = True
     else:

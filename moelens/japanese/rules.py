@@ -66,6 +66,8 @@ class Rule:
     Attributes:
         heads: For each of the first words of a match, the bits of the steps that may take it; all bits if the match
             may end before that word.
+        required: The bits of the steps that take at least one word.
+        layout: The first and the last marked step, and those of its words, if each step takes one word; None if not.
 
     The other attributes are the entries of `rules.toml`, which explains them.
     """
@@ -82,6 +84,8 @@ class Rule:
     double: bool = False
     manual: bool = False
     heads: tuple[int, ...] = ()
+    required: int = 0
+    layout: tuple[tuple[int, int], tuple[int, ...]] | None = None
 
     @property
     def is_guard(self) -> bool:
@@ -145,7 +149,7 @@ def words_left_out(words: Iterable[str]) -> Iterator[None]:
 
 
 def _forget_rules() -> None:
-    for function in (rulebook, word_bits, _rules_by_position, padding_bits, _tests_by_lemma):
+    for function in (rulebook, word_bits, _rules_by_position, rules_of, padding_bits, _tests_by_lemma):
         function.cache_clear()
 
 
@@ -196,6 +200,8 @@ def _read_rule(
         double=bool(entry.get("double", False)),
         manual=bool(entry.get("manual", False)),
         heads=tuple(_heads(pattern)),
+        required=reduce(or_, (step.bit for step in pattern if not step.optional)),
+        layout=_layout(pattern),
     )
 
 
@@ -236,6 +242,14 @@ def _heads(pattern: Sequence[Step]) -> Iterator[int]:
                 reached.add(i + 1)
         yield -1 if len(slots) in reached else reduce(or_, (slots[i][0] for i in reached))
         reached = {min(i + 1, len(slots)) for i in reached}
+
+
+def _layout(pattern: Sequence[Step]) -> tuple[tuple[int, int], tuple[int, ...]] | None:
+    """Return `Rule.layout` of a pattern."""
+    if any(step.optional or step.most > 1 for step in pattern):
+        return None
+    marked = [i for i, step in enumerate(pattern) if not step.context]
+    return (marked[0], marked[-1]), tuple(i for i, step in enumerate(pattern) if step.word)
 
 
 def _read_step(
@@ -283,6 +297,12 @@ def _rules_by_position(fitting: int) -> tuple[int, ...]:
         sum(1 << i for i, rule in enumerate(rules) if rule.heads[position] < 0 or rule.heads[position] & fitting)
         for position in range(_HEAD)
     )
+
+
+@lru_cache(maxsize=1 << 14)
+def rules_of(bits: int) -> tuple[tuple[int, int], ...]:
+    """Return the rules in a set of bits: the number and the `required` of each, in order."""
+    return tuple((i, rule.required) for i, rule in enumerate(rulebook().rules) if bits >> i & 1)
 
 
 @cache

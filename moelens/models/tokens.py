@@ -165,18 +165,25 @@ _vocabularies: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
 
 
 def _tokens(tokenizer: Any, ids: list[int]) -> list[_Token]:
-    """The tokens of `ids`; each is read only once, unless the vocabulary grows."""
+    """The tokens of `ids`; each is read only once."""
+    vocabulary = _vocabularies.get(tokenizer)
+    if vocabulary is None or any(i not in vocabulary.read for i in ids):
+        vocabulary = _read_vocabulary(tokenizer, ids)
+    return [vocabulary.read[i] for i in ids]
+
+
+def _read_vocabulary(tokenizer: Any, ids: list[int]) -> _Vocabulary:
+    """Return a tokenizer's vocabulary with the tokens of `ids`; it is read anew if it has grown."""
     size = len(tokenizer) if hasattr(tokenizer, "__len__") else -1
     vocabulary = _vocabularies.get(tokenizer)
     if vocabulary is None or vocabulary.size != size:
         added = {i: bool(token.special) for i, token in tokenizer.added_tokens_decoder.items()}
         added |= dict.fromkeys(tokenizer.all_special_ids, True)
         vocabulary = _vocabularies[tokenizer] = _Vocabulary(size, added)
-    read = vocabulary.read
-    if unread := [i for i in dict.fromkeys(ids) if i not in read]:
-        for i, token in zip(unread, tokenizer.convert_ids_to_tokens(unread), strict=True):
-            read[i] = _read_token(token, vocabulary.added.get(i))
-    return [read[i] for i in ids]
+    unread = [i for i in dict.fromkeys(ids) if i not in vocabulary.read]
+    for i, token in zip(unread, tokenizer.convert_ids_to_tokens(unread), strict=True):
+        vocabulary.read[i] = _read_token(token, vocabulary.added.get(i))
+    return vocabulary
 
 
 def _read_token(token: str | bytes, special: bool | None) -> _Token:
@@ -256,18 +263,18 @@ def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | N
             return None
         first = next(i for i, piece in enumerate(known) if piece)
         known[first] = known[first][1:]  # the space that some tokenizers put before the text
-    start, end, partial = [], [], []
+    start, end = [], []
+    partial = np.zeros(len(known), np.bool_)
     reached = last = 0  # number of characters begun so far, and the last token with text
-    for i, piece in enumerate(known):
-        continues, begun = _characters(piece)
-        start.append(reached - 1 if continues else reached)
+    for i, (continues, begun) in enumerate(map(_characters, known)):
+        if continues:
+            partial[last] = partial[i] = True
+        start.append(reached - continues)
         reached += begun
         end.append(reached)
-        partial.append(continues)
-        partial[last] |= continues
-        if piece:
+        if known[i]:
             last = i
-    return TokenSpans(np.array(start, np.int32), np.array(end, np.int32), np.array(partial, np.bool_), "bytes")
+    return TokenSpans(np.array(start, np.int32), np.array(end, np.int32), partial, "bytes")
 
 
 @lru_cache(maxsize=1 << 17)
