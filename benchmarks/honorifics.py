@@ -279,7 +279,7 @@ def gsd(folder: Path) -> Iterator[tuple[str, Scores]]:
     )
 
 
-def speed(folder: Path, repeat: int = 3) -> Iterator[tuple[str, Scores]]:
+def speed(folder: Path, repeat: int = 7) -> Iterator[tuple[str, Scores]]:
     """Yield the speed on one core: the morphological analyser alone, and with honorifics and alignment.
 
     The unit is sentences per second, and all features of the analyser are read.

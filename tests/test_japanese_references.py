@@ -1,7 +1,8 @@
 """References: words for persons, and whose act a predicate without a subject is.
 
 The 200 sentences of `data/dropped_subjects.tsv` were written and judged for the project, half of them in formal and
-half in casual speech. The rules agreed with 181 of them before any rule was corrected by them.
+half in casual speech. The rules agreed with 181 of them before any rule was corrected by them. The 80 sentences of
+`data/dropped_subjects_held.tsv` were written after the rules, and no rule is corrected by them.
 """
 
 from __future__ import annotations
@@ -20,8 +21,13 @@ from moelens.japanese.dropped_subjects import WHOSE
 from moelens.japanese.families import COLUMNS, character_labels
 from moelens.japanese.person_references import REFERENCES
 
-with (Path(__file__).parent / "data" / "dropped_subjects.tsv").open(encoding="utf-8") as file:
-    JUDGED = list(csv.DictReader(file, delimiter="\t"))
+
+def judged(name: str) -> list[dict[str, str]]:
+    with (Path(__file__).parent / "data" / name).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+JUDGED = judged("dropped_subjects.tsv")
 
 
 def whose(text: str) -> str:
@@ -38,6 +44,14 @@ def test_whose_act_by_evidence():
     assert sum(right.values()) >= 196
     low = {kind: (right[kind], n) for kind, n in total.items() if right[kind] < 0.8 * n}
     assert low == {}
+
+
+def test_whose_act_in_sentences_held_back():
+    held = judged("dropped_subjects_held.tsv")
+    right = Counter(r["register"] for r in held if whose(r["text"]) == r["whose"])
+    assert Counter(r["register"] for r in held) == {"formal": 40, "casual": 40}
+    assert not {r["text"] for r in held} & {r["text"] for r in JUDGED}
+    assert right == {"formal": 34, "casual": 27}  # as docs/benchmarks.md says
 
 
 @pytest.mark.parametrize(
@@ -63,6 +77,35 @@ def test_whose_act_by_evidence():
         ("山田さんは行きますか。", "山田さん", "二人称・呼称", "疑問"),
         ("山田さんが来た。", "山田さん", "三人称・呼称", "word"),
         ("こちらが駅です。", "こちら", "指示コ", "word"),
+        ("こちらから改めてご連絡いたします。", "こちら", "一人称・改まった", "謙譲語"),
+        ("こちらで手配させていただきます。", "こちら", "一人称・改まった", "謙譲語"),
+        ("こちらで先生にお会いしました。", "こちら", "指示コ", "word"),
+        ("こちらの手違いで遅れました。", "こちら", "一人称・改まった", "持ち物"),
+        ("こちらこそよろしくお願いします。", "こちら", "一人称・改まった", "こそ"),
+        ("もしもし、こちら青葉商店です。", "こちら", "一人称・改まった", "呼びかけ"),
+        ("こちらとしては困ります。", "こちら", "一人称・改まった", "述語"),
+        ("こちらにご記入ください。", "こちら", "指示コ", "word"),
+        ("こちらは元気ですが、そちらはいかがですか。", "そちら", "二人称・改まった", "対比"),
+        ("そちらのご都合はいかがですか。", "そちら", "二人称・改まった", "持ち物"),
+        ("そちらへ伺います。", "そちら", "二人称・改まった", "謙譲語"),
+        ("そちらからご連絡ください。", "そちら", "二人称・改まった", "依頼"),
+        ("そちらからお入りください。", "そちら", "指示ソ", "word"),
+        ("そちらは皆様いらっしゃいますか。", "そちら", "二人称・改まった", "尊敬語"),
+        ("そっちはどう？", "そっち", "二人称・くだけた", "疑問"),
+        ("そちらの棚にあります。", "そちら", "指示ソ", "word"),
+        ("あちらは何とおっしゃっていますか。", "あちら", "三人称・改まった", "尊敬語"),
+        ("あっちは何て言ってる？", "あっち", "三人称・くだけた", "述語"),
+        ("あちらは出口です。", "あちら", "指示ア", "word"),
+        ("あなた、お帰りなさい。", "あなた", "二人称・くだけた", "呼びかけ"),
+        ("あなた、どちらからいらしたのですか。", "あなた", "二人称・普通", "word"),
+        ("自分、不器用ですから。", "自分", "一人称・普通", "丁寧語"),
+        ("自分が行きます。", "自分", "一人称・普通", "丁寧語"),
+        ("自分がやられて嫌なことはしません。", "自分", "再帰", "word"),
+        ("僕、泣かないで。", "僕", "二人称・くだけた", "呼びかけ"),
+        ("この件、部長はどうお考えですか。", "部長", "二人称・呼称", "疑問"),
+        ("お客様のお名前をお聞かせください。", "お客様", "二人称・呼称", "依頼"),
+        ("先生の本を持ってきてください。", "先生", "三人称・呼称", "word"),
+        ("私共の店です。", "私共", "一人称・改まった", "word"),
     ],
 )
 def test_words_for_persons(text, surface, label, reason):
@@ -80,7 +123,15 @@ def test_other_uses_of_words_for_persons(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["先生がいらっしゃった。", "私は行きます。", "雨が降っている。", "彼も待っていた。", "御社の発展", "お名前は？"],
+    [
+        "先生がいらっしゃった。",
+        "私は行きます。",
+        "雨が降っている。",
+        "彼も待っていた。",
+        "御社の発展",
+        "お名前は？",
+        "そちらはお変わりありませんか。",
+    ],
 )
 def test_a_subject_or_no_predicate(text):
     assert whose(text) == ""
@@ -91,7 +142,7 @@ def test_a_clause_before_the_last_one():
     assert [(r.surface, r.label) for r in found if r.reason] == [("送ってくださった", "主語なし・敬う第三者")]
 
 
-@given(st.text(st.sampled_from("僕自分先生はがをいただくださいまし来てた行こう？か。、うちお宅\n")))
+@given(st.text(st.sampled_from("僕自分先生こちらそあなたはがのをいただくださいまし来てた行こう？か。、うちお宅\n")))
 @settings(deadline=None)
 def test_references_lie_in_the_text_with_their_evidence(text):
     for found in references(text):

@@ -87,6 +87,16 @@ def test_examples_of_the_guideline(example, name):
         ("お申し出された方", {"尊敬語"}),
         ("私が家におるときに来てください", {"謙譲語II", "尊敬語"}),
         ("わしは家におるぞ", set()),
+        ("お断りさせていただく", {"謙譲語I"}),
+        ("先生、何してはんの", {"尊敬語"}),
+        ("先生はもう行っとられる", {"尊敬語"}),
+        ("ようこそおいでやす", {"尊敬語"}),
+        ("殿がそう言わっしゃった", {"尊敬語"}),
+        ("翁かくのたまふ", {"尊敬語"}),
+        ("明日参り候。", {"丁寧語"}),
+        ("承り候", {"謙譲語I", "丁寧語"}),
+        ("こちらがご案内になります", {"丁寧語"}),
+        ("先生は会場をご案内になります", {"尊敬語", "丁寧語"}),
     ],
 )
 def test_constructions(text, expected):
@@ -94,10 +104,20 @@ def test_constructions(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["お釣りになります。", "お席になります。", "八百円のお返しになります。", "お子様ランチになります。"]
+    "text, marked",
+    [
+        ("お釣りになります。", "になり"),
+        ("お席になります。", "になり"),
+        ("八百円のお返しになります。", "になり"),
+        ("お子様ランチになります。", "になり"),
+        ("こちらがメニューになります。", "になり"),
+        ("お会計のほうになります。", "ほうになり"),
+        ("ご注文の品になります。", "品になり"),
+        ("ご注文は以上でよろしかったでしょうか。", "よろしかった"),
+    ],
 )
-def test_manual_honorifics_are_marked_as_such(text):
-    assert [span.surface for span in honorifics(text) if span.manual] == ["になり"]
+def test_manual_honorifics_are_marked_as_such(text, marked):
+    assert [span.surface for span in honorifics(text) if span.manual] == [marked]
 
 
 @pytest.mark.parametrize("text", ["お手紙の件です。", "ご連絡は金曜日までです。"])
