@@ -134,6 +134,8 @@ def test_verdicts_are_careful() -> None:
     same, larger = "It cannot be distinguished from the changes", "The change is larger than"
     assert verdict(row) == f"{start} {same} under matched controls (p 0.310)."
     assert verdict(row | {"p": 0.01}) == f"{start} {larger} under matched controls (p 0.0100)."
+    told = "p 0.0200, corrected for 2 removals; the smallest that 99 controls allow is 0.0200"
+    assert verdict(row | {"p": 0.01, "draws": 99}, 2) == f"{start} {larger} under matched controls ({told})."
 
 
 def test_a_pair_is_aligned_and_its_routes_compared(model: moelens.HookedMoE) -> None:

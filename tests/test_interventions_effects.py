@@ -274,14 +274,16 @@ def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, exper
     groups = [(4, tuple(sorted(experts))), (1, (5,))]
     changed = {(layer, e) for layer, of in groups for e in of}
     for wanted in (groups, groups[:1]):
-        sets, balance = control_sets(found, wanted, 20, seed, matched)
+        sets, balance, weights = control_sets(found, wanted, 20, seed, matched)
         assert len({frozenset((layer, e) for layer, of in drawn for e in of) for drawn in sets}) == 20
         for drawn in sets:
             members = [(layer, e) for layer, of in drawn for e in of]
             assert [len(of) for _, of in drawn] == [len(of) for _, of in wanted]
             assert len(set(members)) == len(members)
             assert not set(members) & {(layer, e) for layer, of in wanted for e in of}
-        assert (sets, balance) == control_sets(found, wanted, 20, seed, matched)
+        assert (sets, balance) == control_sets(found, wanted, 20, seed, matched)[:2]
+        by_hand = [sum(found.weight[found.layers.index(layer), list(of)].sum() for layer, of in s) for s in sets]
+        np.testing.assert_allclose(weights, by_hand)
     assert changed
 
 
@@ -290,8 +292,8 @@ def test_matched_controls_are_balanced_and_random_ones_are_not(groups: list[tupl
     found = random_usage(1, experts=128)
     extreme = np.argsort(found.weight[0])[[-48, -49]]  # in the upper third
     wanted = [(layer, tuple(extreme[: len(of)].tolist()) if layer == 1 else of) for layer, of in groups]
-    _, matched = control_sets(found, wanted, 20, 0)
-    _, drawn = control_sets(found, wanted, 20, 0, matched=False)
+    _, matched, _ = control_sets(found, wanted, 20, 0)
+    _, drawn, _ = control_sets(found, wanted, 20, 0, matched=False)
     assert is_balanced(matched)
     assert not is_balanced(drawn)
     assert all(b.control_low <= b.control <= b.control_high for b in (*matched, *drawn))
@@ -299,10 +301,48 @@ def test_matched_controls_are_balanced_and_random_ones_are_not(groups: list[tupl
     assert matched[0].changed == pytest.approx(by_hand)
 
 
+def test_sets_are_found_that_random_ones_do_not_reach() -> None:
+    """Eight experts of each layer do twenty times as much as the others; two of them are changed in each."""
+    found = random_usage(3)
+    found.weight[:, :8] *= 20
+    found.norm[:], found.load[:] = 2 * found.weight, 3 * found.weight
+    middle = np.argsort(found.weight, axis=1)[:, [-5, -4]].tolist()
+    wanted = [(layer, (e,)) for layer, experts in zip(found.layers, middle, strict=True) for e in experts]
+    sets, balance, _ = control_sets(found, wanted, 20, 0)
+    assert is_balanced(balance)
+    assert [[layer for layer, _ in drawn] for drawn in sets] == [[1, 1, 4, 4]] * 20
+    assert np.mean([e < 8 for drawn in sets for _, (e,) in drawn]) > 0.5
+    alone = random_usage(3, layers=3)
+    alone.weight[0] /= 1e3  # the experts of the first layer have no like there
+    alone.weight[0, 3:5] = 1.0
+    alone.norm[:], alone.load[:] = 2 * alone.weight, 3 * alone.weight
+    others, balance, _ = control_sets(alone, [(1, (3,)), (1, (4,))], 20, 0)
+    assert all(any(layer in (4, 7) for layer, _ in drawn) for drawn in others)
+    assert is_balanced(balance)
+
+
+def test_without_balanced_controls_effects_are_given_per_unit_of_weight(model: HookedMoE) -> None:
+    plant(model)
+    result = effect(model, CROSSED, remove(L, [5]), draws=20, texts=(), off_target=False)
+    assert not is_balanced(result.balance)
+    (weighted,) = result.per_weight
+    assert weighted.change == pytest.approx(result.kinds[0].change / result.balance[0].changed)
+    usage = expert_usage(model, pair_texts([p for c in CROSSED for p in pairs_within(c)]))
+    by_hand = []
+    before = margins(model, CROSSED).mean()
+    for name in result.controls:
+        expert, layer = (int(word.strip("E")) for word in name.split() if word.strip("E").isdigit())
+        with model.intervene(remove(layer, [expert])):
+            change = margins(model, CROSSED).mean() - before
+        by_hand.append(change / max(usage.weight[usage.layers.index(layer), expert], 1e-9))
+    assert weighted.control == pytest.approx(np.mean(by_hand), rel=1e-3, abs=1e-5)
+    assert f"per unit of routed weight, style changes by {result.per_weight[0].change:+.3f}"[:60] in repr(result)
+
+
 def test_where_no_like_expert_exists_it_is_said() -> None:
     found = random_usage(2)
     found.weight[0, 3] = 1e4
-    _, balance = control_sets(found, [(1, (3,))], 20, 0)
+    _, balance, _ = control_sets(found, [(1, (3,))], 20, 0)
     assert balance[0].difference > 2
     assert balance_lines(balance)[0].startswith("no balanced controls exist; the nearest: routed weight 10000 ")
 
@@ -378,6 +418,13 @@ def test_what_changes_off_target_is_measured(model: HookedMoE) -> None:
     expected = np.mean(np.abs(result.off_target.changes)) / abs(result.kinds[0].change)
     assert result.off_target.ratio == pytest.approx(expected)
     assert result.off_target.selective == (expected <= 1 / 3)
+    assert np.isnan(result.off_target.text_ratio)
+    with_text = effect(model, CROSSED, remove(L, [2]), controls=None, texts=PLAIN)
+    assert with_text.off_target is not None
+    assert with_text.text is not None
+    assert with_text.off_target.text_ratio == pytest.approx(with_text.text.kl / abs(with_text.kinds[0].change))
+    assert not replace(with_text.off_target, ratio=0.1, text_ratio=0.5).selective
+    assert replace(with_text.off_target, ratio=0.1, text_ratio=0.2).selective
     own = effect(model, contrasts("control-tense")[:24], remove(L, [2]), controls=None, texts=())
     assert own.off_target is not None
     assert "control-tense" not in own.off_target.kinds

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import moelens
 from moelens.errors import UnknownNameError
-from moelens.interventions.token_masks import _label_mask as label_mask
+from moelens.interventions.token_masks import label_mask
 from moelens.japanese import Labels, honorifics
 from moelens.japanese.families import COLUMNS, WHOLE, character_labels
 from moelens.japanese.token_labels import completed, policy_in_words, token_labels

@@ -66,6 +66,22 @@ def test_torch_range_admits_the_version_developed_on() -> None:
 INSIDE, WITH = "neurons and expert_outputs of two layers", ", with neurons and expert outputs of two layers "
 
 
+def table_rows(text: str, column: str) -> list[dict[str, str]]:
+    """Return the rows of the table with this column; a name that comes again is preceded by that of its neighbour."""
+    header: list[str] = []
+    found = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            names = [f"{cells[at - 1]} {c}" if c in cells[:at] else c for at, c in enumerate(cells)]
+            header = names if column in cells else ["", *names]
+        elif header[0] and set(cells[0]) != {"-"}:
+            found.append(dict(zip(header, cells, strict=True)))
+    return found
+
+
 def quoted() -> dict[str, str]:
     """What docs/benchmarks.md says of costs and causes, as the benchmarks printed it."""
     results = ROOT / "benchmarks" / "results"
@@ -85,11 +101,12 @@ def quoted() -> dict[str, str]:
     for name, scores in run["honorifics"].items():
         if score := scores.get("f1", scores.get("accuracy")):
             said[name] = f"{score:.3f}".lstrip("0")
-    for row in (results / "causal-demo.md").read_text("utf-8").splitlines():
-        kind, *cells = [cell.strip() for cell in row.strip("|").split("|")]
-        if len(cells) == 13 and cells[0][:1].isdigit():
-            n, accuracy, margin, _, change, interval, _, _, controls, _, p, off, _ = cells
-            said[kind] = f"| {kind} | {n} | {accuracy} | {margin} | {change} {interval} | {controls} | {p} | {off} |"
+    for row in table_rows((results / "causal-demo.md").read_text("utf-8"), "removing them"):
+        cells = (row[c] for c in ("kind", "items (frames)", "accuracy", "interaction"))
+        change, controls = f"{row['removing them']} {row['95 %']}", row["controls 95 %"]
+        said[row["kind"]] = f"| {' | '.join(cells)} | {change} | {controls} | {row['p Holm']} | {row['off target']} |"
+    for row in table_rows((results / "frame-intervals.md").read_text("utf-8"), "regime"):
+        said[f"{row['regime']} {row['frames']}"] = f"| {' | '.join(row.values())} |"
     preferred = json.loads((results / "contrasts-demo.json").read_text("utf-8"))
     trigram = {k["kind"]: k["accuracy"] for k in preferred["trigram"]["kinds"]}
     for k in preferred["model"]["kinds"]:

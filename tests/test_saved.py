@@ -16,8 +16,10 @@ from moelens.interventions import Attribution, Causes, Effect, ExpertLens
 from moelens.interventions.attribution import Contribution
 from moelens.interventions.causal import Dose
 from moelens.interventions.controls import Balance
-from moelens.interventions.effects import KindEffect, OffTarget, TextEffect
+from moelens.interventions.corpus_ranking import Agreement, CorpusRanking
+from moelens.interventions.effects import KindEffect, WeightedEffect
 from moelens.interventions.lens import OutputPart
+from moelens.interventions.off_target import OffTarget, TextEffect
 from moelens.probes.probing import ProbeResult, ProbeRow
 
 NAN = float("nan")
@@ -42,16 +44,18 @@ KIND = KindEffect(
 )
 ALONE = replace(KIND, control=NAN, control_low=NAN, control_high=NAN, p=NAN)
 TEXT = TextEffect(texts=2, tokens=8, kl=0.1, kl_low=0.05, kl_high=0.2, perplexity_before=10.0, perplexity_after=11.0)
+WEIGHTED = WeightedEffect(kind="敬語", change=-1.5, control=0.1, control_low=-0.2, control_high=0.3, p=1 / 21)
 EFFECT = Effect(
     model="tiny",
     interventions=("remove E5 in layer 3",),
     half="test",
     kinds=(KIND,),
     text=TEXT,
-    off_target=OffTarget(kinds=("control-tense",), changes=(0.1,), ratio=0.2),
+    off_target=OffTarget(kinds=("control-tense",), changes=(0.1,), ratio=0.2, text_ratio=0.1),
     control="matched",
     controls=("remove E1 in layer 3",),
     balance=(Balance(quantity="load", changed=0.2, control=0.2, control_low=0.1, control_high=0.3, difference=0.0),),
+    per_weight=(WEIGHTED,),
     seed=7,
 )
 ATTRIBUTION = Attribution(
@@ -69,7 +73,12 @@ ATTRIBUTION = Attribution(
     pairs=(4, 4),
     seed=7,
 )
+RANKING = CorpusRanking(
+    corpus="texts", label="尊敬語", passages=2, tokens=5, excess=np.array([[0.1, -0.1, 0.0], [0.2, 0.0, -0.2]])
+)
+AGREEMENT = Agreement(first="attribution", second="texts", spearman=0.3, top=2, shared=1, chance=0.5)
 DOSE = Dose(
+    ranking="attribution",
     experts=2,
     names=("L3 E1", "L1 E0"),
     change=-0.5,
@@ -98,11 +107,25 @@ PROBED = ProbeRow(
 RESULTS: dict[str, Any] = {
     "effect": EFFECT,
     "effect alone": replace(
-        EFFECT, kinds=(ALONE, KIND), text=None, off_target=None, control="", controls=(), balance=()
+        EFFECT, kinds=(ALONE, KIND), text=None, off_target=None, control="", controls=(), balance=(), per_weight=()
     ),
     "attribution": ATTRIBUTION,
-    "causes": Causes(attribution=ATTRIBUTION, effects=(EFFECT, EFFECT), joint=EFFECT, doses=(DOSE,)),
-    "one cause": Causes(attribution=ATTRIBUTION, effects=(EFFECT,), joint=None, doses=(DOSE,)),
+    "causes": Causes(
+        attribution=ATTRIBUTION,
+        effects=(EFFECT, EFFECT),
+        joint=EFFECT,
+        rankings=(RANKING,),
+        agreements=(AGREEMENT,),
+        doses=(DOSE,),
+    ),
+    "one cause": Causes(
+        attribution=ATTRIBUTION,
+        effects=(EFFECT,),
+        joint=None,
+        rankings=(RANKING,),
+        agreements=(AGREEMENT,),
+        doses=(DOSE,),
+    ),
     "lens": ExpertLens("行", 3, (WHOLE,)),
     "probe": ProbeResult(
         family="pos",
@@ -157,7 +180,7 @@ def test_errors(tmp_path: Path) -> None:
             act("e.csv")
     path = EFFECT.save(tmp_path / "effect.json")
     other = (
-        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/2'; "
+        "expected format 'moelens.attribution/1', which Attribution.save writes, got 'moelens.effect/3'; "
         "open it with the class that saved it"
     )
     with pytest.raises(moelens.MoeLensError, match=f"^{other}$"):
@@ -173,18 +196,23 @@ def test_errors(tmp_path: Path) -> None:
 def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
     few = replace(EFFECT, controls=("a",))
     effects = (few, replace(few, kinds=(replace(KIND, p=0.9),)))
-    assert Causes(attribution=ATTRIBUTION, effects=effects, joint=None, doses=()).verdict() == [
+    assert Causes(
+        attribution=ATTRIBUTION, effects=effects, joint=None, rankings=(), agreements=(), doses=()
+    ).verdict() == [
         "0 of 2 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 1 "
         "controls allow is 1.00); none can: give draws=40 (--draws 40)"
     ]
     sure = replace(EFFECT, controls=("remove E1 in layer 3",) * 99, kinds=(replace(KIND, p=0.01),))
     unsettled = replace(sure, kinds=(replace(KIND, p=0.01, high=0.1),))
-    assert Causes(attribution=ATTRIBUTION, effects=(sure,), joint=unsettled, doses=()).verdict() == [
+    assert Causes(
+        attribution=ATTRIBUTION, effects=(sure,), joint=unsettled, rankings=(), agreements=(), doses=()
+    ).verdict() == [
         "1 of 1 experts alone change the margin more than similar experts do (p Holm < 0.05; the smallest that 99 "
         "controls allow is 0.0100)",
         "remove E5 in layer 3: the model prefers what the context licenses less without it "
         "(-0.500 nats, 95 % [-0.700, -0.200])",
         "all of these together: p 0.0100 (the smallest possible is 0.0100): the change differs between sentences and "
         "its direction is uncertain (-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
-        "the effect is selective: off target, the change is 0.200 of that on target",
+        "the effect is selective: off target, the change is 0.200 of that on target, and KL on unrelated text 0.100 "
+        "of it",
     ]

@@ -22,7 +22,17 @@ from moelens.views.explorer import Explorer, verdict
 PACKAGE = Path(moelens.__file__).parent
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠]")
 SAME = {"comparison.none", "effects.to"}  # 0, and an arrow
-LOOKED_UP = ("family", "fact", "given", "metric", "section", "map", "trace", "effect")  # by name, or sent whole
+LOOKED_UP = (
+    "family",
+    "fact",
+    "given",
+    "metric",
+    "section",
+    "map",
+    "trace",
+    "effect",
+    "ranking",
+)  # by name, or sent whole
 
 
 def names(text: str) -> set[str]:
@@ -60,7 +70,7 @@ def test_every_row_is_used() -> None:
 
 
 def test_the_browser_is_sent_every_text_that_it_uses() -> None:
-    for view in ("map", "trace", "effect"):
+    for view in ("map", "trace", "effect", "ranking"):
         script = (PACKAGE / "views" / "static" / f"{view}.js").read_text(encoding="utf-8")
         wanted = set(re.findall(r"texts\.(\w+)", script))
         assert wanted

@@ -44,7 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "preferences": moelens.prefer(model, items),
         "effect": moelens.effect(model, items, remove(3, [5]), controls=None),
         "attribution": moelens.attribute(model, items, top=2),
-        "causes": causes(model, [i for i in items if i.kind == "style-agreement"], top=1),
+        "causes": causes(model, [i for i in items if i.kind == "style-agreement"], top=1, draws=20, doses=(1, 4)),
         "comparison": moelens.compare(recording, recording, labels=labels, permutations=20),
         "probe": moelens.probe(recording, "honorifics", progress=False),
         "pair": moelens.japanese.pairs("title")[0],
@@ -151,12 +151,17 @@ def test_an_effect_is_drawn_with_its_interval(results: dict[str, Any]) -> None:
 
 def test_a_curve_of_doses_is_drawn_with_its_band(results: dict[str, Any]) -> None:
     doses = results["causes"].doses
+    assert [d.ranking for d in doses] == [
+        name for name in ("attribution", "bundled dialogues", "bundled sentences") for _ in range(2)
+    ]
     ax = dose_plot(results["causes"], ax=Figure().subplots())
-    random, change = ax.lines[0], ax.lines[1]
-    np.testing.assert_array_equal(random.get_xdata(), [1, 2, 4, 8, 16])
-    np.testing.assert_allclose(random.get_ydata(), [d.random for d in doses])
-    np.testing.assert_allclose(change.get_ydata(), [d.change for d in doses])
+    random, *changes = [line for line in ax.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"][:4]
+    np.testing.assert_array_equal(random.get_xdata(), [1, 4])
+    np.testing.assert_allclose(random.get_ydata(), [d.random for d in doses[:2]])
+    for at, line in enumerate(changes):
+        np.testing.assert_allclose(line.get_ydata(), [d.change for d in doses[2 * at : 2 * at + 2]])
     assert results["causes"]._repr_html_().count("<picture>") == 2
+    assert "ranked by how much more often 丁寧語 chooses them: bundled dialogues (" in repr(results["causes"])
 
 
 MISTAKES = [

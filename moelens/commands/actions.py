@@ -287,12 +287,15 @@ def prefer_command(session: Session, args: Namespace, cell: str | None) -> Any:
 def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import causes
     from moelens.interventions.items import as_items
+    from moelens.recording import Corpus
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
     pairs = as_items(pairs)  # checked before the model is loaded
+    corpora = None if args.corpus is None else {name: Corpus.of(name) for name in args.corpus}
     model = session.find_model(args.model)
+    options = {"top": args.top, "draws": args.draws, "corpora": corpora, "doses": args.doses, "seed": seed}
     with _recipe_hooks(args, model):
-        return _save_result(causes(model, pairs, top=args.top, draws=args.draws, seed=seed), args)
+        return _save_result(causes(model, pairs, **options), args)
 
 
 def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:

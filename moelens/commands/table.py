@@ -20,7 +20,9 @@ _MODEL = positional("model", "demo, a folder, a hub name, or a variable of the n
 _RECORDING = positional("recording", "folder or fsspec URL of a recording, or a variable of the notebook", "recording")
 _SOURCE = positional("recording", "recording, a file of counts or of a result, or a variable of the notebook", "source")
 _PAIRS = option(
-    "--pairs", help=f"kind of the bundled minimal pairs, or a .jsonl file ({DEFAULTS['pairs']})", completes="pairs"
+    "--pairs",
+    help=f"kind of the bundled contrasts and pairs, or a .jsonl file ({DEFAULTS['pairs']})",
+    completes="pairs",
 )
 _FAMILY = option("--family", metavar="FAMILY", help=f"family of labels ({DEFAULTS['family']})", completes="family")
 _GIVEN = option(
@@ -359,7 +361,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
             ),
             Command(
                 name="prefer",
-                help="show which text of each minimal pair a model prefers",
+                help="show whether a model prefers what the context licenses, in contrasts or minimal pairs",
                 function="prefer",
                 run=actions.prefer_command,
                 arguments=(_MODEL, _PAIRS, *_HOOKS, SAVE, _LANG),
@@ -377,6 +379,20 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _PAIRS,
                     option("--top", type=int, default=5, help="number of experts to remove (%(default)s)"),
                     _DRAWS,
+                    option(
+                        "--doses",
+                        type=int,
+                        nargs="*",
+                        default=[1, 2, 4, 8, 16],
+                        help="numbers of experts to remove together, the first of each ranking (%(default)s)",
+                    ),
+                    option(
+                        "--corpus",
+                        nargs="+",
+                        metavar="CORPUS",
+                        help="texts on which the experts are ranked too (the dialogues and the other texts of demo)",
+                        completes="corpus",
+                    ),
                     _SEED,
                     *_HOOKS,
                     SAVE,

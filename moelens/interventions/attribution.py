@@ -185,8 +185,8 @@ def attribute(
         routed=discovered[:, :-1],
         shared=discovered[:, -1],
         top=tuple(verified),
-        rank_correlation=_spearman([c.attributed for c in verified], decreases),
-        rank_correlation_test=_spearman([c.repeated for c in verified], decreases),
+        rank_correlation=spearman([c.attributed for c in verified], decreases),
+        rank_correlation_test=spearman([c.repeated for c in verified], decreases),
         pairs=(len(discovery), len(test)),
         seed=seed,
     )
@@ -239,10 +239,10 @@ def _pair_sums(rows: Tensor) -> Floats:
     return np.asarray((rows[0::2] + rows[1::2]).cpu().numpy())
 
 
-def _spearman(a: Sequence[float], b: Sequence[float]) -> float:
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
     """Return Spearman's rank correlation, with ties broken by order; NaN for fewer than two values.
 
-    >>> _spearman([1, 2, 3], [10, 30, 20])
+    >>> spearman([1, 2, 3], [10, 30, 20])
     0.5
     """
     if len(a) < 2:

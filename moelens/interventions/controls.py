@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from moelens.analysis.arrays import Floats
 from moelens.analysis.tables import number
 from moelens.errors import MoeLensError
+from moelens.interventions.control_search import Groups, SetSearch, members
 from moelens.interventions.intervention import Intervention
 from moelens.interventions.scoring import text_batches
 from moelens.texts import Texts
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
 _LEAST_DRAWS = 20
-_CANDIDATES = 5_000  # sets among which the nearest are chosen
 BALANCED = 0.25
 """Largest standardised difference of balanced controls (Stuart 2010, doi 10.1214/09-STS313)."""
 LayerExperts = tuple[int, tuple[int, ...]]
@@ -71,6 +70,11 @@ class Balance:
     control_low: float
     control_high: float
     difference: float
+
+
+def imbalance(balance: Sequence[Balance]) -> float:
+    """Return the largest absolute standardised difference; NaN without controls."""
+    return max((abs(b.difference) for b in balance), default=float("nan"))
 
 
 def is_balanced(balance: Sequence[Balance]) -> bool:
@@ -129,11 +133,12 @@ def expert_usage(model: HookedMoE, texts: Sequence[str], batch_tokens: int = 204
 
 def control_sets(
     usage: ExpertUsage, groups: Sequence[LayerExperts], draws: int, seed: int, matched: bool = True
-) -> tuple[list[tuple[LayerExperts, ...]], tuple[Balance, ...]]:
+) -> tuple[list[tuple[LayerExperts, ...]], tuple[Balance, ...], Floats]:
     """Draw `draws` different sets of as many other experts as `groups` has.
 
     Matched sets are those nearest to `groups` in `QUANTITIES`, sums over the experts of a set compared as logarithms,
-    among random sets: with as many experts of the same layers, or, if these are not balanced, of any layers.
+    among random sets and sets that a search finds by exchanging one expert at a time: with as many experts of the same
+    layers, or, if these are not balanced, of any layers.
 
     Args:
         usage: how much all experts do.
@@ -143,7 +148,7 @@ def control_sets(
         matched: choose the nearest; False takes any.
 
     Returns:
-        The sets, and how they compare with `groups`.
+        The sets, how they compare with `groups`, and their routed weights `[set]`.
 
     Raises:
         MoeLensError: `draws` is below 20, or there are fewer sets of other experts than `draws`.
@@ -154,80 +159,41 @@ def control_sets(
             "give more, or controls=None (--draws 0)"
         )
     rng = np.random.default_rng(seed)
-    sets = near = _random_sets(usage, groups, True, rng)
-    logs = np.log(np.concatenate([_sums(usage, [groups]), _sums(usage, sets)]))
-    scale = _scale(logs[1:])
-    order = _nearest(logs, scale, draws) if matched else np.arange(draws)
-    if len(sets) < draws or (matched and np.abs(_differences(logs, order, scale)).max() > BALANCED):
-        sets = list({_members(s): s for s in [*near, *_random_sets(usage, groups, False, rng)]}.values())
-        logs = np.log(np.concatenate([_sums(usage, [groups]), _sums(usage, sets)]))
-        scale = _scale(logs[1:])
-        order = _nearest(logs, scale, draws) if matched else np.arange(draws)
+    n_experts = usage.load.shape[1]
+    changed = tuple(tuple(usage.layers.index(layer) * n_experts + e for e in experts) for layer, experts in groups)
+    sets: list[Groups] = []
+    for same_layers in (True, False):
+        search = SetSearch(np.moveaxis(usage.quantities(), 0, -1), changed, same_layers)
+        found = search.random_sets(rng, draws)
+        target, sums = search.sums([changed])[0], search.sums(found or [changed])
+        scale = _scale(sums)
+        if matched and len(members(changed)) > 1:
+            found += search.near_sets(target, scale, draws, rng)
+        sets = list({frozenset(members(s)): s for s in [*sets, *found]}.values())
+        off = (search.sums(sets or [changed]) - target) / scale
+        order = np.argsort(np.linalg.norm(off, axis=1), kind="stable")[:draws] if matched else np.arange(draws)
+        if len(sets) >= draws and (not matched or np.abs(off[order].mean(0)).max() <= BALANCED):
+            break
     if len(sets) < draws:
-        n = sum(len(experts) for _, experts in groups)
         raise MoeLensError(
-            f"expected {draws} or more sets of {n} other experts for the controls, got {len(sets)}; "
-            "give fewer draws (20 or more), or controls=None (--draws 0)"
+            f"expected {draws} or more sets of {len(members(changed))} other experts for the controls, got "
+            f"{len(sets)}; give fewer draws (20 or more), or controls=None (--draws 0)"
         )
-    return [sets[i] for i in order], _balance(
-        np.exp(logs[0]), np.exp(logs[1:][order]), _differences(logs, order, scale)
-    )
+    chosen = [sets[i] for i in order]
+    done = np.exp(search.sums(chosen))
+    balance = _balance(np.exp(target), done, -off[order].mean(0))
+    return [_by_layer(usage, s) for s in chosen], balance, done[:, QUANTITIES.index("routed weight")]
 
 
-def _random_sets(
-    usage: ExpertUsage, groups: Sequence[LayerExperts], same_layers: bool, rng: np.random.Generator
-) -> list[tuple[LayerExperts, ...]]:
-    """Return different random sets of other experts, with the group sizes of `groups`; all of them if they are few."""
-    n_layers, n_experts = usage.load.shape
-    changed = {(usage.layers.index(layer), e) for layer, experts in groups for e in experts}
-    layers = [usage.layers.index(layer) for layer, _ in groups]
-    sizes = [len(experts) for _, experts in groups]
-    if sizes == [1]:  # as many sets as there are other experts: take them all
-        places = layers if same_layers else range(n_layers)
-        others = [(place, e) for place in places for e in range(n_experts) if (place, e) not in changed]
-        return [((usage.layers[place], (e,)),) for place, e in rng.permutation(np.array(others)).tolist()]
-    sets: dict[frozenset[tuple[int, int]], tuple[LayerExperts, ...]] = {}
-    for _ in range(_CANDIDATES):
-        taken, drawn = set(changed), []
-        for size, layer in zip(sizes, layers if same_layers else rng.integers(0, n_layers, len(sizes)), strict=True):
-            free = [e for e in range(n_experts) if (int(layer), e) not in taken]
-            if len(free) < size:
-                break
-            experts = tuple(sorted(rng.choice(free, size, replace=False).tolist()))
-            taken |= {(int(layer), e) for e in experts}
-            drawn.append((usage.layers[layer], experts))
-        else:
-            sets.setdefault(frozenset(taken - changed), tuple(drawn))
-    return list(sets.values())
-
-
-def _members(groups: Sequence[LayerExperts]) -> frozenset[tuple[int, int]]:
-    return frozenset((layer, expert) for layer, experts in groups for expert in experts)
-
-
-def _sums(usage: ExpertUsage, sets: Sequence[Sequence[LayerExperts]]) -> Floats:
-    """Return the quantities of sets `[set, quantity]`, sums over their experts, with a small number for none."""
-    quantities = usage.quantities()
-    sums = np.zeros((len(sets), len(quantities)))
-    for row, groups in zip(sums, sets, strict=True):
-        for layer, experts in groups:
-            row += quantities[:, usage.layers.index(layer)][:, list(experts)].sum(-1)
-    return np.maximum(sums, 1e-9)
+def _by_layer(usage: ExpertUsage, groups: Groups) -> tuple[LayerExperts, ...]:
+    n = usage.load.shape[1]
+    return tuple((usage.layers[group[0] // n], tuple(e % n for e in group)) for group in groups)
 
 
 def _scale(logs: Floats) -> Floats:
     """Return the standard deviation of each quantity over sets, 1 where they do not differ."""
-    spread = logs.std(0) if len(logs) else np.ones(logs.shape[1])
+    spread = logs.std(0)
     return np.where(spread > 0, spread, 1.0)
-
-
-def _nearest(logs: Floats, scale: Floats, draws: int) -> NDArray[np.int64]:
-    """Return the places of the sets nearest to the first row of `logs`."""
-    return np.argsort(np.linalg.norm((logs[1:] - logs[0]) / scale, axis=1), kind="stable")[:draws]
-
-
-def _differences(logs: Floats, order: NDArray[np.int64], scale: Floats) -> Floats:
-    return np.asarray((logs[0] - logs[1:][order].mean(0)) / scale)
 
 
 def _balance(changed: Floats, controls: Floats, differences: Floats) -> tuple[Balance, ...]:
@@ -246,8 +212,8 @@ def _balance(changed: Floats, controls: Floats, differences: Floats) -> tuple[Ba
 
 def control_interventions(
     usage: ExpertUsage, interventions: Sequence[Intervention], draws: int, seed: int, matched: bool = True
-) -> tuple[list[tuple[Intervention, ...]], tuple[Balance, ...]]:
-    """Return the interventions on control experts, `draws` times, and their balance; for arguments see `control_sets`.
+) -> tuple[list[tuple[Intervention, ...]], tuple[Balance, ...], Floats]:
+    """Return the interventions on control experts, `draws` times, their balance and weights; see `control_sets`.
 
     Raises:
         MoeLensError: an intervention does not act on routed experts of one layer.
@@ -260,8 +226,12 @@ def control_interventions(
                 "use controls=None"
             )
         groups.append((i.layer, i.experts))
-    sets, balance = control_sets(usage, groups, draws, seed, matched)
-    return [
-        tuple(i.with_experts(layer, experts) for i, (layer, experts) in zip(interventions, drawn, strict=True))
-        for drawn in sets
-    ], balance
+    sets, balance, weights = control_sets(usage, groups, draws, seed, matched)
+    return (
+        [
+            tuple(i.with_experts(layer, experts) for i, (layer, experts) in zip(interventions, drawn, strict=True))
+            for drawn in sets
+        ],
+        balance,
+        weights,
+    )

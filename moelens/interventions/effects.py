@@ -16,6 +16,7 @@ from moelens.errors import unknown
 from moelens.interventions.controls import Balance, balance_lines, control_interventions, expert_usage, is_balanced
 from moelens.interventions.intervention import Intervention, intervention_names
 from moelens.interventions.items import Half, Item, as_items, half_of
+from moelens.interventions.off_target import OffTarget, TextEffect, measure_off_target, plain_texts, text_effect
 from moelens.interventions.scoring import (
     LEAST_FRAMES,
     margins,
@@ -25,7 +26,6 @@ from moelens.interventions.scoring import (
     split_items,
     text_divergence,
 )
-from moelens.japanese.crossed_contrasts import contrasts
 from moelens.saved import SavedRows
 from moelens.texts import Texts
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 Controls = Literal["matched", "random"] | None
 _COLUMNS = ("kind", "items", "margin", "accuracy", "change", "interval", "flip", "interval", "control", "interval", "p")
-SELECTIVE = 1 / 3
-"""Largest change off target, over that on target, of an intervention that is called selective."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,43 +75,22 @@ class KindEffect:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffTarget:
-    """What an intervention changes besides its target: contrasts in which no honorific expert should matter.
+class WeightedEffect:
+    """The effect on one kind per unit of the routed weight of what is changed, for controls that are not balanced.
 
     Attributes:
-        kinds: the kinds of control contrasts.
-        changes: mean change of the interaction in each of them, in nats.
-        ratio: mean absolute change over the kinds, over the absolute change on target.
+        kind: the kind of pair or contrast.
+        change: change of the margin in nats over routed weight.
+        control, control_low, control_high: the same for the controls, each over its own weight: mean and middle 95 %.
+        p: (1 + controls whose absolute value is at least as large) / (1 + controls).
     """
 
-    kinds: tuple[str, ...]
-    changes: tuple[float, ...]
-    ratio: float
-
-    @property
-    def selective(self) -> bool:
-        """Whether the change off target is at most a third of that on target."""
-        return self.ratio <= SELECTIVE
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextEffect:
-    """The effect on text that is unrelated to the pairs.
-
-    Attributes:
-        texts: number of texts.
-        tokens: number of tokens that are predicted.
-        kl, kl_low, kl_high: KL(before ‖ after) in nats per token, and its 95 % bootstrap interval over texts.
-        perplexity_before, perplexity_after: perplexity without and with the intervention.
-    """
-
-    texts: int
-    tokens: int
-    kl: float
-    kl_low: float
-    kl_high: float
-    perplexity_before: float
-    perplexity_after: float
+    kind: str
+    change: float
+    control: float
+    control_low: float
+    control_high: float
+    p: float
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -130,10 +107,11 @@ class Effect(Plotted, SavedRows):
         control: how controls were drawn: "matched", "random", or "" for none.
         controls: the control interventions in words.
         balance: how the controls compare with what is changed; empty without controls.
+        per_weight: the effect per unit of routed weight on each kind, where matched controls are not balanced.
         seed: seed of the halves and the controls.
     """
 
-    FORMAT: ClassVar[str] = "moelens.effect/2"
+    FORMAT: ClassVar[str] = "moelens.effect/3"
 
     model: str
     interventions: tuple[str, ...]
@@ -144,6 +122,7 @@ class Effect(Plotted, SavedRows):
     control: str
     controls: tuple[str, ...]
     balance: tuple[Balance, ...]
+    per_weight: tuple[WeightedEffect, ...]
     seed: int
 
     @property
@@ -185,14 +164,11 @@ class Effect(Plotted, SavedRows):
         if self.controls:
             lines.append(say("effects.smallest_p", draws=self.draws, p=number(self.smallest_p)))
             lines += balance_lines(self.balance, say)
-            if not is_balanced(self.balance):
-                per = self.kinds[0].change / self.balance[0].changed if self.balance[0].changed else float("nan")
-                lines.append(say("effects.per_weight", change=signed_number(per)))
+            lines += self.weighted_lines(say)
         if self.off_target is not None:
             o = self.off_target
             listed = ", ".join(f"{k} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True))
-            said = say("effects.selective" if o.selective else "effects.not_selective")
-            lines.append(say("effects.off_target", listed=listed, ratio=number(o.ratio), said=said))
+            lines.append(say("effects.off_target", listed=listed, said=o.in_words(say)))
         if self.text is not None:
             t = self.text
             figures = {"kl": t.kl, "low": t.kl_low, "high": t.kl_high}
@@ -200,6 +176,21 @@ class Effect(Plotted, SavedRows):
             shown = {name: number(value) for name, value in figures.items()}
             lines.append(say("effects.text", texts=t.texts, tokens=f"{t.tokens:,}", **shown))
         return lines
+
+    def weighted_lines(self, lang: str | Texts = "en") -> list[str]:
+        """Return the change per unit of routed weight, beside that of the controls, a line for each kind."""
+        say = Texts(lang)
+        return [
+            say(
+                "effects.per_weight",
+                kind=w.kind,
+                change=signed_number(w.change),
+                control=signed_number(w.control),
+                interval=signed_interval(w.control_low, w.control_high),
+                p=number(w.p),
+            )
+            for w in self.per_weight
+        ]
 
     def __repr__(self) -> str:
         return self.table()
@@ -277,48 +268,35 @@ def effect(
         pass  # raises an error for what the model cannot do, before anything is computed
     sets: list[tuple[Intervention, ...]] = []
     balance: tuple[Balance, ...] = ()
+    weights = np.zeros(0)
     if controls is not None:
         usage = expert_usage(model, pair_texts(split_items(chosen)[0]), batch_tokens)
-        sets, balance = control_interventions(usage, interventions, draws, seed, controls == "matched")
+        sets, balance, weights = control_interventions(usage, interventions, draws, seed, controls == "matched")
     before = margins(model, chosen, batch_tokens)
     after = np.stack(list(_margins_under(model, chosen, [interventions, *sets], batch_tokens, progress)))
-    unrelated = _plain_texts() if texts is None else texts
-    divergence = text_divergence(model, unrelated, interventions, batch_tokens) if unrelated else None
+    unrelated = plain_texts() if texts is None else texts
+    text = text_effect(text_divergence(model, unrelated, interventions, batch_tokens), seed) if unrelated else None
     effects = tuple(_kind_effects(chosen, before, after[0], after[1:]))
+    on_target = {k.kind: k.change for k in effects}
     return Effect(
         model=model.name,
         interventions=tuple(map(str, interventions)),
         half=half,
         kinds=effects,
-        text=None if divergence is None else _text_effect(divergence, seed),
-        off_target=_off_target(model, effects, interventions, half, batch_tokens) if off_target else None,
+        text=text,
+        off_target=(
+            measure_off_target(model, on_target, interventions, half, text, batch_tokens) if off_target else None
+        ),
         control=controls or "",
         controls=tuple(" + ".join(map(str, i)) for i in sets),
         balance=balance,
+        per_weight=(
+            tuple(_weighted_effects(chosen, after - before, np.array([balance[0].changed, *weights])))
+            if controls == "matched" and not is_balanced(balance)
+            else ()
+        ),
         seed=seed,
     )
-
-
-def _off_target(
-    model: HookedMoE,
-    effects: Sequence[KindEffect],
-    interventions: Sequence[Intervention],
-    half: Half,
-    batch_tokens: int,
-) -> OffTarget | None:
-    """Measure the change on the kinds of control contrasts that are not on target; None if all are."""
-    on_target = {k.kind for k in effects}
-    controls = half_of([c for c in contrasts() if c.control and c.kind not in on_target], half)
-    if not controls:
-        return None
-    before = margins(model, controls, batch_tokens)
-    with model.intervene(*interventions):
-        change = margins(model, controls, batch_tokens) - before
-    kinds = tuple(dict.fromkeys(c.kind for c in controls))
-    changes = tuple(float(change[[c.kind == kind for c in controls]].mean()) for kind in kinds)
-    target = abs(float(np.mean([k.change for k in effects])))
-    ratio = float(np.mean(np.abs(changes))) / target if target else float("inf")
-    return OffTarget(kinds=kinds, changes=changes, ratio=ratio)
 
 
 def _margins_under(
@@ -367,26 +345,17 @@ def _kind_effects(items: Sequence[Item], before: Floats, after: Floats, controls
         )
 
 
-def _text_effect(sums: Floats, seed: int) -> TextEffect:
-    """Turn the sums of `text_divergence` into means per token; the interval is over texts."""
-    tokens, kl, before, after = sums.T
-    drawn = np.random.default_rng(seed).integers(0, len(sums), (2000, len(sums)))
-    low, high = np.percentile(kl[drawn].sum(1) / tokens[drawn].sum(1), [2.5, 97.5])
-    n = tokens.sum()
-    return TextEffect(
-        texts=len(sums),
-        tokens=int(n),
-        kl=float(kl.sum() / n),
-        kl_low=float(low),
-        kl_high=float(high),
-        perplexity_before=float(np.exp(-before.sum() / n)),
-        perplexity_after=float(np.exp(-after.sum() / n)),
-    )
-
-
-def _plain_texts(limit: int = 64) -> list[str]:
-    """Return the first `limit` texts of the bundled corpus without honorifics."""
-    from moelens.recording.corpus import Corpus
-
-    plain = (d.text for d in Corpus.of("demo") if not d.metadata.get("honorifics"))
-    return [text for text, _ in zip(plain, range(limit), strict=False)]
+def _weighted_effects(items: Sequence[Item], changes: Floats, weights: Floats) -> Iterator[WeightedEffect]:
+    """Yield for each kind the change per routed weight; both arrays `[1 + draw, …]` begin with the intervention."""
+    for kind in dict.fromkeys(i.kind for i in items):
+        change, *drawn = changes[:, [i.kind == kind for i in items]].mean(1) / weights
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        reached = int((np.abs(drawn) >= abs(change) - 1e-9).sum())
+        yield WeightedEffect(
+            kind=kind,
+            change=float(change),
+            control=float(np.mean(drawn)),
+            control_low=float(low),
+            control_high=float(high),
+            p=(1 + reached) / (1 + len(drawn)),
+        )

@@ -57,7 +57,7 @@ def _sequence_mask(model: HookedMoE, at: Tensor | str | Callable[[HookedMoE, Ten
             "expected a run on token ids or text, which a label or a function of the tokens needs, got embeddings; "
             "run the model on ids or text"
         )
-    mask = _label_mask(model, model.running.ids, at) if isinstance(at, str) else at(model, model.running.ids)
+    mask = label_mask(model, model.running.ids, at) if isinstance(at, str) else at(model, model.running.ids)
     return mask.to(model.device)
 
 
@@ -73,7 +73,7 @@ def _running_part(model: HookedMoE, mask: Tensor) -> Tensor:
     return torch.nn.functional.pad(part, (0, grid.pos - part.shape[1])).expand(grid.batch, -1)
 
 
-def _label_mask(model: HookedMoE, ids: Tensor, name: str) -> Tensor:
+def label_mask(model: HookedMoE, ids: Tensor, name: str) -> Tensor:
     """Return the tokens that carry this label in the decoded text, bool `[batch, pos]`; see `token_labels`."""
     column, tokenizer, rows = COLUMNS.index(require_label(name, text_labels())), model.tokenizer, []
     for row in ids.tolist():

@@ -127,14 +127,13 @@ def _random_model(result: Specialization, say: Texts) -> str:
 def _what_removal_did(effects: Sequence[Effect | Causes | Preferences], say: Texts) -> str:
     """What removing experts changed, or that nothing was removed."""
     from moelens.interventions import Causes, Effect  # imports torch, which counts do not need
-    from moelens.interventions.intervention import intervention_names
 
     removals = [e for e in effects if isinstance(e, Effect)]
     said = [say("answer.sentence", text=line) for e in effects if isinstance(e, Causes) for line in e.verdict(say)]
     if not removals and not said:
         return say("answer.nothing_removed")
     n = sum(len(e.kinds) for e in removals)
-    said += [_effect_sentence(intervention_names(e.interventions, say), k, say, n) for e in removals for k in e.kinds]
+    said += [_effect_sentence(e, k, say, n) for e in removals for k in e.kinds]
     return ("" if say.lang == "ja" else " ").join(f"{line[0].upper()}{line[1:]}" for line in said)
 
 
@@ -150,15 +149,17 @@ def compared(comparison: Comparison | None, say: Texts) -> list[str]:
     return [say("answer.compared", **about, changed=number(100 * (1 - float(np.nanmean(comparison.overlap[:, 0])))))]
 
 
-def _effect_sentence(what: str, k: KindEffect, say: Texts, tests: int = 1) -> str:
+def _effect_sentence(effect: Effect, k: KindEffect, say: Texts, tests: int = 1) -> str:
     """Return the effect on one kind of contrast or pair in a sentence or two.
 
     Args:
-        what: what was done, such as "remove E5 in layer 3".
-        k: the effect.
+        effect: the effect.
+        k: the part of it on this kind.
         say: the language.
         tests: the number of effects that are looked at together; p is multiplied by it (Bonferroni).
     """
+    from moelens.interventions.intervention import intervention_names  # imports torch, which counts do not need
+
     interval = signed_interval(k.low, k.high) or "–"
     change = say("answer.effect_interval", change=signed_number(k.change), interval=interval)
     if not np.isfinite(k.low):
@@ -166,10 +167,13 @@ def _effect_sentence(what: str, k: KindEffect, say: Texts, tests: int = 1) -> st
     elif k.low <= 0 <= k.high:
         change = say("answer.includes_0", text=change)
     direction = say("answer.less" if k.change < 0 else "answer.more")
+    what = intervention_names(effect.interventions, say)
     text = say("answer.effect", what=what, direction=direction, kind=k.kind, change=change)
     if np.isfinite(k.p):
         p = min(1.0, tests * k.p)
         told = say("answer.p_times", p=number(p), tests=tests) if tests > 1 else say("answer.p", p=number(p))
+        least = number(min(1.0, tests * effect.smallest_p))
+        told = say("answer.smallest_p", p=told, draws=effect.draws, least=least)
         text = say("answer.differs" if p < ALPHA else "answer.not_differs", text=text, p=told)
     if k.before < 0:
         text = say("answer.starts_wrong", text=text)

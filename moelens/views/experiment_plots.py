@@ -87,6 +87,8 @@ def causes_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "
 def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the change of the margin by the number of experts removed, beside random sets of as many.
 
+    There is a line for each ranking; the band is that of the random sets for the ranking by attribution.
+
     Args:
         causes: a result of `moelens.causes`, with `doses`.
         ax: axes to draw on; None makes a new pyplot figure.
@@ -98,36 +100,35 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en
     say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, 3.2))
-        x = [d.experts for d in causes.doses]
-        ax.fill_between(
-            x,
-            [d.random_low for d in causes.doses],
-            [d.random_high for d in causes.doses],
-            color=_CONTROL_COLOUR,
-            alpha=0.2,
-            label=say("plot.random"),
-        )
-        ax.plot(x, [d.random for d in causes.doses], color=_CONTROL_COLOUR, marker="s")
-        change = np.array([d.change for d in causes.doses])
-        spread = np.abs(np.array([[d.low, d.high] for d in causes.doses]).T - change)
-        ax.errorbar(
-            x,
-            change,
-            yerr=spread,
-            color=_RESULT_COLOUR,
-            marker="o",
-            capsize=3,
-            label=say("plot.largest"),
-        )
+        by_ranking = {name: [d for d in causes.doses if d.ranking == name] for name in _rankings(causes)}
+        marks = zip((_RESULT_COLOUR, *PALETTE[2:]), "o^vD", strict=False)
+        for at, ((name, doses), (colour, mark)) in enumerate(zip(by_ranking.items(), marks, strict=False)):
+            x = np.array([d.experts for d in doses])
+            low, high = [d.random_low for d in doses], [d.random_high for d in doses]
+            if not at:
+                ax.fill_between(x, low, high, color=_CONTROL_COLOUR, alpha=0.2, label=say("plot.random"))
+                ax.plot(x, [d.random for d in doses], color=_CONTROL_COLOUR, marker="s")
+            change = np.array([d.change for d in doses])
+            spread = np.abs(np.array([[d.low, d.high] for d in doses]).T - change)
+            by_choice = say("plot.choices", corpus=say.name("ranking", name))
+            label = say("plot.largest") if name == "attribution" else by_choice
+            places = x * 2 ** (0.06 * at)  # beside each other, where intervals would hide one another
+            ax.errorbar(places, change, yerr=spread, color=colour, marker=mark, capsize=3, label=label)
         ax.axhline(0, color="#777777", linewidth=1)
         ax.set_xscale("log", base=2)
-        ax.set_xticks(x, [str(n) for n in x])
-        ax.set_xlabel(say("plot.together"))
-        ax.set_ylabel(say("plot.margin"))
-        ax.legend(frameon=False, fontsize=8)
-        kinds = ", ".join(causes.attribution.kinds)
-        ax.set_title(f"{causes.attribution.model} · {kinds} · {_half('test', say)}", loc="left", fontsize=9)
-        return ax
+        ticks = list(dict.fromkeys(d.experts for d in causes.doses))
+        ax.set_xticks(ticks, [str(n) for n in ticks])
+        ax.set_xticks([], minor=True)
+        ax.set_ylabel(say("plot.margin"), fontsize=8)
+        ax.tick_params(labelsize=8, length=2)
+        ax.spines[["top", "right"]].set_visible(False)
+        head = f"{causes.attribution.model} · {', '.join(causes.attribution.kinds)} · {_half('test', say)}"
+        return _titled(ax, head, say("plot.together"))
+
+
+def _rankings(causes: Causes) -> list[str]:
+    """Return the names of the rankings, in order."""
+    return list(dict.fromkeys(d.ranking for d in causes.doses))
 
 
 def steering_plot(steering: Steering, *, ax: Axes | None = None) -> Axes:

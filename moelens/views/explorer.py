@@ -229,7 +229,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             view.status, view.message = "failed", self.say("explorer.failed")
             raise
         row = {name: value if value == value else None for name, value in asdict(effect.kinds[0]).items()}  # NaN: None
-        row["target"] = view.target
+        row |= {"target": view.target, "draws": effect.draws}
         view.rows = [row, *view.rows][:_MOST_ROWS]
         self.tests.add((layer, expert, view.kind))
         view.status, view.message = "idle", verdict(row, len(self.tests), self.say)
@@ -258,4 +258,6 @@ def verdict(row: Mapping[str, Any], tests: int = 1, lang: str | Texts = "en") ->
         return say("verdict.sentence", text=text) + start
     p = min(1.0, tests * row["p"])
     told = say("verdict.p_corrected", p=number(p), tests=tests) if tests > 1 else say("verdict.p", p=number(p))
+    if draws := row.get("draws"):
+        told = say("answer.smallest_p", p=told, draws=draws, least=number(min(1.0, tests / (1 + draws))))
     return say("verdict.larger" if p < ALPHA else "verdict.same", text=text, p=told) + start
