@@ -70,7 +70,7 @@ def test_every_row_is_used() -> None:
 
 
 def test_the_browser_is_sent_every_text_that_it_uses() -> None:
-    for view in ("map", "trace", "effect", "ranking"):
+    for view in ("map", "trace", "effect"):
         script = (PACKAGE / "views" / "static" / f"{view}.js").read_text(encoding="utf-8")
         wanted = set(re.findall(r"texts\.(\w+)", script))
         assert wanted

@@ -131,14 +131,14 @@ class Causes(Plotted, SavedRows):
     def _ranking_lines(self, say: Texts) -> list[str]:
         """Return what the corpora are, and how far the rankings agree."""
         about = [
-            say("effects.corpus", corpus=say.name("ranking", r.corpus), tokens=f"{r.tokens:,}", passages=r.passages)
+            say("effects.corpus", corpus=_ranking_name(r.corpus, say), tokens=f"{r.tokens:,}", passages=r.passages)
             for r in self.rankings
         ]
         names = ("ranking", "other_ranking", "spearman", "shared", "by_chance")
         rows = [
             (
-                say.name("ranking", a.first),
-                say.name("ranking", a.second),
+                _ranking_name(a.first, say),
+                _ranking_name(a.second, say),
                 signed_number(a.spearman),
                 say("effects.of_top", n=a.shared, top=a.top),
                 number(a.chance),
@@ -200,9 +200,13 @@ def _effect_row(e: Effect, corrected: float, say: Texts) -> tuple[str, ...]:
     )
 
 
+def _ranking_name(name: str, say: Texts) -> str:
+    return say("effects.attribution_ranking") if name == "attribution" else say.name("effects", name)
+
+
 def _dose_row(d: Dose, say: Texts) -> tuple[str, ...]:
     return (
-        say.name("ranking", d.ranking),
+        _ranking_name(d.ranking, say),
         str(d.experts),
         signed_number(d.change),
         signed_interval(d.low, d.high),

@@ -110,7 +110,7 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en
                 ax.plot(x, [d.random for d in doses], color=_CONTROL_COLOUR, marker="s")
             change = np.array([d.change for d in doses])
             spread = np.abs(np.array([[d.low, d.high] for d in doses]).T - change)
-            by_choice = say("plot.choices", corpus=say.name("ranking", name))
+            by_choice = say("plot.choices", corpus=say.name("effects", name))
             label = say("plot.largest") if name == "attribution" else by_choice
             places = x * 2 ** (0.06 * at)  # beside each other, where intervals would hide one another
             ax.errorbar(places, change, yerr=spread, color=colour, marker=mark, capsize=3, label=label)
