@@ -291,7 +291,7 @@ def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
     pairs = as_items(pairs)  # checked before the model is loaded
-    corpora = None if args.corpus is None else {name: Corpus.of(name) for name in args.corpus}
+    corpora = None if args.corpora is None else {name: Corpus.of(name) for name in args.corpora}
     model = session.find_model(args.model)
     options = {"top": args.top, "draws": args.draws, "corpora": corpora, "doses": args.doses, "seed": seed}
     with _recipe_hooks(args, model):

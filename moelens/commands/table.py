@@ -387,7 +387,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="numbers of experts to remove together, the first of each ranking (%(default)s)",
                     ),
                     option(
-                        "--corpus",
+                        "--corpora",
                         nargs="+",
                         metavar="CORPUS",
                         help="texts on which the experts are ranked too (the dialogues and the other texts of demo)",
