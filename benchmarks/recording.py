@@ -21,16 +21,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import transformers
 from numpy.typing import NDArray
 
 import moelens
 from benchmarks.machine import interleaved, machine, spread
+from moelens.checksums import same_file
 from moelens.recording.captures import CaptureRequest, bytes_per_token
 from moelens.recording.pieces import Chunk, Rows
 from moelens.recording.recorder import CHUNK_BATCHES, chunks
 from moelens.recording.storage import Folder
+from moelens.recording.value_checks import wrong_values
 from moelens.recording.windows import batches, windows
 from moelens.recording.writer import ShardWriter, as_column, layer_label
 
@@ -163,6 +166,41 @@ def sizes() -> dict[str, dict[str, float]]:
     return found
 
 
+def checks(rounds: int, tokens: int = 1 << 18) -> dict[str, dict[str, float]]:
+    """Return what the checks of a file cost once in a session, over the processor time of reading the whole file."""
+    found = {}
+    generator = np.random.default_rng(0)
+    scores = generator.random((tokens, 4, 8))
+    routes = {"doc": np.repeat(np.arange(tokens // 16, dtype=np.int32), 16)}
+    routes |= {name: np.tile(np.arange(16, dtype=np.int32), tokens // 16) for name in ("pos", "char_start")}
+    routes["char_end"] = routes["char_start"] + 1
+    for layer in range(4):
+        routes[f"experts_{layer_label(layer)}"] = generator.integers(0, 64, (tokens, 8)).astype(np.uint8)
+        routes[f"weights_{layer_label(layer)}"] = (scores / scores.sum(-1, keepdims=True))[:, layer].astype(np.float16)
+    few = {name: values[: tokens // 4] for name, values in routes.items() if name in ("doc", "pos")}
+    vectors = few | {"values": generator.standard_normal((tokens // 4, 256)).astype(np.float16)}
+    about = {"shape": {"n_experts": 64, "top_k": 8}, "n_documents": tokens // 16}
+    lengths = np.full(tokens // 16, 16)
+    for name, columns in {"routes": routes, "vectors": vectors}.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "file.parquet"
+            writer = ShardWriter(Folder.at(folder), path.name)
+            writer.write(pa.table({column: as_column(values) for column, values in columns.items()}))
+            expected = {"xxh3": writer.close().xxh3}
+            ratios: dict[str, list[float]] = {"checksum": [], "values": []}
+            for _ in range(rounds):
+                began = time.process_time()
+                table = pq.read_table(path, use_threads=False)
+                read = time.process_time()
+                same_file(path, {"xxh3": f"{expected['xxh3']} "})  # not remembered
+                compared = time.process_time()
+                assert not wrong_values(table, about, lambda: lengths)
+                ratios["checksum"].append((compared - read) / (read - began))
+                ratios["values"].append((time.process_time() - compared) / (read - began))
+            found |= {f"{check} of a file of {name} / reading it": spread(r) for check, r in ratios.items()}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of recording, as ratios.")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -176,6 +214,7 @@ def main() -> None:
             "random OLMoE, half as wide": throughput(random_olmoe(), demo[::2], args.rounds),
         },
         "size": sizes(),
+        "checks": checks(9 * args.rounds),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else table(result))
 
@@ -187,6 +226,7 @@ def table(result: dict[str, Any]) -> str:
         shown = {k: v["median"] if isinstance(v, dict) else v for k, v in found.items()}
         lines += [model, *(f"{v:12,.2f}  {k}" for k, v in shown.items())]
     lines += [f"{v['disk / raw']:12.3f}  {v['tokens/s']:12,.0f} tokens/s  {k}" for k, v in result["size"].items()]
+    lines += [f"{v['median']:12.3f}  {k}" for k, v in result["checks"].items()]
     return "\n".join(lines)
 
 

@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.damage import write_manifest
 from helpers.results import payload, result_of
 
 import moelens
 from moelens.analysis import Specialization
+from moelens.checksums import file_checksums
 from moelens.recording import Recording
 from moelens.tracing import align_tokens
 from moelens.tracing.passages import Excerpt, Passages
@@ -279,6 +281,7 @@ def large_recording(folder: Path, layers: int = 58, experts: int = 256, tokens: 
     folder.mkdir()
     pq.write_table(pa.table(columns), folder / "tokens.parquet")
     pq.write_table(pa.table({"doc": np.arange(docs, dtype=np.int32), "text": [text] * docs}), folder / "d.parquet")
+    tokens_file, documents_file = (file_checksums(folder / name) for name in ("tokens.parquet", "d.parquet"))
     moe = list(range(3, 3 + layers))
     manifest = {
         "format": 1,
@@ -287,14 +290,14 @@ def large_recording(folder: Path, layers: int = 58, experts: int = 256, tokens: 
         "model": {"name": "large"},
         "shape": {"moe_layers": moe, "n_experts": experts, "top_k": k},
         "capture": {"captures": ["routes"], "layers": moe, "dtype": "float16", "weights": True}
-        | {"index_dtype": "uint16", "stored_as": "float16"},
+        | {"index_dtype": "uint8", "stored_as": "float16"},
         "n_tokens": docs * length,
         "n_documents": docs,
-        "shards": [{"path": "tokens.parquet", "rows": docs * length, "sha256": ""}],
+        "shards": [{"path": "tokens.parquet", "rows": docs * length, **tokens_file}],
         "tables": {},
-        "documents": {"path": "d.parquet", "rows": docs, "sha256": ""},
+        "documents": {"path": "d.parquet", "rows": docs, **documents_file},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     return Recording.open(folder)
 
 

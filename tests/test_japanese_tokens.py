@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from collections import Counter
+from itertools import accumulate, islice, pairwise
+from unicodedata import normalize
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +18,8 @@ from moelens.errors import UnknownNameError
 from moelens.interventions.token_masks import label_mask
 from moelens.japanese import Labels, honorifics
 from moelens.japanese.families import COLUMNS, WHOLE, character_labels
+from moelens.japanese.label_tables import label_groups, with_register
+from moelens.japanese.morphology import Analyser
 from moelens.japanese.token_labels import completed, policy_in_words, token_labels
 from moelens.models.tokens import token_spans
 
@@ -144,3 +149,39 @@ def test_labels_of_a_whole_sentence_apply_to_each_of_its_tokens():
     for family in WHOLE:
         columns = [i for i, c in enumerate(COLUMNS) if c.partition(".")[0] == family]
         assert has[:, columns].sum(1).tolist() == [1] * 5
+
+
+@pytest.mark.parametrize("analyser", ["fugashi", "sudachi"])
+@pytest.mark.parametrize("characters", [23, 300])
+def test_a_long_document_is_labelled_in_pieces(
+    analyser: Analyser, characters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels are those of the document as a whole, also where a token or a word crosses a sentence end."""
+    odd = "モーニング娘。が好き。はい。食べて\nいる人。「来ます。そうか。」と言った。ｶﾞｷﾞ。w.com に３．５人。。。"
+    odd += "\n\n　次。\nA. B\nC 。"
+    demo = [document.text for document in islice(moelens.Corpus.of("demo"), 12)]
+    texts = ["".join(demo[:4]) + odd * 2, normalize("NFD", "".join(demo[4:8])), "\n".join(demo[8:]), "。" * 50]
+    documents = []
+    for text in texts:
+        edges = [0, *(i for i in range(1, len(text)) if (i * 7919) % 5 < 2), len(text)]  # tokens of some characters
+        special = [0], [len(text)]
+        start, end = (np.array([*special[0], *at, *special[1]], np.int32) for at in (edges[:-1], edges[1:]))
+        documents.append((text, start, end))
+
+    def labelled() -> tuple[pa.Table, Counter[str], int]:
+        tables, waiting, normalized = [], [], Counter[str]()
+        found = list(label_groups(iter([(documents, "ends", analyser)]), 1))
+        for item in found:
+            waiting.append(item.table)
+            normalized.update(item.normalized)
+            if item.register is not None:
+                tables += [with_register(table, item.register) for table in waiting]
+                waiting = []
+        return pa.concat_tables(tables), normalized, len(found)
+
+    whole, counts, _ = labelled()
+    monkeypatch.setattr("moelens.japanese.label_tables._PIECE_CHARACTERS", characters)
+    table, found_counts, pieces = labelled()
+    assert pieces > 4
+    assert found_counts == counts
+    assert table.to_pydict() == whole.to_pydict()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.damage import write_manifest
 from helpers.known_model import TEXTS, Model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -450,8 +451,7 @@ def test_lists_of_experts_and_some_layers(tmp_path: Path) -> None:
 def test_an_import_without_its_texts(tmp_path: Path) -> None:
     np.savez(tmp_path / "r.npz", expert_ids=ROUTES)
     made = import_routes(tmp_path / "r.npz", tmp_path / "run")
-    manifest = tmp_path / "run" / "manifest.json"
-    manifest.write_text(json.dumps(made.manifest | {"documents": None}), "utf-8")
+    write_manifest(made.path, made.manifest | {"documents": None})
     with pytest.raises(
         RecordingError, match=r"expected a recording with documents, got .* without them; import its routes again"
     ):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.damage import write_manifest
 
 import moelens
 from moelens.analysis.type_labels import TypeLabels
@@ -118,7 +119,7 @@ def test_paths_of_a_manifest_cannot_leave_the_folder(tmp_path: Path, name: str) 
     made = moelens.record(moelens.load("demo"), ["はい。"], tmp_path / "run", progress=False)
     manifest = json.loads((made.path / "manifest.json").read_text("utf-8"))
     manifest["shards"][0]["path"] = name
-    (made.path / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    write_manifest(made.path, manifest)
     with pytest.raises(RecordingError, match=re.escape(f"file {name!r} is not within '{made.path}'; do not use a")):
         Recording.open(made.path).tokens()
     assert main(["verify", str(made.path)]) == 2

@@ -17,7 +17,14 @@ from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme,
 from moelens.japanese.normalization import normalize, visible_ends
 from moelens.japanese.person_references import REFERENCES, reference_spans
 from moelens.japanese.rules import CLASSES, RAISED
-from moelens.japanese.sentence_register import ENDINGS, REGISTERS, document_register, sentence_registers
+from moelens.japanese.sentence_register import (
+    ENDINGS,
+    REGISTERS,
+    Sentence,
+    document_register,
+    register_weights,
+    sentence_registers,
+)
 
 Bools = npt.NDArray[np.bool_]
 _Ints = npt.NDArray[np.int64]
@@ -83,6 +90,7 @@ class CharacterLabels:
         honorific: The honorific that a character belongs to, `[character]`; None for other characters.
         normalized: How many characters the analyser read in another form, by kind (see `normalize`); for "katakana",
             how many words it read in hiragana.
+        registers: The characters of the sentences, by whether they have a predicate, and by register.
     """
 
     has: Bools
@@ -91,6 +99,7 @@ class CharacterLabels:
     morphemes: tuple[Morpheme, ...]
     honorific: list[HonorificSpan | None]
     normalized: Mapping[str, int]
+    registers: Mapping[tuple[bool, str], int]
 
 
 def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabels:
@@ -116,7 +125,11 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
     honorific: list[HonorificSpan | None] = [None] * len(text)
     for number, m in enumerate(morphemes):
         inside[m.start : m.end] = number
-    for start, end, column in _label_spans(text, morphemes, honorific):
+    spans = honorifics(text, morphemes)
+    for span in spans:
+        honorific[span.start : span.end] = [span] * (span.end - span.start)
+    sentences = tuple(sentence_registers(text, morphemes, spans))
+    for start, end, column in _label_spans(text, morphemes, spans, sentences):
         index = _INDEX.get(column)
         if index is not None:
             has[start:end, index] = True
@@ -131,6 +144,7 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
         morphemes=morphemes,
         honorific=honorific,
         normalized=_normalized(text, morphemes),
+        registers=register_weights(sentences),
     )
 
 
@@ -141,18 +155,16 @@ def _normalized(text: str, morphemes: Sequence[Morpheme]) -> dict[str, int]:
 
 
 def _label_spans(
-    text: str, morphemes: tuple[Morpheme, ...], honorific: list[HonorificSpan | None]
+    text: str, morphemes: Sequence[Morpheme], spans: Sequence[HonorificSpan], sentences: Sequence[Sentence]
 ) -> Iterator[tuple[int, int, str]]:
-    """Yield the start, end and column of every label, and fill in `honorific`."""
+    """Yield the start, end and column of every label."""
     for m in morphemes:
         form = m.cform.partition("-")[0]
         for column in (f"pos.{m.pos[0]}", f"script.{m.script}", f"goshu.{m.goshu}", f"conjugation.{form}"):
             yield m.start, m.end, column
     yield from ((start, end, f"function.{name}") for start, end, name in function_labels(morphemes))
-    spans = honorifics(text, morphemes)
     prefixes = {m.start: m.end for m in morphemes if m.lemma == "御" and m.pos[0] == "接頭辞"}
     for span in spans:
-        honorific[span.start : span.end] = [span] * (span.end - span.start)
         yield from ((span.start, span.end, f"honorifics.{name}") for name in span.classes)
         yield from ((span.start, span.end, f"raises.{name}") for name in span.raises if span.classes)
         if span.start in prefixes:
@@ -168,7 +180,6 @@ def _label_spans(
     for reference in reference_spans(text, morphemes, spans):
         yield reference.start, reference.end, f"reference.{reference.label}"
         yield from ((*place, "reference_evidence.evidence") for place in reference.evidence)
-    sentences = tuple(sentence_registers(text, morphemes, spans))
     for sentence in sentences:
         yield *sentence.predicate, f"ending.{sentence.ending}"
         yield sentence.start, sentence.end, f"register.{sentence.register}"

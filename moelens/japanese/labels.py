@@ -4,75 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moelens.checksums import file_checksums, same_file
 from moelens.display import Displayed
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.files import explain_write_errors, lock_folder
-from moelens.japanese.families import (
-    COLUMNS,
-    FAMILIES,
-    LABEL_FILES,
-    Bools,
-    CharacterLabels,
-    character_labels,
-    family_columns,
+from moelens.files import explain_write_errors, lock_folder, writing
+from moelens.japanese.families import COLUMNS, FAMILIES, LABEL_FILES, Bools
+from moelens.japanese.label_tables import (
+    HONORIFIC_COLUMNS,
+    WORD_COLUMNS,
+    Labelled,
+    TokensAndTexts,
+    label_groups,
+    label_jobs,
+    label_schema,
+    with_register,
 )
-from moelens.japanese.honorific_spans import HonorificSpan
-from moelens.japanese.morphology import Analyser, Morpheme, provenance
+from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
-from moelens.japanese.token_labels import Policy, completed, last_of, policy_in_words, token_labels
+from moelens.japanese.token_labels import Policy, policy_in_words
 from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_labels
 
-_Ints = npt.NDArray[np.int32]
-
 _METADATA = ("analyser", "dictionary", "rules", "policy", "alignment", "normalized")
-_CHECKSUMS = "checksums.json"  # SHA-256 of the files, which `verify` compares
-_WORD_COLUMNS = ("pos1", "pos2", "pos3", "pos4", "ctype", "cform", "lemma", "lemma_reading")
-_HONORIFIC_COLUMNS = ("rule", "plain", "readings")
-_GROUP_CHARACTERS = 100_000  # of the documents that are labelled together
-_TABLE_TOKENS = 1 << 15  # a table of Arrow costs time for each of its columns, so it has the tokens of many documents
-_POSITION_COLUMN = {  # by whether the token begins its morpheme, and whether it ends it
-    (True, False): COLUMNS.index("position.begin"),
-    (False, False): COLUMNS.index("position.inside"),
-    (False, True): COLUMNS.index("position.end"),
-    (True, True): COLUMNS.index("position.whole"),
-}
-_HONORIFICS = [*family_columns("honorifics"), COLUMNS.index("honorific_form.ambiguous")]
-_TOKENS_OF_CHARACTER = 4  # a character has up to four bytes, and a token one or more
-_Document = tuple[str, _Ints, _Ints]  # its text, and the starts and the ends of its tokens, [token]
-_Job = tuple[list[_Document], Policy, Analyser]
-# Labels of some tokens, bool `[token, column]`, and the last morpheme and honorific of each token.
-_TokenLabels = tuple[Bools, list[Morpheme | None], list[HonorificSpan | None]]
-_Labelled = tuple[pa.Table, Counter[str]]  # and how many characters were normalised, by kind
+_CHECKSUMS = "checksums.json"  # of the files
+_DETAILS = {"morphology": WORD_COLUMNS, "honorifics": HONORIFIC_COLUMNS}
 
 
-class _Recording(Protocol):
+class _Recording(TokensAndTexts, Protocol):
     """The part of `moelens.Recording` that labelling uses."""
 
     @property
     def path(self) -> Path: ...
     @property
     def n_tokens(self) -> int: ...
-    def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[_Ints]]]: ...
-    def texts(self) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)
@@ -110,25 +86,26 @@ class Labels(Displayed):
         Raises:
             RecordingError: If the labels are missing or do not have one row per token.
         """
-        path = Path(recording.path) / "labels"
-        missing = [name for name in LABEL_FILES if not (path / f"{name}.parquet").exists()]
-        if missing:
-            raise RecordingError(
-                f"expected labels in '{path}', got no {missing[0]}.parquet; create it with moelens.label(recording)"
-            )
-        labels = cls(path)
-        rows = next((n for n in map(labels._rows, LABEL_FILES) if n != recording.n_tokens), recording.n_tokens)
-        if rows != recording.n_tokens:
-            raise RecordingError(
-                f"expected one row of labels per token in '{path}', got {rows} rows and {recording.n_tokens} tokens;"
-                " create them again with moelens.label(recording)"
-            )
-        if labels._metadata_of_file().get("recording", identity := _identity(recording)) != identity:
-            raise RecordingError(
-                f"expected labels of this recording in '{path}', got those of another recording; create them again with"
-                " moelens.label(recording)"
-            )
+        labels = cls(Path(recording.path) / "labels")
+        if problem := labels._unfit(recording):
+            raise RecordingError(f"{problem}; create them again with moelens.label(recording)")
         return labels
+
+    def _unfit(self, recording: _Recording) -> str:
+        """Return why these are no labels of a recording; "" if they are."""
+        conversation = [turn_file(self.path).stem] if getattr(recording, "manifest", {}).get("token_labels") else []
+        files = [*LABEL_FILES, *conversation]
+        missing = [name for name in files if not (self.path / f"{name}.parquet").exists()]
+        if missing:
+            return f"expected labels in '{self.path}', got no {missing[0]}.parquet"
+        identity = _identity(recording)
+        if self._metadata_of_file().get("recording", identity) != identity:
+            return f"expected labels of this recording in '{self.path}', got those of another recording"
+        n_tokens = recording.n_tokens
+        rows = next((n for n in map(self._rows, files) if n != n_tokens), n_tokens)
+        if rows != n_tokens:
+            return f"expected one row of labels per token in '{self.path}', got {rows} rows and {n_tokens} tokens"
+        return ""
 
     @classmethod
     def create(
@@ -170,8 +147,7 @@ class Labels(Displayed):
             raise unknown("analyser", analyser, get_args(Analyser))
         if processes is not None and processes < 1:
             raise MoeLensError(f"expected processes to be None or at least 1, got {processes}; give another number")
-        jobs = ((group, policy, analyser) for group in _groups(_documents(recording)))
-        tables = _label_groups(jobs, processes or _default_processes())
+        tables = label_groups(label_jobs(recording, policy, analyser), processes or _default_processes())
         metadata = {
             **provenance(analyser),
             "rules": rulebook().version,
@@ -179,25 +155,27 @@ class Labels(Displayed):
             "alignment": _alignment(recording),
             "recording": _identity(recording),
         }
-        labels = _write(Path(recording.path) / "labels", tables, metadata)
+        labels = _write(recording, tables, metadata)
         describe = getattr(recording, "describe_labels", None)  # the card of a recording names its labels
         if describe is not None:
             describe(labels.metadata)
-        write_turn_labels(recording, labels.path, {f"moelens.{name}": value for name, value in metadata.items()})
         return labels
 
     @classmethod
     def open_or_create(cls, recording: _Recording) -> Labels:
-        """Open the labels of a recording, after creating them if they are missing or do not fit."""
-        try:
-            return cls.open(recording)
-        except RecordingError:
-            return cls.create(recording)
+        """Open the labels of a recording, after creating them if they are missing or those of another recording.
+
+        Raises:
+            RecordingError: If they are damaged, or they have to be created and the characters of the tokens are not
+                known.
+        """
+        labels = cls(Path(recording.path) / "labels")
+        return cls.create(recording) if labels._unfit(recording) else labels
 
     @property
     def families(self) -> tuple[str, ...]:
         """The names of the label families; `role` and `turn` are those of conversations."""
-        return (*FAMILIES, *turn_families(self.path))
+        return (*FAMILIES, *self._turn_families())
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -229,7 +207,7 @@ class Labels(Displayed):
         Raises:
             UnknownNameError: If there is no such family.
         """
-        families = dict(FAMILIES) | turn_families(self.path)
+        families = dict(FAMILIES) | self._turn_families()
         if family not in families:
             raise unknown("label family", family, families)
         names = families[family]
@@ -258,22 +236,47 @@ class Labels(Displayed):
             before = int(ends[first - 1]) if first else 0
             return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
 
+    def _turn_families(self) -> dict[str, tuple[str, ...]]:
+        path = turn_file(self.path)
+        if not path.exists():
+            return {}
+        with self._reading(path.stem) as file:
+            return turn_families(file.schema_arrow.names)
+
     def verify(self) -> None:
-        """Read all files, whose pages have checksums, and compare the checksums of whole files.
+        """Compare all files with their checksums, and read them.
 
         Raises:
             RecordingError: If one is missing or damaged.
         """
-        for name in LABEL_FILES:
-            with self._reading(name) as file:
+        for name, expected in self._checksums().items():
+            path = self.path / name
+            if not path.is_file() or file_checksums(path) != expected:
+                raise self._damage_error(path, "it is missing or differs from its checksum")
+            with self._reading(path.stem) as file:
                 for group in range(file.num_row_groups):
                     file.read_row_group(group)
-        if (self.path / _CHECKSUMS).exists():
-            for name, checksum in json.loads((self.path / _CHECKSUMS).read_text("utf-8")).items():
-                if _sha256(self.path / name) != checksum:
-                    raise RecordingError(
-                        f"'{self.path / name}' differs from its checksum; create it again with moelens.label(recording)"
-                    )
+
+    def _checksums(self) -> dict[str, dict[str, Any]]:
+        """Return the checksums of the files by name.
+
+        Raises:
+            RecordingError: If there are none.
+        """
+        path = self.path / _CHECKSUMS
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._damage_error(path, " ".join(str(error).split())[:120]) from error
+        named = {f"{name}.parquet" for name in LABEL_FILES}
+        if not isinstance(found, dict) or not named <= found.keys() or not all(map(_is_checksums, found.values())):
+            raise self._damage_error(path, "it lists no checksums")
+        return found
+
+    def _damage_error(self, path: Path, problem: str) -> RecordingError:
+        return RecordingError(
+            f"'{path}' is missing or damaged ({problem}); create it again with moelens.label(recording)"
+        )
 
     def _rows(self, name: str) -> int:
         with self._reading(name) as file:
@@ -284,134 +287,34 @@ class Labels(Displayed):
         """Open one of the files, and replace pyarrow's errors by those of moelens."""
         path = self.path / f"{name}.parquet"
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            expected = self._checksums().get(path.name)
+            if expected is None or not same_file(path, expected):
+                raise self._damage_error(path, "it differs from its checksum")
+            with pq.ParquetFile(path) as file:
+                if wrong := _wrong_columns(name, file.schema_arrow):
+                    raise self._damage_error(path, f"it has no column {wrong} of labels")
                 yield file
         except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises UnicodeDecodeError too
-            raise RecordingError(
-                f"'{path}' is missing or damaged ({' '.join(str(error).split())[:120]}); create it again with"
-                " moelens.label(recording)"
-            ) from error
+            raise self._damage_error(path, " ".join(str(error).split())[:120]) from error
+
+
+def _is_checksums(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("sha256", "xxh3"))
+
+
+def _wrong_columns(file: str, schema: pa.Schema) -> str:
+    """Return the first column that a file of labels must have and has not; "" if it has all."""
+    expected = dict.fromkeys((c for c in COLUMNS if c.partition(".")[0] in LABEL_FILES.get(file, ())), pa.bool_())
+    expected |= dict.fromkeys(_DETAILS.get(file, ()), pa.string())
+    for name, kind in expected.items():
+        if schema.get_field_index(name) < 0 or schema.field(name).type != kind:
+            return str(name)
+    return ""
 
 
 def _default_processes() -> int:
     """Return one process in a script, which each further process would run again, and otherwise one per core."""
     return 1 if hasattr(sys.modules["__main__"], "__file__") else os.cpu_count() or 1
-
-
-def _documents(recording: _Recording) -> Iterator[_Document]:
-    """Yield the documents that have tokens."""
-
-    def stretches() -> Iterator[tuple[int, _Ints, _Ints]]:
-        """Yield successive tokens of one document: its number, their starts and their ends."""
-        for _, (doc, start, end) in recording.columns(["doc", "char_start", "char_end"]):
-            edges = np.flatnonzero(np.diff(doc)) + 1
-            yield from zip(doc[np.append(0, edges)].tolist(), np.split(start, edges), np.split(end, edges), strict=True)
-
-    texts = enumerate(recording.texts())
-    for doc, parts in groupby(stretches(), key=itemgetter(0)):  # shards may divide a document
-        _, starts, ends = zip(*parts, strict=True)
-        yield next(text for number, text in texts if number == doc), np.concatenate(starts), np.concatenate(ends)
-
-
-def _groups(documents: Iterator[_Document]) -> Iterator[list[_Document]]:
-    """Yield documents to be labelled together."""
-    group: list[_Document] = []
-    size = 0
-    for document in documents:
-        group.append(document)
-        size += len(document[0])
-        if size >= _GROUP_CHARACTERS:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _label_groups(jobs: Iterator[_Job], processes: int) -> Iterator[_Labelled]:
-    """Yield the tables of all jobs with the counts of what was normalised, in order.
-
-    A few jobs per process are in memory at a time.
-    """
-    first = list(islice(jobs, processes))
-    jobs, processes = chain(first, jobs), min(processes, len(first))
-    if processes < 2:
-        yield from chain.from_iterable(map(_label_documents, jobs))
-        return
-    try:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            while batch := list(islice(jobs, 2 * processes)):
-                yield from chain.from_iterable(pool.map(_label_job, batch))
-    except BrokenProcessPool as error:
-        raise MoeLensError(
-            f"expected {processes} processes to label the documents, but one ended early (often for lack of memory);"
-            " use processes=1, or divide the longest documents"
-        ) from error
-
-
-def _label_job(job: _Job) -> list[_Labelled]:
-    return list(_label_documents(job))
-
-
-def _label_documents(job: _Job) -> Iterator[_Labelled]:
-    """Yield tables with the labels of successive tokens, of about `_TABLE_TOKENS` rows each."""
-    documents, policy, analyser = job
-    waiting: list[_TokenLabels] = []
-    rows = 0
-    normalized: Counter[str] = Counter()
-    for text, start, end in documents:
-        labels = character_labels(text, analyser)
-        normalized.update(labels.normalized)
-        for first in range(0, len(start), _TABLE_TOKENS):
-            tokens = slice(first, first + _TABLE_TOKENS + _TOKENS_OF_CHARACTER)
-            part = _label_tokens(labels, start[tokens], end[tokens], policy)
-            waiting.append(tuple(values[:_TABLE_TOKENS] for values in part))  # type: ignore[arg-type]
-            rows += len(waiting[-1][0])
-            if rows >= _TABLE_TOKENS:
-                yield _as_table(waiting), normalized
-                waiting, rows, normalized = [], 0, Counter()
-    if waiting:
-        yield _as_table(waiting), normalized
-
-
-def _label_tokens(labels: CharacterLabels, start: _Ints, end: _Ints, policy: Policy) -> _TokenLabels:
-    covering = end > start
-    low, high = (int(start[covering].min()), int(end[covering].max())) if covering.any() else (0, 0)
-    starts, ends = np.clip(start, low, high) - low, np.clip(end, low, high) - low
-    covered = replace(
-        labels, **{name: getattr(labels, name)[low:high] for name in ("has", "ends", "morpheme", "honorific")}
-    )
-    has = token_labels(covered, starts, ends, policy)
-    last = last_of(covered.morpheme >= 0, starts, ends)
-    words = [labels.morphemes[covered.morpheme[i]] if i >= 0 else None for i in last.tolist()]
-    if policy == "ends":
-        last = last_of(np.asarray(covered.ends[:, _HONORIFICS].any(axis=1)), starts, completed(starts, ends))
-    spans = [covered.honorific[i] if i >= 0 else None for i in last.tolist()]
-    for row, m in enumerate(words):
-        if m is not None:
-            has[row, _POSITION_COLUMN[bool(start[row] <= m.start), bool(end[row] >= m.end)]] = True
-    return has, words, spans
-
-
-def _as_table(parts: Sequence[_TokenLabels]) -> pa.Table:
-    """Make one table of the labels of successive tokens."""
-    has = np.asfortranarray(np.concatenate([part for part, _, _ in parts]))
-    words = [m for _, part, _ in parts for m in part]
-    spans = [span for _, _, part in parts for span in part]
-    details = {
-        **{f"pos{i + 1}": [m.pos[i] if m else "" for m in words] for i in range(4)},
-        **{name: [getattr(m, name) if m else "" for m in words] for name in _WORD_COLUMNS[4:]},
-        "rule": [span.rule if span else "" for span in spans],
-        "plain": ["・".join(span.plain) if span else "" for span in spans],
-        "readings": ["・".join(span.readings) if span else "" for span in spans],
-    }
-    return pa.table(
-        {column: has[:, i] for i, column in enumerate(COLUMNS)}
-        | {name: pa.array(values, pa.string()) for name, values in details.items()}
-    )
-
-
-def _schema() -> pa.Schema:
-    return _as_table([(np.zeros((0, len(COLUMNS)), np.bool_), [], [])]).schema
 
 
 def require_alignment(recording: object) -> None:
@@ -445,18 +348,23 @@ def _identity(recording: _Recording) -> str:
     return hashlib.sha256("".join(entry.get("sha256", "") for entry in entries).encode()).hexdigest()
 
 
-def _write(folder: Path, labelled: Iterator[_Labelled], metadata: dict[str, str]) -> Labels:
+def _write(recording: _Recording, labelled: Iterator[Labelled], metadata: dict[str, str]) -> Labels:
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
-    unfinished = {file: folder / f".{file}.parquet" for file in LABEL_FILES}
+    folder = Path(recording.path) / "labels"
+    written = {f"moelens.{name}": value for name, value in metadata.items()}
+    unfinished = {file: folder / f".{file}.parquet" for file in (*LABEL_FILES, turn_file(folder).stem)}
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             try:
-                _write_files(unfinished, labelled, {f"moelens.{name}": value for name, value in metadata.items()})
-                sums = {f"{file}.parquet": _sha256(path) for file, path in unfinished.items()}
+                _write_files(unfinished, labelled, written)
+                write_turn_labels(recording, unfinished[turn_file(folder).stem], written)
+                sums = {f"{f}.parquet": file_checksums(path) for f, path in unfinished.items() if path.exists()}
                 for file, path in unfinished.items():
-                    os.replace(path, folder / f"{file}.parquet")
-                (folder / _CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
+                    if path.exists():
+                        os.replace(path, folder / f"{file}.parquet")
+                with writing(folder / _CHECKSUMS) as partial:
+                    partial.write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
             except BaseException:
                 for path in unfinished.values():
                     path.unlink(missing_ok=True)
@@ -466,19 +374,14 @@ def _write(folder: Path, labelled: Iterator[_Labelled], metadata: dict[str, str]
     return Labels(folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_files(paths: dict[str, Path], labelled: Iterator[_Labelled], metadata: dict[str, str]) -> None:
+def _write_files(paths: dict[str, Path], labelled: Iterator[Labelled], metadata: dict[str, str]) -> None:
     """Write the columns of each file under its temporary name."""
-    details = {"morphology": _WORD_COLUMNS, "honorifics": _HONORIFIC_COLUMNS}
     columns = {
-        file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(details.get(file, ()))
+        file: [c for c in COLUMNS if c.partition(".")[0] in families] + list(_DETAILS.get(file, ()))
         for file, families in LABEL_FILES.items()
     }
-    schema, normalized = _schema(), Counter[str]()
+    schema, normalized = label_schema(), Counter[str]()
+    waiting: list[pa.Table] = []  # labels of a document whose register is not known yet
     with ExitStack() as stack:
         writers = {
             file: stack.enter_context(
@@ -491,10 +394,18 @@ def _write_files(paths: dict[str, Path], labelled: Iterator[_Labelled], metadata
             )
             for file, names in columns.items()
         }
-        for table, counts in labelled:
-            normalized.update(counts)
-            for file, names in columns.items():
-                writers[file].write_table(table.select(names).replace_schema_metadata(metadata))
+        for item in labelled:
+            normalized.update(item.normalized)
+            tables = {
+                file: item.table.select(names).replace_schema_metadata(metadata) for file, names in columns.items()
+            }
+            waiting.append(tables.pop("register"))
+            for file, table in tables.items():
+                writers[file].write_table(table)
+            if item.register is not None:
+                for part in waiting:
+                    writers["register"].write_table(with_register(part, item.register))
+                waiting = []
         counted = ", ".join(f"{kind} {n:,}" for kind, n in sorted(normalized.items())) or "nothing"
         for writer in writers.values():
             writer.add_key_value_metadata({"moelens.normalized": counted})

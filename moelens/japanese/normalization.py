@@ -86,7 +86,7 @@ def normalize(text: str) -> Normalized:
     return _normalize_untidy(text)
 
 
-def visible_ends(text: str) -> list[int]:
+def visible_ends(text: str) -> Sequence[int]:
     """Return for each index from 0 to `len(text)` the index after the last visible character before it, or 0.
 
     Example:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -106,10 +107,21 @@ def document_register(sentences: Sequence[Sentence]) -> str:
         >>> document_register(register("雨です。風が強いです。寒い。"))
         'polite'
     """
-    weight = dict.fromkeys(REGISTERS, 0)
-    for sentence in [s for s in sentences if s.ending not in ("", "体言止め")] or sentences:
-        weight[sentence.register] += sentence.length
-    return max(REGISTERS, key=lambda name: (weight[name], REGISTERS.index(name)))
+    return heaviest_register(register_weights(sentences))
+
+
+def register_weights(sentences: Iterable[Sentence]) -> Counter[tuple[bool, str]]:
+    """Return the characters of sentences by whether they have a predicate, and by register."""
+    weights: Counter[tuple[bool, str]] = Counter()
+    for sentence in sentences:
+        weights[sentence.ending not in ("", "体言止め"), sentence.register] += sentence.length
+    return weights
+
+
+def heaviest_register(weights: Mapping[tuple[bool, str], int]) -> str:
+    """Return what `document_register` returns, from `register_weights`, which may be added up over parts of a text."""
+    predicate = any(has for has, _ in weights)
+    return max(REGISTERS, key=lambda name: (weights.get((predicate, name), 0), REGISTERS.index(name)))
 
 
 def _ending(sentence: Sequence[Morpheme]) -> tuple[tuple[int, int], str]:

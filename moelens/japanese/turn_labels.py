@@ -19,12 +19,12 @@ class _Recording(Protocol):
     def columns(self, names: Sequence[str]) -> Iterator[tuple[slice, list[npt.NDArray[Any]]]]: ...
 
 
-def write_turn_labels(recording: _Recording, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write the labels of a recording's tokens, if it is of conversations.
+def write_turn_labels(recording: _Recording, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the labels of a recording's tokens to a file, if it is of conversations.
 
     Args:
         recording: The recording, with the columns `role` and `turn` if its manifest lists them.
-        folder: The folder of the labels.
+        path: The file.
         metadata: Kept in the file.
     """
     if not getattr(recording, "manifest", {}).get("token_labels"):
@@ -35,27 +35,28 @@ def write_turn_labels(recording: _Recording, folder: Path, metadata: Mapping[str
         names |= dict.fromkeys(f"turn.{_turn_name(n)}" for n in np.unique(turn).tolist() if n >= 0)
     columns = sorted(names, key=lambda name: (name.startswith("turn."), len(name) if name.startswith("turn.") else 0))
     schema = pa.schema([(name, pa.bool_()) for name in columns], metadata=dict(metadata))
-    partial = folder / f".{_FILE}"
-    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
         for _, (role, turn) in recording.columns(["role", "turn"]):
             values = {"role": role, "turn": np.array([_turn_name(n) for n in turn.tolist()], object)}
             has = [values[family] == label for family, _, label in (name.partition(".") for name in columns)]
             writer.write_table(pa.table([pa.array(column.astype(bool)) for column in has], schema=schema))
-    partial.replace(folder / _FILE)
 
 
-def turn_families(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Return the labels of the families `role` and `turn`; none if the recording is not of conversations."""
-    if not (folder / _FILE).exists():
-        return {}
+def turn_families(columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the labels of the families `role` and `turn`, from the columns of their file.
+
+    Example:
+        >>> turn_families(["role.user", "turn.0", "turn.1"])
+        {'role': ('user',), 'turn': ('0', '1')}
+    """
     families: dict[str, tuple[str, ...]] = {}
-    for family, _, label in (name.partition(".") for name in pq.read_schema(folder / _FILE).names):
+    for family, _, label in (name.partition(".") for name in columns):
         families[family] = (*families.get(family, ()), label)
     return families
 
 
 def turn_file(folder: Path) -> Path:
-    """Return the file with the families of `turn_families`."""
+    """Return the file with the families `role` and `turn`, which only labels of conversations have."""
     return folder / _FILE
 
 

@@ -199,7 +199,7 @@ def split_of(texts: Sequence[str | None], shares: dict[str, float]) -> _Array:
 def _shards(recording: Recording, selection: _Selection) -> Iterator[tuple[pa.Table, _Array]]:
     """Yield the selected columns and rows of each shard, and the split of each row, `[row]`."""
     texts: list[str | None] = [None] * recording.n_documents
-    if recording.manifest["documents"]:
+    if recording.manifest.get("documents"):
         texts = recording.documents()["text"].to_pylist()
     split = split_of(texts, selection.splits)
     tokens = _keys(recording.column("doc"), recording.column("pos")) if selection.labels else np.zeros(0, np.int64)

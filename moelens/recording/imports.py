@@ -21,6 +21,7 @@ from moelens.models.structure import MoEShape
 from moelens.models.tokens import describe_tokenizer
 from moelens.recording.captures import index_type
 from moelens.recording.card import write_card
+from moelens.recording.manifest import FORMAT, seal
 from moelens.recording.pieces import phase_column
 from moelens.recording.progress import (
     MANIFEST,
@@ -37,7 +38,7 @@ from moelens.recording.route_files import Texts, read_npz, read_responses
 from moelens.recording.route_inputs import MAX_LAYERS, Answer, read_option
 from moelens.recording.route_texts import Aligner, RoutedDocument, join_conversations, place_rows
 from moelens.recording.storage import Folder
-from moelens.recording.store import FORMAT, Recording
+from moelens.recording.store import Recording
 from moelens.recording.writer import Shard, ShardWriter, as_column, layer_label
 from moelens.version import __version__
 
@@ -342,7 +343,7 @@ def _write(folder: Folder, documents: Sequence[RoutedDocument], same: dict[str, 
         if shards[1:]:
             manifest["uncaptured"] = shards[1].to_dict()
         write_card(folder, manifest)
-        folder.write_json(MANIFEST, manifest)
+        folder.write_json(MANIFEST, seal(manifest))
     except BaseException:
         clear_recording(folder)
         raise

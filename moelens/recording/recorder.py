@@ -28,6 +28,7 @@ from moelens.recording.collector import Collector
 from moelens.recording.conversations import chat_template, with_chat_template
 from moelens.recording.corpus import Corpus, CorpusSource
 from moelens.recording.generation import Greedy
+from moelens.recording.manifest import FORMAT, seal
 from moelens.recording.parallel import Ranks
 from moelens.recording.passes import RunSettings, run_chunk
 from moelens.recording.pieces import Chunk, PieceWriter, Tokenized, token_table
@@ -45,7 +46,7 @@ from moelens.recording.progress import (
 )
 from moelens.recording.splitting import split_corpus
 from moelens.recording.storage import Folder
-from moelens.recording.store import FORMAT, Recording, as_array
+from moelens.recording.store import Recording, as_array
 from moelens.recording.survey import ColumnTypes, survey_corpus
 from moelens.recording.tokenizing import tokenize
 from moelens.recording.writer import BackgroundCalls, read_ahead
@@ -365,7 +366,7 @@ def _conclude(folder: Folder, job: _Job) -> None:
         manifest["created"] = job.settings["created"]
         manifest["model"]["checks"] = job.settings["checks"]
         write_card(folder, manifest)
-        folder.write_json(MANIFEST, manifest)
+        folder.write_json(MANIFEST, seal(manifest))
     for name in folder.names():
         if name.startswith(f"{PROGRESS}/") and name != SETTINGS:
             folder.remove(name)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
+import pyarrow as pa
 
+from moelens.checksums import Checksums, same_bytes, same_file
 from moelens.errors import MoeLensError, RecordingError
 from moelens.files import explain_write_errors, lock_folder
+
+_SAME: set[tuple[object, ...]] = set()  # files elsewhere that have their checksums
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,26 @@ class Folder:
                 digest.update(block)
         return digest.hexdigest()
 
-    def footer(self, name: str) -> tuple[int, str]:
-        """Return the size of a Parquet file, and the SHA-256 of its footer in hexadecimal."""
-        with self.open(name) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - 8, 0))
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(max(size - 8 - length, 0))
-            return size, hashlib.sha256(file.read()).hexdigest()
+    def source_if_same(self, name: str, expected: Mapping[str, Any]) -> Any:
+        """Return what `source` returns, after comparing the checksum of the file; None if it differs.
+
+        Of an unchanged file this is done once in a session. A file that is not local is read into memory for it.
+
+        Args:
+            name: The file.
+            expected: Its checksum under "xxh3" or "sha256".
+        """
+        path = self.full_path(name)
+        if self.is_local:
+            return path if same_file(path, expected) else None
+        key = (self.location, path, self.fs.ukey(path), expected["sha256"])
+        if key in _SAME:
+            return self.open(name)
+        data = self.read(name)
+        if not same_bytes(data, expected):
+            return None
+        _SAME.add(key)
+        return pa.BufferReader(data)
 
     # Writing
 
@@ -194,17 +209,17 @@ class Folder:
 
 
 class HashingFile:
-    """A file for writing that computes the SHA-256 of what is written to it."""
+    """A file for writing that computes the checksums of what is written to it."""
 
     closed = False
 
     def __init__(self, file: Any) -> None:
-        self._file, self._digest = file, hashlib.sha256()
+        self._file, self._found = file, Checksums()
 
     def write(self, data: Any) -> int:
         if self._file.closed:  # after an error: a discarded Parquet writer still writes its footer
             return len(data)
-        self._digest.update(data)
+        self._found.update(data)
         return int(self._file.write(data))
 
     def flush(self) -> None:
@@ -226,6 +241,6 @@ class HashingFile:
         """Do nothing: `Folder.writing` closes the file."""
 
     @property
-    def sha256(self) -> str:
-        """The SHA-256 of what was written, in hexadecimal."""
-        return self._digest.hexdigest()
+    def checksums(self) -> dict[str, Any]:
+        """The number of bytes that were written, and their checksums."""
+        return self._found.to_dict()

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.display import Displayed
 from moelens.errors import RecordingError, unknown
-from moelens.recording.captures import TABLES, index_type
+from moelens.recording.captures import index_type
 from moelens.recording.card import write_card
-from moelens.recording.progress import MANIFEST, SETTINGS, UNCAPTURED
+from moelens.recording.manifest import FORMAT, is_unchanged, wrong_field
+from moelens.recording.progress import MANIFEST, SETTINGS
+from moelens.recording.reading import RecordingFiles
 from moelens.recording.repeated_texts import TextGroups, text_groups
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label, read_ahead
-
-FORMAT = 1
-"""The format of recordings; a change that older versions of moelens cannot read gets a new number."""
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "n_tokens": int,
-    "n_documents": int,
-    "shards": list,
-    "tables": dict,
-    "documents": (dict, type(None)),
-    "model": dict,
-    "shape": dict,
-    "shape.n_experts": int,
-    "shape.top_k": int,
-    "shape.moe_layers": list,
-    "capture": dict,
-    "capture.captures": list,
-    "capture.layers": list,
-}
-"""What a manifest has to hold, by the path in it."""
-_ENTRY = {"path": str, "rows": int, "sha256": str}
-_COMPARED: set[tuple[object, ...]] = set()
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +57,13 @@ class Recording(Displayed):
         Raises:
             RecordingError: If there is no recording, or it is unfinished, damaged, or of a newer version of moelens.
         """
+        recording = cls.open_unchecked(source)
+        recording.files.require_sizes()
+        return recording
+
+    @classmethod
+    def open_unchecked(cls, source: Recording | str | Path) -> Recording:
+        """Open a recording without a look at its files, as `verify` does."""
         if isinstance(source, Recording):
             return source
         if not isinstance(source, (str, Path)):
@@ -88,7 +73,7 @@ class Recording(Displayed):
         folder = Folder.at(source)
         try:
             manifest = folder.read_json(MANIFEST)
-            version = int(manifest["format"])
+            version = manifest["format"]
         except (FileNotFoundError, NotADirectoryError) as error:
             if folder.exists(SETTINGS):
                 raise RecordingError(
@@ -101,15 +86,16 @@ class Recording(Displayed):
             raise RecordingError(
                 f"'{Path(source) / MANIFEST}' is damaged ({error!r}); record again with force=True"
             ) from error
-        if version > FORMAT:
+        if type(version) is int and version > FORMAT:
             raise RecordingError(
                 f"expected a recording of format {FORMAT} or older, got '{source}' of format {version},"
                 f" made with moelens {manifest.get('moelens')}; upgrade with pip install -U moelens"
             )
-        if wrong := _wrong_field(manifest):
+        wrong = wrong_field(manifest)
+        if wrong or not is_unchanged(manifest):
+            problem = f"its {wrong} is missing or not as it should be" if wrong else "it differs from its checksum"
             raise RecordingError(
-                f"'{Path(source) / MANIFEST}' is damaged: its {wrong} is missing or of another type; copy it again, or"
-                " record again with force=True"
+                f"'{Path(source) / MANIFEST}' is damaged: {problem}; copy it again, or record again with force=True"
             )
         return cls(folder, manifest)
 
@@ -132,7 +118,7 @@ class Recording(Displayed):
     @property
     def n_uncaptured(self) -> int:
         """Number of further tokens, of which a serving engine captured no routes; see `uncaptured`."""
-        return int(self.manifest.get("uncaptured", {}).get("rows", 0))
+        return int((self.manifest.get("uncaptured") or {}).get("rows", 0))
 
     @property
     def n_documents(self) -> int:
@@ -170,7 +156,7 @@ class Recording(Displayed):
             UnknownNameError: If there is no such column.
             RecordingError: If a shard is missing or damaged.
         """
-        return pa.concat_tables(self._shards(columns))
+        return pa.concat_tables(table for _, table in self.files.shards(columns))
 
     def uncaptured(self) -> pa.Table:
         """Read the table of tokens without routes, which `import_routes` keeps apart with `skip_uncaptured`.
@@ -185,7 +171,7 @@ class Recording(Displayed):
                 f"expected a recording with tokens without routes, got '{self.folder.location}' with the routes of all"
                 " tokens; read them with tokens()"
             )
-        return self._read(self.manifest["uncaptured"]["path"], None)
+        return self.files.read(self.manifest["uncaptured"]["path"])
 
     def documents(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the table of documents: `doc`, `text` and the metadata, with one row per document.
@@ -197,17 +183,14 @@ class Recording(Displayed):
             UnknownNameError: If there is no such column.
             RecordingError: If the recording has no documents.
         """
-        return self._read(self._documents_path(), columns)
+        return self.files.read(self._documents_path(), columns)
 
     @property
     def metadata(self) -> tuple[str, ...]:
         """Names of the corpus's own columns, such as `register` or `speaker`; none without documents."""
-        if not self.manifest["documents"]:
+        if not self.manifest.get("documents"):
             return ()
-        with (
-            self._reading(self._documents_path()) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as file,
-        ):
+        with self.files.open(self._documents_path()) as file:
             return tuple(name for name in file.schema_arrow.names if name not in ("doc", "text", "generated"))
 
     def texts(self) -> Iterator[str]:
@@ -216,14 +199,9 @@ class Recording(Displayed):
         Raises:
             RecordingError: If the recording has no documents, or their file is missing or damaged.
         """
-        with (
-            self._reading(self._documents_path()) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as file,
-        ):
-            names = [name for name in ("text", "generated") if name in file.schema_arrow.names]
-            for batch in file.iter_batches(256, columns=names):
-                for parts in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    yield "".join(part or "" for part in parts)
+        for table in self.files.batches(self._documents_path(), 256, ["text", "generated"]):
+            for parts in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                yield "".join(part or "" for part in parts)
 
     @cached_property
     def text_groups(self) -> TextGroups:
@@ -232,11 +210,10 @@ class Recording(Displayed):
         Raises:
             RecordingError: If the file of the documents is missing or damaged.
         """
-        if not self.manifest["documents"]:
+        if not self.manifest.get("documents"):
             return TextGroups(ids=np.arange(self.n_documents), copies=0, near=0, repeated=0.0)
-        with self._reading(self._documents_path()) as source, pq.ParquetFile(source) as file:
-            batches = file.iter_batches(256, columns=["text"])
-            return text_groups(text for batch in batches for text in batch.column(0).to_pylist())
+        tables = self.files.batches(self._documents_path(), 256, ["text"])
+        return text_groups(text for table in tables for text in table["text"].to_pylist())
 
     def text_ids(self) -> NDArray[np.int64]:
         """Return for each document the number of the first one with the same text, or nearly so, `[document]`.
@@ -250,7 +227,7 @@ class Recording(Displayed):
         return self.text_groups.ids
 
     def _documents_path(self) -> str:
-        if not self.manifest["documents"]:
+        if not self.manifest.get("documents"):
             raise RecordingError(
                 f"expected a recording with documents, got '{self.folder.location}' without them;"
                 " import its routes again with the texts"
@@ -313,13 +290,9 @@ class Recording(Displayed):
         return read_ahead(self._columns(names, start, self.n_tokens if stop is None else stop))
 
     def _columns(self, names: Sequence[str], start: int, stop: int) -> Iterator[tuple[slice, list[NDArray[Any]]]]:
-        row = 0
-        for entry in self.manifest["shards"]:
-            first, last = max(start - row, 0), min(entry["rows"], stop - row)
-            if first < last:
-                table = self._read(entry["path"], names).slice(first, last - first)
-                yield slice(row + first, row + last), [as_array(table[name]) for name in names]
-            row += entry["rows"]
+        for row, table in self.files.shards(names, start, stop):
+            first, last = max(start - row, 0), min(len(table), stop - row)
+            yield slice(row + first, row + last), [as_array(table[name][first:last]) for name in names]
 
     def weights(self) -> NDArray[np.float32]:
         """Read the routing weights of the chosen experts, `[token, layer, slot]` float32 (by default float16 on disk).
@@ -355,14 +328,15 @@ class Recording(Displayed):
             raise unknown("vectors", capture, tables, f"'{self.folder.location}' holds {', '.join(self.captures)}")
         if layer not in self.manifest["capture"]["layers"]:
             raise unknown("layer", layer, self.manifest["capture"]["layers"])
-        filters: list[tuple[str, str, Any]] = [("layer", "==", layer)]
-        if experts is not None:
-            filters.append(("expert", "in", list(experts)))
+        entries = self.vector_entries(capture, [layer])
+        if not entries:
+            raise RecordingError(f"expected rows of {capture} in layers {[layer]}, got none; choose other layers")
         found = []
-        for entry in self.vector_entries(capture, [layer]):
-            with self._reading(entry["path"]) as source:
-                found.append(pq.read_table(source, filters=filters, partitioning=None, page_checksum_verification=True))
-        return pa.concat_tables(found)
+        for part in self.vector_parts(capture, layer, 1 << 16):
+            if experts is not None:
+                part = part.filter(pc.is_in(part["expert"], pa.array(list(experts), part["expert"].type)))
+            found.append(part)
+        return pa.concat_tables(found) if found else self.files.read(entries[0]["path"])[:0]
 
     def vector_parts(self, capture: str, layer: int, rows: int = 8192) -> Iterator[pa.Table]:
         """Yield the vectors of one layer, in order, in tables of at most `rows` rows.
@@ -370,14 +344,9 @@ class Recording(Displayed):
         The columns are those of `vectors`; the recording has to hold the capture.
         """
         for entry in self.vector_entries(capture, [layer]):
-            with (
-                self._reading(entry["path"]) as source,
-                pq.ParquetFile(source, page_checksum_verification=True) as file,
-            ):
-                for batch in file.iter_batches(rows):
-                    table = pa.Table.from_batches([batch])
-                    if (part := table.filter(pc.equal(table["layer"], layer))).num_rows:
-                        yield part
+            for table in self.files.batches(entry["path"], rows):
+                if (part := table.filter(pc.equal(table["layer"], layer))).num_rows:
+                    yield part
 
     def vector_entries(self, capture: str, layers: Sequence[int]) -> list[dict[str, Any]]:
         """Return the manifest's entries of the files of vectors that may hold rows of some layers."""
@@ -386,7 +355,7 @@ class Recording(Displayed):
 
     def damage(self) -> list[str]:
         """Return a sentence for each file that is missing, damaged or not part of the recording."""
-        return [str(error) for error in self._damage_errors()]
+        return [str(error) for error in self.files.damage()]
 
     def describe_labels(self, labels: Mapping[str, str]) -> None:
         """Write the card again, with how the labels of the tokens were made (`Labels.metadata`)."""
@@ -398,30 +367,17 @@ class Recording(Displayed):
         Raises:
             RecordingError: If a file is missing, damaged or not part of the recording; the first one is named.
         """
-        for error in self._damage_errors():
+        for error in self.files.damage():
             raise error
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the manifest's entry of each file, with its `path`, `rows` and `sha256`."""
-        tables = [entry for shards in self.manifest["tables"].values() for entry in shards]
-        others = [self.manifest[name] for name in ("documents", "uncaptured") if self.manifest.get(name)]
-        return [*self.manifest["shards"], *tables, *others]
+        return [entry for _, entry in self.files.entries.values()]
 
-    def _damage_errors(self) -> Iterator[RecordingError]:
-        for entry in self.entries():
-            name = entry["path"]
-            if not self.folder.exists(name):
-                yield self._damage_error(name, "is missing")
-            elif not self.folder.fs.isfile(self.folder.full_path(name)):
-                yield self._damage_error(name, "is not a file")
-            elif self.folder.checksum(name) != entry["sha256"]:
-                yield self._damage_error(name, "is damaged: its SHA-256 differs from that in the manifest")
-            elif (rows := pq.read_metadata(self.folder.source(name)).num_rows) != entry["rows"]:
-                yield self._damage_error(name, f"has {rows} rows instead of {entry['rows']}")
-        listed = {entry["path"] for entry in self.entries()}
-        for name in self.folder.names(".parquet"):
-            if name.split("/")[0] in ("tokens", UNCAPTURED, *TABLES) and name not in listed:
-                yield RecordingError(f"'{name}' is not part of recording '{self.folder.location}'; remove it")
+    @cached_property
+    def files(self) -> RecordingFiles:
+        """The files, which are compared with the manifest when they are read."""
+        return RecordingFiles(self.folder, self.manifest)
 
     def _route_columns(self, kind: str) -> list[str]:
         if "routes" not in self.captures:
@@ -433,63 +389,18 @@ class Recording(Displayed):
 
     def _routes(self, kind: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         names = self._route_columns(kind)
+        for entry in self.manifest["shards"]:  # before memory is taken for the rows that they state
+            with self.files.open(entry["path"]):
+                pass
         routes = np.empty((self.n_tokens, len(names), self.top_k), dtype)
-        row = 0
-        for table in self._shards(names):
+        for row, table in self.files.shards(names):
             for i, name in enumerate(names):
                 routes[row : row + len(table), i] = as_array(table[name])
-            row += len(table)
         return routes
 
     def shard(self, name: str) -> pa.Table:
         """Read all columns of a shard in the manifest."""
-        return self._read(name, None)
-
-    def _shards(self, columns: Sequence[str] | None) -> Iterator[pa.Table]:
-        return (self._read(entry["path"], columns) for entry in self.manifest["shards"])
-
-    def _read(self, name: str, columns: Sequence[str] | None) -> pa.Table:
-        with self._parquet(name) as file:
-            for column in columns or ():
-                if column not in file.schema_arrow.names:
-                    raise unknown("column", column, file.schema_arrow.names)
-            return file.read(None if columns is None else list(columns))
-
-    @contextmanager
-    def _reading(self, name: str) -> Iterator[Any]:
-        """Give pyarrow a file to read, and replace its errors by those of moelens."""
-        try:
-            self._require_same_footer(name)
-            yield self.folder.source(name)
-        except FileNotFoundError as error:
-            raise self._damage_error(name, "is missing") from error
-        except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises UnicodeDecodeError too
-            reason = " ".join(str(error).split())[:120]
-            raise self._damage_error(name, f"is damaged ({reason})") from error
-
-    @contextmanager
-    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
-        """Open a file, whose pages are compared with their checksums when they are read."""
-        with self._reading(name) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-            yield file
-
-    def _require_same_footer(self, name: str) -> None:
-        """Compare size and footer of a file with the manifest; of an unchanged local file once in a session."""
-        entry = next((e for e in self.entries() if e["path"] == name), {})
-        if "footer" not in entry:  # of an older version of moelens
-            return
-        status = os.stat(self.folder.full_path(name)) if self.folder.is_local else None
-        key = (self.folder.root, name, entry["footer"], status and (status.st_size, status.st_mtime_ns))
-        if key in _COMPARED:
-            return
-        if self.folder.footer(name) != (entry["bytes"], entry["footer"]):
-            raise self._damage_error(name, "is damaged: its size or its footer differs from the manifest")
-        _COMPARED.add(key)
-
-    def _damage_error(self, name: str, problem: str) -> RecordingError:
-        return RecordingError(
-            f"'{name}' of recording '{self.folder.location}' {problem}; copy it again, or record again with force=True"
-        )
+        return self.files.read(name)
 
     def __repr__(self) -> str:
         tokens, documents = count_noun(self.n_tokens, "token"), count_noun(self.n_documents, "document")
@@ -500,29 +411,6 @@ class Recording(Displayed):
             f" {self.manifest['model']['name']!r}, {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of"
             f" {self.n_experts} experts{f'; not aligned with texts: {reason}' if reason else ''})"
         )
-
-
-def _wrong_field(manifest: dict[str, Any]) -> str:
-    """Return the name of the first field of a manifest that is missing or of another type; "" if there is none."""
-    for path, kind in _FIELDS.items():
-        value: Any = manifest
-        for name in path.split("."):
-            value = value.get(name)
-        if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or cast("int", value) < 0)):
-            return path
-    tables = list(manifest["tables"].values())
-    if not all(isinstance(entries, list) for entries in tables):
-        return "tables"
-    listed = {"shards": manifest["shards"], "tables": [e for entries in tables for e in entries]}
-    listed |= {name: [manifest[name]] for name in ("documents", "uncaptured") if manifest.get(name)}
-    for name, entries in listed.items():
-        for entry in entries:
-            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in _ENTRY.items()):
-                return name
-    if sum(entry["rows"] for entry in manifest["shards"]) != manifest["n_tokens"]:
-        return "n_tokens"
-    layers = [*manifest["capture"]["layers"], *manifest["shape"]["moe_layers"]]
-    return "" if all(type(layer) is int for layer in layers) else "capture.layers"
 
 
 def count_noun(n: int, noun: str) -> str:

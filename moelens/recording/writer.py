@@ -29,7 +29,7 @@ class Shard:
         sha256: SHA-256 in hexadecimal.
         layer: The layer of all rows; None for a file that is not of a single layer.
         bytes: Its size.
-        footer: SHA-256 of its footer, in hexadecimal; the checksums of pages do not cover it.
+        xxh3: XXH3 in hexadecimal, which is compared whenever the file is read; None if that is not known.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Shard:
     sha256: str
     layer: int | None = None
     bytes: int | None = None
-    footer: str | None = None
+    xxh3: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of the file in the manifest."""
@@ -123,9 +123,7 @@ class ShardWriter:
         self._stack.close()
         if not self.rows:
             self._folder.remove(self.name)
-            return Shard(path=self.name, rows=0, sha256=self._file.sha256)
-        size, footer = self._folder.footer(self.name)
-        return Shard(path=self.name, rows=self.rows, sha256=self._file.sha256, bytes=size, footer=footer)
+        return Shard(path=self.name, rows=self.rows, **self._file.checksums)
 
     def abandon(self, error: BaseException) -> None:
         """Remove the unfinished file after an error."""
