@@ -86,8 +86,9 @@ def completed(start: _Ints, end: _Ints) -> _Ints:
         >>> completed(np.array([0, 0, 1]), np.array([1, 1, 2])).tolist()  # two tokens share the first character
         [0, 1, 2]
     """
-    behind = np.where(end > start, start, np.iinfo(np.int64).max)
-    following = np.append(np.minimum.accumulate(behind[::-1])[::-1], np.iinfo(np.int64).max)[1:]
+    never = np.int64(np.iinfo(np.int64).max)  # of its own type, which int32 is widened to
+    behind = np.where(end > start, start, never)
+    following = np.append(np.minimum.accumulate(behind[::-1])[::-1], never)[1:]
     return np.asarray(np.minimum(end, np.maximum(following, start)))
 
 
