@@ -226,12 +226,7 @@ def _token_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Ta
 
 
 def _vector_shards(recording: Recording, selection: _Selection) -> Iterator[pa.Table]:
-    entries = recording.vector_entries(selection.table, selection.layers)
-    if not entries:
-        raise RecordingError(
-            f"expected rows of {selection.table} in layers {[*selection.layers]}, got none; choose other layers"
-        )
-    for entry in entries:
+    for entry in recording.vector_entries(selection.table, selection.layers):
         table = recording.shard(entry["path"])
         yield table.filter(pc.is_in(table["layer"], pa.array(selection.layers, table["layer"].type)))
 

@@ -329,8 +329,6 @@ class Recording(Displayed):
         if layer not in self.manifest["capture"]["layers"]:
             raise unknown("layer", layer, self.manifest["capture"]["layers"])
         entries = self.vector_entries(capture, [layer])
-        if not entries:
-            raise RecordingError(f"expected rows of {capture} in layers {[layer]}, got none; choose other layers")
         found = []
         for part in self.vector_parts(capture, layer, 1 << 16):
             if experts is not None:
@@ -349,9 +347,16 @@ class Recording(Displayed):
                     yield part
 
     def vector_entries(self, capture: str, layers: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the manifest's entries of the files of vectors that may hold rows of some layers."""
+        """Return the manifest's entries of the files of vectors that may hold rows of some layers.
+
+        Raises:
+            RecordingError: If there are none.
+        """
         tables: list[dict[str, Any]] = self.manifest["tables"][capture]
-        return [entry for entry in tables if entry.get("layer") in (None, *layers)]
+        found = [entry for entry in tables if entry.get("layer") in (None, *layers)]
+        if not found:
+            raise RecordingError(f"expected rows of {capture} in layers {[*layers]}, got none; choose other layers")
+        return found
 
     def damage(self) -> list[str]:
         """Return a sentence for each file that is missing, damaged or not part of the recording."""
