@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[1]
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# What was tried
 
-The tests give moelens inputs that cannot be true, or that other programs get wrong without a word. This page lists
-them, with what happens and the test that shows it. `python docs/tried.py` generates it from the tests.
+The tests give moelens models and inputs that cannot be true, or that other programs get wrong without a word. This page
+lists them, with what happens and the test that shows it. `python docs/tried.py` generates it from the tests.
 """
 
 

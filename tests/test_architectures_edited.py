@@ -85,6 +85,7 @@ def close(actual: Tensor, expected: Tensor, where: str) -> None:
     torch.testing.assert_close(actual.double(), expected, atol=2e-4, rtol=2e-4, msg=lambda m: f"{where}: {m}")
 
 
+@pytest.mark.tried("Edits", "edits at every point of every architecture", "equal to a recomputation by hand in float64")
 def test_edits_at_all_points_are_what_they_are_by_hand(model: HookedMoE) -> None:
     """Each stage is computed again in float64 from what the hooks left of the stages before."""
     layer, inputs = model.shape.moe_layers[-1], tiny_inputs(model.hf_model)
@@ -129,6 +130,11 @@ def test_edits_at_all_points_are_what_they_are_by_hand(model: HookedMoE) -> None
     close(done.experts["output"], (wide["experts.hook_out"] * weights.unsqueeze(-1)).sum(1), where + "sum")
 
 
+@pytest.mark.tried(
+    "Edits",
+    "the same in place, under `no_grad`, `inference_mode` and with gradients",
+    "equal to those that are returned",
+)
 def test_edits_in_place_equal_those_that_are_returned(model: HookedMoE) -> None:
     layer, inputs = model.shape.moe_layers[-1], tiny_inputs(model.hf_model)
     with torch.no_grad():
@@ -159,6 +165,7 @@ def cached(model: HookedMoE, inputs: dict[str, Tensor]) -> tuple[Tensor, Any]:
         return model.run_with_cache(**inputs)
 
 
+@pytest.mark.tried("Edits", "texts padded on the left", "the logits of the plain model; `cache.mask` tells padding")
 def test_left_padding(model: HookedMoE) -> None:
     """The logits of padded texts are those of the plain model, and edits of one sequence do not touch another."""
     inputs = tiny_inputs(model.hf_model)
@@ -209,6 +216,9 @@ def gradients(model: HookedMoE, inputs: dict[str, Tensor], hooks: list[Any]) -> 
     return {n: p.grad.clone() for n, p in model.hf_model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.tried(
+    "Gradients", "hooks at every point while parameter gradients are computed", "those of the plain model"
+)
 def test_parameter_gradients_do_not_depend_on_hooks(model: HookedMoE) -> None:
     inputs = tiny_inputs(model.hf_model)
     plain = gradients(model, inputs, [])

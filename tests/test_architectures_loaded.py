@@ -38,6 +38,7 @@ def stored(router: bool, layer: MoELayer, weights: dict[str, torch.Tensor]) -> s
     return max(found, key=lambda n: weights[n].numel())
 
 
+@pytest.mark.tried("Checkpoints", "a router or an expert missing, for every architecture", "refused by name")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_missing_weights_of_routers_and_experts_are_refused(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
@@ -66,6 +67,7 @@ def test_missing_weights_of_routers_and_experts_are_refused(name: str, tmp_path:
             assert "automatic conversion of the weights" in str(raised.value)
 
 
+@pytest.mark.tried("Copies and wrappers", "a deep copy, for every architecture", "the same points; edits take effect")
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_deep_copy_has_the_same_points_and_takes_edits(name: str) -> None:
     model = moelens.hook(tiny_model(name))

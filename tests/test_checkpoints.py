@@ -95,6 +95,11 @@ REFUSED = [
 ]
 
 
+@pytest.mark.tried(
+    "Checkpoints",
+    "weights of routers, experts or shared experts that are missing, of another shape or not used",
+    "refused by name; transformers would draw them at random",
+)
 @pytest.mark.parametrize("change, text", [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_routers_and_experts_that_are_not_those_of_the_checkpoint(
     tmp_path: Path, change: Callable[[Weights], Weights], text: str
@@ -134,6 +139,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.tried("Checkpoints", "other weights that are missing or not used", "a failed check and a warning")
 @pytest.mark.parametrize("change, text", [case[1:] for case in OTHERS], ids=[case[0] for case in OTHERS])
 def test_other_weights_are_a_failed_check(tmp_path: Path, change: Callable[[Weights], Weights], text: str) -> None:
     with pytest.warns(MoeLensWarning, match=text):
@@ -173,6 +179,9 @@ def test_what_was_found_is_in_the_manifest(tmp_path: Path) -> None:
     assert manifest["model"]["format"] == "float32"
 
 
+@pytest.mark.tried(
+    "Checkpoints", "the command line, which hides transformers' report on loading", "says on stderr what is missing"
+)
 @pytest.mark.slow
 def test_the_command_line_says_what_transformers_would(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, without("lm_head"))
@@ -215,6 +224,7 @@ def test_a_router_that_transformers_writes_over(tmp_path: Path) -> None:
 # Damaged files
 
 
+@pytest.mark.tried("Checkpoints", "a Git LFS pointer in place of a file", "refused; names the file")
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
 def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
     folder = checkpoint(tmp_path, lambda weights: weights)
@@ -224,6 +234,9 @@ def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
             call(folder)
 
 
+@pytest.mark.tried(
+    "Checkpoints", "a safetensors file that is truncated", "refused; names the file, with expected and actual size"
+)
 @pytest.mark.parametrize(
     "length, text",
     [
@@ -340,6 +353,7 @@ def test_a_configuration_that_is_none(tmp_path: Path, content: str) -> None:
 # Tokenizers
 
 
+@pytest.mark.tried("Checkpoints", "a folder without tokenizer files", "a model without a tokenizer, and a failed check")
 @pytest.mark.parametrize("name", ["deepseek_v3", "qwen3_moe", "mixtral"])
 def test_a_folder_without_tokenizer_files(tmp_path: Path, name: str) -> None:
     tiny_model(name).save_pretrained(tmp_path)

@@ -46,6 +46,9 @@ def test_a_hook_that_returns_another_shape_is_refused_everywhere(deepseek: Hooke
             deepseek.run_with_hooks(ids, fwd_hooks=[hook])
 
 
+@pytest.mark.tried(
+    "Edits", "a hook that returns another shape, dtype or device, a number or a tuple", "refused with both"
+)
 @pytest.mark.parametrize(
     "returned, got",
     [
@@ -103,6 +106,7 @@ def test_a_pass_within_a_pass(deepseek: HookedMoE, ids: Tensor) -> None:
 # What is changed while the model is hooked, and what a failed run leaves
 
 
+@pytest.mark.tried("Edits", "`set_experts_implementation` after hooking", "the next pass is refused")
 def test_another_implementation_of_the_experts_is_noticed(ids: Tensor) -> None:
     model = moelens.hook(tiny_model("deepseek_v3"))
     model.hf_model.set_experts_implementation("eager")
@@ -116,6 +120,7 @@ def test_another_implementation_of_the_experts_is_noticed(ids: Tensor) -> None:
     assert moelens.hook(plain).experts_implementation == "eager"
 
 
+@pytest.mark.tried("Edits", "an exception in a hook", "leaves nothing behind")
 @pytest.mark.parametrize(
     "name", [*(f"hook_{n}" for n in ROUTING), "hook_expert_weights", "experts.hook_post", "hook_out"]
 )
@@ -138,6 +143,7 @@ def test_an_error_in_a_hook_leaves_nothing(deepseek: HookedMoE, ids: Tensor, nam
 # Threads
 
 
+@pytest.mark.tried("Edits", "several threads that call `run_with_cache`", "take turns; each gets its own cache")
 def test_threads_get_caches_of_their_own(deepseek: HookedMoE) -> None:
     inputs = [torch.randint(5, 150, (1, 4 + n)) for n in range(16)]
     alone = [deepseek.run_with_cache(i, return_type=None)[1] for i in inputs]
@@ -183,6 +189,9 @@ def run_all(threads: list[threading.Thread]) -> None:
 # Training mode
 
 
+@pytest.mark.tried(
+    "Edits", "a model in training mode, with jitter and dropout", "measured in evaluation mode; the mode is put back"
+)
 @pytest.mark.parametrize("name", ["mixtral", "phimoe"])
 def test_jitter_and_dropout_do_not_reach_what_is_measured(name: str, ids: Tensor) -> None:
     jitter = "router_jitter_noise"
@@ -216,6 +225,11 @@ def test_a_rule_that_training_mode_does_not_follow(ids: Tensor) -> None:
 # Arguments
 
 
+@pytest.mark.tried(
+    "Inputs",
+    "arguments of TransformerLens that are not offered, and misspelled ones",
+    "refused with the reason, or with the nearest name",
+)
 @pytest.mark.parametrize("name", list(TRANSFORMER_LENS))
 def test_arguments_of_transformer_lens_are_refused_with_the_reason(deepseek: HookedMoE, ids: Tensor, name: str) -> None:
     for run in (deepseek, deepseek.run_with_cache, deepseek.run_with_hooks):
@@ -239,6 +253,7 @@ def test_arguments_that_nobody_has(deepseek: HookedMoE, ids: Tensor) -> None:
 # Loss
 
 
+@pytest.mark.tried("Inputs", "a loss of texts padded on the left", "leaves out the first token after the padding")
 @pytest.mark.parametrize("side", ["left", "right", "both"])
 def test_the_loss_leaves_out_padding(deepseek: HookedMoE, ids: Tensor, side: str) -> None:
     """Each row's loss is that of its tokens alone; positions are those of the padded row."""
@@ -266,6 +281,7 @@ def test_a_loss_without_tokens_or_logits(deepseek: HookedMoE, ids: Tensor) -> No
 # Text
 
 
+@pytest.mark.tried("Generation", "a list of texts of different lengths", "continued as each alone")
 def test_texts_in_generate_are_continued_as_each_alone(demo: HookedMoE) -> None:
     options = {"max_new_tokens": 6, "do_sample": False}
     together = demo.generate(TEXTS, **options)
@@ -332,6 +348,7 @@ def test_padding_in_a_cache_can_be_told(demo: HookedMoE) -> None:
 # Layers that run several times
 
 
+@pytest.mark.tried("Edits", "a layer that runs several times in a pass", "the cache keeps each time; a check says so")
 @pytest.mark.skipif("inkling2_loop" not in ARCHITECTURES, reason="this version has no looped Inkling")
 def test_every_time_of_a_looped_layer_is_kept() -> None:
     model = moelens.hook(tiny_model("inkling2_loop"))
@@ -352,6 +369,11 @@ def test_every_time_of_a_looped_layer_is_kept() -> None:
 # Generation
 
 
+@pytest.mark.tried(
+    "Generation",
+    "`running.ids` and `running.start` under beams and prompt lookup",
+    "those of the sequences that the cache holds",
+)
 @pytest.mark.parametrize(
     "options", [{"num_beams": 3}, {"prompt_lookup_num_tokens": 3}, {}], ids=["beams", "lookup", "greedy"]
 )
@@ -377,6 +399,11 @@ def test_the_running_sequences_are_those_that_the_cache_holds(deepseek: HookedMo
 # TransformerLens's bridge
 
 
+@pytest.mark.tried(
+    "Copies and wrappers",
+    "`to_transformer_bridge()`",
+    "documented names are moelens's points; `unhook()` takes its modules out",
+)
 def test_the_names_of_the_bridge_mean_our_points() -> None:
     model = moelens.hook(tiny_model("granitemoe"))
     inputs = tiny_inputs(model.hf_model)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny import save_tiny, tiny_inputs, tiny_model
+from helpers.tiny import CONDITIONAL, logits_of, save_tiny, tiny_conditional, tiny_inputs, tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,6 +18,7 @@ from moelens.errors import MoeLensError, UnsupportedModelError
 from moelens.models import formats
 from moelens.models.formats import FORMATS, describe_format, format_name
 from moelens.models.packed import PACKED
+from moelens.models.summary import list_supported
 
 INT4 = {"group_0": {"weights": {"type": "int", "num_bits": 4}}}
 FP4 = {"group_0": {"weights": {"type": "float", "num_bits": 4}}}
@@ -51,6 +52,7 @@ def quantised_folder(folder: Path, quantised: dict[str, Any]) -> str:
     return str(folder)
 
 
+@pytest.mark.tried("Formats", "NVFP4", "refused by name, before the weights are read")
 @pytest.mark.parametrize("quantised", [q for q, name in NAMES if name == "nvfp4"])
 def test_fp4_is_refused_by_name(tmp_path: Path, quantised: dict[str, Any]) -> None:
     for call in (moelens.load, moelens.info):
@@ -60,6 +62,9 @@ def test_fp4_is_refused_by_name(tmp_path: Path, quantised: dict[str, Any]) -> No
             call(quantised_folder(tmp_path, quantised))
 
 
+@pytest.mark.tried(
+    "Formats", "a format whose package is not installed", "refused before the weights are read; names the package"
+)
 @pytest.mark.parametrize(
     "quantised, title, packages",
     [
@@ -155,6 +160,9 @@ def test_compressed_tensors(tmp_path: Path, name: str, format: str, weights: dic
     assert not torch.equal(edited, model(ids))
 
 
+@pytest.mark.tried(
+    "Formats", "GPT-OSS in MXFP4, packed", "routes and edits of them; points inside the experts are refused by name"
+)
 def test_experts_that_stay_packed_are_refused_inside_by_name() -> None:
     """A stand-in for the class of packed experts: transformers' own needs kernels that a CPU has not."""
     model = tiny_model("gpt_oss")
@@ -196,13 +204,14 @@ def test_info_names_what_is_captured() -> None:
     text = repr(moelens.info("demo"))
     assert "format        float32" in text
     assert "captured      every hook point of the architecture" in text
-    listed = moelens.models.summary.list_supported()
+    listed = list_supported()
     for name, format in FORMATS.items():
         assert f"format {format.title}" in listed, name
     assert "kimi_k25" in listed
     assert set(PACKED) == {"Mxfp4GptOssExperts", "GgufExperts"}
 
 
+@pytest.mark.tried("Formats", "bitsandbytes in 4 bits", "works; `info` says in which dtype the fused experts are")
 def test_bitsandbytes(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     from transformers import BitsAndBytesConfig
@@ -215,3 +224,27 @@ def test_bitsandbytes(tmp_path: Path) -> None:
     _, cache = model.run_with_cache(torch.tensor([[5, 6, 7]]))
     assert cache["blocks.1.mlp.experts.hook_post"].isfinite().all()
     assert describe_format(model.hf_model, "bitsandbytes") == model.format
+
+
+@pytest.mark.tried(
+    "Formats",
+    "checkpoints of classes that read images too (Kimi K2.5, Qwen3-VL-MoE, Qwen3.5-MoE, Llama 4), with text alone",
+    "listed by `info`; loaded, recorded and edited as text models",
+)
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_classes_that_read_images_too(tmp_path: Path, name: str) -> None:
+    assert any(line.startswith(f"{name} ") for line in list_supported().splitlines())
+    plain, ids = tiny_conditional(name), torch.tensor([[5, 6, 7, 8, 9, 10]])
+    model = moelens.load(str(save_tiny(plain, tmp_path)), dtype=torch.float32)
+    assert not [c for c in model.checks if not c.passed]
+    layer = model.shape.moe_layers[-1]
+    _, cache = model.run_with_cache(ids)
+    logits = model(ids)
+    edits = [(f"blocks.{layer}.mlp.hook_expert_indices", lambda t, hook: (t + 1) % 8)]
+    assert not torch.allclose(model.run_with_hooks(ids, fwd_hooks=edits), logits)
+    assert cache[f"blocks.{layer}.mlp.hook_expert_indices"].shape == (1, 6, model.shape.top_k)
+    assert model.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 8)
+    plain = model.unhook() if name == "llama4" else plain  # transformers' class of Llama 4 fails without images
+    with torch.no_grad():
+        assert torch.equal(logits_of(plain(input_ids=ids)), logits)
+    assert set(moelens.hook(plain).hook_dict) == set(cache)

@@ -29,6 +29,11 @@ def demo() -> moelens.HookedMoE:
     return moelens.load("demo", dtype=torch.float32)
 
 
+@pytest.mark.tried(
+    "Generation",
+    "a `generation_config` with beams, penalties, sampling, stop strings, candidates of a lookup",
+    "`record(generate=N)` decodes greedily all the same; its settings are in the manifest",
+)
 @pytest.mark.parametrize("settings", SETTINGS, ids=[",".join(s) for s in SETTINGS])
 def test_the_checkpoint_does_not_decide_what_is_written(
     demo: moelens.HookedMoE, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,9 @@ def tiny(name: str) -> Any:
     return tiny_model(name, **({"norm_topk_prob": True} if name == "qwen3_moe" else {}))  # as llama.cpp always does
 
 
+@pytest.mark.tried(
+    "Formats", "a GGUF file without a config.json beside it", "configuration, tokenizer and weights come from the file"
+)
 @pytest.mark.parametrize("quantisation", [None, GGMLQuantizationType.Q8_0], ids=["F32", "Q8_0"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe", "minimax_m2"])
 def test_a_gguf_file_alone(tmp_path: Path, ids: torch.Tensor, name: str, quantisation: Any) -> None:
@@ -71,6 +74,9 @@ def written(folder: Path, architecture: str = "qwen3moe", **fields: int) -> Path
     return folder / "m.gguf"
 
 
+@pytest.mark.tried(
+    "Formats", "GGUF of an architecture that transformers does not read, or a damaged file", "refused by name"
+)
 def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path)
     with pytest.raises(MoeLensError, match=r"has no file 'n.gguf'; its GGUF files: 'm.gguf'"):

@@ -23,6 +23,11 @@ SEEDS = {"nemotron_h": 1}
 FINER = {"phimoe": STEPS[1:]}
 
 
+@pytest.mark.tried(
+    "Gradients",
+    "gradients at every point of every architecture",
+    "equal to finite differences in float64 with the selection held; points without a gradient refuse backward hooks",
+)
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
 )

@@ -56,6 +56,11 @@ def scaled_routers(model: HookedMoE) -> Iterator[float]:
         yield scale
 
 
+@pytest.mark.tried(
+    "Routers' rules",
+    "hooks that return `t.clone()` at every stage, 4,000 tokens, every architecture, router weights times 0.2, 1, 5",
+    "changes no route",
+)
 @pytest.mark.parametrize(
     "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.exhaustive) for n in ARCHITECTURES]
 )
@@ -103,6 +108,11 @@ def replayed(model: HookedMoE, layer: int) -> float:
     return float((~torch.isclose(a, b, rtol=1e-5, atol=1e-30).all(-1)).float().mean())
 
 
+@pytest.mark.tried(
+    "Routers' rules",
+    "group scores by maximum or by the two largest, which agree on most tokens",
+    "told apart on random hidden states of wide spread",
+)
 @pytest.mark.parametrize("spread", [2.4, 4.8])
 def test_the_published_routing_of_deepseek_v2(spread: float) -> None:
     """160 experts, top-6 in 3 of 8 groups by their maximum: the two largest give other groups for few tokens."""
@@ -120,6 +130,7 @@ def test_the_published_routing_of_deepseek_v2(spread: float) -> None:
             assert torch.equal(edited, own)
 
 
+@pytest.mark.tried("Routers' rules", "GPT-OSS with a router bias of 0 or 0.001", "not taken for a selection bias")
 @pytest.mark.parametrize("size", [0.0, 0.001, 0.3])
 def test_the_bias_of_gpt_oss_is_no_selection_bias(size: float) -> None:
     plain = tiny_model("gpt_oss")
@@ -150,6 +161,7 @@ def test_jetmoe_has_its_rule_in_every_dtype(dtype: torch.dtype) -> None:
     assert model.rule == "softmax, top-2, normalised"
 
 
+@pytest.mark.tried("Routers' rules", "rules that cannot be told apart", "a failed check names them")
 def test_rules_that_cannot_be_told_apart_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the random hidden states, the short input leaves the group score open."""
     kinds: set[str] = set()
@@ -179,6 +191,9 @@ DISAGREEING = [
 ]
 
 
+@pytest.mark.tried(
+    "Routers' rules", "a configuration that states another rule than the router follows", "a failed check"
+)
 @pytest.mark.parametrize("name, stated, text", DISAGREEING)
 def test_a_configuration_that_states_another_rule(name: str, stated: dict[str, Any], text: str) -> None:
     plain = tiny_model(name, **({"norm_topk_prob": True} if name == "qwen3_moe" else {}))

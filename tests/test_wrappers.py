@@ -66,6 +66,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[HookedMoE, HookedMoE]
     assert nothing_left(copied.hf_model)
 
 
+@pytest.mark.tried("Copies and wrappers", "`copy.deepcopy` of a hooked model", "hooked on its own, with every point")
 def test_a_deep_copy_is_hooked_on_its_own(pair: tuple[HookedMoE, HookedMoE]) -> None:
     model, copied = pair
     inputs = tiny_inputs(model.hf_model)
@@ -96,6 +97,7 @@ def test_hooks_are_copied_unless_they_belong_to_a_with_block() -> None:
         assert torch.equal(model(**inputs), edited)
 
 
+@pytest.mark.tried("Copies and wrappers", "a copy of its `hf_model`", "a plain model, which can be hooked")
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
 def test_a_copy_of_the_transformers_model_is_plain_and_can_be_hooked(implementation: str) -> None:
     model = tiny_model("qwen3_moe")
@@ -114,6 +116,7 @@ def test_a_copy_of_the_transformers_model_is_plain_and_can_be_hooked(implementat
         assert type(copied.config._experts_implementation) is str
 
 
+@pytest.mark.tried("Copies and wrappers", "two hooked models of one configuration object", "independent of each other")
 def test_two_models_of_one_configuration() -> None:
     first = tiny_model("qwen3_moe")
     second = type(first)(first.config).eval()
@@ -140,7 +143,7 @@ def test_a_pickled_transformers_model_has_no_hooks() -> None:
 @pytest.mark.tried(
     "Copies and wrappers",
     "a hooked model through `pickle`, `torch.save` or `copy.copy`",
-    "refused; its `hf_model` goes through all of them, and is a plain model then",
+    "refused; `pickle` and `torch.save` take its `hf_model`, which is a plain model then",
 )
 def test_a_hooked_model_is_not_pickled() -> None:
     hooked = moelens.hook(tiny_model("mixtral"))
@@ -192,6 +195,11 @@ def adapted(name: str, **options: Any) -> Any:
     return peft.get_peft_model(tiny_model(name), peft.LoraConfig(r=4, init_lora_weights=False, **options)).eval()
 
 
+@pytest.mark.tried(
+    "Copies and wrappers",
+    "PEFT on experts (`target_parameters`), all linear layers or the router; switched on and off",
+    "every point holds the adapter's effect, as with merged weights",
+)
 @pytest.mark.parametrize("name, options", ADAPTED)
 def test_the_effect_of_adapters_is_in_what_is_recorded(name: str, options: dict[str, Any]) -> None:
     """All points equal those of a plain model into whose weights the adapters were merged, and of the base model."""
@@ -252,6 +260,9 @@ def test_a_router_that_is_trained_whole() -> None:
     assert not torch.allclose(on[point], off[point])
 
 
+@pytest.mark.tried(
+    "Copies and wrappers", "an adapter added to router or experts while hooked", "the next pass is refused"
+)
 def test_an_adapter_that_is_added_while_hooked_is_noticed() -> None:
     hooked = moelens.hook(tiny_model("qwen3_moe"))
     inputs = tiny_inputs(hooked.hf_model)
@@ -323,6 +334,7 @@ def test_llama_4_with_a_module_for_each_expert() -> None:
 # Wrappers of whole models
 
 
+@pytest.mark.tried("Copies and wrappers", "`DataParallel`", "looked through")
 def test_data_parallel_is_looked_through() -> None:
     inner = tiny_model("mixtral")
     hooked = moelens.hook(nn.DataParallel(inner))
@@ -350,6 +362,7 @@ def one_process() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.tried("Copies and wrappers", "FSDP and DeepSpeed", "refused by name")
 @pytest.mark.usefixtures("one_process")
 def test_models_whose_weights_are_divided() -> None:
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -371,6 +384,7 @@ def test_models_whose_weights_are_divided() -> None:
         moelens.hook(DeepSpeedEngine())
 
 
+@pytest.mark.tried("Copies and wrappers", "a model compiled before it is hooked", "refused with the reason")
 def test_compiled_models() -> None:
     compiled = torch.compile(tiny_model("mixtral"))
     with pytest.raises(

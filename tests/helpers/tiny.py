@@ -275,6 +275,26 @@ def tiny_model(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     return model
 
 
+# Classes that read images too. Those of Llama 4 are loaded as text models.
+CONDITIONAL = {
+    "kimi_k25": "Kimi_K25ForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration",
+}
+
+
+def tiny_conditional(name: str) -> PreTrainedModel:
+    """A random float32 model in eval mode of the class of architecture `name` that reads images too."""
+    model_class = getattr(transformers, CONDITIONAL[name])
+    default = model_class.config_class().to_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(model_class.config_class(**_shrunk(default, OVERRIDES.get(name, {})))).float().eval()
+    _randomize(model, 0)
+    return model
+
+
 def tiny_inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Token ids and attention mask `[2, 12]`, both int64, of text only."""
     ids = torch.randint(5, VOCABULARY - 10, (2, 12), generator=torch.Generator().manual_seed(1))
