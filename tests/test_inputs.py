@@ -100,6 +100,11 @@ def splits(name: str) -> Any:
             "expected texts, or dicts with a text, got StringIO; give a list, or the path of a file",
             marks=pytest.mark.tried("Inputs", "an open file as corpus", "refused; its lines would keep their ends"),
         ),
+        pytest.param(
+            lambda: {"一", "二"},
+            "expected documents in an order, got a set, whose order differs from run to run; give a list, as with",
+            marks=pytest.mark.tried("Inputs", "a set of texts as corpus", "refused; its order differs from run to run"),
+        ),
         (lambda: 3, "expected texts, or dicts with a text, got int; give a list"),
         (lambda: None, "expected texts, or dicts with a text, got NoneType; give a list"),
         (lambda: b"ab", "document 0: expected a string or a dict with a text, got int; convert it"),

@@ -303,6 +303,7 @@ def test_a_torn_parquet_file_names_its_row(tmp_path: Path) -> None:
         ({"experts": [1]}, "expected a capture that experts=[1] applies to, got routes; capture neurons or"),
         ({"store_dtype": "int8"}, "unknown store_dtype 'int8'"),
         ({"generate": -1}, "expected generate to be at least 0, got -1; give another number"),
+        ({"generate": 2.5}, "expected generate to be a whole number of tokens, got 2.5; give one"),
         ({"generate": 4, "context": 4}, "expected generate to be from 0 to 3 in a context of 4 tokens, got 4"),
     ],
 )

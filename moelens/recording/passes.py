@@ -52,6 +52,8 @@ class RunSettings:
             raise MoeLensError(
                 f"expected context to be None or at least 1, got {self.context}; give a number such as 2048"
             )
+        if not isinstance(self.generate, int):
+            raise MoeLensError(f"expected generate to be a whole number of tokens, got {self.generate!r}; give one")
         if self.generate < 0 or (self.context is not None and self.generate >= self.context):
             allowed = "at least 0"
             if self.context is not None:

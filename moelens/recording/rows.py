@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -103,6 +103,11 @@ def rows_reader(source: Any, text_columns: tuple[str, ...]) -> Callable[[], Plac
         return partial(_table_rows, _as_table(source))
     if isinstance(source, Iterator) and not isinstance(source, io.IOBase):
         source = list(source)
+    if isinstance(source, Set):
+        raise MoeLensError(
+            f"expected documents in an order, got a {type(source).__name__}, whose order differs from run to run; give "
+            "a list, as with sorted(corpus)"
+        )
     if isinstance(source, io.IOBase) or not (hasattr(source, "__iter__") or hasattr(source, "__getitem__")):
         raise MoeLensError(
             f"expected texts, or dicts with a text, got {type(source).__name__}; give a list, or the path of a file"
