@@ -183,6 +183,9 @@ def test_files_of_the_same_group_add_up_and_a_group_of_all_tokens_is_no_label(tm
 
 
 def test_experts_that_no_file_names_and_layers_without_counts(tmp_path: Path) -> None:
+    (tmp_path / "pandas.csv").write_text(",layer,expert,count\n0,3,0,5.0\n1,3,1,7.0\n")
+    counts = import_counts(tmp_path / "pandas.csv", top_k=1)
+    assert (counts.mass, counts.provenance["notes"]) == (False, ["columns left out: one without a name"])
     np.savez(tmp_path / "a.npz", count=np.concatenate([np.zeros((1, 4, 1), int), COUNT[:, :, :1]]), top_k=2)
     counts = import_counts(tmp_path / "a.npz", n_experts=6)
     assert (counts.n_experts, counts.layers) == (6, (1, 2))
@@ -228,6 +231,8 @@ def test_moe_traces(tmp_path: Path) -> None:
     assert (counts.names, counts.layers, counts.top_k) == (("prefill", "decode"), LAYERS, 2)
     assert counts.label_tokens.tolist() == [2, 1]
     assert counts.count[:, :, 0].tolist() == [[2, 1, 1, 0], [0, 2, 1, 1]]
+    (tmp_path / "trace.csv").write_text("-1,0,1,2\n0,0,1,3\n")  # the first line is no header of layers
+    assert import_counts(tmp_path / "trace.csv").count[0, :, 0].tolist() == [0, 1, 1, 0]
     for text, error in (
         ("-1,3,0,1\n-1,7,1\n", "expected lines pos,layer,id,id,… of equal length in trace.csv"),
         ("-1,3,0,1\n-1,7,a,2\n", "expected lines of integers pos,layer,id,id,… in trace.csv"),

@@ -84,6 +84,7 @@ def test_types_that_always_or_never_have_the_label_are_exact() -> None:
 
 def test_results_go_to_tables_map_card_report_and_files(tmp_path: Path) -> None:
     from moelens.views import expert_map
+    from moelens.views.cards import card_html
     from moelens.views.finding_tables import findings_html
 
     rng = np.random.default_rng(0)
@@ -99,6 +100,7 @@ def test_results_go_to_tables_map_card_report_and_files(tmp_path: Path) -> None:
     assert "sharp bounds" in result.table()
     assert "grey: the bounds include 1" in expert_map(result, "L").get_title("left")
     assert "bounds" in findings_html(result)
+    assert "brackets: bounds of the lift" in card_html(result, finding.layer, finding.expert)
     page = moelens.report(result, tmp_path / "report.html").read_text("utf-8")
     assert "bounds" in page
     assert "exact" in page

@@ -282,7 +282,9 @@ def read_table(path: Path, group: str) -> FileCounts:
         table = _of_wide(wide, pattern, None if index is None else columns[index], groups, path.name)
         used |= set(wide)
     unused = [n for n in columns if n not in used]
-    return replace(table, notes=(f"columns left out: {', '.join(unused)}",) if unused else ())
+    return replace(
+        table, notes=(f"columns left out: {', '.join(n or 'one without a name' for n in unused)}",) if unused else ()
+    )
 
 
 def check_lengths(columns: Mapping[str, _Array], name: str) -> None:

@@ -120,7 +120,7 @@ def _of_groups(counts: Mapping[str, _Array], name: str) -> FileCounts:
 def is_moe_trace(path: Path) -> bool:
     """Return whether a CSV file is a trace, which has no header: its first line holds integers only.
 
-    A header of layer numbers also does; it counts up from one column to the next.
+    A header of layer numbers also does; it counts up from one column to the next, and from 0 or more.
     """
     with path.open("rb") as file:
         fields = file.readline(4096).split(b",")
@@ -128,7 +128,7 @@ def is_moe_trace(path: Path) -> bool:
         numbers = [int(field) for field in fields]
     except ValueError:
         return False
-    return len(numbers) > 2 and any(b - a != 1 for a, b in pairwise(numbers))
+    return len(numbers) > 2 and (numbers[0] < 0 or any(b - a != 1 for a, b in pairwise(numbers)))
 
 
 def read_moe_trace(path: Path, group: str) -> FileCounts:
