@@ -97,15 +97,16 @@ class Displayed:
 class Plotted(Displayed):
     """Base class of results that also have a plot."""
 
-    def plot(self, *what: Any, ax: Axes | None = None, **options: Any) -> Any:
+    def plot(self, *what: Any, ax: Axes | None = None, title: str | None = None, **options: Any) -> Any:
         """Draw the result with matplotlib.
 
         Args:
             what: what to draw of it. For this and the options see this type's function in `moelens.views`.
             ax: axes to draw on; None makes a new figure.
+            title: title of the axes; None for what is shown.
             options: passed on to the function.
 
         Returns:
             The axes.
         """
-        return find_view(type(self), "plot")(self, *what, ax=ax, **options)
+        return find_view(type(self), "plot")(self, *what, ax=ax, title=title, **options)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from helpers.results import result_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import moelens
 from moelens.analysis import Measure, layer_curve, measure
@@ -284,3 +288,32 @@ def test_a_class_without_a_view_is_refused() -> None:
         moelens.MoeLensError, match=r"expected a class with a view for plot, got Bare; register one with moelens\.displ"
     ):
         Bare().plot()
+
+
+def test_a_trace_as_figure_and_table() -> None:
+    trace = moelens.trace(moelens.load("demo"), "先生がいらっしゃいました。")
+    left = plt.figure().subplots(1, 2)[0]
+    left.set_title("自分の題")
+    assert trace.plot(ax=left, title="尊敬語の文") is left
+    titles = [left.get_title(loc) for loc in ("left", "center", "right")]
+    assert titles == ["尊敬語の文", "", ""]
+    japanese = [text for text in left.findobj(Text) if not text.get_text().isascii()]
+    assert "先生" in [text.get_text() for text in japanese]
+    assert all(text.get_fontfamily()[0] == "IPAexGothic" for text in japanese)
+    assert left.texts[0].get_text() == str(trace.best()[0, 0])
+    assert trace.plot().get_title("left").startswith("demo · expert with the largest weight")
+    rows = trace.to_pandas()
+    assert len(rows) == trace.experts.size
+    last = rows[(rows.pos == len(trace.tokens) - 1) & (rows.layer == trace.layers[-1])]
+    assert last.expert.tolist() == trace.experts[-1, -1].tolist()
+    plt.close("all")
+
+
+def test_a_result_is_written_as_a_page(tmp_path: Path) -> None:
+    result = result_of(4, 32)
+    page = result.save_html(tmp_path / "map.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "https://" not in page
+    figure, axes = plt.subplots()
+    assert result.plot(result.names[0], ax=axes, title="地図").get_title("left") == "地図"
+    plt.close(figure)

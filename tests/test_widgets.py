@@ -126,6 +126,26 @@ def test_a_card_says_what_an_expert_takes(tmp_path: Any) -> None:
     assert box.card.value == card_html(result, best.layer, best.expert, recording, labels=labels)
 
 
+def test_sentences_on_a_card_have_the_label_that_the_expert_prefers(demo_recording: moelens.Recording) -> None:
+    labels = moelens.Labels.open_or_create(demo_recording)
+    result = moelens.analyze(demo_recording, "honorifics", labels=labels, permutations=50, progress=False)
+    names, has = labels.matrix("honorifics")
+    texts, doc = list(demo_recording.texts()), demo_recording.column("doc")
+    differ = 0
+    for finding in result.top(12):
+        html = card_html(result, finding.layer, finding.expert, demo_recording, labels=labels)
+        at = result.layers.index(finding.layer)
+        first = html.partition("<tr")[2].partition("</tr>")[0]  # the label that is preferred most, as the card says
+        taken = (demo_recording.indices()[:, at] == finding.expert).any(-1)
+        label = next(i for i, name in enumerate(names) if name in first)
+        typical = {texts[d] for d in doc[taken & has[:, label]]}
+        shown = re.sub("<[^>]*>", "", html.partition('margin-top: 3px">')[2].partition("</div>")[0]).split("…")
+        if typical and not result.certain[at, finding.expert].any():
+            assert all(any(part in text for text in typical) for part in shown if part)
+            differ += html != card_html(result, finding.layer, finding.expert, demo_recording)
+    assert differ
+
+
 def test_cards_of_nobody(small: Specialization) -> None:
     with pytest.raises(moelens.MoeLensError, match="unknown layer '99'; allowed: 3, 4, 5, 6"):
         card_html(small, 99, 0)

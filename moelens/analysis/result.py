@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -277,6 +278,23 @@ class Specialization(Plotted, SavedCells):
     def explore(self) -> Any:
         """Show the live map with a card for the selected expert; `moelens.explore` also shows sentences."""
         return find_view(type(self), "explore")(self)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write the live map with the cards of experts to one self-contained HTML file.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path.
+
+        Example:
+            >>> result = moelens.analyze(demo_recording, permutations=20, progress=False)
+            >>> result.save_html("map.html")  # doctest: +SKIP
+            PosixPath('map.html')
+        """
+        written: Path = self.explore().save_html(path)
+        return written
 
     def top(self, n: int = 10, label: str | None = None) -> tuple[Finding, ...]:
         """Return the strongest specialists: cells with `lift_given` above 1, significant (or `certain`) ones first.

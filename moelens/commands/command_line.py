@@ -36,6 +36,15 @@ def build_parser() -> CommandLineParser:
     return parser
 
 
+def _wait_passively() -> None:
+    """Let threads of OpenMP sleep while they wait, unless the environment says otherwise; before torch is imported.
+
+    A thread that spins takes the core from the one it waits for if other programs use the cores too.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 def _quieten_libraries() -> None:
     """Silence the warnings of libraries, and let a terminal that cannot show a character print its code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -59,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0 if the command succeeded, 2 after an error, 130 after an interrupt.
     """
     args: Any = build_parser().parse_args(argv)
+    _wait_passively()
     _quieten_libraries()
     command = COMMANDS[args.command]
     try:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moelens.analysis import router_entropy, selection_margin
-from moelens.display import Displayed, find_view
+from moelens.display import Plotted, find_view
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.families import FAMILIES, character_labels, family_columns
 from moelens.japanese.token_labels import token_labels
 from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Span = tuple[int, int, str]
 """First token, token after the last, label."""
@@ -27,7 +30,7 @@ _STAGES = ("hook_expert_indices", "hook_topk_weights", "hook_router_scores", "ho
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Trace(Displayed):
+class Trace(Plotted):
     """The experts chosen for each token of a text.
 
     Attributes:
@@ -62,6 +65,22 @@ class Trace(Displayed):
     def best(self) -> NDArray[np.int64]:
         """Return the expert with the largest weight, `[token, layer]`."""
         return np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a pandas data frame with a row for each token, layer and slot: token, place, layer, expert, weight."""
+        import pandas as pd
+
+        token, layer, slot = np.indices(self.experts.shape).reshape(3, -1)
+        return pd.DataFrame(
+            {
+                "pos": token,
+                "token": [self.tokens[i] for i in token.tolist()],
+                "layer": np.array(self.layers)[layer],
+                "slot": slot,
+                "expert": self.experts.ravel(),
+                "weight": self.weights.ravel(),
+            }
+        )
 
     def __repr__(self) -> str:
         best = self.best()

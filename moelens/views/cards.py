@@ -48,7 +48,8 @@ def card_html(
         expert: id of the expert.
         recording: the recording that was analysed. The card then shows the words for which the expert is chosen most
             often, sentences around some of them, and the experts that are chosen together with it.
-        labels: labels of the recording. The card then shows lemmas too.
+        labels: labels of the recording. The card then shows lemmas too, and sentences around tokens of the label that
+            the expert prefers most.
         effect: the effect of removing the expert. The card then shows the change for each kind of pair, with controls.
         lang: language of the texts, "en" or "ja".
 
@@ -69,7 +70,7 @@ def card_html(
     load = say("card.load", load=number(result.load[at, expert]))
     parts = [f"<b>L{layer} · E{expert}</b> &nbsp; {load}", _labels_html(result, at, expert, say)]
     if recording is not None:
-        parts.append(_words_html(recording, at, expert, say, None if labels is None else _lemmas(labels)))
+        parts.append(_words_html(recording, at, expert, say, labels, _preferred(result, at, expert)))
     if effect is not None:
         parts.append(_effect_html(effect, say))
     legend = [say(f"card.legend_{result.evidence}"), *([] if recording is None else [say("card.marked")])]
@@ -94,6 +95,13 @@ def _labels_html(result: Specialization, at: int, expert: int, say: Texts) -> st
         inner = "".join(f'<td style="{_CELL_STYLE}">{cell}</td>' for cell in cells)
         rows += f'<tr style="{style}">{inner}</tr>'
     return f'<table style="border-collapse: collapse">{rows}</table>'
+
+
+def _preferred(result: Specialization, at: int, expert: int) -> tuple[str, str] | None:
+    """The family and the label that the expert prefers most, a certain one if there is any; None if it prefers none."""
+    lift = np.nan_to_num(result.lift_given[at, expert])
+    best = int(np.lexsort((lift, result.certain[at, expert] & (lift > 1)))[-1])
+    return (result.family, result.names[best]) if lift[best] > 1 else None
 
 
 def _evidence(result: Specialization, at: int, expert: int, label: int, say: Texts) -> list[str]:
@@ -138,6 +146,19 @@ def _lemmas(labels: Labels) -> tuple[list[str], NDArray[Any]]:
     return _read_lemmas(labels, (labels.path / "morphology.parquet").stat().st_mtime_ns)
 
 
+@lru_cache(maxsize=2)
+def _label_matrix(labels: Labels, family: str, modified: int) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    return labels.matrix(family)
+
+
+def _has_label(labels: Labels | None, wanted: tuple[str, str] | None) -> NDArray[np.bool_] | None:
+    """Whether each token has the label, `[token]`; None if the labels do not tell."""
+    if labels is None or wanted is None or wanted[0] not in labels.families:
+        return None
+    names, matrix = _label_matrix(labels, wanted[0], (labels.path / f"{wanted[0]}.parquet").stat().st_mtime_ns)
+    return matrix[:, names.index(wanted[1])] if wanted[1] in names else None
+
+
 @lru_cache(maxsize=1)
 def _read_lemmas(labels: Labels, modified: int) -> tuple[list[str], NDArray[Any]]:
     column = labels.table("pos", ["lemma"])["lemma"].fill_null("").combine_chunks().dictionary_encode()
@@ -149,9 +170,14 @@ def _words_html(
     at: int,
     expert: int,
     say: Texts,
-    lemmas: tuple[list[str], NDArray[Any]] | None = None,
+    labels: Labels | None = None,
+    wanted: tuple[str, str] | None = None,
 ) -> str:
-    """The words, lemmas, companions and sentences of an expert; `at` is the position of its layer."""
+    """The words, lemmas, companions and sentences of an expert; `at` is the position of its layer.
+
+    The sentences are around tokens of the `wanted` label, as family and name, where the labels are known and the expert
+    takes such tokens.
+    """
     require_alignment(recording)
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
@@ -163,14 +189,16 @@ def _words_html(
         return say("card.no_token", extent=extent or say("card.this_recording"))
     rows = np.flatnonzero(taken)
     words = _most_frequent_html("words", say, ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
-    if lemmas is not None:
-        names, lemma_ids = lemmas
+    if labels is not None:
+        names, lemma_ids = _lemmas(labels)
         named = rows[[names[i] != "" for i in lemma_ids[rows]]]
         words += _most_frequent_html("lemmas", say, lemma_ids, named, lambda row: names[lemma_ids[row]])
+    has = _has_label(labels, wanted)
+    typical = rows if has is None or not has[rows].any() else rows[has[rows]]
     return (
         f"{say('card.within', extent=extent) + '<br>' if extent else ''}{words}"
         f"{_companions_html(experts, taken, expert, say)}"
-        f'<div lang="ja" style="margin-top: 3px">{_contexts_html(texts, rows, doc, start, end)}</div>'
+        f'<div lang="ja" style="margin-top: 3px">{_contexts_html(texts, rows, typical, doc, start, end)}</div>'
     )
 
 
@@ -207,14 +235,19 @@ def _companions_html(experts: NDArray[Any], taken: NDArray[np.bool_], expert: in
 
 
 def _contexts_html(
-    texts: list[str], rows: NDArray[Any], doc: NDArray[Any], start: NDArray[Any], end: NDArray[Any]
+    texts: list[str],
+    rows: NDArray[Any],
+    typical: NDArray[Any],
+    doc: NDArray[Any],
+    start: NDArray[Any],
+    end: NDArray[Any],
 ) -> str:
-    """Passages from different texts, those with the largest density of such tokens first, with the tokens marked."""
-    docs, first, counts = np.unique(doc[rows], return_index=True, return_counts=True)
+    """Passages from different texts, those with the largest density of `typical` rows first; all `rows` are marked."""
+    docs, first, counts = np.unique(doc[typical], return_index=True, return_counts=True)
     density = counts / np.sqrt([max(1, len(texts[d])) for d in docs])
     found: dict[str, str] = {}
     for i in np.argsort(-density, kind="stable").tolist():
-        row = rows[first[i]]
+        row = typical[first[i]]
         text, a, b = texts[docs[i]], int(start[row]), int(end[row])
         near = [r for r in rows[doc[rows] == docs[i]] if a <= start[r] and end[r] <= b + _CHARACTERS_AROUND]
         shown, at = f"…{escape(text[max(0, a - _CHARACTERS_AROUND) : a])}", a

@@ -113,7 +113,9 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
     ) -> None:
         self.result, self.passages, self.remove, self.say = result, passages, remove, Texts(lang)
         excerpt = None if passages is None else passages.excerpt
-        self.map, self.card = ExpertMap(result, label, recording=excerpt, lang=self.say), ipywidgets.HTML()
+        token_labels = None if passages is None else passages.labels
+        self.map = ExpertMap(result, label, recording=excerpt, lang=self.say, token_labels=token_labels)
+        self.card = ipywidgets.HTML()
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         self.effects: dict[tuple[int, int], Effect] = {}
         self.tests: set[tuple[int, int, str]] = set()  # p is corrected for what was clicked
@@ -177,7 +179,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         """Show the explorer, and a picture of its last state for a notebook that is opened without a kernel."""
         self.map.kept = f"moelens-kept-{self.model_id}"
         watched = [self.map, self.card, *([] if self.passages is None else [self.trace])]
-        show_with_picture(self._repr_mimebundle_(), self.map.kept, self._static_html, watched, repr(self))
+        show_with_picture(self._repr_mimebundle_(), self.map.kept, self._static_html, watched, repr(self), self.say)
 
     def _static_html(self) -> str:
         """The map, the card with the measured effect, and the sentences, without JavaScript."""

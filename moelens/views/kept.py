@@ -14,16 +14,19 @@ from typing import Any
 from IPython import get_ipython
 from IPython.display import DisplayHandle, display
 
+from moelens.texts import Texts
+
 REST_SECONDS = 1.5  # without a change, after which the picture is drawn again
 CLASS = "moelens-kept"
 # Where the widget is gone, JupyterLab writes an error message as the only content of its place.
 _HIDES_ERROR = (
     f".jp-OutputArea-child:has(.{CLASS}) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none }}"
 )
-_NOTE = "The last state of this view. Run the cell to use it."
 
 
-def show_with_picture(bundle: Any, name: str, draw: Callable[[], str], watched: Sequence[Any], text: str) -> None:
+def show_with_picture(
+    bundle: Any, name: str, draw: Callable[[], str], watched: Sequence[Any], text: str, say: Texts
+) -> None:
     """Show a picture of a view and then the view itself, and keep the picture up to date.
 
     Args:
@@ -32,6 +35,7 @@ def show_with_picture(bundle: Any, name: str, draw: Callable[[], str], watched: 
         draw: returns HTML of the present state, which works without JavaScript.
         watched: the widgets whose changes change the picture.
         text: the view in one line, for terminals.
+        say: the language of the note below the picture.
     """
     if getattr(get_ipython(), "kernel", None) is None:
         print(text)
@@ -39,7 +43,8 @@ def show_with_picture(bundle: Any, name: str, draw: Callable[[], str], watched: 
     handle = DisplayHandle()
 
     def picture() -> dict[str, str]:
-        html = f'<style>{_HIDES_ERROR}</style><div class="{CLASS} {name}">{draw()}<p><small>{_NOTE}</small></p></div>'
+        note = f"<p><small>{say('kept.note')}</small></p>"
+        html = f'<style>{_HIDES_ERROR}</style><div class="{CLASS} {name}">{draw()}{note}</div>'
         return {"text/html": html, "text/plain": text}
 
     handle.display(picture(), raw=True)

@@ -10,6 +10,7 @@ import anywidget
 import traitlets
 
 from moelens.files import writing
+from moelens.texts import Texts
 from moelens.views.frontend import static_text
 from moelens.views.kept import show_with_picture
 from moelens.views.page import Page
@@ -63,7 +64,8 @@ class LiveView(anywidget.AnyWidget):
         """Show the live view, and a picture of its last state for a notebook that is opened without a kernel."""
         self.kept = f"moelens-kept-{self.model_id}"
         text = self.heading or type(self).__name__
-        show_with_picture(self._repr_mimebundle_(), self.kept, self.static_html, [self], text)
+        say = getattr(self, "say", Texts("en"))
+        show_with_picture(self._repr_mimebundle_(), self.kept, self.static_html, [self], text, say)
 
     def state(self) -> dict[str, Any]:
         """Return the synchronised traits that the view itself defines, without those of ipywidgets."""

@@ -32,6 +32,7 @@ from moelens.views.style import japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
+    from moelens.japanese import Labels
     from moelens.recording import Recording
     from moelens.tracing.passages import Excerpt
 
@@ -48,6 +49,7 @@ class ExpertMap(LiveView):
         label: the label to show first; None for the first one that was tested.
         metric: the metric to show first: "lift", "share" or "lift_given_token"; None for the tested one.
         recording: the recording that was analysed, for the words and sentences on the cards of a file.
+        token_labels: labels of the recording, by which the sentences are chosen.
         lang: language of the texts, "en" or "ja".
 
     Attributes:
@@ -97,8 +99,11 @@ class ExpertMap(LiveView):
         metric: str | None = None,
         recording: Recording | Excerpt | None = None,
         lang: str | Texts = "en",
+        *,
+        token_labels: Labels | None = None,
     ) -> None:
         self.result, self.recording, self.say = result, recording, Texts(lang)
+        self.token_labels = token_labels
         gloss = self.say.glossed
         shown = [name for name in result.names if name not in result.too_rare] or list(result.names)
         label = shown[0] if label is None else result.names[result.label_index(label)]
@@ -147,7 +152,8 @@ class ExpertMap(LiveView):
         yield "", self.say("card.in_file")
         for cell in self._cells_with_cards():
             at, expert = map(int, cell.split(","))
-            yield cell, card_html(self.result, self.result.layers[at], expert, self.recording, lang=self.say)
+            layer, labels = self.result.layers[at], self.token_labels
+            yield cell, card_html(self.result, layer, expert, self.recording, labels=labels, lang=self.say)
 
     def state_in_file(self) -> dict[str, Any]:
         cells = self._cells_with_cards()

@@ -14,7 +14,7 @@ from moelens.analysis import wording
 from moelens.errors import unknown
 from moelens.japanese.classes import label_text
 from moelens.texts import Texts
-from moelens.views.style import japanese_font
+from moelens.views.style import FONTS, japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.arrays import Bools, Floats
@@ -85,7 +85,7 @@ def expert_map(
         _draw(ax, ratio, result.certain[:, :, index], say)
         _label_axes(ax, result, say)
         text = map_title(result, label, value, say) if title is None else title
-        ax.set_title(text, loc="left", fontsize=9, linespacing=1.4, fontfamily=["IPAexGothic", "DejaVu Sans"])
+        ax.set_title(text, loc="left", fontsize=9, linespacing=1.4, fontfamily=FONTS)
     return ax
 
 

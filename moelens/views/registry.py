@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from html import escape
 from typing import Any
+
+from matplotlib.text import Text
 
 from moelens.analysis import Comparison, Measure, Specialization
 from moelens.display import Displayed, View, register_view
@@ -16,7 +19,9 @@ from moelens.views import experiment_plots, maps, measure_plots
 from moelens.views.explorer import Explorer
 from moelens.views.finding_tables import findings_html
 from moelens.views.pictures import picture_html
+from moelens.views.style import FONTS
 from moelens.views.token_html import trace_html
+from moelens.views.trace_plots import trace_plot
 from moelens.views.trace_view import TraceView
 
 _PRE_STYLE = "font-family: monospace; line-height: 1.35; margin: 4px 0; overflow-x: auto"
@@ -42,7 +47,7 @@ def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None
         picture = picture_html(lambda ax: plot(result, ax=ax), inches, type(result).__name__)
         return f"<div>{picture}{_pre_html(result)}</div>"
 
-    return View(html=html, plot=plot)
+    return View(html=html, plot=_on_axes(plot))
 
 
 def _experiment_view(plot: Callable[..., Any], size: Callable[[Any], _Size]) -> View:
@@ -52,7 +57,7 @@ def _experiment_view(plot: Callable[..., Any], size: Callable[[Any], _Size]) -> 
         picture = picture_html(lambda ax: plot(result, ax=ax, lang=lang), size(result), type(result).__name__)
         return f"<div>{picture}{_pre_html(result.table(lang=lang))}</div>"
 
-    return View(html=html, plot=plot)
+    return View(html=html, plot=_on_axes(plot))
 
 
 def _causes_html(causes: Causes, lang: str | Texts = "en") -> str:
@@ -78,11 +83,29 @@ def _explore_trace(trace: Trace, other: Trace | None = None, *, load: Any = None
     return TraceView([trace] if other is None else [trace, other], pair=other is not None, load=load)
 
 
+def _on_axes(plot: Callable[..., Any]) -> Callable[..., Any]:
+    """A plot whose title can be given, and whose Japanese text has glyphs on axes that were made before."""
+
+    @wraps(plot)
+    def draw(result: Any, *what: Any, ax: Any = None, title: str | None = None, **options: Any) -> Any:
+        axes = plot(result, *what, ax=ax, **options)
+        if title is not None:
+            for side in ("left", "center", "right"):
+                axes.set_title("", loc=side)
+            axes.set_title(title, loc="left", fontsize=9)
+        for text in axes.findobj(Text):
+            if not text.get_text().isascii():
+                text.set_fontfamily(FONTS)
+        return axes
+
+    return draw
+
+
 register_view(Displayed, View(html=_text_html))
-register_view(Trace, View(html=trace_html, explore=_explore_trace))
-register_view(Specialization, View(html=findings_html, plot=maps.expert_map, explore=Explorer))
+register_view(Trace, View(html=trace_html, plot=_on_axes(trace_plot), explore=_explore_trace))
+register_view(Specialization, View(html=findings_html, plot=_on_axes(maps.expert_map), explore=Explorer))
 register_view(Attribution, _view_with_plot(experiment_plots.attribution_plot, lambda r: _rows_size(len(r.top))))
-register_view(Causes, View(html=_causes_html, plot=experiment_plots.causes_plot))
+register_view(Causes, View(html=_causes_html, plot=_on_axes(experiment_plots.causes_plot)))
 register_view(Comparison, _experiment_view(measure_plots.comparison_plot, lambda r: maps.grid_size(len(r.layers))))
 register_view(Effect, _experiment_view(experiment_plots.effect_plot, lambda r: _rows_size(len(r.kinds))))
 register_view(Measure, _view_with_plot(measure_plots.measure_plot, _measure_size))

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
     from moelens.interventions import Causes, Effect
     from moelens.interventions.preference import Preferences
+    from moelens.japanese import Labels
     from moelens.recording import Recording
     from moelens.tracing import Span, Trace
 
@@ -82,6 +83,7 @@ class Report:
         reproduce: commands that make the report again.
         notes: further limits, one sentence each.
         recording: the recording that was analysed, for the words and sentences on the cards of experts.
+        labels: its labels, by which these sentences are chosen.
         effects: results of `effect`, `causes` and `prefer` for the model.
         comparison: a result of `compare`, of another recording with this one.
         lang: language of the report, "en" or "ja"; title, facts, captions and notes are shown as they are given.
@@ -96,6 +98,7 @@ class Report:
     reproduce: str = ""
     notes: Sequence[str] = ()
     recording: Recording | None = None
+    labels: Labels | None = None
     effects: Sequence[Effect | Causes | Preferences] = ()
     comparison: Comparison | None = None
     lang: str = "en"
@@ -161,7 +164,7 @@ def _family_section(page: Page, family: str, result: Specialization, report: Rep
     labels = report.maps.get(family)
     labels = _labels_to_draw(family, result) if labels is None else labels
     maps = "".join(f"<figure>{_map_html(result, label, say)}</figure>" for label in labels)
-    live = _live_html(page, ExpertMap(result, recording=report.recording, lang=say), maps)
+    live = _live_html(page, ExpertMap(result, recording=report.recording, lang=say, token_labels=report.labels), maps)
     findings = [
         f
         for label in result.names

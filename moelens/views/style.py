@@ -22,6 +22,9 @@ from moelens.japanese.classes import CLASS_STYLE, GLOSS
 # Colours of Okabe and Ito 2008, for lines that do not stand for an honorific class.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 
+FONTS = ["IPAexGothic", "DejaVu Sans"]
+"""The families of fonts in which figures are drawn."""
+
 # Runs of Japanese characters, with the numeral of 謙譲語I and 謙譲語II.
 _JAPANESE = re.compile(r"[\u3005-\u30ff\u4e00-\u9fff\uff01-\uff9f][\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]*(?:II?\b)?")
 
@@ -58,7 +61,7 @@ def japanese_font() -> Iterator[None]:
         MoeLensError: the package of the font is not installed.
     """
     _register_font()
-    with matplotlib.rc_context({"font.family": ["IPAexGothic", "DejaVu Sans"]}):
+    with matplotlib.rc_context({"font.family": FONTS}):
         yield
         interactive = matplotlib.is_interactive()
     # The first figure made in a notebook selects its backend, which turns the interactive mode on.
@@ -69,7 +72,7 @@ def japanese_font() -> Iterator[None]:
 def class_marker(name: str) -> Outline:
     """Return the mark of an honorific class as a matplotlib marker."""
     _register_font()
-    family = FontProperties(family=["IPAexGothic", "DejaVu Sans"])
+    family = FontProperties(family=FONTS)
     outline = TextPath((0, 0), CLASS_STYLE[name].mark, prop=family)
     (x, y), (right, top) = outline.get_extents().get_points()
     return Affine2D().translate(-(x + right) / 2, -(y + top) / 2).transform_path(outline)

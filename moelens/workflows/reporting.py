@@ -327,6 +327,7 @@ def report_content(
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=recording,
+        labels=labels,
         lang=lang,
     )
 
