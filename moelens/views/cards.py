@@ -143,7 +143,12 @@ def _effect_html(effect: Effect, say: Texts) -> str:
 
 def _lemmas(labels: Labels) -> tuple[list[str], NDArray[Any]]:
     """All lemmas, and for each token the index of that of its last character; cached for the next card."""
-    return _read_lemmas(labels, (labels.path / "morphology.parquet").stat().st_mtime_ns)
+    return _read_lemmas(labels, _modified(labels))
+
+
+def _modified(labels: Labels) -> int:
+    """When the labels were written; all their files are written together."""
+    return (labels.path / "morphology.parquet").stat().st_mtime_ns
 
 
 @lru_cache(maxsize=2)
@@ -155,7 +160,7 @@ def _has_label(labels: Labels | None, wanted: tuple[str, str] | None) -> NDArray
     """Whether each token has the label, `[token]`; None if the labels do not tell."""
     if labels is None or wanted is None or wanted[0] not in labels.families:
         return None
-    names, matrix = _label_matrix(labels, wanted[0], (labels.path / f"{wanted[0]}.parquet").stat().st_mtime_ns)
+    names, matrix = _label_matrix(labels, wanted[0], _modified(labels))
     return matrix[:, names.index(wanted[1])] if wanted[1] in names else None
 
 
