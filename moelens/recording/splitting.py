@@ -17,7 +17,7 @@ SOURCE, PART = "source_document", "part"
 
 
 def split_corpus(corpus: Corpus, tokenizer: Any) -> Corpus:
-    """Return a corpus whose texts are divided as its `split` says; a corpus without is returned unchanged.
+    r"""Return a corpus whose texts are divided as its `split` says; a corpus without is returned unchanged.
 
     The text of a part begins and ends without line ends; parts of white space alone are left out. Each part has the
     metadata of its text, and the columns `source_document` and `part`.
