@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import pairwise, starmap
+from typing import Any, Literal, get_args
 
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.katakana import in_hiragana, is_honorific, katakana_runs
@@ -126,13 +126,8 @@ class Word:
     script: str = ""
 
 
-class _Placed(NamedTuple):  # made faster than a frozen dataclass, and a corpus has millions
-    word: Word
-    start: int
-    end: int
-
-
-class Morpheme(_Placed):
+@dataclass(frozen=True, slots=True, init=False)
+class Morpheme:
     """One short unit in its place in a text.
 
     Attributes:
@@ -141,7 +136,14 @@ class Morpheme(_Placed):
         end: Index after the last character.
     """
 
-    __slots__ = ()
+    word: Word
+    start: int
+    end: int
+
+    def __init__(self, word: Word, start: int, end: int) -> None:
+        _put_word(self, word)
+        _put_start(self, start)
+        _put_end(self, end)
 
     surface = property(lambda self: self.word.surface)
     normal = property(lambda self: self.word.normal)
@@ -162,8 +164,12 @@ class Morpheme(_Placed):
         return Ruby(above, "", {"pos": pos, "lemma": self.lemma, "form": self.cform})
 
 
-_Place = tuple[Word, int, int]  # a word, its start and its end
-_Analyse = Callable[[str], Iterable[_Place]]  # from a sentence of at most `_WINDOW` characters
+# The generated constructor of a frozen dataclass takes nearly twice as long, and a corpus has millions of morphemes.
+_put_word, _put_start, _put_end = (vars(Morpheme)[name].__set__ for name in ("word", "start", "end"))
+
+
+_Placed = tuple[Word, int, int]  # a word, its start and its end
+_Analyse = Callable[[str], Iterable[_Placed]]  # from a sentence of at most `_WINDOW` characters
 
 
 def script_of(surface: str) -> str:
@@ -236,7 +242,7 @@ def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[
     copy = normalize(text)
     words = _words(copy.text, _by_fugashi if analyser == "fugashi" else _by_sudachi)
     if copy.text == text:
-        return AnnotatedText(text, tuple(map(Morpheme._make, words)))
+        return AnnotatedText(text, tuple(starmap(Morpheme, words)))
     return AnnotatedText(text, tuple(_in_original(text, copy, words)))
 
 
@@ -266,7 +272,7 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
     return passages
 
 
-def _words(copy: str, analyse: _Analyse) -> Iterator[_Place]:
+def _words(copy: str, analyse: _Analyse) -> Iterator[_Placed]:
     """Yield the words of a normalised text, sentence by sentence."""
     for found in _SENTENCE.finditer(copy):
         sentence, start = found[0], found.start()
@@ -278,11 +284,11 @@ def _words(copy: str, analyse: _Analyse) -> Iterator[_Place]:
         yield from _moved(words, start) if start else words
 
 
-def _moved(words: Iterable[_Place], by: int) -> Iterator[_Place]:
+def _moved(words: Iterable[_Placed], by: int) -> Iterator[_Placed]:
     return ((word, start + by, end + by) for word, start, end in words)
 
 
-def _in_windows(sentence: str, analyse: _Analyse) -> Iterator[_Place]:
+def _in_windows(sentence: str, analyse: _Analyse) -> Iterator[_Placed]:
     """Yield the words of a long sentence, analysed in windows that overlap."""
     words, end = list(analyse(sentence[:_WINDOW])), _WINDOW
     while end < len(sentence):
@@ -295,7 +301,7 @@ def _in_windows(sentence: str, analyse: _Analyse) -> Iterator[_Place]:
     yield from words
 
 
-def _katakana_as_hiragana(sentence: str, words: Sequence[_Place], analyse: _Analyse) -> Iterator[_Place]:
+def _katakana_as_hiragana(sentence: str, words: Sequence[_Placed], analyse: _Analyse) -> Iterator[_Placed]:
     """Yield the words of a sentence, those of its katakana honorifics as if they were written in hiragana."""
     done = 0
     for begin, end in katakana_runs(sentence):
@@ -310,8 +316,8 @@ def _katakana_as_hiragana(sentence: str, words: Sequence[_Place], analyse: _Anal
 
 
 def _read_again(
-    sentence: str, words: Sequence[_Place], number: int, end: int, analyse: _Analyse
-) -> list[_Place] | None:
+    sentence: str, words: Sequence[_Placed], number: int, end: int, analyse: _Analyse
+) -> list[_Placed] | None:
     """Return the words from a word to `end` as read in hiragana, if they are an honorific."""
     start = words[number][1]
     left = words[max(number - _CONTEXT, 0)][1]
@@ -326,7 +332,7 @@ def _read_again(
     return within if is_honorific(as_written, found, before=before, after=after) else None
 
 
-def _in_original(text: str, copy: Normalized, words: Iterable[_Place]) -> Iterator[Morpheme]:
+def _in_original(text: str, copy: Normalized, words: Iterable[_Placed]) -> Iterator[Morpheme]:
     """Yield the words of a normalised copy in their places in the text.
 
     A character of the text that stands for several words (㍿ for 株式 and 会社) becomes one morpheme, the last of these
@@ -355,7 +361,7 @@ def _respelled(word: Word, surface: str) -> Word:
     return replace(word, surface=surface)
 
 
-def _by_fugashi(sentence: str, before: str = _BEFORE) -> list[_Place]:
+def _by_fugashi(sentence: str, before: str = _BEFORE) -> list[_Placed]:
     end = -len(before)
     words = []
     for line in _unidic().parse(before + sentence).split(_WORD)[:-1]:
@@ -402,7 +408,7 @@ def _unidic_word(surface: str, features: str) -> Word:
     )
 
 
-def _by_sudachi(sentence: str, before: str = _BEFORE) -> Iterator[_Place]:
+def _by_sudachi(sentence: str, before: str = _BEFORE) -> Iterator[_Placed]:
     for unit in _sudachi().tokenize(before + sentence):
         start, end = unit.begin() - len(before), unit.end() - len(before)
         if start < 0 < end:
