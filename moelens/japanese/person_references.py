@@ -215,8 +215,12 @@ def _title(sentence: Sequence[Morpheme], at: int, length: int, spans: Sequence[H
     asked = _question(sentence)
     if after is not None and after.normal in ("は", "も", "の") and asked:
         honoured = tuple((s.start, s.end) for s in spans if s.start >= end and "尊敬語" in s.classes)
+        titled = any(m.normal in _TITLES for m in sentence[at : at + length])
+        titled = titled and not any(
+            s.plain[:2] == ("行く", "来る") for s in spans if s.start >= end
+        )  # 部長はいらっしゃいますか
         first = not any(m.pos[0] in ("動詞", "形容詞", "助動詞") for m in sentence[:at])
-        if opening or (honoured and first and after.normal != "の"):  # この件、部長はどうお考えですか
+        if opening or (honoured and titled and first and after.normal != "の"):  # この件、部長はどうお考えですか
             return start, end, "二人称・呼称", "疑問", ((start, end), *(() if opening else honoured), asked)
     if after is not None and after.normal == "の" and opening and (told := _told(sentence, at + length + 1)):
         return start, end, "二人称・呼称", "依頼", ((start, end), (told.start, told.end))
