@@ -4,8 +4,9 @@
 
 The model has the shape of Qwen3-30B-A3B. The result is the time relative to the bare forward pass, in prefill and in
 decoding, as median and quartiles of interleaved runs. It also contains how often the host waits for the device within a
-forward pass, with and without capture, as the profiler counts it. Without a CUDA device the result says that the
-benchmark did not run. `--tiny` runs the same code with a small model on any device, as a test of the code.
+forward pass, with and without capture, as the profiler counts it, the tokens that `record` writes per second, the peak
+of the memory, and how many choices of the bundled model differ from those on the CPU. Without a CUDA device the result
+says that the benchmark did not run. `--tiny` runs the same code with a small model on any device, as a test of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor
 
 import moelens
 from benchmarks.machine import interleaved, machine, spread
+from moelens.models.loading import DEMO
 from moelens.recording.captures import CaptureRequest
 from moelens.recording.collector import Collector
 from moelens.recording.writer import layer_label
@@ -42,7 +44,7 @@ SHAPE = {
     "max_position_embeddings": 8192,
 }
 TINY = SHAPE | {
-    "vocab_size": 1000,
+    "vocab_size": 8192,
     "hidden_size": 128,
     "moe_intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -50,7 +52,7 @@ TINY = SHAPE | {
     "head_dim": 32,
     "num_experts": 16,
 }
-PREFILL, DECODE, STEPS = (4, 2048), 16, 32
+PREFILL, DECODE, STEPS, BATCHES = (4, 2048), 16, 32, 8
 MARGIN = 1e-3  # below it, the order in which a device adds may decide which expert is chosen
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "aten::item")
 
@@ -58,10 +60,11 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 def build(tiny: bool, device: str) -> moelens.HookedMoE:
     """Build the model with random weights directly on the device."""
     config = transformers.AutoConfig.for_model("qwen3_moe", **(TINY if tiny else SHAPE))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(DEMO, trust_remote_code=False)
     torch.manual_seed(0)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
-    return moelens.hook(model.eval())
+    return moelens.hook(model.eval(), tokenizer)
 
 
 def synchronize() -> None:
@@ -159,11 +162,51 @@ def measure_cost(tiny: bool, rounds: int) -> dict[str, Any]:
             "bare": run.count_waits(run.model_only, many),
             "routes": run.count_waits(run.hooks_only, many),
         },
+        "recording": measure_recording(run, rounds, *((2, 64) if tiny else PREFILL)),
         "peak of device memory, GB": {
             "bare": peak_memory(lambda: run.bare(many, use_cache=False)),
             "routes": peak_memory(lambda: run.captured(many, use_cache=False)),
         },
     }
+
+
+def measure_recording(run: ForwardPasses, rounds: int, texts: int, tokens: int) -> dict[str, Any]:
+    """Return the tokens that `record` writes per second, relative to the bare forward passes of the same batches.
+
+    Args:
+        run: The model.
+        rounds: How often each is measured, at most 5 times.
+        texts: Number of texts in a batch.
+        tokens: Number of tokens in each text.
+    """
+    tokenizer = run.model.tokenizer
+    whole = "".join(document.text for document in moelens.Corpus.of("demo"))
+    ids = tokenizer(whole * (texts * tokens // len(whole) + 2), add_special_tokens=False)["input_ids"]
+    count = BATCHES * texts
+    batch = torch.tensor([ids[:tokens]] * texts, device=run.model.device)
+    documents = [tokenizer.decode(ids[i : i + tokens]) for i in range(count)]
+
+    def bare() -> None:
+        for _ in range(BATCHES):
+            run.bare(batch, use_cache=False, logits_to_keep=1)
+
+    written = 0
+
+    def record() -> None:
+        nonlocal written
+        with tempfile.TemporaryDirectory() as folder:
+            options = {"batch_tokens": 2 * texts * tokens, "context": 2 * tokens, "progress": False}
+            written = moelens.record(run.model, documents, f"{folder}/run", **options).n_tokens
+
+    runs = {"bare": bare, "record": record}
+    for warm in runs.values():
+        warm()
+    seconds = interleaved(runs, min(rounds, 5))
+    rates = [
+        (written / recorded) / (count * tokens / plain)
+        for plain, recorded in zip(seconds["bare"], seconds["record"], strict=True)
+    ]
+    return {"tokens": written, "tokens per second over bare": spread(rates)}
 
 
 def compare_routes(tiny: bool, device: str = "cuda") -> dict[str, Any]:
@@ -175,8 +218,13 @@ def compare_routes(tiny: bool, device: str = "cuda") -> dict[str, Any]:
             out = f"{folder}/{len(found)}"
             model = moelens.load("demo", device_map=place)
             found.append(moelens.record(model, corpus, out, capture=["routes", "margin"], progress=False))
-        first, second = (np.sort(recording.indices(), axis=-1) for recording in found)
-        margin = np.stack([found[0].column(f"margin_{layer_label(layer)}") for layer in found[0].layers], 1)
+        return differing(*found)
+
+
+def differing(a: moelens.Recording, b: moelens.Recording) -> dict[str, int]:
+    """Return how many choices differ between two recordings of the same texts, by the margin in the first."""
+    first, second = (np.sort(recording.indices(), axis=-1) for recording in (a, b))
+    margin = np.stack([a.column(f"margin_{layer_label(layer)}") for layer in a.layers], 1)
     differ = (first != second).any(-1)
     clear = margin.astype(float) > MARGIN
     return {

@@ -117,22 +117,24 @@ def require_writable(path: str | Path) -> None:
 
 
 @contextmanager
-def lock_folder(folder: str | Path) -> Iterator[None]:
+def lock_folder(folder: str | Path) -> Iterator[bool]:
     """Prevent other processes that lock a folder from writing to it during the block.
 
-    The operating system releases the lock when the process ends, however it ends. Nothing is locked on file systems
-    without locks.
+    The operating system releases the lock when the process ends, however it ends.
 
     Args:
         folder: A local folder, which exists.
+
+    Returns:
+        Whether the folder is locked; file systems without locks lock nothing.
 
     Raises:
         RecordingError: If another process holds the lock.
     """
     if _fcntl is None:
-        yield
+        yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor, held = os.open(folder, os.O_RDONLY), True
     try:
         try:
             _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
@@ -143,6 +145,7 @@ def lock_folder(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
-        yield
+            held = False
+        yield held
     finally:
         os.close(descriptor)

@@ -28,8 +28,8 @@ def load_hooks(path: str | Path, **options: Any) -> Callable[[HookedMoE], _Hooks
         A function from a hooked model to `[(hook_name, function), …]`, as `model.hooks` takes them.
 
     Raises:
-        UnknownNameError: there is no such file, or the recipe does not have an option.
-        MoeLensError: the file defines no function `hooks`.
+        UnknownNameError: there is no such Python file, or the recipe does not have an option.
+        MoeLensError: the file is not Python, or defines no function `hooks`.
 
     Example:
         >>> recipe = moelens.load_hooks("hooks/remove_experts.py", layer=3, experts=[5])
@@ -40,10 +40,13 @@ def load_hooks(path: str | Path, **options: Any) -> Callable[[HookedMoE], _Hooks
     if not path.is_file():
         raise UnknownNameError(f"expected the path of a recipe, got '{path}', which does not exist; give a Python file")
     spec = importlib.util.spec_from_file_location(f"moelens_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UnknownNameError(f"expected the path of a recipe, got '{path}', which is no Python file; give one")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise MoeLensError(f"expected a recipe in Python, got '{path}' ({error}); correct it") from error
     hooks = getattr(module, "hooks", None)
     if not callable(hooks):
         raise MoeLensError(

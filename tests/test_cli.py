@@ -106,3 +106,66 @@ def test_a_mistake_is_one_line_and_status_2(
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(moelens.MoeLensError):
         main(["--debug", "label", "nowhere"])
+
+
+# What is wrong in each of them can be seen without the model; `RUN` stands for a finished recording.
+WITHOUT_THE_MODEL = [
+    ("record demo C --context 0", "expected context to be None or at least 1, got 0"),
+    ("record demo C --dtype float17", "argument --dtype: invalid choice: 'float17'"),
+    ("record demo C --store-dtype float17", "unknown store_dtype 'float17'"),
+    ("record demo C --capture nonsense", "unknown capture 'nonsense'"),
+    ("record demo C --layers 99", "unknown layer '99'"),
+    ("record demo C --layers 0", "expected layers with experts, got dense layer 0"),
+    ("record demo C --experts 999 --capture neurons", "unknown expert '999'"),
+    ("record demo C --experts 1", "expected a capture that experts=[1] applies to"),
+    ("record demo C --out /proc/x", "argument --out: cannot write to '/proc/x'"),
+    ("record demo C --out EMPTY", "argument --out: expected a path, got an empty text"),
+    ("record demo C --out C", "which exists and is not a recording"),
+    ("record demo C --out nope://x", "cannot open 'nope://x'"),
+    ("record demo C --hooks nowhere.py", "expected the path of a recipe, got 'nowhere.py'"),
+    ("record demo C --hooks C", "which is no Python file; give one"),
+    ("record demo C --set a=1", "expected --hooks FILE with --set"),
+    ("record demo J --text-column words", "words"),
+    ("prefer demo --pairs nonsense", "unknown kind of contrasts or pairs 'nonsense'"),
+    ("prefer demo --hooks nowhere.py", "expected the path of a recipe"),
+    ("causes demo --top 0", "argument --top: expected an integer of at least 1, got '0'; give another number"),
+    ("causes demo --draws 5", "expected 20 or more control draws"),
+    ("causes demo --seed -1", "argument --seed: expected an integer of at least 0, got '-1'; give another number"),
+    ("effect demo --layer 99 --experts 1", "unknown layer '99'"),
+    ("effect demo --layer 3 --experts 999", "expected experts from 0 to 31, got 999"),
+    ("effect demo --layer 3 --experts 1 --draws 5", "expected 20 or more control draws"),
+    ("effect demo --layer 3 --experts 1 --operation scale --value nan", "expected a finite value for scale, got nan"),
+    ("steer demo --experts 99:1", "unknown layer '99'"),
+    ("steer demo --experts 3:999", "expected experts from 0 to 31, got 999"),
+    ("steer demo --experts 3:1 --new-tokens 0", "expected new_tokens to be at least 1, got 0"),
+    ("steer demo --experts 3:1 --strengths inf", "expected finite strengths, got [inf]; give numbers such as 0.2"),
+    ("steer demo --experts 3:1 --controls 99", "expected 0 to 20 control sets, got 99"),
+    ("report RUN --permutations 0 --effects", "expected 19 or more permutations"),
+    ("explore RUN --model demo --permutations 0", "expected 19 or more permutations"),
+    ("explore RUN --model demo --out /proc/x", "argument --out: cannot write to '/proc/x'"),
+]
+
+
+@pytest.mark.parametrize("line, text", WITHOUT_THE_MODEL, ids=lambda value: value if " " in value else "")
+def test_what_can_be_refused_without_the_model_is(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    demo_recording: moelens.Recording,
+    line: str,
+    text: str,
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("the model is loaded")
+
+    monkeypatch.setattr("moelens.models.hooked.HookedMoE.__init__", load)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.txt").write_text("先生がいらっしゃいました。", "utf-8")
+    (tmp_path / "j.jsonl").write_text('{"text": "はい"}', "utf-8")
+    words = {"C": "c.txt", "J": "j.jsonl", "RUN": str(demo_recording.path), "EMPTY": ""}
+    argv = [words.get(word, word) for word in line.split()]
+    status, _, err = run(capsys, *argv, *(["--out", "new"] if argv[0] == "record" and "--out" not in argv else []))
+    assert status == 2
+    assert text in err
+    assert err.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "j.jsonl"}

@@ -160,6 +160,11 @@ def test_errors(tmp_path: Path) -> None:
         match=r"expected a recipe with a function hooks\(model, \*\*options\), got '.*' without one",
     ):
         moelens.load_hooks(empty)
+    empty.write_text("def hooks(:")
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected a recipe in Python, got '.*' \(invalid syntax.*; correct it"
+    ):
+        moelens.load_hooks(empty)
     recipe = moelens.load_hooks(HOOKS / "remove_experts.py", layer=1, experts=[99])
     with pytest.raises(moelens.MoeLensError, match="expert 99 does not exist; allowed: 0 to 7"):
         recipe(moelens.hook(tiny_model("mixtral")))

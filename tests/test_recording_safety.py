@@ -247,6 +247,33 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert_recorded(record(Model(), TEXTS, tmp_path / "run", progress=False), Model(), TEXTS)
 
 
+@pytest.mark.parametrize("when", [1, 3])
+def test_two_runs_on_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: int) -> None:
+    """The recording is that of the later run; the earlier one says so."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)
+    out, first, passes = tmp_path / "run", Model(), []
+
+    def meanwhile(name: str, tensor: Any) -> Any:
+        passes.append(name)
+        if len(passes) == when * 6:
+            assert_recorded(record(Model(), TEXTS, out, progress=False), Model(), TEXTS)
+        return tensor
+
+    first.edit = meanwhile
+    with pytest.raises(
+        RecordingError, match=r"^another run began later to write to '.*run', where nothing can be locked; this run has"
+    ):
+        record(first, TEXTS, out, batch_tokens=4096, progress=False)
+    assert_recorded(Recording.open(out), Model(), TEXTS)
+    assert moelens.verify(out)
+
+
 def unfinished(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a recording whose pieces are all committed, and stop before its end."""
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 10)

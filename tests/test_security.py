@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import moelens
 from moelens.analysis.type_labels import TypeLabels
 from moelens.commands.command_line import main
 from moelens.errors import RecordingError
-from moelens.models.loading import load_tokenizer
+from moelens.models.loading import DEMO, load_tokenizer
 from moelens.recording import Recording
 from moelens.recording.storage import Folder
 
@@ -177,6 +178,68 @@ def test_code_of_a_model_runs_only_when_trusted(
     assert not ran.exists()
     assert answers is None or stdin.tell() == 0  # nobody asked
     assert not (tmp_path / "run").exists()
+
+
+HOSTILE: dict[str, dict[str, Any]] = {
+    "the configuration of a known type": {"config.json": {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}},
+    "the tokenizer": {
+        "tokenizer_config.json": {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", None]}}
+    },
+    "a processor": {"processor_config.json": {"processor_class": "P", "auto_map": {"AutoProcessor": "evil.P"}}},
+    "an adapter": {
+        "adapter_config.json": {
+            "peft_type": "LORA",
+            "base_model_name_or_path": ".",
+            "auto_mapping": {"base_model_class": "Model", "parent_library": "evil"},
+            "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+        }
+    },
+    "the generation": {"generation_config.json": {"custom_generate": ".", "trust_remote_code": True}},
+    "trust in the configuration": {"config.json": {"trust_remote_code": True, "auto_map": {"AutoConfig": "evil.C"}}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_code_beside_a_whole_model_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The bundled model with files that name code."""
+    folder = Path(shutil.copytree(DEMO, tmp_path / "model"))
+    for place in ("evil.py", "custom_generate/generate.py", "__init__.py"):
+        (folder / place).parent.mkdir(exist_ok=True)
+        (folder / place).write_text(REMOTE.format(ran=str(tmp_path / "ran")), "utf-8")
+    for file, change in HOSTILE[name].items():
+        content = json.loads((folder / file).read_text("utf-8")) if (folder / file).exists() else {}
+        (folder / file).write_text(json.dumps(content | change), "utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(str(folder))
+    with contextlib.suppress(moelens.MoeLensError):
+        moelens.load(str(folder))
+    with contextlib.suppress(moelens.MoeLensError):
+        load_tokenizer(str(folder))
+    assert main(["plan", str(folder)]) in (0, 2)
+    assert sys.stdin.tell() == 0
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_experts_implementation"])
+def test_kernels_of_a_configuration_are_not_downloaded(tmp_path: Path, key: str) -> None:
+    config = json.loads((DEMO / "config.json").read_text("utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {key: "owner/kernel"}), "utf-8")
+    for call in (moelens.load, moelens.info, moelens.plan):
+        with pytest.raises(
+            moelens.MoeLensError, match=rf"^expected a configuration without code to download in .*, got {key} 'owner/k"
+        ):
+            call(str(tmp_path))
+
+
+def test_a_tokenizer_with_code_says_how_to_trust_it(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(DEMO, tmp_path / "model"))
+    with_code_of_its_own(folder)
+    (folder / "config.json").write_text((DEMO / "config.json").read_text("utf-8"), "utf-8")
+    with pytest.raises(
+        moelens.MoeLensError, match=r"expected a tokenizer without code of its own, got that of .*; if you"
+    ):
+        moelens.load(str(folder))
 
 
 def test_trusted_code_runs(tmp_path: Path) -> None:

@@ -259,6 +259,11 @@ def check_testable(sizes: Ints, permutations: int) -> None:
             f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
             "record more documents, or shorten this one"
         )
+    require_permutations(permutations)
+
+
+def require_permutations(permutations: int) -> None:
+    """Raise `MoeLensError` unless as many permutations can be significant."""
     if permutations < _LEAST_PERMUTATIONS:
         raise MoeLensError(
             f"expected {_LEAST_PERMUTATIONS} or more permutations, since fewer cannot reach p = .05, "

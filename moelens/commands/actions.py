@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from moelens.commands.session import Session
@@ -51,10 +52,33 @@ def _recipe_options(args: Namespace) -> dict[str, Any]:
     return parse_options(args.set)
 
 
-def _recipe_hooks(args: Namespace, model: HookedMoE) -> AbstractContextManager[HookedMoE]:
-    """A context in which the model runs with the hooks of the recipe in `--hooks`."""
+def _recipe(args: Namespace) -> Callable[[HookedMoE], AbstractContextManager[HookedMoE]]:
+    """A function that gives a context in which a model runs with the hooks of the recipe in `--hooks`."""
     options = _recipe_options(args)
-    return model.hooks(fwd_hooks=[] if args.hooks is None else load_hooks(args.hooks, **options)(model))
+    recipe = None if args.hooks is None else load_hooks(args.hooks, **options)
+    return lambda model: model.hooks(fwd_hooks=[] if recipe is None else recipe(model))
+
+
+def _described(model: Any) -> Any:
+    """What can be checked of a model before it is loaded: its name and sizes. A model that is loaded stands for itself.
+
+    None if its configuration does not say them; loading it then says why.
+    """
+    from moelens.models.loading import describe_configuration
+
+    if not isinstance(model, str):
+        return model
+    try:
+        return SimpleNamespace(name=model, shape=describe_configuration(model)[0], refused={})
+    except MoeLensError:
+        return None
+
+
+def _require_experts(model: Any, interventions: Any) -> None:
+    """Check the layers and experts of interventions before the model is loaded."""
+    if (described := _described(model)) is not None:
+        for intervention in interventions if isinstance(interventions, Iterable) else (interventions,):
+            intervention.require(described)
 
 
 def _save_result(result: Any, args: Namespace) -> Any:
@@ -113,11 +137,15 @@ def plan_command(session: Session, args: Namespace, cell: str | None) -> Any:
 def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.models.loading import require_dtype
     from moelens.recording import Corpus, record
-    from moelens.recording.captures import read_captures
+    from moelens.recording.captures import CaptureRequest, read_captures
     from moelens.recording.passes import RunSettings
+    from moelens.recording.progress import require_place
+    from moelens.recording.storage import Folder
 
     require_dtype(args.dtype)
     read_captures(args.capture, args.store_dtype)
+    recipe, out = _recipe(args), args.out or session.default("out")
+    require_place(Folder.at(out), args.force)
     RunSettings(args.batch_tokens, args.context, args.overlap, args.generate).validate()
     name, corpus = args.model, args.corpus
     if cell is not None:
@@ -133,12 +161,15 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
         )
     reading = {"encoding": args.encoding, "split_documents": args.split_documents}
     source = Corpus.of(corpus, args.text_column, args.license, **reading)
+    next(iter(source), None)  # a column that is missing is reported before the model is loaded
+    if (described := _described(session.find_name(name))) is not None and args.revision is None:
+        CaptureRequest.of_shape(described.shape, args.capture, args.layers, args.experts, args.store_dtype)
     model = session.find_model(name, dtype=args.dtype, revision=args.revision, **_placement(args))
-    with _recipe_hooks(args, model):
+    with recipe(model):
         return record(
             model,
             source,
-            args.out or session.default("out"),
+            out,
             capture=args.capture,
             layers=args.layers,
             experts=args.experts,
@@ -276,30 +307,34 @@ def trace_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def prefer_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import prefer
-    from moelens.interventions.items import read_pair_lines
+    from moelens.interventions.items import as_items, read_pair_lines
 
-    pairs: Any = read_pair_lines(cell) if cell is not None else _or_default(session, args, "pairs")[0]
+    pairs: Any = read_pair_lines(cell) if cell is not None else as_items(_or_default(session, args, "pairs")[0])
+    recipe = _recipe(args)
     model = session.find_model(args.model)
-    with _recipe_hooks(args, model):
+    with recipe(model):
         return _save_result(prefer(model, pairs), args)
 
 
 def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import causes
+    from moelens.interventions.controls import require_draws
     from moelens.interventions.items import as_items
     from moelens.recording import Corpus
 
     pairs, seed = _or_default(session, args, "pairs", "seed")
-    pairs = as_items(pairs)  # checked before the model is loaded
+    pairs, recipe = as_items(pairs), _recipe(args)  # checked before the model is loaded, as all that can be
+    require_draws(args.draws)
     corpora = None if args.corpora is None else {name: Corpus.of(name) for name in args.corpora}
     model = session.find_model(args.model)
     options = {"top": args.top, "draws": args.draws, "corpora": corpora, "doses": args.doses, "seed": seed}
-    with _recipe_hooks(args, model):
+    with recipe(model):
         return _save_result(causes(model, pairs, **options), args)
 
 
 def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import effect
+    from moelens.interventions.controls import require_draws
     from moelens.interventions.items import as_items
 
     if (args.experts is None) == (args.findings is None):
@@ -313,10 +348,15 @@ def effect_command(session: Session, args: Namespace, cell: str | None) -> Any:
         chosen = _experts_of_option(args)
     (seed,) = _or_default(session, args, "seed")
     pairs = as_items(chosen.pairs or _or_default(session, args, "pairs")[0])  # checked before the model is loaded
+    controls: Any = None if args.experts == "shared" or not args.draws else "matched"
+    if controls:
+        require_draws(args.draws)
+    recipe = _recipe(args)
+    if (described := _described(session.find_name(chosen.model))) is not None:
+        _require_experts(described, chosen.interventions(described.shape.n_experts))
     model = session.find_model(chosen.model)
     interventions = chosen.interventions(model.shape.n_experts)
-    controls: Any = None if args.experts == "shared" or not args.draws else "matched"
-    with _recipe_hooks(args, model):
+    with recipe(model):
         result = effect(model, pairs, interventions, controls=controls, draws=args.draws or 100, seed=seed)
         return _save_result(result, args)
 
@@ -379,14 +419,20 @@ def _experts_of_findings(session: Session, args: Namespace) -> _ChosenExperts:
 
 def steer_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis.expert_lists import SUFFIXES
-    from moelens.interventions import steer
+    from moelens.interventions import shift, steer
     from moelens.interventions.listed_experts import read_listed
+    from moelens.interventions.steering import require_steering
 
     (seed,) = _or_default(session, args, "seed")
-    experts: Any = read_listed(args.experts) if Path(args.experts).suffix in SUFFIXES else _expert_places(args.experts)
+    listed, recipe = Path(args.experts).suffix in SUFFIXES, _recipe(args)
+    experts: Any = read_listed(args.experts) if listed else _expert_places(args.experts)
+    require_steering(args.strengths, args.controls, args.new_tokens)
+    _require_experts(
+        session.find_name(args.model), () if listed else (shift(layer, [expert], 1.0) for layer, expert in experts)
+    )
     prompts = None if cell is None else [line for line in cell.splitlines() if line.strip()]
     model = session.find_model(args.model)
-    with _recipe_hooks(args, model):
+    with recipe(model):
         result = steer(
             model,
             prompts,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -76,3 +77,23 @@ def positional(name: str, help: str, completes: str = "", **options: Any) -> Arg
 def option(*flags: str, help: str, completes: str = "", **options: Any) -> Argument:
     """Make an option; `options` are those of `ArgumentParser.add_argument`."""
     return Argument(flags, help, MappingProxyType(options), completes)
+
+
+@cache
+def at_least(low: int) -> Callable[[str], int]:
+    """Return a function that reads an integer of at least `low`, for `type` of an option.
+
+    >>> at_least(1)("5")
+    5
+    """
+
+    def read(word: str) -> int:
+        try:
+            number = int(word)
+        except ValueError:
+            number = low - 1
+        if number < low:
+            raise ArgumentTypeError(f"expected an integer of at least {low}, got {word!r}; give another number")
+        return number
+
+    return read

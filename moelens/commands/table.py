@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moelens.commands import actions
-from moelens.commands.definitions import Command, option, positional
+from moelens.commands.definitions import Command, at_least, option, positional
 from moelens.commands.session import DEFAULTS
 from moelens.texts import LANGUAGES
 
@@ -33,12 +33,14 @@ _GIVEN = option(
     "(%(default)s)",
     completes="given",
 )
-_TOP = option("--top", type=int, default=15, help="number of findings to print, the strongest first (%(default)s)")
+_TOP = option(
+    "--top", type=at_least(1), default=15, help="number of findings to print, the strongest first (%(default)s)"
+)
 _MODEL_NAME = option("--model", help="name of the model (that in the files)")
 _N_EXPERTS = option("--experts", type=int, help="number of experts in each layer (the largest id plus one)")
 _TOP_K = option("--top-k", type=int, help="experts chosen for each token (what the counts say)")
 _LAYERS = option("--layers", type=int, nargs="+", help="numbers of the layers (all)")
-_SEED = option("--seed", type=int, help=f"seed of all random draws ({DEFAULTS['seed']})")
+_SEED = option("--seed", type=at_least(0), help=f"seed of all random draws ({DEFAULTS['seed']})")
 _FORCE = option("--force", action="store_true", help="permission to replace existing output")
 SAVE = option("--out", type=Path, help=".json or .parquet file for the result")
 _HOOKS = (
@@ -66,7 +68,7 @@ _LANG = option(
     metavar="LANG",
     completes="lang",
 )
-_DRAWS = option("--draws", type=int, default=100, help="number of matched controls, 0 for none (%(default)s)")
+_DRAWS = option("--draws", type=at_least(0), default=100, help="number of matched controls, 0 for none (%(default)s)")
 _RECORDED_MODEL = option(
     "--model",
     help="model that made the recording, to remove experts from (demo, for a recording of it)",
@@ -377,7 +379,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 arguments=(
                     _MODEL,
                     _PAIRS,
-                    option("--top", type=int, default=5, help="number of experts to remove (%(default)s)"),
+                    option("--top", type=at_least(1), default=5, help="number of experts to remove (%(default)s)"),
                     _DRAWS,
                     option(
                         "--doses",
@@ -432,7 +434,9 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="label of --from, such as 尊敬語 or sonkeigo (that of the strongest finding)",
                         completes="label",
                     ),
-                    option("--top", type=int, default=5, help="number of experts of --from, at most (%(default)s)"),
+                    option(
+                        "--top", type=at_least(1), default=5, help="number of experts of --from, at most (%(default)s)"
+                    ),
                     option("--value", type=float, help="factor of scale, or strength of shift"),
                     _DRAWS,
                     _SEED,

@@ -153,11 +153,7 @@ def control_sets(
     Raises:
         MoeLensError: `draws` is below 20, or there are fewer sets of other experts than `draws`.
     """
-    if draws < _LEAST_DRAWS:
-        raise MoeLensError(
-            f"expected {_LEAST_DRAWS} or more control draws, since fewer cannot reach p = .05, got {draws}; "
-            "give more, or controls=None (--draws 0)"
-        )
+    require_draws(draws)
     rng = np.random.default_rng(seed)
     n_experts = usage.load.shape[1]
     changed = tuple(tuple(usage.layers.index(layer) * n_experts + e for e in experts) for layer, experts in groups)
@@ -183,6 +179,15 @@ def control_sets(
     done = np.exp(search.sums(chosen))
     balance = _balance(np.exp(target), done, -off[order].mean(0))
     return [_by_layer(usage, s) for s in chosen], balance, done[:, QUANTITIES.index("routed weight")]
+
+
+def require_draws(draws: int) -> None:
+    """Raise `MoeLensError` unless as many control sets can be significant."""
+    if draws < _LEAST_DRAWS:
+        raise MoeLensError(
+            f"expected {_LEAST_DRAWS} or more control draws, since fewer cannot reach p = .05, got {draws}; "
+            "give more, or controls=None (--draws 0)"
+        )
 
 
 def _by_layer(usage: ExpertUsage, groups: Groups) -> tuple[LayerExperts, ...]:

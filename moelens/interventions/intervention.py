@@ -61,7 +61,7 @@ class Intervention:
             UnknownNameError: a layer, expert or label does not exist.
             MoeLensError: the operation needs the router replayed, and the router of this model cannot be replayed.
         """
-        self._require(model)
+        self.require(model)
         layers = model.shape.moe_layers if self.layer is None else (self.layer,)
         return [hook for layer in layers for hook in _BUILDERS[self.operation](self, model, layer)]
 
@@ -69,8 +69,16 @@ class Intervention:
         """Return the same operation on other experts, for controls."""
         return replace(self, layer=layer, experts=tuple(experts))
 
-    def _require(self, model: HookedMoE) -> None:
-        """Raise an error if the model cannot do it."""
+    def require(self, model: HookedMoE) -> None:
+        """Check that a model can do it.
+
+        Args:
+            model: the model; before it is loaded, anything with its `shape`, its `name` and what it `refused`.
+
+        Raises:
+            UnknownNameError: a layer, expert or label does not exist.
+            MoeLensError: the operation needs the router replayed, and the router of this model cannot be replayed.
+        """
         shape = model.shape
         if self.layer is not None and self.layer not in shape.moe_layers:
             raise unknown("layer", self.layer, shape.moe_layers, f"layers of {model.name!r} with experts")

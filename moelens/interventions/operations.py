@@ -11,6 +11,7 @@ Four of them are similar but differ in what they do to the routing:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -44,6 +45,8 @@ def _intervention(
             )
     if phase not in _PHASES:
         raise unknown("phase", phase, _PHASES)
+    if not math.isfinite(value):
+        raise MoeLensError(f"expected a finite value for {operation}, got {value}; give a number such as 0.5")
     return Intervention(operation=operation, layer=layer, experts=chosen, at=at, phase=phase, value=value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -182,12 +183,11 @@ def steer(
         >>> [step.strength for step in result.steps]
         [0.0, 0.2]
     """
+    require_steering(strengths, controls, new_tokens)
     given = _triples(experts, model.shape.n_experts)
     texts = list(bundled_prompts() if prompts is None else prompts)
     if not (texts and given and len(strengths)):
         raise MoeLensError("expected one or more prompts, experts and strengths, got none of one of them; give it")
-    if not 0 <= controls <= _CONTROL_DRAWS:
-        raise MoeLensError(f"expected 0 to {_CONTROL_DRAWS} control sets, got {controls}; give another number")
     unit = tuple(shift(layer, [expert], bias) for layer, expert, bias in given)
     sets = [unit]
     if controls:
@@ -210,6 +210,16 @@ def steer(
         seed=seed,
         steps=steps,
     )
+
+
+def require_steering(strengths: Sequence[float], controls: int, new_tokens: int) -> None:
+    """Raise `MoeLensError` if an argument of `steer` is out of its range."""
+    if not 0 <= controls <= _CONTROL_DRAWS:
+        raise MoeLensError(f"expected 0 to {_CONTROL_DRAWS} control sets, got {controls}; give another number")
+    if new_tokens < 1:
+        raise MoeLensError(f"expected new_tokens to be at least 1, got {new_tokens}; give a number such as 48")
+    if not all(math.isfinite(strength) for strength in strengths):
+        raise MoeLensError(f"expected finite strengths, got {[*strengths]}; give numbers such as 0.2")
 
 
 def _triples(experts: Any, n_experts: int) -> tuple[tuple[int, int, float], ...]:

@@ -352,19 +352,20 @@ def _write(recording: _Recording, labelled: Iterator[Labelled], metadata: dict[s
     """Write the tables to the files of `labels/`, which get their names only when all of them are complete."""
     folder = Path(recording.path) / "labels"
     written = {f"moelens.{name}": value for name, value in metadata.items()}
-    unfinished = {file: folder / f".{file}.parquet" for file in (*LABEL_FILES, turn_file(folder).stem)}
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder):
+        with lock_folder(folder) as locked:
+            own = "" if locked else f".{os.getpid()}"  # so that two runs do not write to one file
+            unfinished = {file: folder / f".{file}{own}.parquet" for file in (*LABEL_FILES, turn_file(folder).stem)}
             try:
                 _write_files(unfinished, labelled, written)
                 write_turn_labels(recording, unfinished[turn_file(folder).stem], written)
                 sums = {f"{f}.parquet": file_checksums(path) for f, path in unfinished.items() if path.exists()}
-                for file, path in unfinished.items():
-                    if path.exists():
-                        os.replace(path, folder / f"{file}.parquet")
                 with writing(folder / _CHECKSUMS) as partial:
                     partial.write_text(json.dumps(sums, indent=1) + "\n", "utf-8")
+                    for file, path in unfinished.items():
+                        if path.exists():
+                            os.replace(path, folder / f"{file}.parquet")
             except BaseException:
                 for path in unfinished.values():
                     path.unlink(missing_ok=True)

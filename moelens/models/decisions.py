@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moelens.errors import CheckError, MoeLensError
-from moelens.models.points import ROUTER_STAGES, has_hooks, run_hooks
+from moelens.models.points import ROUTER_STAGES, has_hooks, is_only_read, run_hooks
 from moelens.models.routers import RouterRule, expert_vector
 from moelens.models.running import RunningPass
 from moelens.models.structure import MoELayer
@@ -241,12 +241,15 @@ class RoutingHooks:
         """Run the hooks of a point on `[token, ·]`, which they see as `[batch, pos, ·]`.
 
         Returns:
-            What they leave, and the tokens that they changed, bool `[token]`; None without hooks.
+            What they leave, and the tokens that they changed, bool `[token]`; None without hooks, or if all only read.
         """
         point = getattr(self.points, name, None)
         if not has_hooks(point):
             return flat, None
-        left = run_hooks(point, flat.reshape(*self.running.shape(flat.shape[0]), flat.shape[-1])).reshape(flat.shape)
+        shown = flat.reshape(*self.running.shape(flat.shape[0]), flat.shape[-1])
+        left = run_hooks(point, shown, owned=is_only_read(point)).reshape(flat.shape)
+        if is_only_read(point):
+            return flat, None
         different = (left != flat) & ~(left.isnan() & flat.isnan())
         return left, different.any(-1)
 

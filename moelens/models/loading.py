@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -193,6 +193,8 @@ def _read_config(source: str, options: dict[str, Any]) -> Any:
     """
     options = {"trust_remote_code": False} | options
     content, _ = transformers.PretrainedConfig.get_config_dict(source, revision=options.get("revision"))
+    if not options["trust_remote_code"]:
+        _require_no_kernels(source, content)
     if content.get("model_type") not in CONFIG_MAPPING:
         classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         known = [t for t, name in classes if name in (content.get("architectures") or []) and t in CONFIG_MAPPING]
@@ -202,6 +204,18 @@ def _read_config(source: str, options: dict[str, Any]) -> Any:
             )
     trusted = options.pop("trust_remote_code")
     return transformers.AutoConfig.from_pretrained(source, trust_remote_code=trusted, **options)
+
+
+def _require_no_kernels(source: str, content: Mapping[str, Any]) -> None:
+    """Raise `MoeLensError` if a configuration names kernels to download from the hub, which transformers would run."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            _require_no_kernels(source, value)
+        elif "_implementation" in key and isinstance(value, str) and "/" in value:
+            raise MoeLensError(
+                f"expected a configuration without code to download in {source!r}, got {key} {value!r}; if you trust"
+                " it, use moelens.load(…, trust_remote_code=True)"
+            )
 
 
 def _interrupted_download(model: str, error: BaseException) -> MoeLensError | None:

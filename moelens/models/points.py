@@ -119,6 +119,19 @@ def has_hooks(point: nn.Module | None) -> bool:
     return isinstance(point, HookPoint) and bool(point.fwd_hooks or point.bwd_hooks)
 
 
+def only_reading(hook: Callable[..., None]) -> Callable[..., None]:
+    """Mark a hook that changes nothing, so that the host does not wait for a GPU to compare what the hook leaves."""
+    hook.only_reads = True  # type: ignore[attr-defined]
+    return hook
+
+
+def is_only_read(point: Any) -> bool:
+    """Whether all hooks of a point are marked by `only_reading`."""
+    return not point.bwd_hooks and all(
+        getattr(getattr(h, "user_hook", None), "only_reads", False) for h in point.fwd_hooks
+    )
+
+
 def run_hooks(point: Any, tensor: Tensor, *, owned: bool = False) -> Tensor:
     """Run the hooks of a point on a copy of a tensor, so that an edit in place changes nothing else.
 

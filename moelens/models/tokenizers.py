@@ -39,6 +39,11 @@ def find_tokenizer(given: Any, source: str, options: dict[str, Any]) -> tuple[An
     except Exception as error:
         if given is None and not _has_files(source, _FILES, options):
             return None, _absent()
+        if "trust_remote_code" in str(error):
+            raise MoeLensError(
+                f"expected a tokenizer without code of its own, got that of {source!r}; if you trust the code, use"
+                " moelens.load(…, trust_remote_code=True), or give another tokenizer with tokenizer="
+            ) from error
         text = " ".join(str(error).split())[:300]
         raise MoeLensError(
             f"the tokenizer of {source!r} cannot be loaded ({text}); give another one with tokenizer="

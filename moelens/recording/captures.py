@@ -157,9 +157,27 @@ class CaptureRequest:
             UnknownNameError: If a capture, layer, expert or element type does not exist.
             MoeLensError: If the model does not offer a capture, or a capture is named twice.
         """
+        request = cls.of_shape(model.shape, capture, layers, experts, dtype)
+        request._require_points(model)
+        return request
+
+    @classmethod
+    def of_shape(
+        cls,
+        shape: MoEShape,
+        capture: str | Sequence[str],
+        layers: Sequence[int] | None,
+        experts: Sequence[int] | None,
+        dtype: str,
+    ) -> CaptureRequest:
+        """Build a request from the arguments of `moelens.record`, and compare it with the sizes of a model.
+
+        Raises:
+            UnknownNameError: If a capture, layer, expert or element type does not exist.
+            MoeLensError: If a capture is named twice, or no layer has it.
+        """
         captures = read_captures(capture, dtype)
         names = [c.name for c in captures]
-        shape = model.shape
         chosen = _choose_layers(layers, names, shape)
         for expert in experts or ():
             if expert not in range(shape.n_experts):
@@ -176,17 +194,17 @@ class CaptureRequest:
             experts=None if experts is None else tuple(sorted(set(experts))),
             dtype=dtype,
         )
-        request._require_points(model)
+        for each in captures:
+            if not request.layers_of(each):
+                raise MoeLensError(
+                    f"expected layers with experts for capture {each}, got {[*chosen]};"
+                    f" choose from {[*shape.moe_layers]}"
+                )
         return request
 
     def _require_points(self, model: HookedMoE) -> None:
         """Raise `MoeLensError` if the model does not offer a hook point, with the reason."""
         for capture in self.captures:
-            if not self.layers_of(capture):
-                raise MoeLensError(
-                    f"expected layers with experts for capture {capture}, got {[*self.layers]};"
-                    f" choose from {[*model.shape.moe_layers]}"
-                )
             for layer in self.layers_of(capture):
                 name = f"blocks.{layer}.{capture.point}"
                 if name not in model.hook_dict:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moelens.errors import CheckError
+from moelens.models.points import only_reading
 from moelens.recording.captures import (
     INDICES_POINT,
     QUANTITIES,
@@ -140,7 +141,7 @@ class Collector:
             if "routes" in self.request:
                 self._captured["routes", layer] = {"experts": indices}
 
-        return hook
+        return only_reading(hook)
 
     def _capture_hook(self, capture: Capture, layer: int) -> Callable[..., None]:
         reduce: _Reduction = _REDUCTIONS.get(capture.name, lambda rows, capture, top_k: {"values": rows})
@@ -160,7 +161,7 @@ class Collector:
             columns[name] = stored.float() if self.request.dtype == "bfloat16" else stored
             self._captured[capture.name, layer] = self._captured.get((capture.name, layer), {}) | columns
 
-        return hook
+        return only_reading(hook)
 
     def _slot_rows(self, rows: Tensor, layer: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the rows of the experts to keep, `[row, ·]`, of a tensor `[token, slot, ·]`.

@@ -6,8 +6,8 @@ import csv
 import hashlib
 import importlib
 import json
+import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,7 +122,8 @@ def export(
     name = Path(recording.folder.location).name
     out = Path(out or (f"{name}-{to}" if table == "tokens" else f"{name}-{table}-{to}"))
     _require_free(out, force)
-    with explain_write_errors(out), _scratch_beside(out) as scratch:
+    target = Path(os.path.realpath(out))
+    with explain_write_errors(out), _scratch_beside(target) as scratch:
         new = Path(scratch) / "new"
         new.mkdir()
         _FORMATS[to](recording, selection, new)
@@ -130,10 +131,19 @@ def export(
         about = selection.labels.metadata if selection.labels else None
         (new / "README.md").write_text(export_card(manifest, to, table, _SETTINGS_FILE, about), "utf-8")
         (new / _SETTINGS_FILE).write_text(json.dumps(recording.manifest, ensure_ascii=False, indent=1), "utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        new.rename(out)
+        _put_in_place(new, target, Path(scratch) / "old")
     return out
+
+
+def _put_in_place(new: Path, out: Path, old: Path) -> None:
+    """Give the folder of an export its name. An export that has it moves to `old`; an empty folder is filled."""
+    if out.exists() and not any(out.iterdir()):  # it may be the current folder, or a file system of its own
+        for path in sorted(new.iterdir(), key=lambda path: path.name == _SETTINGS_FILE):
+            path.rename(out / path.name)
+        return
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
 
 
 @contextmanager

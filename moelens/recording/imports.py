@@ -345,7 +345,8 @@ def _write(folder: Folder, documents: Sequence[RoutedDocument], same: dict[str, 
         write_card(folder, manifest)
         folder.write_json(MANIFEST, seal(manifest))
     except BaseException:
-        clear_recording(folder)
+        if folder.is_ours:
+            clear_recording(folder)
         raise
     folder.remove(PROGRESS)
 

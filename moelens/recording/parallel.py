@@ -129,7 +129,7 @@ def join_processes() -> bool:
             f" them beside WORLD_SIZE, got {', '.join(wrong)}; start the processes with one of these, or {_ALONE}"
         )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_gpu())
     awaited = f"{size} processes (WORLD_SIZE) at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} (MASTER_ADDR)"
     notice = threading.Timer(
         _PATIENCE, print, [f"moelens: process {os.environ['RANK']} waits for {awaited}; {_ALONE}"], {"file": sys.stderr}
@@ -161,7 +161,12 @@ def _wrong_variables(size: int) -> list[str]:
 
 def local_device() -> str:
     """Return the device of this process, for a model that each process holds completely."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{_gpu()}" if torch.cuda.is_available() else "cpu"
+
+
+def _gpu() -> int:
+    """Return the number of the GPU of this process; processes share GPUs if there are more of them."""
+    return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
 def _team_size(hf_model: Any) -> int:

@@ -53,16 +53,13 @@ def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> di
     Raises:
         RecordingError: If the folder holds a recording, one that was begun with other settings, or something else.
     """
+    require_place(folder, force)
     with folder.explain_errors():
         begun: dict[str, Any] | None = None
         if folder.exists(SETTINGS):
             with suppress(RecordingError) if force else nullcontext():
                 begun = _read_progress(folder, SETTINGS)
         finished = folder.exists(MANIFEST)
-        if not finished and begun is None:
-            for name in folder.names():
-                if not (name.startswith(_RECORDING_FILES) and (force or name.startswith(PROGRESS))):
-                    raise folder.occupied_error()
         if finished and begun is None and not force:
             raise finished_error(folder)
         differences = _describe_differences(begun["same"], settings["same"]) if begun else ""
@@ -77,6 +74,7 @@ def begin_recording(folder: Folder, settings: dict[str, Any], force: bool) -> di
             f"'{folder.location}' holds an unfinished recording with other settings ({differences}); repeat its command"
             " to finish it, choose another folder, or start again with force=True (--force)"
         )
+    folder.claim()
     return begun
 
 
@@ -99,6 +97,26 @@ def differences_from_manifest(manifest: dict[str, Any], same: dict[str, Any]) ->
 
     wanted = {key: value for key, value in same.items() if key not in _MAY_DIFFER}
     return _describe_differences(part(manifest, wanted), wanted)
+
+
+def require_place(folder: Folder, force: bool) -> None:
+    """Check, before a model is loaded, that a recording can be begun or continued in a folder.
+
+    Args:
+        folder: The folder.
+        force: Whether a recording in it may be replaced.
+
+    Raises:
+        RecordingError: If it holds something else than a recording.
+    """
+    with folder.explain_errors():
+        if folder.exists(SETTINGS) or folder.exists(MANIFEST):
+            return
+        if folder.is_local and folder.exists() and not folder.fs.isdir(folder.root):
+            raise folder.occupied_error()
+        for name in folder.names():
+            if not (name.startswith(_RECORDING_FILES) and (force or name.startswith(PROGRESS))):
+                raise folder.occupied_error()
 
 
 def clear_recording(folder: Folder, remove_folder: bool = True) -> None:
@@ -159,6 +177,7 @@ def commit_piece(
         special_tokens: The number of its documents by where their special tokens are from; None if that is not known.
         last: Number of the last piece, if there are several.
     """
+    folder.require_ours()
     entry: dict[str, Any] = {"last": piece if last is None else last}
     entry |= {"shards": [s.to_dict() for s in shards], "documents": documents.to_dict(), "methods": dict(methods)}
     entry |= {"decode_routes": dict(routes), "special_tokens": dict(special_tokens or {})}
@@ -220,8 +239,9 @@ def merge_pieces(folder: Folder, pieces: int, same: dict[str, Any]) -> dict[str,
         same: The settings of the recording, which become part of the manifest.
 
     Raises:
-        RecordingError: If a file of `progress/` is damaged.
+        RecordingError: If a file of `progress/` is damaged, or another run claimed the folder.
     """
+    folder.require_ours()
     committed = [piece for piece in range(pieces) if folder.exists(commit_name(piece))]
     entries = [_read_progress(folder, commit_name(piece)) for piece in committed]
     for piece, entry in zip(committed, entries, strict=True):

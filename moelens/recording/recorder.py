@@ -170,8 +170,11 @@ def record(
             return Recording.open(out)
         try:
             _record_pieces(run, job, progress if ranks.first else False)
-        except BaseException:
-            if ranks.size == 1 and not any(folder.exists(commit_name(piece)) for piece in range(len(job.pieces))):
+        except BaseException as error:
+            if isinstance(error, Exception) and not folder.is_ours:
+                raise folder.taken_error() from error
+            committed = any(folder.exists(commit_name(piece)) for piece in range(len(job.pieces)))
+            if ranks.size == 1 and folder.is_ours and not committed:
                 clear_recording(folder)  # no piece is complete, so that nothing could be continued
             raise
         ranks.wait()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from moelens.errors import MoeLensError, RecordingError
 from moelens.files import explain_write_errors, lock_folder
 
 _SAME: set[tuple[object, ...]] = set()  # files elsewhere that have their checksums
+_OWNER = "progress/owner"
+_OWNERS: dict[str, str] = {}  # by location, what this process writes to folders that could not be locked
 
 
 @dataclass(frozen=True)
@@ -188,19 +191,52 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Prevent other processes from recording to the folder during the block.
 
-        The operating system releases the lock when the process ends, however it ends. Nothing is locked on object
-        stores and on network file systems without locks.
+        The operating system releases the lock when the process ends, however it ends. On object stores and on network
+        file systems without locks, the folder belongs to the run that claimed it last; see `claim`.
 
         Raises:
             RecordingError: If another run holds the lock.
         """
-        if not self.is_local:
-            yield
-            return
-        with self.explain_errors():
-            self.fs.makedirs(self.root, exist_ok=True)
-        with lock_folder(self.root):
-            yield
+        with ExitStack() as stack:
+            held = False
+            if self.is_local:
+                with self.explain_errors():
+                    self.fs.makedirs(self.root, exist_ok=True)
+                held = stack.enter_context(lock_folder(self.root))
+            if held:
+                yield
+                return
+            before, _OWNERS[self.location] = _OWNERS.get(self.location, ""), uuid.uuid4().hex
+            try:
+                yield
+            finally:
+                _OWNERS[self.location] = before
+
+    def claim(self) -> None:
+        """Write to the folder whose it is, if it could not be locked."""
+        if owner := _OWNERS.get(self.location):
+            self.write(_OWNER, owner.encode())
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether no other run claimed the folder after this one did, or it is locked."""
+        owner = _OWNERS.get(self.location)
+        try:
+            return not owner or self.read(_OWNER) == owner.encode()
+        except FileNotFoundError:  # the other run has ended
+            return False
+
+    def require_ours(self) -> None:
+        """Raise `RecordingError` if another run claimed the folder after this one did."""
+        if not self.is_ours:
+            raise self.taken_error()
+
+    def taken_error(self) -> RecordingError:
+        """Return the error for a folder that another run claimed after this one did."""
+        return RecordingError(
+            f"another run began later to write to '{self.location}', where nothing can be locked; this run has"
+            " ended, and the recording is that of the other one"
+        )
 
     def remove(self, name: str = "") -> None:
         """Remove a file, or a folder with its contents, if it exists."""

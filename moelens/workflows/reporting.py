@@ -13,6 +13,7 @@ import numpy as np
 from moelens.analysis import Counts, CountTables, Specialization, analyze
 from moelens.analysis import compare as compare_recordings
 from moelens.analysis.counts import COUNTS_ONLY
+from moelens.analysis.specialize import require_permutations
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.files import require_writable, writing
@@ -121,6 +122,7 @@ def report(
             lang=lang,
         )
         return _write_page(content, out)
+    require_permutations(permutations)
     recording = Recording.open(recording)  # type: ignore[arg-type]
     runs = effects == "remove" or baseline
     loaded = recorded_model(recording, model) if runs else None  # refused before anything is computed
