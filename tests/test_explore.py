@@ -211,15 +211,13 @@ def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recordin
     assert not Excerpt(recording).extent
 
 
-def test_what_shows_a_part_says_so(
-    explorer: Explorer, recording: Recording, model: moelens.HookedMoE, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_shows_a_part_says_so(explorer: Explorer, recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the first" not in words_of(explorer)
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
     monkeypatch.setattr("moelens.tracing.passages._EXCERPT_TOKENS", 1)
     extent = f"the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
-    found = moelens.explore(large, model, result=explorer.result, labels=moelens.Labels.open(recording))
+    found = moelens.explore(large, result=explorer.result, labels=moelens.Labels.open(recording))
     assert words_of(found).count(extent) == 2
 
 

@@ -433,7 +433,7 @@ def test_reading_vectors_of_a_broken_shard(tmp_path: Path) -> None:
     shard = tmp_path / "run" / "residuals" / "residuals-L01-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-20])
     with pytest.raises(
-        RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is damaged: its size"
+        RecordingError, match=r"'residuals/residuals-L01-00000\.parquet' of recording .* is damaged: its checksum"
     ):
         recording.vectors("residuals", 1)
     shard.unlink()
