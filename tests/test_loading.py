@@ -17,6 +17,7 @@ import moelens
 from moelens.errors import MoeLensError, UnknownNameError, UnsupportedModelError
 from moelens.models import experts, loading
 from moelens.models.loading import architectures, inspect_architecture
+from moelens.models.structure import find_moe_layers
 
 
 def test_folder(tmp_path: Path) -> None:
@@ -176,3 +177,15 @@ def test_architecture_errors() -> None:
         match="the default configuration of 'dbrx' does not describe a whole model with experts; give a folder",
     ):
         inspect_architecture("dbrx")
+
+
+@pytest.mark.slow
+def test_the_table_says_which_architectures_have_no_whole_default() -> None:
+    hooked = (name for name, how in architectures().items() if not how.startswith(("no: ", "text model: ")))
+    without = set()
+    for name in hooked:
+        try:
+            find_moe_layers(loading._build_on_meta(name))
+        except MoeLensError:
+            without.add(name)
+    assert without == loading.WITHOUT_DEFAULT
