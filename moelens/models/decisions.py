@@ -188,7 +188,8 @@ class RoutingHooks:
         bias = expert_vector(self.layer.block, rule.bias)
         biased = run(rule.biased(scores, None if bias is None else bias.detach(), known))
         selection = run(rule.selection(biased))
-        changed = torch.stack([c for c in changes if c is not None]).any(0)
+        edits = [each for each in changes if each is not None]  # none where all hooks only read
+        changed = torch.stack(edits).any(0) if edits else None
         return Decision(logits=logits, scores=scores, biased=biased, selection=selection, changed=changed)
 
     def _replay(self, decision: Decision, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
