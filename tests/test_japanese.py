@@ -246,7 +246,7 @@ def test_families_of_a_sentence(tmp_path):
 
 
 def test_many_documents_are_shared_among_processes(tmp_path, monkeypatch):
-    monkeypatch.setattr("moelens.japanese.labels._GROUP_CHARACTERS", 10)
+    monkeypatch.setattr("moelens.japanese.label_tables._GROUP_CHARACTERS", 10)
     recording = FakeRecording(tmp_path, *["雨が|降ります|。", "お届け|いたします。"] * 4)
     alone = {f: Labels.create(recording, processes=1).matrix(f)[1] for f in FAMILIES}
     shared = Labels.create(recording, processes=2)
@@ -309,7 +309,7 @@ def test_errors_of_labels(tmp_path):
         Labels.open(recording)
     folder = tmp_path / "labels"
     assert str(missing.value) == (
-        f"expected labels in '{folder}', got no morphology.parquet; create it with moelens.label(recording)"
+        f"expected labels in '{folder}', got no morphology.parquet; create them again with moelens.label(recording)"
     )
     with pytest.raises(UnknownNameError) as policy:
         Labels.create(recording, "first")

@@ -18,6 +18,7 @@ from moelens.japanese.normalization import LINE_BREAKS, Normalized, normalize
 from moelens.japanese.ruby import AnnotatedText, Ruby
 
 Analyser = Literal["fugashi", "sudachi"]
+_ANALYSERS = get_args(Analyser)
 
 #: The parts of speech of UniDic (first level), in the order in which they are reported.
 POS = (
@@ -237,8 +238,8 @@ def parse_morphemes(text: str, analyser: Analyser = "fugashi") -> AnnotatedText[
         >>> [(m.surface, m.pos[0], m.lemma) for m in parse_morphemes("私が参ります")]
         [('私', '代名詞', '私'), ('が', '助詞', 'が'), ('参り', '動詞', '参る'), ('ます', '助動詞', 'ます')]
     """
-    if analyser not in get_args(Analyser):
-        raise unknown("analyser", analyser, get_args(Analyser))
+    if analyser not in _ANALYSERS:
+        raise unknown("analyser", analyser, _ANALYSERS)
     copy = normalize(text)
     words = _words(copy.text, _by_fugashi if analyser == "fugashi" else _by_sudachi)
     if copy.text == text:
