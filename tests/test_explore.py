@@ -19,6 +19,7 @@ import moelens
 from moelens.analysis import Specialization
 from moelens.checksums import file_checksums
 from moelens.recording import Recording
+from moelens.texts import Texts
 from moelens.tracing import align_tokens
 from moelens.tracing.passages import Excerpt, Passages
 from moelens.views.explorer import Explorer, verdict
@@ -201,21 +202,24 @@ def test_traces_that_cannot_be_shown(model: moelens.HookedMoE) -> None:
         TraceView([one], layer=9)
 
 
-def test_only_the_first_shards_of_a_large_recording_are_held(recording: Recording) -> None:
+def test_only_the_first_tokens_of_a_large_recording_are_held(recording: Recording) -> None:
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 3, "n_tokens": 3 * entry["rows"]})
     held = Excerpt(large, entry["rows"] + 1)
-    assert held.recording.n_tokens == len(held.indices()) == 2 * entry["rows"]
+    assert held.n_tokens == len(held.indices()) == len(held.weights()) == len(held.column("doc")) == entry["rows"] + 1
+    assert (held.indices()[: entry["rows"]] == recording.indices()[: entry["rows"]]).all()
     assert held.indices() is held.indices()
-    assert held.extent == f"the first {2 * entry['rows']:,} of {3 * entry['rows']:,} tokens"
-    assert not Excerpt(recording).extent
+    n, of = f"{entry['rows'] + 1:,}", f"{3 * entry['rows']:,}"
+    assert held.extent(Texts("en")) == f"the first {n} of {of} tokens"
+    assert held.extent(Texts("ja")) == f"{of}トークンのうち最初の{n}トークン"
+    assert not Excerpt(recording).extent(Texts("en"))
 
 
 def test_what_shows_a_part_says_so(explorer: Explorer, recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the first" not in words_of(explorer)
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 2, "n_tokens": 2 * entry["rows"]})
-    monkeypatch.setattr("moelens.tracing.passages._EXCERPT_TOKENS", 1)
+    monkeypatch.setattr("moelens.tracing.passages._EXCERPT_TOKENS", entry["rows"])
     extent = f"the first {entry['rows']:,} of {2 * entry['rows']:,} tokens"
     found = moelens.explore(large, result=explorer.result, labels=moelens.Labels.open(recording))
     assert words_of(found).count(extent) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from moelens.japanese.labels import require_alignment
 from moelens.models.tokens import TokenSpans
 from moelens.recording import Recording
 from moelens.recording.writer import layer_label
+from moelens.texts import Texts
 from moelens.tracing.traces import Trace, spans_from_labels, token_texts
 
 if TYPE_CHECKING:
@@ -19,32 +21,34 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_EXCERPT_TOKENS = 100_000
+_EXCERPT_TOKENS = 50_000  # a report makes some 500 cards from them, in about ten seconds
 _MOST_PASSAGES = 5
 _TOKENS_AROUND = 20
 
 
 class Excerpt:
-    """The first shards of a recording, whose arrays stay in memory once they are read.
+    """The first tokens of a recording, whose arrays stay in memory once they are read.
+
+    The labels of its tokens are the first rows of those of the recording.
 
     Args:
         recording: the recording.
-        tokens: the excerpt ends with the shard that reaches this number of tokens; 100,000 by default.
+        tokens: the number of tokens; all if there are fewer. 50,000 by default.
 
     Attributes:
-        recording: the recording, with these shards only.
-        extent: the tokens that the excerpt holds, in words; empty where it holds all of them.
+        recording: the recording.
+        n_tokens: number of tokens in the excerpt.
     """
 
     def __init__(self, recording: Recording, tokens: int | None = None) -> None:
-        shards, rows = [], 0
-        for entry in recording.manifest["shards"]:
-            if rows < (_EXCERPT_TOKENS if tokens is None else tokens):
-                shards.append(entry)
-                rows += entry["rows"]
-        self.recording = Recording(recording.folder, {**recording.manifest, "shards": shards, "n_tokens": rows})
-        self.extent = "" if rows == recording.n_tokens else f"the first {rows:,} of {recording.n_tokens:,} tokens"
+        self.recording = recording
+        self.n_tokens = min(recording.n_tokens, _EXCERPT_TOKENS if tokens is None else tokens)
         self._cache: dict[str, Any] = {}
+
+    def extent(self, say: Texts) -> str:
+        """Return the tokens that the excerpt holds, in words; "" where it holds all of them."""
+        n, of = self.n_tokens, self.recording.n_tokens
+        return "" if n == of else say("excerpt.extent", n=f"{n:,}", all=f"{of:,}")
 
     def _cached(self, name: str, read: Callable[[], _T]) -> _T:
         if name not in self._cache:
@@ -54,26 +58,30 @@ class Excerpt:
 
     def indices(self) -> NDArray[np.unsignedinteger[Any]]:
         """See `Recording.indices`."""
-        return self._cached("indices", self.recording.indices)
+        parts = self.recording.parts
+        return self._cached("indices", lambda: np.concatenate([np.stack(p, 1) for _, p in parts(0, self.n_tokens)]))
 
     def weights(self) -> Any:
         """See `Recording.weights`; in float16, as on disk."""
-        return self._cached("weights", lambda: self.recording.weights().astype(np.float16))
+        names = [f"weights_{layer_label(n)}" for n in self.recording.layers]
+        columns = (self.column(name).astype(np.float16) for name in names)
+        return self._cached("weights", lambda: np.stack([*columns], 1))
 
     def column(self, name: str) -> NDArray[Any]:
         """See `Recording.column`."""
-        return self._cached(name, lambda: self.recording.column(name))
+        columns = self.recording.columns
+        return self._cached(name, lambda: np.concatenate([c for _, (c,) in columns([name], 0, self.n_tokens)]))
 
     def texts(self) -> list[str]:
-        """Return the texts of the documents."""
-        return self._cached("texts", lambda: list(self.recording.texts()))
+        """Return the texts of the documents up to the last one with a token in the excerpt."""
+        return self._cached("texts", lambda: list(islice(self.recording.texts(), int(self.column("doc")[-1]) + 1)))
 
 
-def _underlined(labels: Labels, family: str) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+def _underlined(labels: Labels, family: str, rows: slice) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
     """Return the labels that sentences show beside the routes: references with their evidence, or honorifics."""
     if family != "reference":
-        return labels.matrix("honorifics")
-    (names, has), (more, evidence) = labels.matrix("reference"), labels.matrix("reference_evidence")
+        return labels.matrix("honorifics", rows)
+    (names, has), (more, evidence) = (labels.matrix(f, rows) for f in ("reference", "reference_evidence"))
     return (*names, *more), np.concatenate([has, evidence], axis=1)
 
 
@@ -81,32 +89,32 @@ class Passages:
     """Finds sentences in which an expert is chosen for tokens of a label.
 
     Args:
-        recording: the recording. Only its first 100,000 tokens or so are searched, see `Excerpt`.
+        recording: the recording, of which only the first 50,000 tokens are searched, or an excerpt of it.
         labels: its labels.
         family: the family that the labels given to `find` belong to.
     """
 
-    def __init__(self, recording: Recording, labels: Labels, family: str) -> None:
+    def __init__(self, recording: Recording | Excerpt, labels: Labels, family: str) -> None:
         """Read what is needed. Raises `RecordingError` if the characters of the tokens are not known."""
-        require_alignment(recording)
-        self.excerpt = excerpt = Excerpt(recording)
+        self.excerpt = excerpt = recording if isinstance(recording, Excerpt) else Excerpt(recording)
+        require_alignment(excerpt.recording)
         self.recording = excerpt.recording
-        n_tokens = self.recording.n_tokens
-        # The label tables have a row for every token of the whole recording, so a part cannot be read with them.
-        self.labels = None if excerpt.extent else labels
+        rows = slice(excerpt.n_tokens)
+        self.labels = labels
         self.texts = excerpt.texts()
-        self.classes, class_mask = _underlined(labels, family)
+        self.classes, self.class_mask = _underlined(labels, family, rows)
         known = family in labels.families  # a result may be about labels that no family has
-        self.names, label_mask = labels.matrix(family) if known else ((), class_mask)
-        self.label_mask, self.class_mask = label_mask[:n_tokens], class_mask[:n_tokens]
+        self.names, self.label_mask = labels.matrix(family, rows) if known else ((), self.class_mask)
         self.start, self.end, self.partial, self.doc = map(excerpt.column, ("char_start", "char_end", "partial", "doc"))
         self.lengths = np.bincount(self.doc)
         self.experts = excerpt.indices()
         margins = [
-            excerpt.column(f"margin_{layer_label(n)}") for n in recording.layers if "margin" in recording.captures
+            excerpt.column(f"margin_{layer_label(n)}")
+            for n in self.recording.layers
+            if "margin" in self.recording.captures
         ]
         self.margin = np.stack(margins, 1).astype(float) if margins else None
-        weighted = recording.manifest["capture"].get("weights", True)
+        weighted = self.recording.manifest["capture"].get("weights", True)
         self.weights = excerpt.weights() if weighted else np.broadcast_to(np.float16(np.nan), self.experts.shape)
 
     def find(self, layer: int, expert: int, label: str) -> list[Trace]:

@@ -14,6 +14,7 @@ from moelens.analysis.tables import bracketed, number, percent, signed_interval,
 from moelens.errors import UnknownNameError, unknown
 from moelens.japanese.labels import require_alignment
 from moelens.texts import Texts
+from moelens.tracing.passages import Excerpt
 from moelens.views.finding_tables import lift_name
 from moelens.views.style import label_html
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from moelens.interventions import Effect
     from moelens.japanese import Labels
     from moelens.recording import Recording
-    from moelens.tracing.passages import Excerpt
 
 _MOST_WORDS, _MOST_CONTEXTS, _MOST_COMPANIONS = 12, 5, 4
 _CHARACTERS_AROUND = 14
@@ -141,9 +141,9 @@ def _effect_html(effect: Effect, say: Texts) -> str:
     return f'{head}<table style="border-collapse: collapse">{rows}</table>'
 
 
-def _lemmas(labels: Labels) -> tuple[list[str], NDArray[Any]]:
-    """All lemmas, and for each token the index of that of its last character; cached for the next card."""
-    return _read_lemmas(labels, _modified(labels))
+def _lemmas(labels: Labels, n_tokens: int) -> tuple[list[str], NDArray[Any]]:
+    """The lemmas, and for each of the first tokens the index of its own; cached for the next card."""
+    return _read_lemmas(labels, n_tokens, _modified(labels))
 
 
 def _modified(labels: Labels) -> int:
@@ -152,21 +152,23 @@ def _modified(labels: Labels) -> int:
 
 
 @lru_cache(maxsize=2)
-def _label_matrix(labels: Labels, family: str, modified: int) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
-    return labels.matrix(family)
+def _label_matrix(
+    labels: Labels, family: str, n_tokens: int, modified: int
+) -> tuple[tuple[str, ...], NDArray[np.bool_]]:
+    return labels.matrix(family, slice(n_tokens))
 
 
-def _has_label(labels: Labels | None, wanted: tuple[str, str] | None) -> NDArray[np.bool_] | None:
-    """Whether each token has the label, `[token]`; None if the labels do not tell."""
+def _has_label(labels: Labels | None, wanted: tuple[str, str] | None, n_tokens: int) -> NDArray[np.bool_] | None:
+    """Whether each of the first tokens has the label, `[token]`; None if the labels do not tell."""
     if labels is None or wanted is None or wanted[0] not in labels.families:
         return None
-    names, matrix = _label_matrix(labels, wanted[0], _modified(labels))
+    names, matrix = _label_matrix(labels, wanted[0], n_tokens, _modified(labels))
     return matrix[:, names.index(wanted[1])] if wanted[1] in names else None
 
 
 @lru_cache(maxsize=1)
-def _read_lemmas(labels: Labels, modified: int) -> tuple[list[str], NDArray[Any]]:
-    column = labels.table("pos", ["lemma"])["lemma"].fill_null("").combine_chunks().dictionary_encode()
+def _read_lemmas(labels: Labels, n_tokens: int, modified: int) -> tuple[list[str], NDArray[Any]]:
+    column = labels.table("pos", ["lemma"], slice(n_tokens))["lemma"].fill_null("").combine_chunks().dictionary_encode()
     return column.dictionary.to_pylist(), column.indices.to_numpy()
 
 
@@ -183,22 +185,22 @@ def _words_html(
     The sentences are around tokens of the `wanted` label, as family and name, where the labels are known and the expert
     takes such tokens.
     """
-    require_alignment(recording)
+    require_alignment(recording.recording if isinstance(recording, Excerpt) else recording)
     experts = recording.indices()[:, at]
     taken = (experts == expert).any(-1)
     doc, start, end, ids = (recording.column(c) for c in ("doc", "char_start", "char_end", "token_id"))
     texts = list(recording.texts())
     taken &= end > start
-    extent = getattr(recording, "extent", "")  # an explorer reads an excerpt of a large recording
+    extent = recording.extent(say) if isinstance(recording, Excerpt) else ""
     if not taken.any():
         return say("card.no_token", extent=extent or say("card.this_recording"))
     rows = np.flatnonzero(taken)
     words = _most_frequent_html("words", say, ids, rows, lambda row: texts[doc[row]][start[row] : end[row]])
     if labels is not None:
-        names, lemma_ids = _lemmas(labels)
+        names, lemma_ids = _lemmas(labels, len(doc))
         named = rows[[names[i] != "" for i in lemma_ids[rows]]]
         words += _most_frequent_html("lemmas", say, lemma_ids, named, lambda row: names[lemma_ids[row]])
-    has = _has_label(labels, wanted)
+    has = _has_label(labels, wanted, len(doc))
     typical = rows if has is None or not has[rows].any() else rows[has[rows]]
     return (
         f"{say('card.within', extent=extent) + '<br>' if extent else ''}{words}"

@@ -142,7 +142,7 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         kind = KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND)
         self.effect = EffectView(kind=kind, texts=self.say.part("effect"))
         self.effect.observe(self._remove, "clicks")
-        extent = passages.excerpt.extent
+        extent = passages.excerpt.extent(self.say)
         sentences = self.say("explorer.what_from", extent=extent) if extent else self.say("explorer.what")
         self.sections.append(("what", sentences, self.trace))
         self.sections.append(("effect", self.say("explorer.effect"), self.effect))

@@ -16,6 +16,7 @@ from moelens.display import find_view
 from moelens.errors import MoeLensError
 from moelens.japanese.classes import CLASS_STYLE, GLOSS
 from moelens.texts import Texts
+from moelens.tracing.passages import Excerpt
 from moelens.views.answers import answer, compared
 from moelens.views.finding_tables import LEAST_TOKENS, findings_html, summary_html
 from moelens.views.live import LiveView
@@ -82,7 +83,8 @@ class Report:
         figures: further figures, each with its caption.
         reproduce: commands that make the report again.
         notes: further limits, one sentence each.
-        recording: the recording that was analysed, for the words and sentences on the cards of experts.
+        recording: the recording that was analysed, or an excerpt of it, for the words and sentences on the cards of
+            experts.
         labels: its labels, by which these sentences are chosen.
         effects: results of `effect`, `causes` and `prefer` for the model.
         comparison: a result of `compare`, of another recording with this one.
@@ -97,7 +99,7 @@ class Report:
     figures: Sequence[tuple[str, Figure]] = ()
     reproduce: str = ""
     notes: Sequence[str] = ()
-    recording: Recording | None = None
+    recording: Recording | Excerpt | None = None
     labels: Labels | None = None
     effects: Sequence[Effect | Causes | Preferences] = ()
     comparison: Comparison | None = None
@@ -135,7 +137,7 @@ def report_html(report: Report) -> str:
         f'<p class="lead">{escape(" · ".join(facts))}</p>',
         _overview_section(report, say),
         *(_family_section(page, family, result, report, say) for family, result in report.results.items()),
-        _examples_section(page, report.examples, say),
+        _examples_section(page, report, say),
         _effects_section(report.effects, say),
         _comparison_section(report.comparison, say),
         _load_section(first, report.figures, say),
@@ -229,11 +231,11 @@ def _labels_to_draw(family: str, result: Specialization) -> Sequence[str]:
     return [result.names[i] for i in tested[:_MAPS_PER_FAMILY]]
 
 
-def _examples_section(page: Page, examples: Sequence[Example], say: Texts) -> str:
+def _examples_section(page: Page, report: Report, say: Texts) -> str:
     by_label: dict[str, list[Example]] = {}
-    for example in examples:
+    for example in report.examples:
         by_label.setdefault(example.label, []).append(example)
-    parts = [f"<p>{say('report.no_sentences')}</p>"] if not examples else []
+    parts = [f"<p>{say('report.no_sentences')}</p>"] if not report.examples else []
     for label, group in by_label.items():
         parts.append(f"<h3>{label_html(label, gloss=say.glossed)}</h3>")
         html = "".join(_example_html(example, say) for example in group)
@@ -245,7 +247,9 @@ def _examples_section(page: Page, examples: Sequence[Example], say: Texts) -> st
         parts.append(html)
     if by_label:
         marks = say("answer.comma").join(label_html(name, gloss=say.glossed) for name in CLASS_STYLE)
-        parts.insert(0, f'<p class="legend">{say("report.sentence_legend", marks=marks)}</p>')
+        extent = report.recording.extent(say) if isinstance(report.recording, Excerpt) else ""
+        within = f" {say('report.sentences_from', extent=extent)}" if extent else ""
+        parts.insert(0, f'<p class="legend">{say("report.sentence_legend", marks=marks)}{within}</p>')
     return _section(say, "what", say("report.sentences"), *parts)
 
 

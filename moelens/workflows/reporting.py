@@ -23,7 +23,7 @@ from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
 from moelens.recording.card import recording_facts
 from moelens.texts import Texts
-from moelens.tracing.passages import Passages
+from moelens.tracing.passages import Excerpt, Passages
 from moelens.views import Example, Report, report_html
 from moelens.views.finding_tables import strongest
 from moelens.workflows.opening import open_saved
@@ -315,6 +315,7 @@ def report_content(
     }
     about = [(say.name("fact", name), value) for name, value in facts.items()]
     honorifics = [r for r in results.values() if r.family == "honorifics"]
+    excerpt = Excerpt(recording)
     japanese = any(r.label_tokens.any() for r in honorifics)
     name = recording.manifest["model"]["name"]
     return Report(
@@ -324,11 +325,11 @@ def report_content(
         examples=tuple(
             example
             for family in _FAMILIES_WITH_EXAMPLES
-            for example in _example_sentences(recording, labels, [r for r in results.values() if r.family == family])
+            for example in _example_sentences(excerpt, labels, [r for r in results.values() if r.family == family])
         ),
         reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
-        recording=recording,
+        recording=excerpt,
         labels=labels,
         lang=lang,
     )
@@ -348,19 +349,19 @@ def tokens_in_words(recorded: int, results: Mapping[str, Specialization], lang: 
     return say("about.counted", recorded=f"{recorded:,}", counted=f"{counted:,}", why=why)
 
 
-def _example_sentences(recording: Recording, labels: Labels, results: Sequence[Specialization]) -> Iterator[Example]:
+def _example_sentences(excerpt: Excerpt, labels: Labels, results: Sequence[Specialization]) -> Iterator[Example]:
     """For the most frequent classes of a family, sentences in which the strongest expert is chosen for their tokens.
 
     The expert is that of the first result with a certain one for the class, else that of the last result.
     """
     if not results:
         return
-    passages = Passages(recording, labels, results[0].family)
+    passages = Passages(excerpt, labels, results[0].family)
     frequent = sorted(np.argsort(-results[0].label_tokens, kind="stable")[:_CLASSES_WITH_EXAMPLES].tolist())
     for label in (results[0].names[i] for i in frequent):
         found = [best for result in results for best in result.top(1, label)]
         for best in ([f for f in found if f.certain] or found[-1:])[:1]:
-            at = recording.layers.index(best.layer)
+            at = excerpt.recording.layers.index(best.layer)
             for trace in passages.find(best.layer, best.expert, label)[:_EXAMPLES_PER_CLASS]:
                 yield Example(
                     label=label,
