@@ -206,7 +206,7 @@ def test_only_the_first_tokens_of_a_large_recording_are_held(recording: Recordin
     entry = recording.manifest["shards"][0]
     large = Recording(recording.folder, {**recording.manifest, "shards": [entry] * 3, "n_tokens": 3 * entry["rows"]})
     held = Excerpt(large, entry["rows"] + 1)
-    assert held.n_tokens == len(held.indices()) == len(held.weights()) == len(held.column("doc")) == entry["rows"] + 1
+    assert held.n_tokens == len(held.indices()) == len(held.weights()) == len(held.column("pos")) == entry["rows"] + 1
     assert (held.indices()[: entry["rows"]] == recording.indices()[: entry["rows"]]).all()
     assert held.indices() is held.indices()
     n, of = f"{entry['rows'] + 1:,}", f"{3 * entry['rows']:,}"
