@@ -89,7 +89,10 @@ MISTAKES = [
         "moelens: expected --tensor-parallel or --expert-parallel, got both; give one of them",
     ),
     (("record", "demo"), "moelens: expected a MODEL, got none; give demo, a folder or a hub name"),
-    (("effect", "demo", "--layer", "3"), "moelens effect: the following arguments are required: --experts"),
+    (
+        ("effect", "demo", "--layer", "3"),
+        "moelens: expected the experts in --experts, or a result of analyze in --from, got neither; give one of them",
+    ),
 ]
 
 

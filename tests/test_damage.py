@@ -64,12 +64,12 @@ def everything(path: Path) -> list[Any]:
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "open": lambda path: everything(path),
-    "analyze": lambda path: moelens.analyze(path, permutations=9, min_tokens=1),
+    "analyze": lambda path: moelens.analyze(path, permutations=19, min_tokens=1),
     "label": lambda path: moelens.label(path, processes=1),
     "measure": lambda path: moelens.measure(path, "load"),
-    "compare": lambda path: moelens.compare(path, path, permutations=9),
-    "report": lambda path: moelens.report(path, path.parent / "report.html", permutations=9, progress=False),
-    "explore": lambda path: moelens.explore(path, permutations=9),
+    "compare": lambda path: moelens.compare(path, path, permutations=19),
+    "report": lambda path: moelens.report(path, path.parent / "report.html", permutations=19, progress=False),
+    "explore": lambda path: moelens.explore(path, permutations=19),
     "export": lambda path: moelens.export(path, "csv", path.parent / "csv", family="honorifics"),
     "export of vectors": lambda path: moelens.export(path, "npz", path.parent / "npz", table="residuals"),
     "verify": lambda path: moelens.verify(path),

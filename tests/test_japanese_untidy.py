@@ -237,9 +237,9 @@ class Broken(ProcessPoolExecutor):
 
 
 def test_a_process_that_dies_is_named_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("moelens.japanese.labels._GROUP_CHARACTERS", 2)
+    monkeypatch.setattr("moelens.japanese.label_tables._GROUP_CHARACTERS", 2)
     recording = FakeRecording(tmp_path, "雨が|降る", "風が|強い")
-    monkeypatch.setattr("moelens.japanese.labels.ProcessPoolExecutor", Broken)
+    monkeypatch.setattr("moelens.japanese.label_tables.ProcessPoolExecutor", Broken)
     with pytest.raises(MoeLensError) as error:
         Labels.create(recording, processes=2)
     assert str(error.value) == (
@@ -256,7 +256,7 @@ def test_labels_that_fail_leave_the_old_ones(tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("moelens.japanese.labels._label_documents", fail)
+    monkeypatch.setattr("moelens.japanese.label_tables._label_documents", fail)
     with pytest.raises(MemoryError):
         Labels.create(recording, processes=1)
     np.testing.assert_array_equal(Labels.open(recording).matrix("pos")[1], before)

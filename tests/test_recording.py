@@ -531,7 +531,7 @@ def test_corpora_that_cannot_be_read(
             Model(),
             "先生",
             {},
-            "no such file: '先生'; give 'demo', a .txt, .jsonl, .jsonl.gz or .parquet file,"
+            "no such file: '先生'; give 'demo', a .txt, .csv, .tsv, .jsonl (or with .gz), .parquet file,"
             " the owner/name of a data set on the hub, or a list of texts",
         ),
         (Model(), [], {}, "expected documents in corpus 'texts', got none; give at least one document with text"),

@@ -177,8 +177,8 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         given = self._variable(name, HookedMoE)
         return given if given is not None else name or next(reversed(self.loaded), self.model)
 
-    def find_recording(self, name: str) -> Recording:
-        return self._variable(name, Recording) or super().find_recording(name)
+    def find_recording(self, name: str, *, checked: bool = True) -> Recording:
+        return self._variable(name, Recording) or super().find_recording(name, checked=checked)
 
     def find_source(self, name: str) -> Any:
         given = self._variable(name, Recording, CountTables, Specialization)

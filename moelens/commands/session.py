@@ -51,11 +51,11 @@ class Session:
             raise MoeLensError("expected a MODEL, got none; give demo, a folder or a hub name")
         return name
 
-    def find_recording(self, name: str) -> Recording:
-        """Open the recording in this folder."""
+    def find_recording(self, name: str, *, checked: bool = True) -> Recording:
+        """Open the recording in this folder, without a look at its files if they are to be verified."""
         from moelens.recording import Recording
 
-        return Recording.open(name)
+        return Recording.open(name) if checked else Recording.open_unchecked(name)
 
     def find_source(self, name: str) -> Any:
         """Return the recording in this folder, or the path of a file with counts or a result."""
