@@ -18,10 +18,9 @@ from moelens.texts import Texts
 
 REST_SECONDS = 1.5  # without a change, after which the picture is drawn again
 CLASS = "moelens-kept"
-# Where the widget is gone, JupyterLab writes an error message as the only content of its place.
-_HIDES_ERROR = (
-    f".jp-OutputArea-child:has(.{CLASS}) + .jp-OutputArea-child .jupyter-widgets:not(:has(*)) {{ display: none }}"
-)
+# Where a widget is gone, the view's or a progress bar's before it, JupyterLab writes an error message as the only
+# content of its place.
+_HIDES_ERROR = f".jp-OutputArea:has(.{CLASS}) .jupyter-widgets:not(:has(*)) {{ display: none }}"
 
 
 def show_with_picture(
