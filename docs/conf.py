@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -86,11 +87,15 @@ def _set_language(app, page, template, context, tree) -> None:  # type: ignore[n
 
 
 def setup(app) -> None:  # type: ignore[no-untyped-def]
-    """Copy the notebooks beside their gallery, fill in the tables, and tell each page its language."""
+    """Copy notebooks and recipes beside the gallery, fill in the tables, and tell each page its language."""
     for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
         text = notebook.read_text(encoding="utf-8").replace("](../docs/", "](../")
         copy = HERE / "gallery" / notebook.name
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
             copy.write_text(text, encoding="utf-8")
+    if nb_execution_mode != "off":  # a notebook takes recipes from ../hooks
+        shutil.copytree(
+            HERE.parent / "hooks", HERE / "hooks", ignore=lambda _, names: {"README.md"}, dirs_exist_ok=True
+        )
     app.connect("source-read", lambda app, page, source: source.__setitem__(0, site_tables.fill(source[0])))
     app.connect("html-page-context", _set_language)
