@@ -58,6 +58,7 @@ _PUBLIC = {
     "swap": "interventions",
     "trace": "tracing",
     "verify": "recording",
+    "with_baseline": "workflows.recorded_models",
 }
 
 __all__ = [
@@ -107,6 +108,7 @@ __all__ = [
     "swap",
     "trace",
     "verify",
+    "with_baseline",
 ]
 
 if TYPE_CHECKING:
@@ -143,6 +145,7 @@ if TYPE_CHECKING:
     from moelens.workflows.demo_run import run_demo
     from moelens.workflows.exploration import explore
     from moelens.workflows.opening import open_saved as open
+    from moelens.workflows.recorded_models import with_baseline
     from moelens.workflows.reporting import report
 
 _OTHER_NAMES = {"open": "open_saved"}  # `open` would hide the builtin in its module

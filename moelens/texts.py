@@ -50,6 +50,13 @@ class Texts:
         row = text_rows().get(f"{part}.{name}")
         return name if row is None else row[self.lang]
 
+    def value(self, value: object) -> str:
+        """Return the value of a setting as text, in which the phrases of the part `value` are in this language."""
+        text = str(value)
+        for phrase in self.part("value").items() if self.lang != LANGUAGES[0] else ():
+            text = text.replace(*phrase)
+        return text
+
     @property
     def glossed(self) -> bool:
         """Whether Japanese labels are given with their English gloss."""

@@ -141,7 +141,7 @@ def test_the_public_functions_take_what_their_commands_say() -> None:
         command = COMMANDS[name]
         taken = set(inspect.signature(getattr(moelens, command.function)).parameters)
         if name == "analyze":  # what --export-experts does
-            taken |= set(inspect.signature(found_experts).parameters)
+            taken |= set(inspect.signature(found_experts).parameters) | {"baseline"}  # --baseline: with_baseline
         given = {a.dest for a in command.arguments} - elsewhere - ({"lang"} if name == "causes" else set())  # printed
         placement = {"dtype", "revision", "device_map", "offload_folder", "tensor_parallel", "expert_parallel"}
         corpus = {"text_column", "license"}

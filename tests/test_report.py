@@ -15,6 +15,7 @@ from helpers.tiny import tiny_model
 
 import moelens
 from moelens.commands.command_line import main
+from moelens.recording.parallel import Ranks
 from moelens.views.live import LiveView
 
 TEXTS = ["社長がいらっしゃいました。<script>alert(1)</script>", "資料をお送りいたします。", "雨が降っていた。"] * 12
@@ -115,6 +116,33 @@ def test_the_report_begins_with_what_was_found_and_what_was_not(
     assert re.search(r"A random model of this shape gives \d+ of [\d,]+\.", page)
     assert "Nothing was removed from the model" in page
     assert page.index("ound (honorifics)") < page.index("OVERVIEW") < page.index("Honorifics, without control")
+
+
+def test_analyze_and_explore_say_what_a_random_model_gives(
+    demo_recording: moelens.Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = str(demo_recording.path), tmp_path / "found.json"
+    given = ["--permutations", "19", "--baseline"]
+    assert main(["analyze", folder, *given, "--min-tokens", "30", "--out", str(file)]) == 0
+    line = r"a random model of this shape gives (\d+) of ([\d,]+) tested cells above chance; here \d+ of [\d,]+ are"
+    above, tested = re.search(line, capsys.readouterr().out).groups()
+    saved = moelens.open(file)
+    assert saved.provenance["random_model"] == {"above": int(above), "tested": int(tested.replace(",", "")), "seed": 0}
+    assert main(["explore", folder, *given, "--out", str(tmp_path / "e.html")]) == 0
+    assert re.search(line, (tmp_path / "e.html").read_text(encoding="utf-8"))
+    assert "a random model" not in str(moelens.explore(demo_recording, permutations=19).sections)
+
+
+def test_a_baseline_is_of_the_recorded_model_and_one_process(
+    demo_recording: moelens.Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = moelens.analyze(demo_recording, permutations=19, progress=False)
+    with pytest.raises(moelens.MoeLensError, match="expected the model that made the recording, 'demo', got 'tiny'"):
+        moelens.with_baseline(result, demo_recording, moelens.hook(tiny_model("deepseek_v3"), name="tiny"))
+    monkeypatch.setattr(Ranks, "of", classmethod(lambda cls, model: cls(size=2)))
+    refused = "expected one process for a baseline, got 2; analyse in one process"
+    with pytest.raises(moelens.MoeLensError, match=refused):
+        moelens.with_baseline(result, demo_recording)
 
 
 def test_a_file_of_an_effect_is_shown_and_said(recording: moelens.Recording, tmp_path: Path) -> None:

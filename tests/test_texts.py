@@ -28,6 +28,7 @@ LOOKED_UP = (
     "given",
     "metric",
     "section",
+    "value",
     "map",
     "trace",
     "effect",
@@ -92,11 +93,17 @@ def english() -> set[str]:
 
 
 def shown(page: str) -> str:
-    return unescape(re.sub(r"<style>.*?</style>|<script.*?</script>|<[^>]*>", " ", page, flags=re.DOTALL))
+    return unescape(re.sub(r"<style>.*?</style>|<script.*?</script>|<[^>]*>", "\n", page, flags=re.DOTALL))
+
+
+SENTENCE = re.compile(r"(?:[A-Za-z][A-Za-z',.-]*[ \t]+){3,}[A-Za-z][A-Za-z',.-]*")
+QUOTED = {"Mixture of Experts language models"}  # names that stay as they are
 
 
 def assert_japanese(text: str) -> None:
+    """No piece of the English column, and no four English words in a row, wherever they come from."""
     assert [piece for piece in english() if piece in text] == []
+    assert [run for run in SENTENCE.findall(text) if run not in QUOTED] == []
 
 
 def test_a_report_in_japanese_has_no_english_text(demo_recording: moelens.Recording, tmp_path: Path) -> None:
@@ -106,7 +113,10 @@ def test_a_report_in_japanese_has_no_english_text(demo_recording: moelens.Record
     items = moelens.japanese.contrasts("kin-terms")[::4]
     effect = moelens.effect(model, items, remove(4, [17]), draws=20, texts=(), off_target=False, progress=False)
     effects = [effect, moelens.prefer(model, items)]
-    out = moelens.report(demo_recording, tmp_path / "r.html", effects=effects, permutations=50, lang="ja")
+    texts = [row["text"] for row in demo_recording.documents(["text"]).to_pylist()][:60]
+    other = moelens.record(model, [*texts, *texts[:5]], tmp_path / "other", progress=False)  # some documents are copies
+    given = {"effects": effects, "compare": other, "baseline": True, "permutations": 50, "lang": "ja"}
+    out = moelens.report(demo_recording, tmp_path / "r.html", **given)
     page = out.read_text(encoding="utf-8")
     assert page.startswith('<!doctype html>\n<html lang="ja">')
     assert_japanese(shown(page))
@@ -114,6 +124,10 @@ def test_a_report_in_japanese_has_no_english_text(demo_recording: moelens.Record
         text = re.sub("<[^>]*>", "", "".join(heading))
         assert JAPANESE.search(text) or text in [str(k).replace("_", " ") for k in facts(demo_recording)], text
     assert "層4のE17を除去" in page
+    moelens.report(other, tmp_path / "copies.html", permutations=50, lang="ja")
+    copies = (tmp_path / "copies.html").read_text(encoding="utf-8")
+    assert_japanese(shown(copies))
+    assert "5文書がほかの文書の写し" in copies
 
 
 def facts(recording: moelens.Recording) -> list[str]:
@@ -122,10 +136,11 @@ def facts(recording: moelens.Recording) -> list[str]:
 
 
 def test_an_explorer_in_japanese(demo_recording: moelens.Recording, tmp_path: Path) -> None:
-    explorer = moelens.explore(demo_recording, permutations=50, lang="ja")
+    explorer = moelens.explore(demo_recording, baseline=True, permutations=50, lang="ja")
+    assert explorer.sections[0][1].startswith("層とエキスパート · 同じ形で重みがランダムなモデルでは")
     headings = [child.value for child in explorer.children if hasattr(child, "value")]
     assert [re.sub("<[^>]*>", "", text) for text in headings] == [
-        "どこで 層とエキスパート",
+        f"どこで {explorer.sections[0][1]}",
         "何を ラベルのトークンでこのエキスパートが選ばれる文",
         "効果 エキスパートを除去すると何が変わるか",
     ]

@@ -136,11 +136,18 @@ def limits(result: _Result, say: Texts) -> tuple[str, ...]:
         tokens, documents = f"{about['tokens_cut']:,}", f"{about['shortened_documents']:,}"
         lines.append(say("result.cut", tokens=tokens, documents=documents, share=f"{about['max_share']:.0%}"))
     if "random_model" in about:
-        random, here = about["random_model"], int((result.significant & (result.lift_given > 1)).sum())
-        tested = int(np.isfinite(result.p).sum())
-        figures = {"random": random["above"], "of": random["tested"], "above": here, "tested": tested}
-        lines.append(say("result.random_model", **{name: f"{n:,}" for name, n in figures.items()}))
+        lines.append(random_model(result, say))
     explained = int((result.significant & (result.lift > 1) & (result.excess_left < 0.5)).sum())
     if explained and "token" not in result.given:
         lines.append(say("result.explained", explained=f"{explained:,}", above=f"{above:,}"))
     return tuple(lines)
+
+
+def random_model(result: _Result, say: Texts) -> str:
+    """Return how many findings a model of the same shape with random weights gives; "" if that was not measured."""
+    random = result.provenance.get("random_model")
+    if random is None:
+        return ""
+    above, tested = int((result.significant & (result.lift_given > 1)).sum()), int(np.isfinite(result.p).sum())
+    figures = {"random": random["above"], "of": random["tested"], "above": above, "tested": tested}
+    return say("result.random_model", **{name: f"{n:,}" for name, n in figures.items()})

@@ -221,11 +221,13 @@ def label_command(session: Session, args: Namespace, cell: str | None) -> Any:
 def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis import analyze
     from moelens.recording.parallel import Ranks
+    from moelens.workflows.recorded_models import with_baseline
 
     if args.export_experts is not None:
         _check_export(args)
     recording = session.find_recording(args.recording)
     family, seed = _or_default(session, args, "family", "seed")
+    model = _baseline_model(session, args, recording)
     result = analyze(
         recording,
         family,
@@ -238,10 +240,22 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     )
     if args.label is not None:
         result.label_index(args.label)
+    if args.baseline:
+        result = with_baseline(result, recording, model)
     _save_result(result, args)
     if args.export_experts is not None and _is_first():
         _export_experts(result, args)
     return result
+
+
+def _baseline_model(session: Session, args: Namespace, recording: Any) -> Any:
+    """The model for `--baseline`, refused before the analysis if it did not make the recording."""
+    from moelens.workflows.recorded_models import recorded_model, require_one_process
+
+    if not args.baseline:
+        return None
+    require_one_process()
+    return recorded_model(recording, None if args.model is None else session.find_name(args.model))
 
 
 def _controls(given: str) -> tuple[str, ...] | None:
@@ -584,6 +598,7 @@ def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
         args.label,
         family=family,
         given=_controls(args.given),
+        baseline=args.baseline,
         permutations=args.permutations,
         lang=lang,
     )

@@ -71,8 +71,13 @@ _LANG = option(
 _DRAWS = option("--draws", type=at_least(0), default=100, help="number of matched controls, 0 for none (%(default)s)")
 _RECORDED_MODEL = option(
     "--model",
-    help="model that made the recording, to remove experts from (demo, for a recording of it)",
+    help="model that made the recording, to remove experts from or for --baseline (demo, for a recording of it)",
     completes="model",
+)
+_BASELINE = option(
+    "--baseline",
+    action="store_true",
+    help="number of specialists that a model of the same shape with random weights gives",
 )
 _PLACEMENT = (
     option(
@@ -295,6 +300,8 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="form of these experts: bias for a router, or keep for pruning (%(default)s)",
                     ),
                     option("--keep", type=int, help="number of experts to keep in each layer (as few as possible)"),
+                    _BASELINE,
+                    _RECORDED_MODEL,
                     SAVE,
                 ),
                 example="analyze runs/corpus --label 丁寧語 --export-experts polite.csv",
@@ -666,11 +673,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                         help="recording of another model on this text, or of this one on another text, to compare with",
                         completes="recording",
                     ),
-                    option(
-                        "--baseline",
-                        action="store_true",
-                        help="number of specialists that a model of the same shape with random weights gives",
-                    ),
+                    _BASELINE,
                     _RECORDED_MODEL,
                     _LANG,
                 ),
@@ -687,6 +690,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _FAMILY,
                     _GIVEN,
                     option("--label", help="label to show first, such as 尊敬語 or sonkeigo", completes="label"),
+                    _BASELINE,
                     _RECORDED_MODEL,
                     _PERMUTATIONS,
                     _LANG,

@@ -320,6 +320,8 @@ def _test_limits(result: Specialization, say: Texts) -> list[str]:
 def _reproduce_section(commands: str, result: Specialization, say: Texts) -> str:
     code = f"<pre>{text_html(commands)}</pre>" if commands else ""
     facts = [
-        (str(key).replace("_", " "), str(value)) for key, value in result.provenance.items() if value not in (None, "")
+        (str(key).replace("_", " "), say.value(value))
+        for key, value in result.provenance.items()
+        if value not in (None, "")
     ]
     return _section(say, "reproduce", say("report.reproduce"), code, _facts_html(facts))

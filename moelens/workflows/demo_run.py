@@ -25,7 +25,7 @@ from moelens.workflows.reporting import (
     analyze_families,
     report_content,
     tokens_in_words,
-    with_baseline,
+    with_leading_baseline,
 )
 
 _STEPS = ("loading", "recording", "labelling", "analysing", "baseline", "drawing", "report")
@@ -104,7 +104,7 @@ def _run_steps(out: Path, bar: Any, lang: str) -> DemoRun:
     step("analysing")
     results, _ = analyze_families(recording, labels, lang=lang)
     step("baseline")
-    results = with_baseline(recording, results, model)
+    results = with_leading_baseline(recording, results, model)
     for family, result in results.items():
         result.save(out / _file_name(family))
     step("drawing")

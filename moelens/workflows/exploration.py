@@ -12,7 +12,7 @@ from moelens.recording import Recording
 from moelens.texts import Texts
 from moelens.tracing.passages import Passages
 from moelens.views.explorer import Explorer
-from moelens.workflows.recorded_models import recorded_model
+from moelens.workflows.recorded_models import recorded_model, with_baseline
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
@@ -33,6 +33,7 @@ def explore(
     given: Given = "token",
     result: Specialization | None = None,
     labels: Labels | None = None,
+    baseline: bool = False,
     permutations: int = 1000,
     lang: str = "en",
 ) -> Explorer:
@@ -48,6 +49,8 @@ def explore(
         given: what to control for, see `analyze`.
         result: a result of `analyze` on the recording; None computes it.
         labels: labels of the recording; None opens those in its folder, or labels it if there are none.
+        baseline: whether to record and analyse the same texts with a model of the same shape and random weights too,
+            see `with_baseline`; the explorer then says how many specialists that gives.
         permutations: number of permutations of the labels in the test.
         lang: language of the headings and sentences, "en" or "ja".
 
@@ -67,11 +70,13 @@ def explore(
     """
     recording, say = Recording.open(recording), Texts(lang)
     loaded: list[HookedMoE] = []
-    if model is not None and model != recording.manifest["model"]["name"]:
+    if baseline or (model is not None and model != recording.manifest["model"]["name"]):
         loaded.append(recorded_model(recording, model))  # refused before anything is computed
     labels = labels or Labels.open_or_create(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
+    if baseline:
+        result = with_baseline(result, recording, loaded[0])
     passages, remover = Passages(recording, labels, result.family), _expert_remover(recording, model, loaded)
     return Explorer(result, passages, remover, label, say)
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moelens.analysis import analyze
 from moelens.errors import CheckError, MoeLensError
 from moelens.models.loading import load
-from moelens.recording import Recording
+from moelens.recording import Recording, record
+from moelens.recording.parallel import Ranks
 
 if TYPE_CHECKING:
+    from moelens.analysis import Specialization
     from moelens.models.hooked import HookedMoE
 
 _DEMO = "demo"
@@ -78,46 +82,65 @@ def _agreement(recording: Recording, model: HookedMoE, rows: np.ndarray[Any, Any
     return float((kept[..., :, None] == made[..., None, :]).any(-1).mean())
 
 
-def random_model_findings(
-    recording: Recording, model: HookedMoE | str | None = None, *, seed: int = 0, **options: Any
-) -> dict[str, int]:
-    """Return how many specialists a model of the same shape with random weights would give.
+def with_baseline(
+    result: Specialization,
+    recording: Recording | str | Path,
+    model: HookedMoE | str | None = None,
+    *,
+    weights_seed: int = 0,
+) -> Specialization:
+    """Return a result that says how many specialists a model of the same shape with random weights gives.
 
     The texts of the recording run through a model with the same configuration and tokenizer whose weights are drawn
-    anew, and are analysed in the same way. What is found there comes from the text and the test alone.
+    anew, and are analysed in the same way. What is found there comes from the text and the test alone. The reports,
+    explorers and tables of the returned result have a line about it.
 
     Args:
-        recording: the recording.
+        result: a result of `analyze` on the recording.
+        recording: the recording, or its folder.
         model: the recorded model, or its name; None for the bundled model if the recording is of it.
-        seed: seed of the weights.
-        options: arguments of `analyze`.
+        weights_seed: seed of the weights.
 
     Returns:
-        `above`, the cells significantly above chance, and `tested`, all tested cells.
+        The result with `provenance["random_model"]`: `above`, the cells significantly above chance, `tested`, all
+        tested cells, and `seed`.
+
+    Raises:
+        CheckError: the model did not make the recording.
+        MoeLensError: there are several processes, or no model is given for a recording of another than the bundled one.
 
     Example:
-        >>> from moelens.workflows.recorded_models import random_model_findings
-        >>> found = random_model_findings(demo_recording, permutations=20, progress=False)
+        >>> result = moelens.analyze(demo_recording, permutations=20, progress=False)
+        >>> found = moelens.with_baseline(result, demo_recording).provenance["random_model"]
         >>> found["above"] < found["tested"]
         True
     """
     import torch
 
-    from moelens.analysis import analyze
     from moelens.models.hooked import HookedMoE
-    from moelens.recording import record
 
-    original = recorded_model(recording, model)
+    require_one_process()
+    recording = Recording.open(recording)
+    original, about = recorded_model(recording, model), result.provenance
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(weights_seed)
         drawn = type(original.hf_model)(original.hf_model.config).eval()
     hooked = HookedMoE(drawn, original.tokenizer, name=f"random {original.name}", check=False)
+    names = ("permutations", "seed", "min_tokens", "max_share")
+    options: Any = {name: about[name] for name in names if name in about}
     with tempfile.TemporaryDirectory() as folder:
         rows = _documents(recording)
         made = record(hooked, rows, Path(folder) / "run", layers=list(recording.layers), progress=False)
-        result = analyze(made, **options)
-    above = result.significant & (result.lift_given > 1)
-    return {"above": int(above.sum()), "tested": int(np.isfinite(result.p).sum()), "seed": seed}
+        random = analyze(made, result.family, given=result.given or None, progress=False, **options)
+    above = int((random.significant & (random.lift_given > 1)).sum())
+    found = {"above": above, "tested": int(np.isfinite(random.p).sum()), "seed": weights_seed}
+    return replace(result, provenance={**about, "random_model": found})
+
+
+def require_one_process() -> None:
+    """Refuse a baseline in one of several processes, each of which would record a part of the texts."""
+    if (size := Ranks.of(None).size) > 1:
+        raise MoeLensError(f"expected one process for a baseline, got {size}; analyse in one process")
 
 
 def _documents(recording: Recording) -> list[dict[str, Any]]:

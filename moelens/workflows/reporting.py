@@ -27,7 +27,7 @@ from moelens.tracing.passages import Excerpt, Passages
 from moelens.views import Example, Report, report_html
 from moelens.views.finding_tables import strongest
 from moelens.workflows.opening import open_saved
-from moelens.workflows.recorded_models import random_model_findings, recorded_model
+from moelens.workflows.recorded_models import recorded_model, with_baseline
 
 if TYPE_CHECKING:
     from moelens.interventions import Causes, Effect
@@ -135,7 +135,7 @@ def report(
         results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]
     if baseline:
-        results = with_baseline(recording, results, loaded)
+        results = with_leading_baseline(recording, results, loaded)
     if effects == "remove":
         shown = _class_effects(recording, results, loaded, progress=progress)
     comparison = None
@@ -175,22 +175,12 @@ def _opened(effect: Any) -> Effect | Causes | Preferences:
     return opened
 
 
-def with_baseline(
+def with_leading_baseline(
     recording: Recording, results: Mapping[str, Specialization], model: HookedMoE | str | None = None
 ) -> dict[str, Specialization]:
     """Return results of which the first says how many findings a random model of the same shape gives."""
-    first, result = next(iter(results.items()))
-    about = result.provenance
-    found = random_model_findings(
-        recording,
-        model,
-        family=result.family,
-        given=result.given or None,
-        permutations=about["permutations"],
-        min_tokens=about["min_tokens"],
-        progress=False,
-    )
-    return {**results, first: replace(result, provenance={**about, "random_model": found})}
+    first = next(iter(results))
+    return {**results, first: with_baseline(results[first], recording, model)}
 
 
 def _class_effects(
@@ -311,7 +301,7 @@ def report_content(
         "Experts": say("about.experts", experts=recording.n_experts, top_k=recording.top_k),
         "Corpus": say("about.corpus", corpus=corpus, documents=documents),
         "Tokens": tokens_in_words(recording.n_tokens, results, lang),
-        "Labels": ", ".join(f"{k} {v}" for k, v in labels.metadata.items()),
+        "Labels": say.value(", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     }
     about = [(say.name("fact", name), value) for name, value in facts.items()]
     honorifics = [r for r in results.values() if r.family == "honorifics"]
