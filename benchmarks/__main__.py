@@ -1,10 +1,11 @@
 """Run all benchmarks one after another; print one table and write one JSON file.
 
-    python -m benchmarks --out benchmarks/results/all.json
+    python -m benchmarks --data FOLDER --out benchmarks/results/all.json
 
 Each part runs in its own process. You can also run it alone, for example with `python -m benchmarks.capture --json`. If
-a part cannot run on this machine, the result contains the reason. `causal` takes about ten minutes and runs only if you
-name it.
+a part cannot run on this machine, the result contains the reason. FOLDER holds the data that are not part of moelens
+(`INPUTS`); without it, the parts use what they can make themselves. `causal` takes an hour and more, and runs only if
+you name it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,14 @@ from tqdm.auto import tqdm
 
 from benchmarks.machine import machine
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-PARTS = ("start", "capture", "gpu", "recording", "analysis", "honorifics", "pairs", "causal")
+PARTS = ("start", "capture", "gpu", "recording", "analysis", "honorifics", "contrasts", "causal")
+INPUTS = {
+    "recording": {"--routing": "routing/esft_intent.npz"},
+    "analysis": {"--routing": "routing/esft_intent.npz"},
+    "honorifics": {"": "honorifics"},
+    "contrasts": {"--works": "aozora", "--dialogues": "asdc"},
+}
+"""The arguments of each part that name data, with the place of these data in the folder."""
 SHELL = "from IPython.core.interactiveshell import InteractiveShell as S; shell = S.instance()"
 STARTS = {
     "import moelens": ("", "import moelens"),
@@ -49,15 +56,17 @@ def stdout_of(command: list[str]) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def run_part(part: str, data: Path) -> Any:
+def data_arguments(part: str, data: Path | None) -> list[str]:
+    """Return the arguments that give a part its data, as far as the folder has them."""
+    found = {option: data / place for option, place in INPUTS.get(part, {}).items()} if data else {}
+    return [word for option, path in found.items() if path.exists() for word in (option, str(path)) if word]
+
+
+def run_part(part: str, data: Path | None) -> Any:
     """Return the result of a part, or the reason why it did not run."""
     if part == "start":
         return start_times()
-    command = [sys.executable, "-m", f"benchmarks.{part}", "--json"]
-    if part == "honorifics":
-        command.append(str(data / "honorifics"))
-    if part == "pairs" and (train := data / "aozora" / "train.jsonl.gz").exists():
-        command += ["--train", str(train)]
+    command = [sys.executable, "-m", f"benchmarks.{part}", "--json", *data_arguments(part, data)]
     try:
         return json.loads(stdout_of(command))
     except subprocess.CalledProcessError as error:
@@ -80,7 +89,7 @@ def figures(value: Any, name: str = "") -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"parts to run: {', '.join(PARTS)} (default: all except causal)")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with honorifics/ and aozora/ (%(default)s)")
+    parser.add_argument("--data", type=Path, help="folder with routing/, honorifics/, aozora/ and asdc/")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     unknown = set(args.parts) - set(PARTS)

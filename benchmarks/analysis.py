@@ -1,12 +1,12 @@
 """Compare the speed of counting routes with DuckDB, NumPy and pandas.
 
-    python -m benchmarks.analysis [--tokens N] [--json] [--out FILE]
+    python -m benchmarks.analysis [--tokens N] [--routing FILE] [--json] [--out FILE]
 
 The benchmark writes routes of 26 layers, top-6 of 64 experts, to Parquet in the format of a recording, with one label
 column and 60 more. Each tool counts the tokens by layer, expert and label from these files. `--routing FILE.npz`
-repeats the real routes in its `expert_ids` `[token, layer, slot]`; the default is `REAL` if that file exists. Without a
-file, the routes are random and skewed. pandas counts only a part of the tokens, and for 60 labels so do DuckDB and
-NumPy, because their rates do not depend on the number of tokens.
+repeats the real routes in its `expert_ids` `[token, layer, slot]`; without it, the routes are random and skewed. pandas
+counts only a part of the tokens, and for 60 labels so do DuckDB and NumPy, because their rates do not depend on the
+number of tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ DOCUMENT = 500  # tokens
 EXPERTS, LAYERS, SLOTS = 64, 26, 6
 ONE = ["one"]
 SIXTY = [f"label_{i:02d}" for i in range(LABELS)]
-REAL = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
 COLUMNS = [f"experts_L{layer:02d}" for layer in range(LAYERS)]
 
 
@@ -236,9 +235,7 @@ def main() -> None:
     parser.add_argument(
         "--part", type=int, default=500_000, help="tokens that pandas counts, and the others for 60 labels"
     )
-    parser.add_argument(
-        "--routing", type=Path, default=REAL if REAL.exists() else None, help=".npz with expert_ids to repeat"
-    )
+    parser.add_argument("--routing", type=Path, help=".npz with expert_ids to repeat")
     parser.add_argument("--json", action="store_true", help="print JSON at the end")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--memory", action="store_true", help="measure only the peak memory, as JSON")

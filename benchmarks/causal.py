@@ -1,6 +1,6 @@
 """Test for every kind of crossed contrast whether the experts found by attribution cause the model's preference.
 
-    python -m benchmarks.causal demo --corpora aozora=FILE --out benchmarks/results/causal-demo
+    python -m benchmarks.causal demo --per-frame 2 --corpora aozora=FILE --out benchmarks/results/causal-demo
 
 For each kind, attribution on one half of the frames finds the experts with the largest contributions. On the other half
 they are removed together, beside sets of as many matched experts. p is corrected over the honorific kinds (Holm), and

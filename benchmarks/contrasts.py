@@ -1,6 +1,6 @@
 """Measure what a model prefers on the crossed contrasts and minimal pairs, with a trigram of its training text beside.
 
-    python -m benchmarks.contrasts [MODEL] [--works FOLDER --dialogues FOLDER] [--split test] [--out FILE]
+    python -m benchmarks.contrasts [MODEL] [--works FOLDER --dialogues FOLDER] [--split test] [--json]
 
 Accuracy is the share of contrasts with a positive interaction, [log P(X|A) − log P(Y|A)] − [log P(X|B) − log P(Y|B)];
 of pairs, with log P(good) above log P(bad). Chance is 0.5, and intervals are over frames (`moelens.prefer`). With the
@@ -64,12 +64,19 @@ def honorific_mean(found: Preferences) -> float:
     return float(np.mean([k.accuracy for k in found.kinds if k.kind in honorific]))
 
 
+def shown(name: str, half: str, found: Preferences) -> str:
+    """Return the mean and a plain table."""
+    mean = f"{name}, {half}: mean accuracy over the honorific kinds of contrasts {number(honorific_mean(found))}"
+    return f"{mean}\n{plain_table(HEADER, rows(found))}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo", help="demo, a folder or a hub name (%(default)s)")
     parser.add_argument("--works", type=Path, help="training works of the bundled model, for the trigram")
     parser.add_argument("--dialogues", type=Path, help="its training dialogues, for the trigram")
     parser.add_argument("--split", choices=("discovery", "test"), help="use only this half of the frames")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     args = parser.parse_args()
     model = moelens.load(args.model)
@@ -79,20 +86,12 @@ def main() -> None:
     if args.works and args.dialogues:
         folders = {"works": args.works, "dialogues": args.dialogues}
         found["trigram"] = trigram_preferences(model.tokenizer, folders, items)
-    for name, preferences in found.items():
-        mean = number(honorific_mean(preferences))
-        print(f"{name}, {args.split or 'all'}: mean accuracy over the honorific kinds of contrasts {mean}")
-        print(plain_table(HEADER, rows(preferences)), end="\n\n")
+    half = args.split or "all"
+    figures = {n: {"honorific mean": honorific_mean(p), "kinds": [vars(k) for k in p.kinds]} for n, p in found.items()}
+    result = json.dumps({"name": args.model, "split": half, **figures}, ensure_ascii=False, indent=1)
+    print(result if args.json else "\n\n".join(shown(name, half, p) for name, p in found.items()))
     if args.out:
-        result = {
-            "model": args.model,
-            "split": args.split or "all",
-            **{
-                name: {"honorific mean": honorific_mean(p), "kinds": [vars(k) for k in p.kinds]}
-                for name, p in found.items()
-            },
-        }
-        args.out.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        args.out.write_text(result + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Measure the cost of recording: tokens per second relative to the bare forward pass, and bytes on disk.
 
-    python -m benchmarks.recording --json
+    python -m benchmarks.recording [--routing FILE] [--json]
 
 All passes run over the same documents, in an order drawn anew for each round. The result is the median of the ratios of
 the rounds, in seconds and in processor time of all threads; use the latter if other work shares the cores. The bundled
 model is the hardest case, because it computes least for each byte that is recorded. A random model with the proportions
 of OLMoE represents models of realistic size. Recording computes no logits over the vocabulary, so the result contains
-both bare passes, with logits and without.
+both bare passes, with logits and without. `--routing FILE.npz` gives real routes, whose size on disk is measured too:
+`expert_ids` and `gate_weights`, `[token, layer, slot]`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,6 @@ GEOMETRIES = {
     "top-1 of 16": (24, 1, 16),
     "top-8 of 512": (48, 8, 512),
 }
-REAL = Path(__file__).parents[2] / "shared" / "data" / "routing" / "esft_intent.npz"
 
 
 def random_olmoe() -> moelens.HookedMoE:
@@ -148,15 +148,15 @@ def size_on_disk(indices: NDArray[Any], weights: NDArray[Any]) -> dict[str, floa
         }
 
 
-def sizes() -> dict[str, dict[str, float]]:
-    """Return the size on disk of real routes and of random routes in several shapes."""
+def sizes(routing: Path | None) -> dict[str, dict[str, float]]:
+    """Return the size on disk of real routes, if given, and of random routes in several shapes."""
     generator = np.random.default_rng(0)
     found = {}
-    if REAL.exists():
-        real = np.load(REAL)
-        found["real routing (26 layers, top-6 of 64)"] = size_on_disk(
-            real["expert_ids"], real["gate_weights"].astype("f2")
-        )
+    if routing:
+        real = np.load(routing)
+        _, layers, k = real["expert_ids"].shape
+        size = size_on_disk(real["expert_ids"], real["gate_weights"].astype("f2"))
+        found[f"real routing ({layers} layers, top-{k})"] = size
     for name, (layers, k, experts) in GEOMETRIES.items():
         shape = (1 << 16, layers, k)  # as many tokens as in a chunk of a recording
         indices = generator.integers(0, experts, shape).astype(np.uint8 if experts <= 256 else np.uint16)
@@ -205,6 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the cost of recording, as ratios.")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--rounds", type=int, default=3, help="how often each pass is measured (%(default)s)")
+    parser.add_argument("--routing", type=Path, help=".npz with real routes")
     args = parser.parse_args()
     demo = [document.text for document in moelens.Corpus.of("demo")]
     result = {
@@ -213,7 +214,7 @@ def main() -> None:
             "bundled model": throughput(moelens.load("demo"), demo * 6, args.rounds),
             "random OLMoE, half as wide": throughput(random_olmoe(), demo[::2], args.rounds),
         },
-        "size": sizes(),
+        "size": sizes(args.routing),
         "checks": checks(9 * args.rounds),
     }
     print(json.dumps(result, indent=1, ensure_ascii=False) if args.json else table(result))
