@@ -23,7 +23,7 @@ from moelens.analysis.result import Specialization
 from moelens.commands.command_line import main
 from moelens.errors import CheckError, MoeLensError, RecordingError, UnknownNameError
 from moelens.interventions import listed_interventions
-from moelens.interventions.listed_experts import read_listed
+from moelens.interventions.listed_experts import found_interventions, read_listed
 
 BIAS = ExpertList(form="bias", biases=((1, 2, 0.5), (3, 0, 0.25)), layers=(1, 3), n_experts=4, label="L", model="m")
 KEEP = ExpertList(form="keep", biases=((1, 2, 1.0), (1, 3, 1.0), (3, 0, 1.0), (3, 1, 1.0)), layers=(1, 3), n_experts=4)
@@ -298,11 +298,12 @@ def test_effect_takes_up_what_analyze_found(tmp_path: Path, capsys: pytest.Captu
         assert all(expert in name for expert in experts[layer].split("+"))
     assert effect.kinds[0].kind == "style-agreement"
     assert capsys.readouterr().out
+    with pytest.raises(MoeLensError, match="expected 1 or more experts to take, got top=0; give a larger number"):
+        found_interventions(found, top=0)
     result = moelens.analyze(recording, "pos", given=None, permutations=99, progress=False)
     for arguments, message in (
         ([], "expected the experts in --experts, or a result of analyze in --from, got neither; give one of them"),
         (["--from", findings, "--experts", "3"], "got both; give one of them"),
-        (["--from", findings, "--top", "0"], "expected 1 or more experts to take, got top=0; give a larger number"),
         (["--from", findings, "--label", "keigo"], "unknown label"),
         (
             ["other", "--from", findings],

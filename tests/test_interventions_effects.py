@@ -466,6 +466,10 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda m: effect(m, POLITE, remove(L, [1]), draws=5),
         "expected 20 or more control draws, since fewer cannot reach p = .05, got 5; give more",
     ),
+    "doses": (
+        lambda m: moelens.causes(m, POLITE, doses=(2, 0)),
+        "expected doses of 1 or more experts, got 0; give numbers such as 1, 2 and 4",
+    ),
     "controls": (
         lambda m: effect(m, POLITE, remove(L, [1]), controls="match"),
         "unknown controls 'match'; did you mean 'matched'",

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import moelens
+from benchmarks.__main__ import INPUTS, PARTS, data_arguments
 from moelens.analysis.tables import number
 
 ROOT = Path(__file__).parents[1]
@@ -123,3 +124,17 @@ QUOTED = quoted()
 @pytest.mark.parametrize("name", QUOTED)
 def test_the_page_says_what_the_benchmarks_printed(name: str) -> None:
     assert QUOTED[name] in (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_each_part_of_the_benchmarks_exists_and_takes_its_data(part: str, tmp_path: Path) -> None:
+    source = (ROOT / "benchmarks" / f"{part}.py").read_text("utf-8")
+    assert 'add_argument("--json"' in source
+    assert not data_arguments(part, None)
+    assert not data_arguments(part, tmp_path)
+    expected = []
+    for option, place in INPUTS.get(part, {}).items():
+        assert f'add_argument("{option or "folder"}"' in source
+        (tmp_path / place).mkdir(parents=True)
+        expected += [option, str(tmp_path / place)]
+    assert data_arguments(part, tmp_path) == [word for word in expected if word]

@@ -387,10 +387,15 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _MODEL,
                     _PAIRS,
                     option("--top", type=at_least(1), default=5, help="number of experts to remove (%(default)s)"),
-                    _DRAWS,
+                    option(
+                        "--draws",
+                        type=at_least(0),
+                        default=100,
+                        help="number of matched controls, 20 or more (%(default)s)",
+                    ),
                     option(
                         "--doses",
-                        type=int,
+                        type=at_least(1),
                         nargs="*",
                         default=[1, 2, 4, 8, 16],
                         help="numbers of experts to remove together, the first of each ranking (%(default)s)",

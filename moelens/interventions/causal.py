@@ -269,7 +269,7 @@ def causes(
     Raises:
         UnknownNameError: there is no such file or kind.
         MoeLensError: there are items of several kinds or none, a kind has a single frame, there are too few experts
-            for so many controls, or the experts cannot be ranked on the corpora.
+            for so many controls, a dose is below 1, or the experts cannot be ranked on the corpora.
 
     Example:
         >>> items = moelens.japanese.contrasts("kin-terms")[::5]
@@ -281,6 +281,8 @@ def causes(
     kinds = list(dict.fromkeys(i.kind for i in given))
     if len(kinds) > 1:
         raise MoeLensError(f"expected items of one kind, got {len(kinds)}: {', '.join(kinds)}; give one kind at a time")
+    if any(n < 1 for n in doses):
+        raise MoeLensError(f"expected doses of 1 or more experts, got {min(doses)}; give numbers such as 1, 2 and 4")
     label = distinguishing_class(given)
     if corpora and not label:
         raise MoeLensError(

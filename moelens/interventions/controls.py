@@ -186,7 +186,7 @@ def require_draws(draws: int) -> None:
     if draws < _LEAST_DRAWS:
         raise MoeLensError(
             f"expected {_LEAST_DRAWS} or more control draws, since fewer cannot reach p = .05, got {draws}; "
-            "give more, or controls=None (--draws 0)"
+            "give more, or to effect alone controls=None (--draws 0)"
         )
 
 
