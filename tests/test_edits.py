@@ -17,6 +17,7 @@ from moelens import HookedMoE, MoeLensError
 from moelens.errors import UnknownNameError, UnsupportedModelError
 from moelens.models.arguments import TRANSFORMER_LENS
 from moelens.models.caches import REFUSED
+from moelens.models.running import Turns
 
 ROUTING = ("router_logits", "router_scores", "router_biased", "router_selection", "expert_indices", "topk_weights")
 TEXTS = ["先生がいらっしゃいました。", "はい。"]
@@ -140,6 +141,28 @@ def test_an_error_in_a_hook_leaves_nothing(deepseek: HookedMoE, ids: Tensor, nam
     assert not deepseek.running.decisions
 
 
+@pytest.mark.tried(
+    "Edits",
+    "a router's setting (`top_k`, groups, scaling) or that of the configuration is changed after hooking",
+    "the next pass is refused; names the setting",
+)
+@pytest.mark.parametrize("where, name", [("router", "top_k"), ("configuration", "num_experts_per_tok")])
+def test_changed_settings_of_routers_are_noticed(where: str, name: str) -> None:
+    model = moelens.hook(tiny_model("qwen3_moe"))
+    hf_model, ids = model.hf_model, torch.tensor([[5, 6, 7]])
+    holder = hf_model.model.layers[-1].mlp.gate if where == "router" else hf_model.config
+    before = getattr(holder, name)
+    setattr(holder, name, before + 1)
+    expected = rf"{name} of (layer \d|the configuration) was changed from {before} to {before + 1} after the model was"
+    with pytest.raises(MoeLensError, match=expected):
+        model(ids)
+    setattr(holder, name, before)
+    assert model(ids).shape[1] == 3
+    model.unhook()
+    setattr(holder, name, before + 1)
+    assert moelens.hook(hf_model)(ids).shape[1] == 3, "it can be set without hooks"
+
+
 # Threads
 
 
@@ -177,6 +200,50 @@ def test_the_hooks_of_one_thread_do_not_run_in_another(deepseek: HookedMoE, ids:
     run_all([threading.Thread(target=edit), threading.Thread(target=look)])
     assert torch.equal(results["plain"], plain)
     assert not torch.equal(results["edited"], plain)
+
+
+@pytest.mark.tried(
+    "Edits",
+    "a pass of `hf_model` itself in another thread, during `with model.hooks(…)`",
+    "waits, and is refused after 10 s; the hooks do not run in it",
+)
+def test_a_pass_of_the_transformers_model_takes_its_turn(
+    deepseek: HookedMoE, ids: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Turns, "patience", 0.1)
+    refused: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            deepseek.hf_model(ids)
+        except MoeLensError as error:
+            refused.append(error)
+
+    ran: list[int] = []
+    with torch.no_grad():
+        plain = deepseek(ids)
+        with deepseek.hooks([(at("hook_topk_weights"), lambda t, hook: ran.append(1))]):
+            run_all([threading.Thread(target=look)])
+            assert not ran
+            deepseek.hf_model(ids)
+        assert len(ran) == 1
+        assert str(refused[0]).startswith("expected one thread at a time to run this model, but for 0.1 s another one")
+        run_all([threading.Thread(target=look)])
+        assert len(refused) == 1, "the lock is free after the block"
+        assert torch.equal(deepseek(ids), plain)
+
+
+def test_an_interrupted_pass_keeps_no_turn(deepseek: HookedMoE, ids: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Turns, "patience", 0.1)
+
+    def interrupt(tensor: Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deepseek.run_with_hooks(ids, fwd_hooks=[(at("hook_topk_weights"), interrupt)])
+    found: list[Any] = []
+    run_all([threading.Thread(target=lambda: found.append(deepseek.hf_model(ids)))])
+    assert len(found) == 1
 
 
 def run_all(threads: list[threading.Thread]) -> None:

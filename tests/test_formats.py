@@ -17,6 +17,7 @@ import moelens
 from moelens.errors import MoeLensError, UnsupportedModelError
 from moelens.models import formats
 from moelens.models.formats import FORMATS, describe_format, format_name
+from moelens.models.loading import architectures
 from moelens.models.packed import PACKED
 from moelens.models.summary import list_supported
 
@@ -209,6 +210,16 @@ def test_info_names_what_is_captured() -> None:
         assert f"format {format.title}" in listed, name
     assert "kimi_k25" in listed
     assert set(PACKED) == {"Mxfp4GptOssExperts", "GgufExperts"}
+    ways = {how.partition(": ")[0] for how in architectures().values()}
+    legend = listed.partition("captured of an architecture\n")[2].partition("\n\n")[0]
+    assert all(f"\n  {way}" in f"\n{legend}" for way in ways), "a reader cannot tell what is captured"
+
+
+def test_the_format_is_that_of_the_weights_now() -> None:
+    model = moelens.hook(tiny_model("mixtral"))
+    assert model.format.title == "float32"
+    model.hf_model.to(torch.bfloat16)
+    assert model.format.title == "bfloat16"
 
 
 @pytest.mark.tried("Formats", "bitsandbytes in 4 bits", "works; `info` says in which dtype the fused experts are")

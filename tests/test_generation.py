@@ -12,6 +12,7 @@ import torch
 
 import moelens
 from moelens import MoeLensError
+from moelens.recording.generation import Greedy
 
 SETTINGS: list[dict[str, Any]] = [
     {"num_beams": 3},
@@ -21,6 +22,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"num_beams": 3, "num_return_sequences": 2},
     {"prompt_lookup_num_tokens": 3},
     {"stop_strings": ["。"]},
+    {"sequence_bias": {(5, 6): -10.0}},
 ]
 
 
@@ -53,6 +55,31 @@ def test_the_checkpoint_does_not_decide_what_is_written(
         np.testing.assert_array_equal(np.sort(recording.indices()[:, n], -1), want)
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
     assert '"strategy": "greedy"' in json.dumps(manifest)
+
+
+@pytest.mark.tried(
+    "Generation",
+    "settings that JSON cannot hold: a dict with tuples as keys, NaN, half a surrogate pair, any object",
+    "in the manifest as Python writes them",
+)
+@pytest.mark.parametrize(
+    "value, written",
+    [
+        ({(5, 6): -10.0}, "{(5, 6): -10.0}"),
+        (float("nan"), "nan"),
+        (["\ud800"], r"['\ud800']"),
+        ({1}, "{1}"),
+        (b"x", "b'x'"),
+        ([1, {"a": None}], [1, {"a": None}]),
+    ],
+)
+def test_settings_that_json_cannot_hold(
+    demo: moelens.HookedMoE, value: Any, written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo.hf_model.generation_config, "own_setting", value, raising=False)
+    unused = Greedy.of(demo).to_dict()["unused_settings_of_the_model"]
+    assert unused["own_setting"] == written
+    assert json.loads(json.dumps(unused, allow_nan=False, ensure_ascii=False).encode()) == unused
 
 
 def test_a_model_that_cannot_generate(demo: moelens.HookedMoE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

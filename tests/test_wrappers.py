@@ -384,7 +384,11 @@ def test_models_whose_weights_are_divided() -> None:
         moelens.hook(DeepSpeedEngine())
 
 
-@pytest.mark.tried("Copies and wrappers", "a model compiled before it is hooked", "refused with the reason")
+@pytest.mark.tried(
+    "Copies and wrappers",
+    "a model, or its `forward` alone, compiled before or after it is hooked",
+    "refused with the reason",
+)
 def test_compiled_models() -> None:
     compiled = torch.compile(tiny_model("mixtral"))
     with pytest.raises(
@@ -395,7 +399,17 @@ def test_compiled_models() -> None:
     in_place.model.layers[1].compile()
     with pytest.raises(MoeLensError, match=r"was compiled by torch.compile"):
         moelens.hook(in_place)
-    assert isinstance(moelens.hook(compiled._orig_mod), HookedMoE)
+    of_forward = tiny_model("mixtral")
+    of_forward.forward = torch.compile(of_forward.forward)
+    with pytest.raises(MoeLensError, match=r"was compiled by torch.compile"):
+        moelens.hook(of_forward)
+    hooked = moelens.hook(compiled._orig_mod)
+    for module in (hooked.hf_model, hooked.hf_model.model.layers[1]):
+        module.compile()
+        with pytest.raises(MoeLensError, match=r"was compiled by torch.compile"):
+            hooked(torch.tensor([[5, 6, 7]]))
+        module._compiled_call_impl = None
+    assert hooked(torch.tensor([[5, 6, 7]])).shape[1] == 3
 
 
 def test_what_is_no_transformers_model() -> None:

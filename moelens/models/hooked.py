@@ -27,7 +27,7 @@ from moelens.models.routers import RouterRule, widen
 from moelens.models.running import RunningPass, Turns, evaluating
 from moelens.models.structure import MoEShape, changed_layer, find_moe_layers, input_device, links_to, read_shape
 from moelens.models.tokens import token_spans
-from moelens.models.wrappers import hooked_already, transformers_model
+from moelens.models.wrappers import hooked_already, require_not_compiled, transformers_model
 
 
 class SupportsHooks(Protocol):
@@ -75,7 +75,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         running: how the tokens of the running forward pass are laid out, for hooks that need to know.
         checks: the results of the checks at load.
         refused: the hook points that this model does not offer, by name, with the reason.
-        format: the format of the weights in memory, what is captured in it and what is not.
+        stored_format: the key in `moelens.models.formats.FORMATS` of the format of the files; "" where there are none.
         hook_dict: the hook points by name.
 
     Example:
@@ -98,14 +98,14 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self.hf_model = hf_model
         self.tokenizer = tokenizer
         self.name = name or getattr(hf_model.config, "_name_or_path", "") or type(hf_model).__name__
-        self.format: Format = describe_format(hf_model)
+        self.stored_format = ""
         self.running = RunningPass()
         self._turns = Turns()
         self._links = links_to(hf_model, moe_layers)
         self._arguments = forward_arguments(hf_model)
         self._handles = [
             hf_model.register_forward_pre_hook(TorchHook(self._note_pass), with_kwargs=True),
-            hf_model.register_forward_hook(TorchHook(lambda *_: self.running.leave()), always_call=True),
+            hf_model.register_forward_hook(TorchHook(lambda *_: self._leave_pass()), always_call=True),
         ]
         self._installation = Installation(layers, moe_layers, self.running)
         self.blocks = nn.ModuleList(self._installation.points)
@@ -131,7 +131,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def __deepcopy__(self, memo: dict[int, Any]) -> HookedMoE:
         given, check = self._given
         made = type(self)(copy.deepcopy(given, memo), self.tokenizer, name=self.name, check=check)
-        made.checks, made.format = self.checks, self.format
+        made.checks, made.stored_format = self.checks, self.stored_format
         for name, point in self.hook_dict.items():
             for direction, handles in (("fwd", point.fwd_hooks), ("bwd", point.bwd_hooks)):
                 for handle in (h for h in handles if not h.context_level):  # others belong to a running `with` block
@@ -480,6 +480,11 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return dtype
 
     @property
+    def format(self) -> Format:
+        """The format of the weights in memory, what is captured in it and what is not."""
+        return describe_format(self.hf_model, self.stored_format)
+
+    @property
     def revision(self) -> str | None:
         """The commit of the hub repository that the model came from; None for other models."""
         return getattr(self.hf_model.config, "_commit_hash", None)
@@ -510,7 +515,12 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         """The implementation that computes the experts while there are no hooks inside them."""
         return next(iter(self._installation.taps.values())).native
 
+    def _leave_pass(self) -> None:
+        if self._turns.end_pass():
+            self.running.leave()
+
     def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._turns.begin_pass()
         self.running.enter()
         self._installation.require_installed()
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -534,6 +544,7 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def _require_hooked(self) -> None:
         if not self._handles:
             raise MoeLensError("this model was unhooked; call moelens.hook(model, tokenizer) again")
+        require_not_compiled(self.hf_model)
 
     def unhook(self) -> Any:
         """Restore the transformers model, without hooks and with its own configuration.

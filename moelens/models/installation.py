@@ -14,8 +14,9 @@ from moelens.models.packed import PACKED, why_not_inside
 from moelens.models.points import ROUTER_STAGES, CheckedHookPoint, HookBranch, layer_branch
 from moelens.models.residual import ResidualTap, missing_points
 from moelens.models.running import RunningPass
-from moelens.models.structure import MoELayer, input_device
+from moelens.models.structure import MoELayer, input_device, routing_settings
 from moelens.models.taps import Tap
+from moelens.models.wrappers import require_not_compiled
 
 
 class Installation:
@@ -47,6 +48,7 @@ class Installation:
         }
         self._residuals: list[ResidualTap] = []
         self._configs: list[Any] = []
+        self._settings = routing_settings(moe_layers)
 
     def install(self, hf_model: Any, tokenizer: Any, *, check: bool) -> None:
         """Attach the taps, check the model and take away the hook points that it cannot offer.
@@ -84,8 +86,21 @@ class Installation:
                     config._experts_implementation_internal = installed.native
 
     def require_installed(self) -> None:
-        """Raise `MoeLensError` if the experts' implementation was changed, so that hooks inside them would not run."""
+        """Raise `MoeLensError` if a router's settings or the experts' code were changed since hooking.
+
+        The rules that were found by trying are those of the settings of then, and hooks inside the experts run in
+        moelens's implementation.
+        """
+        for where, holder, name, value in self._settings:
+            if (changed := getattr(holder, name, None)) != value:
+                raise MoeLensError(
+                    f"{name} of {where} was changed from {value!r} to {changed!r} after the model was hooked, and its "
+                    "hook points show the routing of then; unhook it, set it, hook it again"
+                )
         for tap in self.taps.values():
+            for module in (tap.layer.decoder_layer, tap.layer.block, tap.layer.experts, tap.layer.router):
+                if module is not None:
+                    require_not_compiled(module)
             if tap.patched is not None or why_not_inside(tap.layer.experts):
                 continue
             if (now := tap.layer.experts.config._experts_implementation) != experts.IMPLEMENTATION:

@@ -27,7 +27,7 @@ from moelens.models.checkpoints import (
     weight_files,
 )
 from moelens.models.experts import allow_partial_blocks
-from moelens.models.formats import describe_format, format_name, quantisation, require_format
+from moelens.models.formats import format_name, quantisation, require_format
 from moelens.models.gguf_files import as_in_file, gguf_config, require_gguf, unread_tensors
 from moelens.models.hooked import HookedMoE
 from moelens.models.identification import identify_untrained_router
@@ -142,7 +142,7 @@ def load(
         weights = check_weights(model, loaded, report, stored, refuse=check)
     hooked = HookedMoE(loaded.eval(), tokenizer, name=model, check=check)
     hooked.checks = (*hooked.checks, *([note] if note else []), weights)
-    hooked.format = describe_format(loaded, "gguf" if gguf_path else format_name(quantised))
+    hooked.stored_format = "gguf" if gguf_path else format_name(quantised)
     for found in hooked.checks[-2:]:
         if found in (note, weights) and not found.passed:
             warnings.warn(f"{model}: {found.detail}", MoeLensWarning, stacklevel=2)

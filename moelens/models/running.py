@@ -145,21 +145,62 @@ class RunningPass:
 class Turns:
     """A lock that lets one thread at a time run a model; the thread that has it can take it again.
 
-    Hooks belong to a model, not to a thread: without turns, one thread's hooks would run in another's pass.
+    Hooks belong to a model, not to a thread: without turns, one thread's hooks would run in another's pass. A forward
+    pass of the transformers model itself takes a turn too; it does not wait for ever, as its thread may be one that the
+    other thread waits for.
     """
+
+    patience = 10.0
+    """Seconds after which a thread that waits says so."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._owner: int | None = None
+        self._held: list[bool] = []  # what the owner has taken: whether it is a pass
 
     def __enter__(self) -> None:
-        if not self._lock.acquire(timeout=10):
+        if not self._lock.acquire(timeout=self.patience):
             warnings.warn(
-                "another thread has run this model, or been inside `with model.hooks(...)`, for 10 s; this one waits",
+                "another thread has run this model, or been inside `with model.hooks(...)`, for "
+                f"{self.patience:g} s; this one waits",
                 stacklevel=3,
             )
             self._lock.acquire()
+        self._take(is_pass=False)
 
     def __exit__(self, *error: object) -> None:
+        while self._held[-1]:  # passes that KeyboardInterrupt ended without a word
+            self._release()
+        self._release()
+
+    def begin_pass(self) -> None:
+        """Take a turn for a forward pass.
+
+        Raises:
+            MoeLensError: another thread has its turn for longer than `patience`.
+        """
+        if not self._lock.acquire(timeout=self.patience):
+            raise MoeLensError(
+                f"expected one thread at a time to run this model, but for {self.patience:g} s another one has run it, "
+                "or been inside `with model.hooks(…)`, whose hooks would run in this pass; run it after that"
+            )
+        self._take(is_pass=True)
+
+    def end_pass(self) -> bool:
+        """End the turn of a forward pass; return False if this thread has begun none."""
+        if self._owner != threading.get_ident() or not self._held[-1]:
+            return False
+        self._release()
+        return True
+
+    def _take(self, *, is_pass: bool) -> None:
+        self._owner = threading.get_ident()
+        self._held.append(is_pass)
+
+    def _release(self) -> None:
+        self._held.pop()
+        if not self._held:
+            self._owner = None
         self._lock.release()
 
     def __deepcopy__(self, memo: Any) -> Turns:

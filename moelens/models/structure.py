@@ -22,6 +22,7 @@ _STACK = re.compile(r"(.*?layers|.*?blocks|.*?h)\.(\d+)\.")
 # Names that configurations and modules use for the same number.
 _TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "num_experts_per_token", "top_k")
 _N_SHARED = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+_SETTING = re.compile(r"top_?k|experts_per_tok|group|scor|norm_?prob|scaling_factor|moe_k$|^k$", re.IGNORECASE)
 _GROUPS = (("n_group", "topk_group"), ("num_expert_group", "topk_group"), ("num_expert_groups", "num_limited_groups"))
 
 
@@ -198,6 +199,27 @@ def changed_layer(
         if not (experts and (layer.router is None or layer.router in present)):
             return layer.index
     return None
+
+
+def routing_settings(moe_layers: Iterable[MoELayer]) -> list[tuple[str, Any, str, Any]]:
+    """List the numbers and words by which the routers choose, such as `top_k`, and their configurations'.
+
+    Returns:
+        Where a setting is, in words, what holds it, its name and its value.
+    """
+    found: list[tuple[str, Any, str, Any]] = []
+    configs: dict[int, Any] = {}
+    for layer in moe_layers:
+        modules = {id(m): m for m in (layer.block, unwrap(layer.router)) if m is not None}
+        found += [(f"layer {layer.index}", m, *setting) for m in modules.values() for setting in _settings(m)]
+        configs |= {id(c): c for m in modules.values() if (c := getattr(m, "config", None)) is not None}
+        configs |= {id(c): c for c in [getattr(layer.experts, "config", None)] if c is not None}
+    return found + [("the configuration", c, *setting) for c in configs.values() for setting in _settings(c)]
+
+
+def _settings(holder: Any) -> list[tuple[str, Any]]:
+    plain = [(n, v) for n, v in vars(holder).items() if v is None or isinstance(v, (bool, int, float, str))]
+    return [(name, value) for name, value in plain if name[0] != "_" and _SETTING.search(name)]
 
 
 def unsupported_architecture(name: str, model_type: str) -> UnsupportedModelError:

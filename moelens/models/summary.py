@@ -13,6 +13,17 @@ from moelens.models.load_checks import Check
 from moelens.models.loading import WITHOUT_DEFAULT, architectures, inspect_architecture, load
 from moelens.models.structure import MoEShape
 
+_CAPTURED = {
+    "experts interface": "the stages of the router's decision, the chosen experts and their weights, the inside of the "
+    "experts, shared experts, the residual stream; `moelens info NAME` lists the hook points",
+    "adapter": "the same, through code of moelens for these experts",
+    "text model: NAME": "the same as of NAME; not the parts that read images or sound",
+    "no: REASON": "nothing",
+    "not captured": "scores of routers that follow no known rule (inkling, hash-routed layers of deepseek_v4), though "
+    "their logits, experts and weights are; the decoder of diffusion_gemma",
+}
+"""What is captured of an architecture, by what `architectures` says of it."""
+
 
 @dataclass(frozen=True, repr=False, kw_only=True)
 class ModelInfo(Displayed):
@@ -73,6 +84,7 @@ def list_supported() -> str:
     """
     note = " (no whole default configuration: give a folder)"
     lines = [f"{name:<24} {how}{note if name in WITHOUT_DEFAULT else ''}" for name, how in architectures().items()]
+    lines += ["", "captured of an architecture", *(f"  {how:<18} {what}" for how, what in _CAPTURED.items())]
     for format in FORMATS.values():
         needs = f"; needs {' and '.join(format.packages)}" if format.packages else ""
         lines += ["", f"format {format.title}{needs}", f"  captured      {format.captured}"]

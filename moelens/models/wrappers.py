@@ -79,11 +79,17 @@ def _require_whole(model: nn.Module) -> None:
                     f"this model {reason}, where moelens cannot hook it; hook the model before it is wrapped, or load "
                     "it with device_map or distributed_config"
                 )
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise MoeLensError(
-                "this model was compiled by torch.compile, and compiled code does not run hooks; hook the model as it "
-                "was before (`model._orig_mod`, or load it again)"
-            )
+        require_not_compiled(module)
+
+
+def require_not_compiled(module: nn.Module) -> None:
+    """Refuse a module of a model that was compiled, whole or its `forward` alone."""
+    whole = module._compiled_call_impl is not None or "_orig_mod" in module._modules
+    if whole or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+        raise MoeLensError(
+            "this model was compiled by torch.compile, and compiled code does not run hooks; hook the model as it was "
+            "before (`model._orig_mod`, or load it again)"
+        )
 
 
 def unwrap(module: Any) -> Any:

@@ -59,8 +59,8 @@ class Greedy:
             (found for holder in (own, config, tokenizer) if (found := _ids(getattr(holder, "eos_token_id", None)))), ()
         )
         padding = next((p for h in (own, config, tokenizer) if (p := _ids(getattr(h, "pad_token_id", None)))), ends)
-        unused = {name: value for name, value in own.to_diff_dict().items() if name not in _KEPT}
-        return cls(ends, (padding or (0,))[0], json.loads(json.dumps(unused, default=str)))
+        unused = {name: _in_json(value) for name, value in own.to_diff_dict().items() if name not in _KEPT}
+        return cls(ends, (padding or (0,))[0], unused)
 
     def configuration(self, n: int | None = None) -> GenerationConfig:
         """Return transformers' configuration for at most `n` new tokens."""
@@ -80,6 +80,16 @@ class Greedy:
             "pad_token_id": self.padding,
             "unused_settings_of_the_model": self.unused,
         }
+
+
+def _in_json(value: Any) -> Any:
+    """A setting as JSON holds it; as Python writes it where JSON cannot hold it, such as a dict with tuples as keys."""
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError):
+        return repr(value)
+    return json.loads(text)
 
 
 def _ids(value: Any) -> tuple[int, ...]:
