@@ -309,7 +309,7 @@ def test_errors_of_labels(tmp_path):
         Labels.open(recording)
     folder = tmp_path / "labels"
     assert str(missing.value) == (
-        f"expected labels in '{folder}', got no morphology.parquet; create them again with moelens.label(recording)"
+        f"expected labels in '{folder}', got no morphology.parquet; label the recording with moelens.label(recording)"
     )
     with pytest.raises(UnknownNameError) as policy:
         Labels.create(recording, "first")
@@ -323,7 +323,7 @@ def test_errors_of_labels(tmp_path):
         Labels.open(recording)
     assert str(stale.value) == (
         f"expected one row of labels per token in '{folder}', got 2 rows and 1 tokens;"
-        " create them again with moelens.label(recording)"
+        " label the recording with moelens.label(recording)"
     )
 
 

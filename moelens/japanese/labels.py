@@ -88,7 +88,7 @@ class Labels(Displayed):
         """
         labels = cls(Path(recording.path) / "labels")
         if problem := labels._unfit(recording):
-            raise RecordingError(f"{problem}; create them again with moelens.label(recording)")
+            raise RecordingError(f"{problem}; label the recording with moelens.label(recording)")
         return labels
 
     def _unfit(self, recording: _Recording) -> str:
