@@ -435,7 +435,7 @@ JSONL = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in LINES) + "\
     "name, data",
     [
         ("c.jsonl", JSONL.encode()),
-        ("c.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("c.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)),
         ("c.jsonl", b"\xef\xbb\xbf" + JSONL.replace("\n", "\r\n").encode()),
     ],
 )
@@ -502,7 +502,7 @@ def test_other_corpora(tmp_path: Path) -> None:
             "expected UTF-8 in c.txt line 2, got what looks like CP932; give encoding='cp932' (--encoding cp932), or ",
         ),
         ("c.txt", b"\n", MoeLensError, "expected documents in corpus '{path}', got none; give at least one document"),
-        ("c.jsonl.gz", gzip.compress(JSONL.encode())[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
+        ("c.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
         (
             "c.xlsx",
             b"text\na\n",
