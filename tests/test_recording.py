@@ -502,7 +502,12 @@ def test_other_corpora(tmp_path: Path) -> None:
             "expected UTF-8 in c.txt line 2, got what looks like CP932; give encoding='cp932' (--encoding cp932), or ",
         ),
         ("c.txt", b"\n", MoeLensError, "expected documents in corpus '{path}', got none; give at least one document"),
-        ("c.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)[:-9], MoeLensError, "c.jsonl.gz cannot be read after line "),
+        (
+            "c.jsonl.gz",
+            gzip.compress(JSONL.encode(), mtime=0)[:-9],
+            MoeLensError,
+            "c.jsonl.gz cannot be read after line ",
+        ),
         (
             "c.xlsx",
             b"text\na\n",
