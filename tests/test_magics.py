@@ -180,7 +180,7 @@ MISTAKES = [
     ("record", "\n", "expected a corpus to record, got none; give one, or write one document per line in the cell"),
     ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),
     ("load missing/model", None, "unknown model 'missing/model'; allowed: demo"),
-    ("label nowhere", None, "'nowhere' is not a recording"),
+    ("label nowhere", None, "expected a variable or the folder of a recording, got 'nowhere', which is neither"),
     (
         "effect --layer 3 --experts five",
         None,
@@ -238,7 +238,11 @@ def test_a_mistake_is_one_line(shell: Any, line: str, cell: str | None, message:
 
 def test_a_mistake_fails_the_cell(shell: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert not shell.run_cell("%moe label nowhere").success
-    assert capsys.readouterr().out.strip().startswith("MagicError: 'nowhere' is not a recording")
+    assert (
+        capsys.readouterr()
+        .out.strip()
+        .startswith("MagicError: expected a variable or the folder of a recording, got 'nowhere'")
+    )
 
 
 def test_an_interrupted_recording_goes_on(shell: Any, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

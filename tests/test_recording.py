@@ -356,7 +356,7 @@ def test_opening_something_else_than_a_recording(tmp_path: Path, made: Recording
     with pytest.raises(RecordingError) as error:
         Recording.open(tmp_path / "none")
     assert str(error.value) == (
-        f"'{tmp_path / 'none'}' is not a recording: it has no manifest.json;"
+        f"'{tmp_path / 'none'}' is not a recording: there is no such folder;"
         " make one with moelens.record(model, corpus, out)"
     )
     manifest = made.path / "manifest.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -19,7 +20,7 @@ from moelens.commands.session import DEFAULTS, Session
 from moelens.commands.table import COMMANDS
 from moelens.commands.words import split_words
 from moelens.display import find_view
-from moelens.errors import MoeLensError, unknown
+from moelens.errors import MoeLensError, RecordingError, unknown
 from moelens.interventions import Causes, Effect, Preferences
 from moelens.models.hooked import HookedMoE
 from moelens.recording import Recording
@@ -178,7 +179,15 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         return given if given is not None else name or next(reversed(self.loaded), self.model)
 
     def find_recording(self, name: str, *, checked: bool = True) -> Recording:
-        return self._variable(name, Recording) or super().find_recording(name, checked=checked)
+        given: Recording | None = self._variable(name, Recording)
+        if given is not None:
+            return given
+        if name.isidentifier() and not Path(name).exists():
+            raise RecordingError(
+                f"expected a variable or the folder of a recording, got '{name}', which is neither; make one with"
+                " %moe record"
+            )
+        return super().find_recording(name, checked=checked)
 
     def find_source(self, name: str) -> Any:
         given = self._variable(name, Recording, CountTables, Specialization)

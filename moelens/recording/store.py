@@ -79,8 +79,9 @@ class Recording(Displayed):
                 raise RecordingError(
                     f"'{source}' is an unfinished recording; repeat the command that began it to continue"
                 ) from error
+            why = f"it has no {MANIFEST}" if folder.exists() else "there is no such folder"
             raise RecordingError(
-                f"'{source}' is not a recording: it has no {MANIFEST}; make one with moelens.record(model, corpus, out)"
+                f"'{source}' is not a recording: {why}; make one with moelens.record(model, corpus, out)"
             ) from error
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RecordingError(
