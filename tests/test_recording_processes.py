@@ -88,7 +88,7 @@ def assert_same(a: Recording, b: Recording, tolerance: float) -> None:
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun"])
 def test_documents_divided_among_processes(one: Recording, corpus: Path, tmp_path: Path, launcher: list[str]) -> None:
     several = launch(launcher, corpus, tmp_path / "run")
-    assert len(several.manifest["shards"]) >= 4
+    assert len(several.manifest["shards"]) >= 2  # each process wrote
     assert_same(one, several, 1e-3)
 
 
