@@ -242,6 +242,23 @@ def test_the_test_of_corpora_keeps_its_level() -> None:
     assert np.mean([(c.p_family < 0.05).any() for c in found]) < 0.2
 
 
+def test_a_comparison_of_corpora_says_what_it_leaves_out_of_copies() -> None:
+    a, b = corpora()
+    whole = compare(a, b, None, permutations=19)
+    assert (whole.label_tokens.tolist(), whole.label_tokens_b.tolist()) == ([T], [T])
+    assert "not counted" not in whole.table()
+    b.text_ids = lambda: np.minimum(np.arange(40), 20)  # type: ignore[method-assign]  # half of b is one text
+    b.text_groups = SimpleNamespace(copies=4, near=15, repeated=0.0)  # type: ignore[attr-defined]
+    found = compare(a, b, None, permutations=19)
+    left = 3000 // 9  # a tenth of what is counted, beside 3,000 tokens of other texts
+    assert (found.label_tokens.tolist(), found.label_tokens_b.tolist()) == ([T], [1000 + left])
+    assert found.table().splitlines()[-2:] == [
+        "repeated text: 4 documents are copies of others and 15 near copies; each counts with them as one document",
+        f"not counted: {1000 - left} tokens beyond the 10% of all that a document, with its copies, may have "
+        "(1 shortened, see max_share)",
+    ]
+
+
 @pytest.mark.parametrize("name", ["c.json", "c.parquet"])
 def test_a_comparison_of_corpora_is_saved_and_opened(tmp_path: Path, name: str) -> None:
     found = compare(*corpora(moved=0.2), None, permutations=99)

@@ -141,7 +141,7 @@ def test_a_long_document_is_shortened_and_this_is_said() -> None:
     assert found.n_tokens == 950 + 105
     assert about["effective_documents"] == pytest.approx(1055**2 / (19 * 50**2 + 105**2))
     assert found.significant[0, 0, 0]
-    said = "19,895 tokens of 1 long documents are not counted, since a document may have 10% of the tokens"
+    said = "not counted: 19,895 tokens beyond the 10% of all that a document, with its copies, may have (1 short"
     assert said in repr(found)
     assert "effective number of documents 19.0: p is at least 0.00500" in repr(sized(*[50] * 19))
     whole = sized(*[50] * 19, 2000, max_share=1)

@@ -22,10 +22,10 @@ from moelens.analysis.randomize import (
     benjamini_hochberg,
     document_test,
     effective_number,
-    limits_of_test,
 )
 from moelens.analysis.routing import overlap
 from moelens.analysis.samples import (
+    REPEATS,
     Given,
     LabelFamilies,
     Sample,
@@ -37,6 +37,7 @@ from moelens.analysis.samples import (
 )
 from moelens.analysis.specialize import check_testable
 from moelens.analysis.tables import interval, number, plain_table
+from moelens.analysis.wording import sample_limits
 from moelens.display import Plotted
 from moelens.errors import MoeLensError, RecordingError
 from moelens.japanese.families import require_name
@@ -57,7 +58,8 @@ class Comparison(Plotted, SavedCells):
     """Models a and b over the same tokens, or corpora a and b under one model.
 
     All arrays are `[layer, expert, label]` unless said otherwise; NaN means not tested. The first label, "all tokens",
-    shows how the load of the experts changed.
+    shows how the load of the experts changed. Of two corpora, the tokens that exceed the share of a document are not
+    counted, see `compare`; `provenance["tokens_cut"]` is their number.
 
     Attributes:
         count_a, count_b: tokens of the label that the model routes to the expert.
@@ -196,17 +198,14 @@ class Comparison(Plotted, SavedCells):
         first = [say(f"table.{name}") for name in ("layer", "expert", "label")]
         middle = [say(f"comparison.{name}") for name in ("change", "share_a", "share_b", ratio)]
         header = (*first, *middle, say("table.q"), say("table.p_family"), "")
-        permutations, documents = (self.provenance.get(key, 0) for key in ("permutations", "effective_documents"))
-        lines = self._opening(permutations, say)
-        lines.append(plain_table(header, rows) if rows else say("comparison.no_change"))
-        if documents and permutations:
-            lines.append(limits_of_test(documents, permutations, say))
-        return "\n".join(lines)
+        table = plain_table(header, rows) if rows else say("comparison.no_change")
+        return "\n".join([*self._opening(say), table, *sample_limits(self.provenance, say)])
 
-    def _opening(self, permutations: int, say: Texts) -> list[str]:
+    def _opening(self, say: Texts) -> list[str]:
         """The lines above the table: what is compared, within what, and how."""
         about: dict[str, Any] = {name: self.provenance.get(name) or name for name in ("a", "b", "model")}
-        about |= {"tokens": f"{int(self.label_tokens[0]):,}", "permutations": permutations or say("comparison.none")}
+        permutations = self.provenance.get("permutations") or say("comparison.none")
+        about |= {"tokens": f"{int(self.label_tokens[0]):,}", "permutations": permutations}
         if self.label_tokens_b is None:
             shares = zip(self.names, self.overlap.mean(0), strict=True)
             kept = say("answer.comma").join(f"{label_in(name, say)} {number(100 * share)} %" for name, share in shares)
@@ -267,6 +266,8 @@ def compare(
 
     Two recordings of one model over different texts are compared as corpora: which experts take more tokens of a label
     in `b` than expected if the token and its labels alone decided, see `moelens.analysis.corpora.corpus_comparison`.
+    As in `analyze` (`max_share`), at most a tenth of the counted tokens are those of one document, or of its copies and
+    near copies together; the result says how many tokens were left out.
 
     With `phase`, the experts of the prompts of one recording are compared with those of the text that the model
     generated: overlap and divergence in each layer, beside their values by chance. See
@@ -351,7 +352,7 @@ def compare(
             "a": about_a["model"],
             "b": about_b["model"],
             "recordings": [about_a["recording"], about_b["recording"]],
-            **{key: about_a[key] for key in ("labels", "moelens")},
+            **{key: about_a[key] for key in ("labels", "moelens", *REPEATS)},
             "effective_documents": effective,
             "permutations": permutations,
             "seed": seed,

@@ -12,6 +12,7 @@ from moelens.analysis.arrays import Bools
 from moelens.analysis.counting import RoutePart
 from moelens.analysis.randomize import Excess, benjamini_hochberg, document_test, effective_number
 from moelens.analysis.samples import (
+    REPEATS,
     Given,
     LabelFamilies,
     Sample,
@@ -55,7 +56,9 @@ def corpus_comparison(
 
     The null hypothesis is that a document could be of either corpus: within what is given and within the labels of the
     family, whether a token is of `a` or `b` is unrelated to its routes. The test is that of `analyze` over the
-    documents of both, with "is of b" as the label, so that the tokens of a document may depend on each other.
+    documents of both, with "is of b" as the label, so that the tokens of a document may depend on each other. As there,
+    copies and near copies of a text in a corpus are one document, and of a document with more than a tenth of the
+    tokens only the first ones are counted (`max_share`).
 
     Args:
         a, b: recordings of one model over two corpora.
@@ -75,9 +78,10 @@ def corpus_comparison(
         MoeLensError: there are fewer than two documents, or a corpus has a single one.
     """
     both = (a, b)
+    _check_documents(both)
     known = [labels_for(recording, None, family) for recording in both]
-    families = () if known[0] is None or known[1] is None else set(known[0].families) & set(known[1].families)
-    given = control_names(given, ("token", "position", *sorted(families - {family} if families else ())))
+    families = set[str]() if known[0] is None or known[1] is None else {*known[0].families} & {*known[1].families}
+    given = control_names(given, ("token", "position", *sorted(families - {family})))
     own = [() if known[i] is None else label_names(both[i], known[i], family) for i in (0, 1)]  # type: ignore[arg-type]
     labels = tuple(dict.fromkeys([*own[0], *own[1]]))
     names = (ALL_TOKENS, *labels)
@@ -85,7 +89,6 @@ def corpus_comparison(
     texts = np.concatenate([a.text_ids(), a.n_documents + b.text_ids()])
     pair_names = [*(f"{name} in b" for name in names), *names]
     sample = Sample.of(blocks, pair_names, [(*given, _PATTERN)], texts=texts, max_share=_MAX_SHARE)
-    _check_documents(both)
     check_testable(sample.sizes, permutations)
     tables = sample.count(_pooled_parts(both, sample.own_rows()), a.n_experts, a.layers)
     excess = Excess.of(tables, sample.kinds, sample.copies)
@@ -127,9 +130,12 @@ def corpus_comparison(
             "model": abouts[0]["model"],
             "recordings": [about["recording"] for about in abouts],
             **{key: abouts[0][key] for key in ("labels", "moelens")},
+            **{key: sum(about[key] or 0 for about in abouts) for key in REPEATS[:2]},
+            REPEATS[2]: max(about[REPEATS[2]] or 0.0 for about in abouts),  # that of the corpus with more of them
             "given": list(given),
             "documents": [recording.n_documents for recording in both],
             "effective_documents": effective,
+            "max_share": sample.max_share,
             "shortened_documents": sample.shortened,
             "tokens_cut": sample.cut,
             "permutations": permutations,

@@ -33,6 +33,9 @@ from moelens.version import __version__
 Given = str | Sequence[str] | None
 """One control, several, or None: "token", "position", a family of labels, or a column of the corpus."""
 
+REPEATS = ("copied_documents", "nearly_copied_documents", "repeated_sentences")
+"""What `provenance_of` says about repeated texts."""
+
 
 class LabelFamilies(Protocol):
     """The part of `moelens.japanese.Labels` that analyses use."""
@@ -405,6 +408,7 @@ def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> 
     model, shape = manifest.get("model", ""), manifest.get("shape", {})
     about = getattr(labels, "metadata", {})
     repeats = recording.text_groups if hasattr(recording, "text_groups") else None
+    repeated = (repeats.copies, repeats.near, repeats.repeated) if repeats else (None, None, None)
     return {
         "model": str(model.get("name", "") if isinstance(model, Mapping) else model),
         "recording": str(recording.folder.location) if hasattr(recording, "folder") else "",
@@ -412,7 +416,5 @@ def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> 
         "moelens": __version__,
         "n_tokens": manifest.get("n_tokens"),
         "n_groups": shape.get("n_groups") if isinstance(shape, Mapping) else None,
-        "copied_documents": repeats.copies if repeats else None,
-        "nearly_copied_documents": repeats.near if repeats else None,
-        "repeated_sentences": repeats.repeated if repeats else None,
+        **dict(zip(REPEATS, repeated, strict=True)),
     }

@@ -121,11 +121,15 @@ def why_untested(result: _Result, label: str, say: Texts) -> str:
     return say("result.untested_rare")
 
 
-def limits(result: _Result, say: Texts) -> tuple[str, ...]:
-    """Return what the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
-    about, lines = result.provenance, []
-    above = int((result.significant & (result.lift > 1)).sum())
-    if "effective_documents" in about:
+def sample_limits(about: Mapping[str, Any], say: Texts) -> list[str]:
+    """Return what a test over documents cannot show for lack of them, and which documents are copies or shortened.
+
+    Args:
+        about: the provenance of the result.
+        say: the language.
+    """
+    lines = []
+    if about.get("effective_documents") and about.get("permutations"):
         lines.append(limits_of_test(about["effective_documents"], about["permutations"], say))
     copies, near = (about.get(name) or 0 for name in ("copied_documents", "nearly_copied_documents"))
     if copies + near:
@@ -135,6 +139,14 @@ def limits(result: _Result, say: Texts) -> tuple[str, ...]:
     if about.get("shortened_documents"):
         tokens, documents = f"{about['tokens_cut']:,}", f"{about['shortened_documents']:,}"
         lines.append(say("result.cut", tokens=tokens, documents=documents, share=f"{about['max_share']:.0%}"))
+    return lines
+
+
+def limits(result: _Result, say: Texts) -> tuple[str, ...]:
+    """Return what the test cannot show: for few documents, shortened ones, and labels that token identity explains."""
+    about = result.provenance
+    lines = sample_limits(about, say)
+    above = int((result.significant & (result.lift > 1)).sum())
     if "random_model" in about:
         lines.append(random_model(result, say))
     explained = int((result.significant & (result.lift > 1) & (result.excess_left < 0.5)).sum())
