@@ -275,7 +275,7 @@ BAD_CSV = {
     "expected counts of 0 or more and below 2..53 in a.csv, got nan": "layer,expert,count\n0,0,1.5\n0,1,nan\n",
     "expected a readable .csv file": "layer,expert,count\n0,0\n",
     "expected each column once in a.csv, got 'layer' twice": "layer,Layer,expert,count\n0,0,0,1\n",
-    "expected the name of a group in every row of a.csv, got none in row 2": "layer,expert,lang,count\n0,0,a,1\n0,1,,1",
+    "the name of a group in every row of a.csv, got no name in row 2;": "layer,expert,lang,count\n0,0,a,1\n0,1,,1",
 }
 
 
@@ -284,6 +284,13 @@ def test_csv_that_cannot_be_true(error: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(BAD_CSV[error])
     with pytest.raises(CheckError, match=error):
         import_counts(tmp_path / "a.csv", top_k=1)
+
+
+def test_lists_are_no_names_of_groups(tmp_path: Path) -> None:
+    table = {"layer": [0, 0], "expert": [0, 1], "count": [3, 4], "group": [["a", "b"], ["c", "d"]]}
+    pyarrow.parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(CheckError, match=r"every row of a\.parquet, got no name in row 1"):
+        import_counts(tmp_path / "a.parquet", top_k=1)
 
 
 def test_what_was_asked_for_is_not_there(tmp_path: Path) -> None:

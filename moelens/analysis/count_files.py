@@ -300,10 +300,11 @@ def _group_names(columns: Mapping[str, _Array], by_group: str | None, group: str
     if by_group is None:
         return [group] * len(next(iter(columns.values()), []))
     names = columns[by_group].tolist()
-    missing = next((i for i, value in enumerate(names) if value is None or value != value or value == ""), None)
-    if missing is not None:
+    nested = (np.ndarray, list, dict)  # of Parquet
+    wrong = (i for i, value in enumerate(names) if isinstance(value, nested) or value in (None, "") or value != value)
+    if (row := next(wrong, None)) is not None:
         raise CheckError(
-            f"expected the name of a group in every row of {name}, got none in row {missing + 1}; fill it in"
+            f"expected the name of a group in every row of {name}, got no name in row {row + 1}; correct it"
         )
     return list(map(str, names))
 
