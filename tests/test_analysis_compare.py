@@ -290,3 +290,6 @@ def test_corpora_by_label_on_the_command_line(tmp_path: Path, capsys: pytest.Cap
     ]
     assert [found.label_tokens[at], found.label_tokens_b[at]] == of_label
     assert "% points" in [axes.get_title() for axes in found.plot("尊敬語").figure.axes]
+    moelens.label(tmp_path / "plain", "any")
+    with pytest.raises(MoeLensError, match=r"expected two corpora labelled alike, got labels by policy 'any .* 'ends "):
+        compare(tmp_path / "plain", tmp_path / "polite", permutations=19)

@@ -75,11 +75,12 @@ def corpus_comparison(
     Raises:
         UnknownNameError: there is no such family or control.
         RecordingError: the tokens of a recording are not aligned with its text.
-        MoeLensError: there are fewer than two documents, or a corpus has a single one.
+        MoeLensError: there are too few documents or permutations, or the corpora were labelled in different ways.
     """
     both = (a, b)
     _check_documents(both)
     known = [labels_for(recording, None, family) for recording in both]
+    _check_labels(known)
     families = set[str]() if known[0] is None or known[1] is None else {*known[0].families} & {*known[1].families}
     given = control_names(given, ("token", "position", *sorted(families - {family})))
     own = [() if known[i] is None else label_names(both[i], known[i], family) for i in (0, 1)]  # type: ignore[arg-type]
@@ -152,6 +153,16 @@ def _check_documents(recordings: Sequence[Recording]) -> None:
                 "expected two corpora of 2 or more documents each, since documents are compared, got one of "
                 f"{recording.n_documents} in '{recording.folder.location}'; record it as several documents "
                 "(split_documents, --split-documents)"
+            )
+
+
+def _check_labels(labels: Sequence[LabelFamilies | None]) -> None:
+    a, b = (getattr(of_corpus, "metadata", {}) for of_corpus in labels)
+    for what in ("analyser", "dictionary", "rules", "policy"):
+        if a.get(what) != b.get(what):
+            raise MoeLensError(
+                f"expected two corpora labelled alike, got labels by {what} {a.get(what)!r} and {b.get(what)!r}; "
+                "label one of them again with moelens.label(recording)"
             )
 
 
