@@ -340,6 +340,11 @@ def test_arrays_that_contradict_each_other(tmp_path: Path) -> None:
     for wrong, error in (
         (torch.ones(4), r"expected logical_count \[step, layer, expert\] in a.pt, got \[4\]; dump"),
         (torch.full((2, 4), 0.5), "expected whole numbers as counts in a.pt, got fractions; dump the recorder again"),
+        (
+            torch.eye(2).to_sparse(),
+            "expected dense tensors of counts in a.pt, got one of layout torch.sparse_coo; dump",
+        ),
+        (torch.ones(2, 4, device="meta"), "expected dense tensors of counts in a.pt, got one without numbers; dump"),
     ):
         torch.save({"logical_count": wrong}, tmp_path / "a.pt")
         with pytest.raises(CheckError, match=error):

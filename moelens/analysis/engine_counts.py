@@ -103,6 +103,9 @@ def _array(value: Any, name: str) -> _Array:
     import torch
 
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            kind = "without numbers" if value.is_meta else f"of layout {value.layout}"
+            raise CheckError(f"expected dense tensors of counts in {name}, got one {kind}; dump the recorder again")
         value = value.numpy() if not value.dtype.is_floating_point and not value.dtype.is_complex else value.tolist()
     array = checked_numbers(value, name)
     if array.dtype.kind == "f":
