@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,39 @@ def test_an_interrupted_pass_keeps_no_turn(deepseek: HookedMoE, ids: Tensor, mon
     with pytest.raises(KeyboardInterrupt):
         deepseek.run_with_hooks(ids, fwd_hooks=[(at("hook_topk_weights"), interrupt)])
     found: list[Any] = []
+    run_all([threading.Thread(target=lambda: found.append(deepseek.hf_model(ids)))])
+    assert len(found) == 1
+
+
+@pytest.mark.tried("Edits", "a pass that is interrupted from the keyboard", "later passes see their own batch and mask")
+@pytest.mark.parametrize("within", ["nothing", "a pass", "a block"])
+@pytest.mark.parametrize("direct", [True, False], ids=["hf_model", "hooked"])
+def test_what_follows_an_interrupted_pass(deepseek: HookedMoE, ids: Tensor, direct: bool, within: str) -> None:
+    other, shapes = ids[:1, :4], []
+
+    def interrupt(tensor: Tensor, hook: Any) -> None:
+        if within == "a pass" and not shapes:
+            shapes.append(tensor.shape)
+            (deepseek.hf_model if direct else deepseek)(ids)
+        raise KeyboardInterrupt
+
+    def stop() -> None:
+        deepseek.add_hook(at("hook_topk_weights"), interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            (deepseek.hf_model if direct else deepseek)(ids)
+        deepseek.reset_hooks()
+
+    found: list[Any] = []
+    with deepseek.hooks() if within == "a block" else nullcontext():
+        stop()
+        _, cache = deepseek.run_with_cache(other)
+        assert cache.mask.shape == other.shape
+        seen: list[Any] = []
+        look = (at("hook_topk_weights"), lambda t, hook: seen.append(deepseek.running.prompt))
+        with deepseek.hooks([look]):
+            deepseek.generate(other, max_new_tokens=2, do_sample=False)
+        assert seen == [4, 4]
+        deepseek.hf_model(other)
     run_all([threading.Thread(target=lambda: found.append(deepseek.hf_model(ids)))])
     assert len(found) == 1
 

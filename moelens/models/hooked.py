@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -287,7 +288,8 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         self._require_hooked()
         inputs = self.to_inputs(input, padding_side="left")
         prompt = inputs["input_ids"].shape[1]
-        with self._turns, evaluating(self.hf_model), self.running.generation(self.hf_model, prompt):
+        turns, running = self._turns, self.running
+        with turns, evaluating(self.hf_model), running.generation(self.hf_model, prompt, outer=turns.passes):
             output = self.hf_model.generate(**inputs, **kwargs)
         if isinstance(input, Tensor):
             return output
@@ -516,12 +518,13 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         return next(iter(self._installation.taps.values())).native
 
     def _leave_pass(self) -> None:
-        if self._turns.end_pass():
-            self.running.leave()
+        if self._turns.in_pass():
+            self.running.leave(self._turns.passes - 1)
+            self._turns.end_pass()
 
     def _note_pass(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._turns.begin_pass()
-        self.running.enter()
+        self._turns.begin_pass(sys._getframe(2))  # torch's call of the model, which calls `TorchHook`
+        self.running.enter(self._turns.passes - 1)
         self._installation.require_installed()
         ids = kwargs.get("input_ids", args[0] if args else None)
         ids = kwargs.get("inputs_embeds") if ids is None else ids

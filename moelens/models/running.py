@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -26,9 +28,6 @@ class _SlotsByLayer(dict[int, Tensor]):
             f"running.slots has no layer {layer}, because no hook is inside its experts; add a hook at "
             f"'blocks.{layer}.mlp.experts.hook_out', or read 'blocks.{layer}.mlp.hook_expert_indices'"
         )
-
-
-_NESTING = ("_outer", "_depth")
 
 
 @dataclass(kw_only=True)
@@ -59,18 +58,16 @@ class RunningPass:
     decisions: dict[int, Any] = field(default_factory=dict)
     _generated: Tensor | None = None
     _outer: list[dict[str, Any]] = field(default_factory=list)
-    _depth: int = 0
 
-    def enter(self) -> None:
-        """Note that a forward pass begins; one that a hook starts interrupts the pass that the hook runs in."""
-        if self._depth:
-            self._outer.append({name: copy.copy(value) for name, value in vars(self).items() if name not in _NESTING})
-        self._depth += 1
+    def enter(self, outer: int) -> None:
+        """Note that a forward pass begins in `outer` others; one that a hook starts interrupts the pass of the hook."""
+        del self._outer[max(outer - 1, 0) :]  # left by passes that KeyboardInterrupt ended
+        if outer:
+            self._outer.append({name: copy.copy(value) for name, value in vars(self).items() if name != "_outer"})
 
-    def leave(self) -> None:
-        """Note that a forward pass has ended, and go back to the one that it interrupted."""
-        self._depth = max(self._depth - 1, 0)
-        while len(self._outer) >= max(self._depth, 1):
+    def leave(self, outer: int) -> None:
+        """Note that a forward pass has ended, and go back to the one that it interrupted, of `outer` that still run."""
+        while len(self._outer) > max(outer - 1, 0):
             vars(self).update(self._outer.pop())
 
     @property
@@ -106,8 +103,8 @@ class RunningPass:
         self.decisions.clear()
 
     @contextmanager
-    def generation(self, hf_model: Any, prompt: int) -> Iterator[None]:
-        """Mark the passes in this context as those of `generate`, for a prompt of `prompt` tokens.
+    def generation(self, hf_model: Any, prompt: int, *, outer: int) -> Iterator[None]:
+        """Mark the passes in this context as those of `generate`, within `outer` others, for `prompt` prompt tokens.
 
         `generate` passes only the new tokens to the model, and moves sequences about (beams) or takes tokens back
         (candidates of an assistant). The whole sequences are seen where it prepares the inputs of a pass.
@@ -119,7 +116,7 @@ class RunningPass:
             self._generated = input_ids
             return prepare(input_ids, *args, **kwargs)
 
-        before = (self.prompt, self.start, self.pos, self.ids) if self._depth else (None, 0, self.pos, None)
+        before = (self.prompt, self.start, self.pos, self.ids) if outer else (None, 0, self.pos, None)
         replaced = vars(hf_model).get("prepare_inputs_for_generation")
         hf_model.prepare_inputs_for_generation = noting
         self.prompt, self.start, self.pos, self.ids = prompt, 0, 0, None
@@ -156,7 +153,7 @@ class Turns:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._owner: int | None = None
-        self._held: list[bool] = []  # what the owner has taken: whether it is a pass
+        self._held: list[FrameType | None] = []  # what the owner has taken: the call of a pass, None for a `with` block
 
     def __enter__(self) -> None:
         if not self._lock.acquire(timeout=self.patience):
@@ -166,15 +163,23 @@ class Turns:
                 stacklevel=3,
             )
             self._lock.acquire()
-        self._take(is_pass=False)
+        self._take(None)
 
     def __exit__(self, *error: object) -> None:
-        while self._held[-1]:  # passes that KeyboardInterrupt ended without a word
+        while self._held[-1] is not None:  # passes that KeyboardInterrupt ended without a word
             self._release()
         self._release()
 
-    def begin_pass(self) -> None:
+    @property
+    def passes(self) -> int:
+        """Number of forward passes that run, one within another."""
+        return sum(call is not None for call in self._held)
+
+    def begin_pass(self, call: FrameType) -> None:
         """Take a turn for a forward pass.
+
+        Args:
+            call: the frame that is on the stack as long as the pass runs.
 
         Raises:
             MoeLensError: another thread has its turn for longer than `patience`.
@@ -184,18 +189,21 @@ class Turns:
                 f"expected one thread at a time to run this model, but for {self.patience:g} s another one has run it, "
                 "or been inside `with model.hooks(…)`, whose hooks would run in this pass; run it after that"
             )
-        self._take(is_pass=True)
+        self._take(call)
 
-    def end_pass(self) -> bool:
-        """End the turn of a forward pass; return False if this thread has begun none."""
-        if self._owner != threading.get_ident() or not self._held[-1]:
-            return False
+    def in_pass(self) -> bool:
+        """Whether the last turn that this thread has taken is that of a forward pass."""
+        return self._owner == threading.get_ident() and self._held[-1] is not None
+
+    def end_pass(self) -> None:
+        """End the turn of a forward pass."""
         self._release()
-        return True
 
-    def _take(self, *, is_pass: bool) -> None:
+    def _take(self, call: FrameType | None) -> None:
+        while self._held and (last := self._held[-1]) is not None and not _is_running(last):
+            self._release()  # KeyboardInterrupt ended it, after which torch runs no hook
         self._owner = threading.get_ident()
-        self._held.append(is_pass)
+        self._held.append(call)
 
     def _release(self) -> None:
         self._held.pop()
@@ -205,6 +213,14 @@ class Turns:
 
     def __deepcopy__(self, memo: Any) -> Turns:
         return Turns()
+
+
+def _is_running(call: FrameType) -> bool:
+    """Whether a call of this thread has not ended."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame is not call:
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager
