@@ -168,7 +168,7 @@ def table(found: dict[str, Found]) -> list[tuple[str, ...]]:
 
 def ranking_table(found: dict[str, Found]) -> list[tuple[str, ...]]:
     """Return a row for each kind and corpus, in the columns of `RANKING_HEADER`."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind, f in found.items():
         between = {frozenset((a.first, a.second)): a for a in f.agreements}
         for ranking, removed in zip(f.rankings, f.removed, strict=True):
@@ -218,18 +218,18 @@ def markdown(found: dict[str, Found], result: dict[str, Any]) -> str:
         "\n\n"
         f"Measured on {result['machine']}."
     )
-    corpora = (
-        "Experts ranked on corpora by how much more often tokens of the class that sets the continuations apart choose "
-        f"them, in up to 200 passages. In both: of the first 16 of {model_experts(found)} experts, those that "
-        "attribution has there too (2 by chance). As many of each ranking as attribution found are removed together."
-    )
-    tables = [markdown_table(HEADER, rows), corpora, markdown_table(RANKING_HEADER, ranking_table(found))]
-    return "\n\n".join([head, *tables]) + "\n"
-
-
-def model_experts(found: dict[str, Found]) -> int:
-    """Return the number of routed experts of the model."""
-    return next(iter(found.values())).attribution.routed.size
+    parts = [head, markdown_table(HEADER, rows)]
+    if compared := [f for f in found.values() if f.agreements]:
+        f = compared[0]
+        agreement, n = f.agreements[0], f.attribution.routed.size
+        parts.append(
+            "Experts ranked on corpora by how much more often tokens of the class that sets the continuations apart "
+            f"choose them, in up to 200 passages. In both: of the first {agreement.top} of {n} experts, those that "
+            f"attribution has there too ({agreement.chance:.3g} by chance). As many of each ranking as attribution "
+            "found are removed together."
+        )
+        parts.append(markdown_table(RANKING_HEADER, ranking_table(found)))
+    return "\n\n".join(parts) + "\n"
 
 
 def corpus_of(text: str) -> tuple[str, Corpus]:
