@@ -102,6 +102,8 @@ def quoted() -> dict[str, str]:
     for name, scores in run["honorifics"].items():
         if score := scores.get("f1", scores.get("accuracy")):
             said[name] = f"{score:.3f}".lstrip("0")
+    ratio = run["honorifics"]["Speed: analysis, honorifics and alignment"]["ratio"]
+    said["speed"] = f"Analysis, honorifics and alignment together run at {ratio} of the speed of the analyser alone"
     for row in table_rows((results / "causal-demo.md").read_text("utf-8"), "removing them"):
         cells = (row[c] for c in ("kind", "items (frames)", "accuracy", "interaction"))
         change, controls = f"{row['removing them']} {row['95 %']}", row["controls 95 %"]
@@ -124,6 +126,17 @@ QUOTED = quoted()
 @pytest.mark.parametrize("name", QUOTED)
 def test_the_page_says_what_the_benchmarks_printed(name: str) -> None:
     assert QUOTED[name] in (ROOT / "docs" / "benchmarks.md").read_text("utf-8")
+
+
+def test_the_page_of_reliability_says_what_checks_cost() -> None:
+    run = json.loads((ROOT / "benchmarks" / "results" / "all.json").read_text("utf-8"))
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text("utf-8").split())
+    shares = {name.removesuffix(" / reading it"): f["median"] for name, f in run["recording"]["checks"].items()}
+    assert f"takes {shares['checksum of a file of routes']:.1%} of the processor time".replace("%", " %") in page
+    assert f"{shares['checksum of a file of vectors']:.1%} of reading one of vectors".replace("%", " %") in page
+    assert f"the check of the values takes {shares['values of a file of routes']:.1%},".replace("%", " %") in page
+    assert shares["values of a file of vectors"] < 0.001
+    assert "less than 0.1 % for vectors" in page
 
 
 @pytest.mark.parametrize("part", PARTS[1:])

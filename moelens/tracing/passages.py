@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_EXCERPT_TOKENS = 50_000  # a report makes some 500 cards from them, in about ten seconds
+_EXCERPT_TOKENS = 50_000  # a report makes hundreds of cards from them
 _MOST_PASSAGES = 5
 _TOKENS_AROUND = 20
 
