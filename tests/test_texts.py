@@ -159,7 +159,7 @@ def test_verdicts_and_answers_say_the_same_in_japanese() -> None:
     row = {"target": "L4 · E21", "change": -0.31, "low": -0.44, "high": 0.1, "p": 0.01, "before": -1.0}
     assert verdict(row, 3, "ja") == (
         "L4 · E21を除くと、選好は0.310ナット下がります(95 %信頼区間は0を含む)。条件をそろえた対照群より大きな変化です"
-        "(p = 0.0300、3回の除去について補正)。なお、このモデルはもともと、ここでは不適切な形のほうを好みます。"
+        "(p = 0.0300、3回の除去について補正)。なお、このモデルはもともと、ここでは不適切な表現のほうを好みます。"
     )
     found, left, removed = answer({"honorifics": result_of(2, 8)}, lang="ja")
     assert found.startswith("見つかったこと(labels): 尊敬語はL")
