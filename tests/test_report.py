@@ -114,6 +114,7 @@ def test_the_report_begins_with_what_was_found_and_what_was_not(
     ):
         assert words in page
     assert re.search(r"A random model of this shape gives \d+ of [\d,]+\.", page)
+    assert re.search(r"random model\d+ of [\d,]+ cells above chance \(seed 0\)", page)
     assert "Nothing was removed from the model" in page
     assert page.index("ound (honorifics)") < page.index("OVERVIEW") < page.index("Honorifics, without control")
 

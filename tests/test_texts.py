@@ -125,6 +125,7 @@ def test_a_report_in_japanese_has_no_english_text(demo_recording: moelens.Record
         text = re.sub("<[^>]*>", "", "".join(heading))
         assert JAPANESE.search(text) or text in settings, text
     assert "層4のE17を除去" in page
+    assert "セルが偶然を上回る(シード0)" in re.sub("<[^>]*>", "", page)
     moelens.report(other, tmp_path / "copies.html", permutations=50, lang="ja")
     copies = (tmp_path / "copies.html").read_text(encoding="utf-8")
     assert_japanese(shown(copies))

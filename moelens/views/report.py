@@ -319,9 +319,11 @@ def _test_limits(result: Specialization, say: Texts) -> list[str]:
 
 def _reproduce_section(commands: str, result: Specialization, say: Texts) -> str:
     code = f"<pre>{text_html(commands)}</pre>" if commands else ""
+    settings = dict(result.provenance)
+    if random := settings.get("random_model"):
+        size = {name: f"{random[name]:,}" for name in ("above", "tested")}
+        settings["random_model"] = say("report.random_model", **size, seed=random["seed"])
     facts = [
-        (str(key).replace("_", " "), say.value(value))
-        for key, value in result.provenance.items()
-        if value not in (None, "")
+        (str(key).replace("_", " "), say.value(value)) for key, value in settings.items() if value not in (None, "")
     ]
     return _section(say, "reproduce", say("report.reproduce"), code, _facts_html(facts))
