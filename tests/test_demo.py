@@ -106,8 +106,9 @@ def test_main_job(tmp_path: Path) -> None:
     ):
         run_demo(tmp_path / "other", force=True, progress=False)
     (out / "note.txt").write_text("mine")
-    run_demo(out, force=True, progress=False)
+    run_demo(out, force=True, lang="ja", progress=False)
     assert (out / "note.txt").read_text() == "mine"
+    assert "a token carries" not in (out / "report.html").read_text(encoding="utf-8")  # the facts are in Japanese too
 
 
 def test_trigram_equals_a_plain_computation() -> None:

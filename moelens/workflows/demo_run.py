@@ -24,7 +24,6 @@ from moelens.workflows.reporting import (
     REPORT_FAMILIES,
     analyze_families,
     report_content,
-    tokens_in_words,
     with_leading_baseline,
 )
 
@@ -168,16 +167,16 @@ def _demo_report(
     shape, registers, say = model.shape, recording.documents()["register"].to_pylist(), Texts(lang)
     kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
     checks = ((c.name, say("about.passed" if c.passed else "about.failed")) for c in model.checks)
+    content = report_content(recording, labels, results, notes=[say("report.small_model")], lang=lang)
+    told = dict(content.model)
     facts = {
         "Model": say("about.model_demo", type=shape.model_type),
         "Layers": say("about.layers_demo", layers=shape.n_layers, moe=len(shape.moe_layers)),
         "Experts": say("about.experts_demo", experts=shape.n_experts, shared=shape.n_shared, rule=model.rule),
         "Corpus": say("about.corpus_demo", documents=recording.n_documents, kinds=kinds),
-        "Tokens": tokens_in_words(recording.n_tokens, results, lang),
-        "Labels": ", ".join(f"{k} {v}" for k, v in labels.metadata.items()),
+        **{name: told[say(f"fact.{name}")] for name in ("Tokens", "Labels")},
         "Checks at load": "; ".join(f"{name}: {outcome}" for name, outcome in checks),
     }
-    content = report_content(recording, labels, results, notes=[say("report.small_model")], lang=lang)
     about = [(say(f"fact.{name}"), value) for name, value in facts.items()]
     command = f"pip install .\nmoelens demo --out {out}" + (f" --lang {lang}" if lang != "en" else "")
     return replace(content, model=about, reproduce=command)
