@@ -153,6 +153,7 @@ def test_an_explorer_in_japanese(demo_recording: moelens.Recording, tmp_path: Pa
     assert "を除くと、選好は" in explorer.effect.message
     assert_japanese(explorer.effect.message)
     assert_japanese(shown(explorer.save_html(tmp_path / "explorer.html").read_text(encoding="utf-8")))
+    assert '<html lang="ja">' in explorer.trace.save_html(tmp_path / "trace.html").read_text(encoding="utf-8")
     explorer.close()
 
 
@@ -179,6 +180,8 @@ def test_a_notebook_shows_results_in_its_language(demo_recording: moelens.Record
     try:
         shown_html = shell.display_formatter.format(result)[0]["text/html"]
         assert "トークンの同一性を統制" in shown_html
+        comparison = moelens.compare(demo_recording, demo_recording, permutations=19)
+        assert "両モデルで同一" in shell.display_formatter.format(comparison)[0]["text/plain"]
         shell.user_ns["rec"] = demo_recording
         explorer = shell.run_line_magic("moe", "explore rec --permutations 20")
         assert isinstance(explorer, Explorer)

@@ -12,6 +12,7 @@ from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_exp
 from IPython.core.magic_arguments import MagicArgumentParser
 from traitlets import Enum, Int, Unicode, observe
 
+from moelens.analysis.comparison import Comparison
 from moelens.analysis.count_tables import CountTables
 from moelens.analysis.result import Specialization
 from moelens.commands.completion import completions
@@ -69,7 +70,7 @@ _TEXT_OPTIONS = {
 
 
 # Results whose texts are in the table of texts.
-_IN_LANGUAGE: tuple[type, ...] = (Causes, Effect, Preferences, Specialization)
+_IN_LANGUAGE: tuple[type, ...] = (Causes, Comparison, Effect, Preferences, Specialization)
 
 
 def _bundle(result: Any, *, lang: str) -> dict[str, str]:

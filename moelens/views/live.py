@@ -25,6 +25,7 @@ class LiveView(anywidget.AnyWidget):
 
     SLICE_TRAITS: ClassVar[tuple[str, ...]] = ()
     MODULE: ClassVar[str]
+    say = Texts()  # the language; views with texts have their own
     _css = static_text("live.css")
     heading = traitlets.Unicode().tag(sync=True)
     kept = traitlets.Unicode().tag(sync=True)  # the class of the picture that the view hides
@@ -64,8 +65,7 @@ class LiveView(anywidget.AnyWidget):
         """Show the live view, and a picture of its last state for a notebook that is opened without a kernel."""
         self.kept = f"moelens-kept-{self.model_id}"
         text = self.heading or type(self).__name__
-        say = getattr(self, "say", Texts("en"))
-        show_with_picture(self._repr_mimebundle_(), self.kept, self.static_html, [self], text, say)
+        show_with_picture(self._repr_mimebundle_(), self.kept, self.static_html, [self], text, self.say)
 
     def state(self) -> dict[str, Any]:
         """Return the synchronised traits that the view itself defines, without those of ipywidgets."""
@@ -97,7 +97,7 @@ class LiveView(anywidget.AnyWidget):
             >>> view.save_html("trace.html")  # doctest: +SKIP
             PosixPath('trace.html')
         """
-        page = Page()
+        page = Page(self.say.lang)
         path = Path(path)
         with writing(path) as partial:
             partial.write_text(page.html(self.heading, page.add(self)), encoding="utf-8")
