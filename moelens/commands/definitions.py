@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from moelens.commands.actions import show_text
+from moelens.commands.printing import show_text
 from moelens.commands.session import Session
 
 INTERFACES = ("command line", "magics")

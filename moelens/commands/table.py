@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from moelens.commands import actions
+from moelens.commands import analysis_actions, intervention_actions, printing, recording_actions
 from moelens.commands.definitions import Command, at_least, option, positional
 from moelens.commands.session import DEFAULTS
 from moelens.texts import LANGUAGES
@@ -100,7 +100,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="demo",
                 help="record, label and analyse the bundled corpus with the bundled model, and write a report",
                 function="run_demo",
-                run=actions.demo_command,
+                run=recording_actions.demo_command,
                 arguments=(
                     option("--out", type=Path, default=Path("moelens-demo"), help="folder to write (%(default)s)"),
                     _FORCE,
@@ -112,7 +112,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="load",
                 help="load and hook a model, which later commands of the notebook then use by default",
                 function="load",
-                run=actions.load_command,
+                run=recording_actions.load_command,
                 arguments=(_MODEL, *_PLACEMENT),
                 example="load demo",
                 interfaces=("magics",),
@@ -121,7 +121,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="info",
                 help="show the layers, experts, router and hook points of a model",
                 function="info",
-                run=actions.info_command,
+                run=recording_actions.info_command,
                 arguments=(
                     positional("model", "model, or an architecture such as deepseek_v3", "model", nargs="?"),
                     option("--architectures", action="store_true", help="list of the supported architectures instead"),
@@ -132,7 +132,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="plan",
                 help="estimate the memory, devices and disk space of a recording without loading the model",
                 function="plan",
-                run=actions.plan_command,
+                run=recording_actions.plan_command,
                 arguments=(
                     positional("model", "demo, a folder, an architecture such as deepseek_v3, or a hub name"),
                     option("--gpus", type=int, default=1, help="number of GPUs (%(default)s)"),
@@ -152,7 +152,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="record",
                 help="run a model over a corpus and store which experts it chose",
                 function="record",
-                run=actions.record_command,
+                run=recording_actions.record_command,
                 arguments=(
                     _MODEL,
                     positional(
@@ -222,14 +222,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 ),
                 example="record demo corpus.txt --out runs/corpus --capture routes margin",
                 cell="one document per line",
-                show=actions.show_text_once,
+                show=printing.show_text_once,
                 timed=True,
             ),
             Command(
                 name="verify",
                 help="compare every file of a recording with its manifest",
                 function="verify",
-                run=actions.verify_command,
+                run=recording_actions.verify_command,
                 arguments=(_RECORDING,),
                 example="verify runs/corpus",
             ),
@@ -237,7 +237,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="label",
                 help="label the tokens of a recording with morphology, honorifics and register",
                 function="label",
-                run=actions.label_command,
+                run=recording_actions.label_command,
                 arguments=(
                     _RECORDING,
                     option(
@@ -263,7 +263,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="analyze",
                 help="find the experts that specialise in a family of labels",
                 function="analyze",
-                run=actions.analyze_command,
+                run=analysis_actions.analyze_command,
                 arguments=(
                     _RECORDING,
                     _FAMILY,
@@ -305,14 +305,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     SAVE,
                 ),
                 example="analyze runs/corpus --label 丁寧語 --export-experts polite.csv",
-                show=actions.show_findings,
+                show=printing.show_findings,
                 timed=True,
             ),
             Command(
                 name="measure",
                 help="compute a measure of routing, such as load, coactivation or npmi",
                 function="measure",
-                run=actions.measure_command,
+                run=analysis_actions.measure_command,
                 arguments=(
                     _SOURCE,
                     positional("name", "name of the measure", "measure"),
@@ -326,7 +326,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="compare",
                 help="test how routing differs between two models, two corpora, or prefill and decoding",
                 function="compare",
-                run=actions.compare_command,
+                run=analysis_actions.compare_command,
                 arguments=(
                     positional("a", "recording of the first model or corpus", "recording"),
                     positional("b", "recording of the second one; none with --phase", "recording", nargs="?"),
@@ -357,7 +357,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="trace",
                 help="show the experts chosen for each token of a text",
                 function="trace",
-                run=actions.trace_command,
+                run=intervention_actions.trace_command,
                 arguments=(
                     positional("text", "text as typed; with %%%%moe trace, the model", "model", nargs="*"),
                     option(
@@ -372,17 +372,17 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="prefer",
                 help="show whether a model prefers what the context licenses, in contrasts or minimal pairs",
                 function="prefer",
-                run=actions.prefer_command,
+                run=intervention_actions.prefer_command,
                 arguments=(_MODEL, _PAIRS, *_HOOKS, SAVE, _LANG),
                 example="prefer demo --pairs respectful-humble",
-                show=actions.show_table,
+                show=printing.show_table,
                 cell="one pair per line: context | better text | worse text",
             ),
             Command(
                 name="causes",
                 help="find experts that cause a preference, by attribution, removal and matched controls",
                 function="causes",
-                run=actions.causes_command,
+                run=intervention_actions.causes_command,
                 arguments=(
                     _MODEL,
                     _PAIRS,
@@ -413,14 +413,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _LANG,
                 ),
                 example="causes demo --pairs respectful-humble",
-                show=actions.show_table,
+                show=printing.show_table,
                 timed=True,
             ),
             Command(
                 name="effect",
                 help="measure how an intervention on given experts changes a preference, with matched controls",
                 function="effect",
-                run=actions.effect_command,
+                run=intervention_actions.effect_command,
                 arguments=(
                     _MODEL,
                     _PAIRS,
@@ -457,14 +457,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _LANG,
                 ),
                 example="effect --from findings.json --label 丁寧語",
-                show=actions.show_table,
+                show=printing.show_table,
                 timed=True,
             ),
             Command(
                 name="steer",
                 help="write text while experts are steered by growing strengths, and measure its style and fluency",
                 function="steer",
-                run=actions.steer_command,
+                run=intervention_actions.steer_command,
                 arguments=(
                     _MODEL,
                     option(
@@ -493,7 +493,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="probe",
                 help="train probes on a recording, or run a script of probes and effects; exit with 1 if one fails",
                 function="probe",
-                run=actions.probe_command,
+                run=analysis_actions.probe_command,
                 arguments=(
                     positional(
                         "recording", "recording, or a .toml file with [[probe]] and [[effect]] entries", "recording"
@@ -510,14 +510,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     SAVE,
                 ),
                 example="probe probes.toml",
-                show=actions.show_outcomes,
+                show=printing.show_outcomes,
                 timed=True,
             ),
             Command(
                 name="export",
                 help="write a recording in another format",
                 function="export",
-                run=actions.export_command,
+                run=recording_actions.export_command,
                 arguments=(
                     _RECORDING,
                     option(
@@ -554,7 +554,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="import",
                 help="make a recording from routes that another program computed",
                 function="import_routes",
-                run=actions.import_command,
+                run=recording_actions.import_command,
                 arguments=(
                     positional("source", ".npz file of arrays, or .jsonl file of responses of SGLang or vLLM"),
                     option("--out", required=True, help="folder or fsspec URL to write"),
@@ -605,7 +605,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="import-counts",
                 help="import how often each expert was chosen, from tables that others published or engines wrote",
                 function="import_counts",
-                run=actions.import_counts_command,
+                run=analysis_actions.import_counts_command,
                 arguments=(
                     positional(
                         "sources",
@@ -639,7 +639,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="import-types",
                 help="find specialised experts from counts of token types and the text that was counted, with bounds",
                 function="Counts.from_types",
-                run=actions.import_types_command,
+                run=analysis_actions.import_types_command,
                 arguments=(
                     positional("types", ".npz, .parquet or .csv file with layer, expert, token_id and count"),
                     option("--text", type=Path, help=".txt file of the text that was counted"),
@@ -653,14 +653,14 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     SAVE,
                 ),
                 example="import-types types.npz --text corpus.txt --tokenizer llm-jp/llm-jp-3-8x1.8b",
-                show=actions.show_findings,
+                show=printing.show_findings,
                 timed=True,
             ),
             Command(
                 name="report",
                 help="write an HTML report on a recording, or on counts: experts, example sentences and limits",
                 function="report",
-                run=actions.report_command,
+                run=analysis_actions.report_command,
                 arguments=(
                     _SOURCE,
                     option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
@@ -689,7 +689,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                 name="explore",
                 help="open a view of a recording in which to choose labels and experts and read their sentences",
                 function="explore",
-                run=actions.explore_command,
+                run=analysis_actions.explore_command,
                 arguments=(
                     _RECORDING,
                     _FAMILY,
@@ -702,13 +702,13 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),
                 example="explore runs/corpus --out explorer.html",
-                show=actions.show_explorer_path,
+                show=printing.show_explorer_path,
             ),
             Command(
                 name="hooks",
                 help="load the hooks of a recipe, for model.hooks(fwd_hooks=…)",
                 function="load_hooks",
-                run=actions.hooks_command,
+                run=intervention_actions.hooks_command,
                 arguments=(positional("file", "recipe, a Python file"), _MODEL, _HOOKS[1]),
                 example="hooks hooks/remove_experts.py --set layer=3 --set experts=[5]",
                 interfaces=("magics",),
