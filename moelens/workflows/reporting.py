@@ -128,6 +128,7 @@ def report(
     loaded = recorded_model(recording, model) if runs else None  # refused before anything is computed
     other = None if compare is None else Recording.open(compare)
     labels = labels or Labels.open_or_create(recording)
+    comparison = None if other is None else compare_recordings(other, recording, permutations=permutations)
     reproduce = ""  # no command makes a page again that has a title, notes or results of one's own
     if results is None:
         if not title and not notes:
@@ -138,9 +139,6 @@ def report(
         results = with_leading_baseline(recording, results, loaded)
     if effects == "remove":
         shown = _class_effects(recording, results, loaded, progress=progress)
-    comparison = None
-    if other is not None:
-        comparison = compare_recordings(other, recording, permutations=permutations)
     content = report_content(recording, labels, results, title, notes, lang)
     return _write_page(replace(content, effects=shown, comparison=comparison, reproduce=reproduce), out)
 
