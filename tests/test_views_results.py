@@ -165,6 +165,8 @@ def test_a_curve_of_doses_is_drawn_with_its_band(results: dict[str, Any]) -> Non
     for at, line in enumerate(changes):
         np.testing.assert_allclose(line.get_ydata(), [d.change for d in doses[2 * at : 2 * at + 2]])
     assert results["causes"]._repr_html_().count("<picture>") == 2
+    many = replace(results["causes"], doses=tuple(replace(doses[0], ranking=f"corpus {n}") for n in range(9)))
+    assert len([c for c in dose_plot(many, ax=Figure().subplots()).containers if c.has_yerr]) == 9
     assert "ranked by how much more often 丁寧語 chooses them: bundled dialogues (" in repr(results["causes"])
 
 

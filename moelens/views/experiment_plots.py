@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en
     with japanese_font():
         ax = ax or new_axes((8.0, 3.2))
         by_ranking = {name: [d for d in causes.doses if d.ranking == name] for name in _rankings(causes)}
-        marks = zip((_RESULT_COLOUR, *PALETTE[2:]), "o^vD", strict=False)
+        marks = zip(cycle((_RESULT_COLOUR, *PALETTE[2:])), cycle("o^vD"), strict=False)
         for at, ((name, doses), (colour, mark)) in enumerate(zip(by_ranking.items(), marks, strict=False)):
             x = np.array([d.experts for d in doses])
             low, high = [d.random_low for d in doses], [d.random_high for d in doses]
