@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from moelens.interventions.effects import KindEffect, WeightedEffect
 from moelens.interventions.lens import OutputPart
 from moelens.interventions.off_target import OffTarget, TextEffect
 from moelens.probes.probing import ProbeResult, ProbeRow
+from moelens.workflows.opening import _CLASSES
 
 NAN = float("nan")
 KIND = KindEffect(
@@ -158,6 +161,15 @@ def test_a_result_opens_as_it_was_saved(name: str, suffix: str, tmp_path: Path) 
         assert data["moelens"] == moelens.__version__
     else:
         assert list(pd.read_parquet(path).columns) == list(table.columns), "another program reads the rows"
+
+
+def test_open_knows_every_result_that_is_saved() -> None:
+    source = "\n".join(path.read_text("utf-8") for path in Path(moelens.__file__).parent.rglob("*.py"))
+    formats = re.findall(r'FORMAT: ClassVar\[str\] = "(moelens\.(\w+)/\d+)"', source)
+    assert {kind for _, kind in formats} == set(_CLASSES)
+    for name, kind in formats:
+        room, _, cls = _CLASSES[kind].partition(":")
+        assert name == getattr(import_module(f"moelens.{room}"), cls).FORMAT
 
 
 def test_what_is_undefined_and_what_is_an_array_stay_so(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ _CLASSES = {
     "preferences": "interventions.preference:Preferences",
     "probe": "probes:ProbeResult",
     "specialization": "analysis:Specialization",
+    "steering": "interventions:Steering",
 }
 """The class of each format of results, as room:class."""
 
