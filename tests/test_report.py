@@ -119,13 +119,16 @@ def test_the_report_begins_with_what_was_found_and_what_was_not(
     assert page.index("ound (honorifics)") < page.index("OVERVIEW") < page.index("Honorifics, without control")
 
 
-def test_what_cannot_be_compared_is_refused_before_the_analyses(
+def test_what_cannot_be_compared_or_shown_is_refused_before_the_analyses(
     demo_recording: moelens.Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = moelens.record(moelens.load("demo"), ["雨が降る。"], tmp_path / "other", layers=[1], progress=False)
     monkeypatch.setattr("moelens.workflows.reporting.analyze_families", lambda *_: pytest.fail("it was analysed"))
     with pytest.raises(moelens.errors.RecordingError, match="expected two recordings with the same layers"):
         moelens.report(demo_recording, tmp_path / "r.html", compare=other)
+    refused = "expected a result of effect, causes or prefer in effects .--effects., got Recording; give one, or a file"
+    with pytest.raises(moelens.MoeLensError, match=refused):
+        moelens.report(demo_recording, tmp_path / "r.html", effects=[other.path])
 
 
 def test_analyze_and_explore_say_what_a_random_model_gives(

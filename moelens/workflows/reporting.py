@@ -17,7 +17,7 @@ from moelens.analysis.specialize import require_permutations
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.files import require_writable, writing
-from moelens.interventions import effect, remove
+from moelens.interventions import Causes, Effect, Preferences, effect, remove
 from moelens.japanese import Labels
 from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
@@ -30,8 +30,6 @@ from moelens.workflows.opening import open_saved
 from moelens.workflows.recorded_models import recorded_model, with_baseline
 
 if TYPE_CHECKING:
-    from moelens.interventions import Causes, Effect
-    from moelens.interventions.preference import Preferences
     from moelens.models.hooked import HookedMoE
 
 REPORT_FAMILIES = ("honorifics within token", "honorifics", "reference within token", "pos within token")
@@ -88,7 +86,8 @@ def report(
 
     Raises:
         UnknownNameError: there is no such language.
-        MoeLensError: `out` is a folder, or no label can be tested, for example because the recording has one document.
+        MoeLensError: `out` is a folder, `effects` has another result, or no label can be tested, for example because
+            the recording has one document.
         RecordingError: the recording has no routes or no texts.
         CheckError: the model did not make the recording.
 
@@ -168,8 +167,17 @@ def _command(
 
 
 def _opened(effect: Any) -> Effect | Causes | Preferences:
-    """The result of an intervention, opened if it is a file."""
-    opened: Effect | Causes | Preferences = open_saved(effect) if isinstance(effect, (str, Path)) else effect
+    """The result of an intervention, opened if it is a file.
+
+    Raises:
+        MoeLensError: it is another result, or a recording.
+    """
+    opened = open_saved(effect) if isinstance(effect, (str, Path)) else effect
+    if not isinstance(opened, (Effect, Causes, Preferences)):
+        raise MoeLensError(
+            f"expected a result of effect, causes or prefer in effects (--effects), got {type(opened).__name__}; "
+            "give one, or a file of one"
+        )
     return opened
 
 
