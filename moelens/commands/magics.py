@@ -89,7 +89,7 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
     out = Unicode(DEFAULTS["out"], help="folder that %moe record writes").tag(config=True)
     pairs = Unicode(DEFAULTS["pairs"], help="kind of minimal pairs").tag(config=True)
     family = Unicode(DEFAULTS["family"], help="family of labels").tag(config=True)
-    lang = Enum(LANGUAGES, DEFAULTS["lang"], help="language of results, reports and explorers: en or ja").tag(config=True)
+    lang = Enum(LANGUAGES, DEFAULTS["lang"], help="language of results and reports: en or ja").tag(config=True)
     seed = Int(DEFAULTS["seed"], help="seed of all random draws").tag(config=True)
 
     def __init__(self, shell: Any) -> None:
