@@ -207,6 +207,10 @@ def test_the_same_call_again_opens_the_recording(tmp_path: Path) -> None:
     hooked = r"already holds a recording of another run \(hooks: None and \['blocks.3"
     with pytest.raises(RecordingError, match=hooked), model.intervene(moelens.remove(layer=3, experts=[17])):
         record(model, TEXTS, tmp_path / "run", progress=False)
+    with model.intervene(moelens.remove(layer=4, experts=[17])):  # the last layer: other routes are as without
+        record(model, TEXTS, tmp_path / "changed", progress=False)
+    with pytest.raises(RecordingError, match=r"run \(hooks: \['blocks.4.mlp.hook_expert_weights'\] and None"):
+        record(model, TEXTS, tmp_path / "changed", progress=False)
     with pytest.raises(RecordingError, match=r"already holds a recording of another run \(capture"):
         record(model, TEXTS, tmp_path / "run", capture=["routes", "margin"], progress=False)
     for parameter in model.hf_model.parameters():

@@ -261,7 +261,7 @@ def _require_same_run(run: _Run, same: dict[str, Any]) -> None:
     Beside the settings, the routes of the first tokens are compared, which tell models of one name apart.
     """
     recording = Recording.open(run.folder.location)
-    if differences := differences_from_manifest(recording.manifest, json.loads(json.dumps(same))):
+    if differences := differences_from_manifest(recording.manifest, {"hooks": None} | json.loads(json.dumps(same))):
         raise finished_error(run.folder, f" of another run ({differences})")
     if run.ranks.size > 1 or "hooks" in same:  # neither several processes nor hooks can be compared by a few tokens
         raise finished_error(run.folder)
