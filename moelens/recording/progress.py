@@ -203,13 +203,16 @@ def _damage_error(folder: Folder, name: str, problem: str, commit: str) -> Recor
 
 
 def uncommitted_pieces(folder: Folder, pieces: int) -> list[int]:
-    """Return the numbers of the pieces that are not committed.
+    """Return the numbers of the pieces that are not committed, and remove the shards that no commit lists.
+
+    Such a shard is of a piece that will be recorded again, perhaps together with those before it under another name.
 
     Raises:
         RecordingError: If a file of a committed piece is missing, damaged, or has another number of rows.
     """
     names = set(folder.names())
     missing = []
+    listed: set[str] = set()
     covered = -1
     for piece in range(pieces):
         commit = commit_name(piece)
@@ -227,6 +230,10 @@ def uncommitted_pieces(folder: Folder, pieces: int) -> list[int]:
                 raise _damage_error(folder, shard["path"], "is damaged", commit) from error
             if rows != shard["rows"]:
                 raise _damage_error(folder, shard["path"], f"has {rows} rows instead of {shard['rows']}", commit)
+            listed.add(shard["path"])
+    for name in names - listed:
+        if name.endswith(".parquet") and name.split("/")[0] in ("tokens", *TABLES):
+            folder.remove(name)
     return missing
 
 
