@@ -13,6 +13,7 @@ from typing import Any
 
 from moelens.errors import MoeLensError, unknown
 
+_GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _UTF_16_LINE_ENDS = (b"\n\0", b"\0\n")
@@ -128,10 +129,12 @@ def _raw_lines(path: Path, encoding: str | None) -> Iterator[tuple[int, bytes]]:
                 raise _encoding_error("UTF-16", f"{path.name} line 1", encoding)
             for number, line in enumerate(file, 1):
                 yield number, line
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise MoeLensError(
-                f"{path.name} cannot be read after line {number} ({error}); download it again"
-            ) from error
+        except _GZIP_ERRORS as error:
+            raise _gzip_error(path, number, error) from error
+
+
+def _gzip_error(path: Path, number: int, error: Exception) -> MoeLensError:
+    return MoeLensError(f"{path.name} cannot be read after line {number} ({error}); download it again")
 
 
 def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
@@ -146,6 +149,8 @@ def _wide_lines(path: Path, encoding: str) -> Iterator[tuple[str, str]]:
                 f"expected {encoding} in {path.name} after line {number}, got other bytes ({error}); give the encoding "
                 "that the file has"
             ) from error
+        except _GZIP_ERRORS as error:
+            raise _gzip_error(path, number, error) from error
 
 
 def _decode(line: bytes, at: str, encoding: str) -> str:

@@ -73,6 +73,13 @@ def test_encodings_of_texts(tmp_path: Path, encoding: str, codec: str) -> None:
     assert [text for text, _ in read(tmp_path / "c.txt", encoding=encoding)] == [words, "雨"]
 
 
+def test_a_torn_file_of_wide_characters(tmp_path: Path) -> None:
+    data = gzip.compress("先生がいらっしゃった\n".encode("utf-16") * 9, mtime=0)
+    (tmp_path / "c.txt.gz").write_bytes(data[:-9])
+    with pytest.raises(MoeLensError, match=r"c\.txt\.gz cannot be read after line \d+ \(.*\); download it again"):
+        read(tmp_path / "c.txt.gz", encoding="utf-16")
+
+
 def test_the_hint_names_the_encoding_that_fits(tmp_path: Path) -> None:
     for codec, name in (("euc_jis_2004", "EUC-JP"), ("euc_jp", "EUC-JP"), ("cp932", "CP932")):
         words = "①番の先生が来る\n" if codec != "euc_jp" else "先生が来る\n"
