@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set, Sized
 from functools import partial
 from pathlib import Path
@@ -54,7 +53,7 @@ def read_rows(path: Path, encoding: str = "utf-8", *, whole: bool = False) -> Pl
 
 def _delimited_rows(path: Path, encoding: str, delimiter: str) -> PlacedRows:
     """Yield the rows of a CSV or TSV file, whose first row names the columns; all values are strings."""
-    csv.field_size_limit(sys.maxsize)  # a field may be a whole book
+    csv.field_size_limit(2**31 - 1)  # a field may be a whole book; Windows allows no larger limit
     lines = (f"{line}\n" for line, _ in read_lines(path, encoding))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names: list[str] | None = None
