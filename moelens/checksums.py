@@ -70,12 +70,13 @@ def same_file(path: str | Path, expected: Mapping[str, Any]) -> bool:
     key = (os.path.realpath(path), expected[kind], found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
     if key in _SAME:
         return True
+    settled = time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _RECENT
     digest = xxhash.xxh3_128() if kind == "xxh3" else hashlib.sha256()
     block = memoryview(bytearray(_BLOCK))
     with open(path, "rb", buffering=0) as file:
         while n := file.readinto(block):
             digest.update(block[:n])
     same = bool(digest.hexdigest() == expected[kind])
-    if same and time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _RECENT:
+    if same and settled:
         _SAME.add(key)
     return same
