@@ -22,7 +22,7 @@ from moelens.checksums import file_checksums, same_file
 from moelens.errors import RecordingError
 from moelens.japanese import Labels
 from moelens.probes import probe
-from moelens.recording.manifest import seal
+from moelens.recording.manifest import _FIELDS, seal
 
 DIALOGUE = [{"role": "user", "content": "先生がいらっしゃる。"}, {"role": "assistant", "content": "はい。"}]
 TOKENS, DOCUMENTS, VECTORS = "tokens/tokens-00000.parquet", "documents.parquet", "residuals/residuals-L01-00000.parquet"
@@ -230,6 +230,21 @@ def test_any_manifest_ends_in_an_error_of_moelens(
             READERS[name](path)
         except MoeLensError as error:
             assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("new", [None, ...], ids=["null", "missing"])
+def test_a_manifest_of_what_has_to_be_in_it(labelled: Recording, tmp_path: Path, new: Any) -> None:
+    """Other programs write fields without a value as null, or leave them out."""
+    optional = [tuple(field[:-1].split(".")) for field in reversed(_FIELDS) if field.endswith("?")]
+    for reader, without in (("measure", True), ("label", False), ("show", True), ("export of vectors", True)):
+        made = copied(labelled, tmp_path / reader)
+        manifest = made.manifest | {"alignment": {"unaligned_documents": 0, "reason": ""}, "uncaptured": {}}
+        for field in optional:
+            if (without or field != ("documents",)) and field in set(paths_in(manifest)):
+                manifest = replaced(manifest, field, new)
+        write_manifest(made.path, manifest)
+        READERS[reader](made.path)
+        moelens.export(made.path, "csv", tmp_path / f"{reader} csv")
 
 
 @pytest.mark.parametrize(

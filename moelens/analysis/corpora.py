@@ -36,7 +36,7 @@ def is_one_model(a: Recording, b: Recording) -> bool:
     """Return whether two recordings are of one model with one tokenizer, as far as their manifests tell."""
 
     def about(recording: Recording) -> tuple[Any, ...]:
-        model, tokenizer = recording.manifest["model"], recording.manifest.get("tokenizer", {})
+        model, tokenizer = recording.manifest["model"], recording.manifest.get("tokenizer") or {}
         return model["name"], model.get("revision"), tokenizer.get("sha256")
 
     return about(a) == about(b)

@@ -324,7 +324,7 @@ def require_alignment(recording: object) -> None:
         RecordingError: If it is not; the message says why.
     """
     manifest = getattr(recording, "manifest", {})
-    alignment = manifest.get("alignment", {})
+    alignment = manifest.get("alignment") or {}
     if alignment.get("unaligned_documents"):
         raise RecordingError(
             f"expected tokens that are aligned with their texts, got a recording of {manifest['corpus']} where those of"
@@ -337,7 +337,7 @@ def require_alignment(recording: object) -> None:
 def _alignment(recording: _Recording) -> str:
     """Return the methods that located the tokens in their texts, with the number of documents for each."""
     manifest = getattr(recording, "manifest", {})
-    methods = manifest.get("tokenizer", {}).get("documents_by_spans", {})
+    methods = (manifest.get("tokenizer") or {}).get("documents_by_spans") or {}
     return ", ".join(f"{method}: {n}" for method, n in sorted(methods.items())) or "unknown"
 
 

@@ -69,14 +69,15 @@ datasets.load_dataset("parquet", data_files="tokens/*.parquet")
 
 def recording_facts(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return what is needed to make a recording again, by name: model, engine, tokenizer, libraries and licence."""
-    model, engine, tokenizer = manifest["model"], manifest.get("engine", {}), manifest.get("tokenizer", {})
-    libraries = ", ".join(f"{k} {v}" for k, v in manifest.get("libraries", {}).items())
+    model = manifest["model"]
+    engine, tokenizer, versions = (manifest.get(name) or {} for name in ("engine", "tokenizer", "libraries"))
+    libraries = ", ".join(f"{k} {v}" for k, v in versions.items())
     facts = {
         "model": model["name"],
         "revision": model.get("revision"),
         "dtype": model.get("dtype"),
         "engine": " ".join(str(engine[k]) for k in ("name", "version", "experts", "device") if engine.get(k)),
-        "tokenizer": " ".join(filter(None, (tokenizer.get("class"), tokenizer.get("sha256", "")[:12]))),
+        "tokenizer": " ".join(filter(None, (tokenizer.get("class"), (tokenizer.get("sha256") or "")[:12]))),
         "numbers": manifest["capture"]["dtype"],
         "libraries": libraries,
         "licence of the texts": manifest.get("license"),

@@ -335,7 +335,7 @@ def _write_csv(recording: Recording, selection: _Selection, out: Path) -> None:
     If a name or a text is not ASCII, a byte order mark begins the file, by which Excel knows that it is UTF-8.
     """
     files: dict[str, Any] = {}
-    texts = list(recording.texts()) if recording.manifest["documents"] and selection.table == "tokens" else []
+    texts = list(recording.texts()) if recording.manifest.get("documents") and selection.table == "tokens" else []
     try:
         for table, split in _shards(recording, selection):
             if texts:

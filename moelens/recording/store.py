@@ -411,7 +411,7 @@ class Recording(Displayed):
     def __repr__(self) -> str:
         tokens, documents = count_noun(self.n_tokens, "token"), count_noun(self.n_documents, "document")
         without = f" and {count_noun(self.n_uncaptured, 'token')} without routes" if self.n_uncaptured else ""
-        reason = self.manifest.get("alignment", {}).get("reason")
+        reason = (self.manifest.get("alignment") or {}).get("reason")
         return (
             f"Recording('{self.folder.location}': {tokens}{without} of {documents}, model"
             f" {self.manifest['model']['name']!r}, {count_noun(len(self.layers), 'MoE layer')}, top {self.top_k} of"
