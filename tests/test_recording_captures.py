@@ -105,6 +105,13 @@ def test_the_largest_only_and_some_experts(demo: HookedMoE, everything: Recordin
         some.indices()
     with pytest.raises(UnknownNameError, match="unknown vectors 'neuron'; did you mean 'neurons'"):
         some.vectors("neuron", 3)
+    with pytest.raises(UnknownNameError, match="unknown expert '32'"):
+        some.vectors("neurons", 3, experts=[32])
+    with pytest.raises(
+        MoeLensError,
+        match=r"expected vectors of experts \(neurons or expert_outputs\) with experts=\[1\], got logits; leave",
+    ):
+        some.vectors("logits", 3, experts=[1])
     logits = as_array(everything.vectors("logits", 3)["values"]).astype(np.float32)
     table = some.vectors("logits", 3)
     np.testing.assert_allclose(np.sort(as_array(table["values"]), -1), np.sort(logits, -1)[:, -5:], **HALF)

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moelens.display import Displayed
-from moelens.errors import RecordingError, unknown
-from moelens.recording.captures import index_type
+from moelens.errors import MoeLensError, RecordingError, unknown
+from moelens.recording.captures import SLOT_TABLES, index_type
 from moelens.recording.card import write_card
 from moelens.recording.manifest import FORMAT, is_unchanged, wrong_field
 from moelens.recording.progress import MANIFEST, SETTINGS
@@ -321,7 +321,8 @@ class Recording(Displayed):
             converts its columns to arrays.
 
         Raises:
-            UnknownNameError: If the capture or the layer was not recorded.
+            UnknownNameError: If the capture or the layer was not recorded, or there is no such expert.
+            MoeLensError: If experts are given, and the vectors are not of experts.
             RecordingError: If a shard is missing or damaged.
         """
         tables = self.manifest["tables"]
@@ -329,6 +330,14 @@ class Recording(Displayed):
             raise unknown("vectors", capture, tables, f"'{self.folder.location}' holds {', '.join(self.captures)}")
         if layer not in self.manifest["capture"]["layers"]:
             raise unknown("layer", layer, self.manifest["capture"]["layers"])
+        for expert in experts or ():
+            if expert not in range(self.n_experts):
+                raise unknown("expert", expert, range(self.n_experts))
+        if experts is not None and capture not in SLOT_TABLES:
+            raise MoeLensError(
+                f"expected vectors of experts ({' or '.join(SLOT_TABLES)}) with experts={[*experts]}, got {capture};"
+                " leave experts out"
+            )
         entries = self.vector_entries(capture, [layer])
         found = []
         for part in self.vector_parts(capture, layer, 1 << 16):
