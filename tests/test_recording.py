@@ -214,6 +214,9 @@ def test_the_same_call_again_opens_the_recording(tmp_path: Path) -> None:
         record(model, TEXTS, tmp_path / "changed", progress=False)
     with pytest.raises(RecordingError, match=r"already holds a recording of another run \(capture"):
         record(model, TEXTS, tmp_path / "run", capture=["routes", "margin"], progress=False)
+    record(model, TEXTS, tmp_path / "residuals", capture="residuals", progress=False)
+    with pytest.raises(RecordingError, match=r"already holds a recording; open it with"):  # no routes tell the model
+        record(model, TEXTS, tmp_path / "residuals", capture="residuals", progress=False)
     for parameter in model.hf_model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     with pytest.raises(

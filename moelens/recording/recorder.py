@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from moelens.bars import progress_bar
@@ -263,7 +264,8 @@ def _require_same_run(run: _Run, same: dict[str, Any]) -> None:
     recording = Recording.open(run.folder.location)
     if differences := differences_from_manifest(recording.manifest, {"hooks": None} | json.loads(json.dumps(same))):
         raise finished_error(run.folder, f" of another run ({differences})")
-    if run.ranks.size > 1 or "hooks" in same:  # neither several processes nor hooks can be compared by a few tokens
+    # Several processes, hooks, and what has no routes cannot be compared by the routes of a few tokens.
+    if run.ranks.size > 1 or "hooks" in same or "routes" not in run.request:
         raise finished_error(run.folder)
     if (agreement := _agreement(run, recording)) < LEAST_AGREEMENT:
         raise finished_error(run.folder, f", of whose first tokens this model chooses {agreement:.0%} of the experts")
@@ -283,13 +285,12 @@ def _agreement(run: _Run, recording: Recording) -> float:
     chunk = Chunk(0, number, [item], True)
     rows, passes, *_ = run_chunk(run.model, Collector(run.model, run.request), chunk, settings, lambda _: None)
     made = token_table(rows, passes)
-    at = np.flatnonzero(recording.column("doc") == number)[:n]
-    same = [
-        (recording.column(name)[at][..., :, None] == as_array(made[name])[..., None, :]).any(-1)
-        for name in made.schema.names
-        if name.startswith("experts_L")
-    ]
-    return float(np.mean(same)) if same else 1.0
+    names = [name for name in made.schema.names if name.startswith("experts_L")]
+    shards = (table for _, table in recording.files.shards(["doc", *names]))
+    shard = next(table for table in shards if table["doc"][-1].as_py() >= number)  # it holds the whole document
+    found = shard.filter(pc.equal(shard["doc"], number))[:n]
+    same = [(as_array(found[name])[..., :, None] == as_array(made[name])[..., None, :]).any(-1) for name in names]
+    return float(np.mean(same))
 
 
 def _record_pieces(run: _Run, job: _Job, progress: bool | None) -> None:
