@@ -589,12 +589,15 @@ def test_what_cannot_be_imported(tmp_path: Path, name: str, data: Any, options: 
 
 def test_deepseek_v3_on_eight_gpus() -> None:
     fp8, bf16 = (
-        plan("deepseek_v3", gpus=8, gpu_memory="141GiB", dtype=dtype, tokens="100M") for dtype in ("fp8", "bf16")
+        plan("deepseek_v3", gpus=8, gpu_memory="141GiB", dtype=dtype, tokens=1e8, capture=capture)
+        for dtype, capture in (("fp8", "residuals"), ("bf16", "routes"))
     )
     assert fp8.fits
     assert 670e9 < fp8.parameters < 672e9
     assert "fits on 8 x 141.0 GiB" in repr(fp8)
-    assert "torchrun --nproc_per_node 8 -m moelens record deepseek_v3 CORPUS --out DIR --expert-parallel" in repr(fp8)
+    start = "torchrun --nproc_per_node 8 -m moelens record deepseek_v3 CORPUS --out DIR"
+    assert f"{start} --capture residuals --expert-parallel" in repr(fp8)
+    assert fp8.token_bytes == {"residuals": 61 * 7168 * 2}  # of dense layers too, as `record` captures them
     assert not bf16.fits
     assert bf16.gpus_needed == 12
     assert "the weights exceed the usable 1,015.2 GiB by 387.5 GiB; 12 GPUs are needed" in repr(bf16)
@@ -614,9 +617,10 @@ def test_the_plan_of_a_small_model(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_cannot_be_planned() -> None:
-    with pytest.raises(
-        MoeLensError, match="expected an amount such as 100M, 80GB or 141GiB, got 'much'; write a number and"
-    ):
-        plan("demo", gpu_memory="much")
+    for amount in ("much", "1.2.3M", "."):
+        with pytest.raises(
+            MoeLensError, match=f"expected an amount such as 100M, 80GB or 141GiB, got '{amount}'; write a number and"
+        ):
+            plan("demo", gpu_memory=amount)
     with pytest.raises(UnknownNameError, match="unknown dtype 'fp9'; did you mean 'fp8'"):
         plan("demo", dtype="fp9")

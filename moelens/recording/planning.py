@@ -13,7 +13,7 @@ from moelens.display import Displayed
 from moelens.errors import MoeLensError, unknown
 from moelens.models.loading import model_without_weights
 from moelens.models.structure import MoEShape, find_moe_layers, read_shape, text_config
-from moelens.recording.captures import STORE_DTYPES, Capture, CaptureRequest, bytes_per_token
+from moelens.recording.captures import CaptureRequest, bytes_per_token, read_captures
 
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 _BYTES_PER_WEIGHT = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1 + 4 / 128**2}
@@ -106,7 +106,7 @@ def plan(
     gpus: int = 1,
     gpu_memory: int | str = "80GiB",
     dtype: str = "bfloat16",
-    tokens: int | str = "1M",
+    tokens: float | str = "1M",
     capture: str | list[str] = "routes",
     store_dtype: str = "float16",
 ) -> Plan:
@@ -135,8 +135,7 @@ def plan(
     dtype = _ALIASES.get(dtype, dtype)
     if dtype not in _BYTES_PER_WEIGHT:
         raise unknown("dtype", dtype, _BYTES_PER_WEIGHT)
-    if store_dtype not in STORE_DTYPES:
-        raise unknown("store_dtype", store_dtype, STORE_DTYPES)
+    captures = [str(c) for c in read_captures(capture, store_dtype)]
     if gpus < 1:
         raise MoeLensError(f"expected gpus to be at least 1, got {gpus}; give another number")
     memory, n_tokens = _parse_amount(gpu_memory), _parse_amount(tokens)
@@ -149,13 +148,7 @@ def plan(
     needed = next((n for n in range(1, len(sizes) + 1) if not _assign_units(sizes, n, usable)[1]), 0)
     device_map: dict[str, int | str] = {name: i for i, group in enumerate(groups) for name in group}
     device_map |= dict.fromkeys(spilled, "cpu")
-    captures = [capture] if isinstance(capture, str) else capture
-    request = CaptureRequest(
-        captures=tuple(map(Capture.parse, captures)),
-        layers=tuple(shape.moe_layers),
-        moe_layers=shape.moe_layers,
-        dtype=store_dtype,
-    )
+    request = CaptureRequest.of_shape(shape, capture, None, None, store_dtype)
     return Plan(
         model=model,
         dtype=dtype,
@@ -255,7 +248,7 @@ def _command(model: str, gpus: int, *, fits_one: bool, fits_all: bool, captures:
     return f"{command} --device-map auto"
 
 
-def _parse_amount(text: int | str) -> int:
+def _parse_amount(text: float | str) -> int:
     """Read a number with a decimal (`100M`, `80GB`) or binary unit (`141GiB`).
 
     >>> _parse_amount("100M"), _parse_amount("1KiB")
@@ -263,7 +256,7 @@ def _parse_amount(text: int | str) -> int:
     """
     if isinstance(text, int):
         return text
-    found = re.fullmatch(r"\s*([\d.,]+)\s*([KMGT]?I?)B?\s*", text.upper())
+    found = re.fullmatch(r"\s*(\d[\d,]*(?:\.\d*)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
     if not found:
         raise MoeLensError(f"expected an amount such as 100M, 80GB or 141GiB, got {text!r}; write a number and a unit")
     return int(float(found[1].replace(",", "")) * _FACTORS[found[2]])
