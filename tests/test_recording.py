@@ -239,6 +239,19 @@ def test_other_things_are_never_overwritten(tmp_path: Path) -> None:
     assert record(Model(), ["はい"], tmp_path / "new" / "run", progress=False).n_documents == 1
 
 
+def crashing(run: int, error: type[BaseException] = RuntimeError) -> Model:
+    """Return a model that raises an error in one of its runs, counted from 1."""
+    model = Model()
+
+    def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if len(model.runs) == run:
+            raise error("out of memory")
+        return tensor
+
+    model.edit = crash
+    return model
+
+
 def test_a_slow_run_commits_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "PIECE_BATCHES", 1)
     monkeypatch.setattr(recorder, "_waiting_chunks", lambda model: 0)  # each piece is written before the next one runs
@@ -246,16 +259,8 @@ def test_a_slow_run_commits_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     texts = TEXTS * 5
 
     def stopped(out: Path) -> list[str]:
-        model = Model()
-
-        def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
-            if len(model.runs) == 12:
-                raise RuntimeError("out of memory")
-            return tensor
-
-        model.edit = crash
         with pytest.raises(RuntimeError, match="out of memory"):
-            record(model, texts, out, batch_tokens=30, progress=False)
+            record(crashing(12), texts, out, batch_tokens=30, progress=False)
         return sorted(path.name for path in out.glob("progress/0*.json"))
 
     assert stopped(tmp_path / "fast") == []
@@ -279,16 +284,9 @@ def test_a_slow_run_commits_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
 def test_an_interrupted_run_continues(tmp_path: Path, stop: type[BaseException], monkeypatch: Any) -> None:
     monkeypatch.setattr(recorder, "SHARD_CHARACTERS", 30)
-    out, texts, model = tmp_path / "run", TEXTS * 5, Model()
-
-    def crash(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        if len(model.runs) == 9:
-            raise stop("out of memory")
-        return tensor
-
-    model.edit = crash
+    out, texts = tmp_path / "run", TEXTS * 5
     with pytest.raises(stop, match="out of memory"):
-        record(model, texts, out, batch_tokens=30, progress=False)
+        record(crashing(9, stop), texts, out, batch_tokens=30, progress=False)
     kept = {p: p.stat().st_mtime_ns for p in (out / "tokens").iterdir()}
     assert kept
     assert not [p for p in kept if p.suffix == ".partial"]
