@@ -165,7 +165,7 @@ def local_device() -> str:
 
 
 def _gpu() -> int:
-    """Return the number of the GPU of this process; processes share GPUs if there are more of them."""
+    """Return the number of the GPU of this process; if there are more processes than GPUs, they share them."""
     return int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
 
 
