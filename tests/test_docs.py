@@ -12,6 +12,7 @@ import pytest
 
 from moelens.commands.table import COMMANDS
 from moelens.japanese.rules import rulebook
+from moelens.texts import Texts
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,3 +92,19 @@ def test_both_languages_of_a_notebook_run_the_same_code() -> None:
 
     for japanese in (ROOT / "notebooks").glob("*.ja.ipynb"):
         assert code(japanese.name) == code(japanese.name.replace(".ja", ""))
+
+
+def terms(page: str) -> list[list[str]]:
+    """The words of each term of a glossary, in English: in parentheses where the term is Japanese."""
+    heads = re.findall(r"^(.+)\n: ", (DOCS / page).read_text("utf-8"), re.MULTILINE)
+    english = [re.sub(r".*\((.*)\)", r"\1", head).lower() for head in heads]
+    return sorted(sorted(re.findall(r"\w+", term)) for term in english)
+
+
+def test_both_glossaries_have_the_same_terms_and_each_column_of_a_table() -> None:
+    assert terms("ja/glossary.md") == terms("reference/glossary.md")
+    english = (DOCS / "reference/glossary.md").read_text("utf-8")
+    table = ("lift", "lift_given", "part", "q", "p_family", "bounds", "exact")
+    effects = ("margin", "accuracy", "change", "flip", "p", "p_holm", "kl", "imbalance", "selective")
+    for key in [*(f"table.{name}" for name in table), *(f"effects.{name}" for name in effects)]:
+        assert re.search(rf"(^|\*){Texts()(key, given='token')}($|\*|,)", english, re.MULTILINE), key

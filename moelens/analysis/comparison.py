@@ -98,27 +98,30 @@ class Comparison(Plotted, SavedCells):
 
     @property
     def share_a(self) -> Floats:
-        """Share of the label's tokens that the expert takes in a."""
+        """Share of the label's tokens that the expert takes in a `[layer, expert, label]`."""
         return divide(self.count_a, self.label_tokens)
 
     @property
     def share_b(self) -> Floats:
-        """Share of the label's tokens that the expert takes in b."""
+        """Share of the label's tokens that the expert takes in b `[layer, expert, label]`."""
         return divide(self.count_b, self.label_tokens if self.label_tokens_b is None else self.label_tokens_b)
 
     @property
     def change(self) -> Floats:
-        """Share of the label's tokens that the expert takes in b minus that in a."""
+        """Share of the label's tokens that the expert takes in b minus that in a `[layer, expert, label]`."""
         return self.share_b - self.share_a
 
     @property
     def ratio(self) -> Floats:
-        """Tokens of the label at the expert in b over those in a; for two corpora, over those `expected`."""
+        """Tokens of the label at the expert in b over those in a `[layer, expert, label]`.
+
+        For two corpora it is over those `expected`.
+        """
         return divide(self.count_b, self.count_a if self.expected is None else self.expected)
 
     @property
     def significant(self) -> Bools:
-        """Cells with q or family-wise p below .05."""
+        """Cells with q or family-wise p below .05, bool `[layer, expert, label]`."""
         return np.asarray((self.q < ALPHA) | (self.p_family < ALPHA))
 
     @property
@@ -128,7 +131,7 @@ class Comparison(Plotted, SavedCells):
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
-        """Counts and tests, by name."""
+        """Counts and tests by name, each `[layer, expert, label]`."""
         expected = {} if self.expected is None else {"expected": self.expected}
         return {name: getattr(self, name) for name in ("count_a", "count_b", *_TESTS)} | expected
 
@@ -145,7 +148,7 @@ class Comparison(Plotted, SavedCells):
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Comparison:
-        """Make the comparison that has these axes, cells and facts."""
+        """Make the comparison that has these axes, cells and facts, as the properties of these names return them."""
         return cls(
             count_a=np.asarray(cells["count_a"], np.int64),
             count_b=np.asarray(cells["count_b"], np.int64),
@@ -161,7 +164,7 @@ class Comparison(Plotted, SavedCells):
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return one value for each layer, expert and label: counts, changes and tests."""
+        """Return counts, changes and tests by name, each `[row]`: a row is a layer, an expert and a label."""
         derived = {name: getattr(self, name).ravel() for name in ("change", "ratio", "significant")}
         return super().columns() | derived
 

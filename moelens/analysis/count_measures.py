@@ -87,6 +87,10 @@ def coverage(shares: NDArray[np.floating], n: int) -> Floats:
 
     Raises:
         CheckError: there are fewer than `n` experts, or `n` is below 1.
+
+    Example:
+        >>> coverage(np.array([[0.5, 0.1], [0.3, 0.4], [0.2, 0.5]]), 2).round(2).tolist()  # [expert, label]
+        [0.8, 0.9]
     """
     _check_top(shares, n)
     return np.asarray(np.sort(shares, axis=-2)[..., -n:, :].sum(-2))
@@ -104,6 +108,10 @@ def most_used(shares: NDArray[np.floating], n: int) -> Bools:
 
     Raises:
         CheckError: there are fewer than `n` experts, or `n` is below 1.
+
+    Example:
+        >>> most_used(np.array([[0.5, 0.1], [0.3, 0.4], [0.2, 0.5]]), 1).T.tolist()  # [expert, label]
+        [[True, False, False], [False, False, True]]
     """
     _check_top(shares, n)
     chosen = np.zeros(shares.shape, bool)
@@ -181,6 +189,12 @@ def exclusivity(counts: CountTables) -> Floats:
     Returns:
         `[layer, expert, label]`: 1 where only this label uses the expert, 1 / labels where all use it alike. NaN for an
         expert that was never chosen.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30, 10], [0, 30]]], [[40, 30]], [30, 40], ["ja", "en"], layers=[0], top_k=1)
+        >>> exclusivity(counts).round(2).tolist()
+        [[[0.8, 0.2], [0.0, 1.0]]]
     """
     shares = np.nan_to_num(counts.share())
     return divide(shares, shares.sum(2, keepdims=True))
@@ -232,6 +246,12 @@ def label_committee(counts: CountTables) -> Bools:
 
     Returns:
         Bool `[layer, expert]`.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30, 30], [0, 10]]], [[60, 10]], [30, 40], ["ja", "en"], layers=[0], top_k=1)
+        >>> label_committee(counts).tolist()
+        [[True, False]]
     """
     return standing_committee(np.moveaxis(np.nan_to_num(usage(counts)), 2, 0), counts.top_k)
 
@@ -247,6 +267,12 @@ def mean_gate(counts: CountTables) -> Floats:
 
     Raises:
         CheckError: the counts have no sums of gate weights.
+
+    Example:
+        >>> tables = {"cells": [[[[4], [4]]]], "gates": [[[[3.0], [1.0]]]], "experts": [[[4, 4]]]}
+        >>> arrays = {name: np.array(table) for name, table in (tables | {"labels": [[4]], "tokens": [4]}).items()}
+        >>> mean_gate(CountTables(**arrays, names=("ja",), layers=(0,), top_k=2))[0, :, 0].tolist()
+        [0.75, 0.25]
     """
     if counts.gates is None:
         raise CheckError(

@@ -112,7 +112,11 @@ class CountTables(Plotted, Saved):
         return both if len(both.tokens) <= MAX_GROUPS else both.regrouped(MAX_GROUPS)
 
     def regrouped(self, groups: int) -> Self:
-        """Return the same totals in at most `groups` groups, made of neighbours and of similar size in tokens."""
+        """Return the same totals in at most `groups` groups, made of neighbours and of similar size in tokens.
+
+        Args:
+            groups: number of groups, 1 or more.
+        """
         first = np.unique(balanced(self.tokens, groups), return_index=True)[1]
         tables: dict[str, Any] = {name: np.add.reduceat(getattr(self, name), first) for name in _TABLES}
         return replace(self, gates=None if self.gates is None else np.add.reduceat(self.gates, first), **tables)
@@ -131,6 +135,12 @@ class CountTables(Plotted, Saved):
         2024, arXiv 2409.02060, eq. 7. The share of the label's choices is N_{i,D} / (k N_D): by chance 1 / E, and a
         layer's shares sum to 1. For sums of gate weights both are the mean weight, and by chance 1 / E. NaN for a
         label without tokens.
+
+        Args:
+            of: "tokens" or "choices".
+
+        Raises:
+            UnknownNameError: `of` is something else.
         """
         if of not in ("tokens", "choices"):
             raise unknown("share", of, ("tokens", "choices"), "of=")
@@ -161,7 +171,14 @@ class CountTables(Plotted, Saved):
     def of_totals(
         cls, count: Numbers, names: tuple[str, ...], layers: tuple[int, ...], totals: Mapping[str, Any]
     ) -> Self:
-        """Make counts of one group from `count` `[layer, expert, label]` and what `totals` returned."""
+        """Make counts of one group.
+
+        Args:
+            count: tokens of the label for which the expert was chosen `[layer, expert, label]`.
+            names: names of the labels.
+            layers: numbers of the layers in the model.
+            totals: what the method `totals` returned.
+        """
         gates = totals.get("gates")
         return cls(
             cells=count[None],
@@ -177,16 +194,25 @@ class CountTables(Plotted, Saved):
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the totals, without the groups, as JSON values."""
         axes = {"layers": list(self.layers), "names": list(self.names)}
         return {"format": self.FORMAT, **axes, "count": self.count.tolist(), "totals": self.totals()}
 
     @classmethod
     def restore(cls, data: Mapping[str, Any]) -> Self:
+        """Make the counts that `to_dict` described, as one group.
+
+        Args:
+            data: what `to_dict` returned.
+        """
         count = number_array(data["count"]).reshape(len(data["layers"]), -1, len(data["names"]))
         return cls.of_totals(count, tuple(data["names"]), tuple(data["layers"]), data["totals"])
 
     def columns(self) -> dict[str, Numbers]:
-        """Return one value for each layer, expert and label: count, share, lift, and the load of the expert."""
+        """Return count, share, lift and the load of the expert by name.
+
+        Each is `[row]`, with a row for each layer, expert and label.
+        """
         shape = self.count.shape
         layer, expert, label = np.indices(shape).reshape(3, -1)
         gates = {} if self.gates is None else {"gates": self.gates.sum(0).ravel()}

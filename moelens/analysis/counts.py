@@ -278,7 +278,11 @@ class Counts(CountTables):
         return Specialization.of_counts(self, family, COUNTS_ONLY)
 
     def table(self, n: int = 10) -> str:
-        """Return a plain table with a row for each label, and the `n` exclusive experts with most tokens."""
+        """Return a plain table with a row for each label, and the `n` exclusive experts with most tokens.
+
+        Args:
+            n: number of exclusive experts.
+        """
         unit = "mass" if self.mass else "tokens"
         half = max(self.n_experts // 2, 1)
         entropy, shares = usage_entropy(self), usage(self)

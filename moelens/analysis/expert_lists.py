@@ -56,7 +56,13 @@ class ExpertList(Displayed):
     model: str = ""
 
     def of_layer(self, layer: int) -> tuple[int, ...]:
-        """Return the experts of a layer with a bias above 0, in ascending order."""
+        """Return the experts of a layer with a bias above 0, in ascending order.
+
+        Example:
+            >>> experts = ExpertList(form="bias", biases=((3, 17, 0.3), (3, 5, -0.1)), layers=(3,), n_experts=32)
+            >>> experts.of_layer(3)
+            (17,)
+        """
         return tuple(sorted(expert for at, expert, bias in self.biases if at == layer and bias > 0))
 
     def matrix(self) -> NDArray[np.float32]:
@@ -227,6 +233,13 @@ def read_experts(path: str | Path, n_experts: int | None = None) -> ExpertList:
         UnknownNameError: the name ends otherwise.
         MoeLensError: there is no such file.
         CheckError: the file holds something else, or experts that do not exist.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> experts = ExpertList(form="keep", biases=((3, 17, 1.0),), layers=(3,), n_experts=32)
+        >>> with TemporaryDirectory() as folder:
+        ...     read_experts(experts.save(f"{folder}/keep.csv"), n_experts=32).of_layer(3)
+        (17,)
     """
     path = check_file(path)
     if not path.is_file():

@@ -109,6 +109,12 @@ def saliency(indices: Routes, weights: NDArray[np.floating], norms: NDArray[np.f
 
     Raises:
         CheckError: the shapes differ, or an expert id is out of range.
+
+    Example:
+        >>> routes = np.array([[[0]], [[0]], [[1]]])  # [token, layer, slot]
+        >>> weights, norms = np.array([[[0.5]], [[0.5]], [[1.0]]]), np.array([[[2.0]], [[4.0]], [[1.0]]])
+        >>> saliency(routes, weights, norms, n_experts=2).tolist()
+        [[1.5, 1.0]]
     """
     total = gate_score(indices, np.asarray(weights, float) * norms, n_experts) * len(indices)
     return divide(total, expert_counts(indices, n_experts))
@@ -126,6 +132,10 @@ def super_experts(largest: NDArray[np.floating], massive: ArrayLike | None = Non
 
     Returns:
         Bool `[layer, expert]`.
+
+    Example:
+        >>> super_experts(np.array([[1.0, 2.0, 900.0, 1.5]])).tolist()
+        [[False, False, True, False]]
     """
     extreme = (largest > np.percentile(largest, 99.5)) & (largest > largest.max() / 10)
     return np.asarray(extreme if massive is None else extreme & np.asarray(massive, bool)[:, None])
@@ -144,6 +154,10 @@ def standing_committee(load: NDArray[np.floating], top_k: int, domains: float = 
 
     Returns:
         Bool `[layer, expert]`.
+
+    Example:
+        >>> standing_committee(np.array([[[9, 5, 1]], [[8, 1, 6]]]), top_k=1).tolist()  # [domain, layer, expert]
+        [[True, False, False]]
     """
     rank = np.argsort(np.argsort(-load, axis=2, kind="stable"), axis=2, kind="stable")
     candidate = (rank < top_k).mean(0) >= domains - 1e-12

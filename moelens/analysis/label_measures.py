@@ -39,6 +39,11 @@ def dead_experts(counts: CountTables) -> Bools:
 
     Returns:
         Bool `[layer, expert]`.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> dead_experts(Counts.from_table([[[5], [0]]], [[8, 0]], [5], ["ja"], layers=[0], top_k=1)).tolist()
+        [[False, True]]
     """
     return np.asarray(counts.expert_tokens == 0)
 
@@ -53,6 +58,12 @@ def risk_difference(counts: CountTables) -> Floats:
 
     Returns:
         `[layer, expert, label]`; NaN for a label that all tokens or no tokens have.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30], [20]]], [[40, 60]], [50], ["ja"], layers=[0], top_k=1)
+        >>> risk_difference(counts)[0, :, 0].round(2).tolist()
+        [0.4, -0.4]
     """
     others = counts.expert_tokens[:, :, None] - counts.count
     return np.asarray(counts.share() - divide(others, counts.n_tokens - counts.label_tokens))
@@ -68,6 +79,12 @@ def log_odds(counts: CountTables) -> Floats:
 
     Returns:
         `[layer, expert, label]`, finite everywhere.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30], [20]]], [[40, 60]], [50], ["ja"], layers=[0], top_k=1)
+        >>> log_odds(counts)[0, :, 0].round(2).tolist()
+        [1.75, -1.75]
     """
     c, n, m = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens
     neither = counts.n_tokens - n - m + c
@@ -85,6 +102,12 @@ def npmi(counts: CountTables) -> Floats:
 
     Returns:
         `[layer, expert, label]`; NaN where expert or label never occurs, 1 where both occur at every token.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30], [20]]], [[40, 60]], [50], ["ja"], layers=[0], top_k=1)
+        >>> npmi(counts)[0, :, 0].round(2).tolist()
+        [0.34, -0.25]
     """
     both = counts.count / max(counts.n_tokens, 1)
     pointwise = log(counts.lift())
@@ -104,6 +127,12 @@ def expert_information(counts: CountTables) -> Floats:
 
     Returns:
         Bits, `[layer, expert, label]`.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30], [20]]], [[40, 60]], [50], ["ja"], layers=[0], top_k=1)
+        >>> expert_information(counts)[0, :, 0].round(3).tolist()
+        [0.125, 0.125]
     """
     c, n, m, total = counts.count, counts.expert_tokens[:, :, None], counts.label_tokens, counts.n_tokens
     chosen = _bits(c, n, m, total) + _bits(n - c, n, total - m, total)
@@ -121,6 +150,12 @@ def layer_information(counts: CountTables) -> Floats:
 
     Returns:
         Bits, `[layer, label]`.
+
+    Example:
+        >>> from moelens.analysis import Counts
+        >>> counts = Counts.from_table([[[30], [20]]], [[40, 60]], [50], ["ja"], layers=[0], top_k=1)
+        >>> layer_information(counts).round(3).tolist()
+        [[0.125]]
     """
     n, m, k = counts.expert_tokens[:, :, None], counts.label_tokens, counts.per_token
     rest = counts.n_tokens - m

@@ -61,7 +61,7 @@ class Measure(Plotted, SavedCells):
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
-        """The values, by the name of the measure."""
+        """The values by the name of the measure, with the `axes`, such as `[layer, expert]`."""
         return {self.name: self.values}
 
     @property
@@ -71,13 +71,16 @@ class Measure(Plotted, SavedCells):
 
     @classmethod
     def build(cls, axes: _Axes, cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Measure:
-        """Make the measure that has these axes, cells and facts."""
+        """Make the measure that has these axes, cells and facts, as the properties of these names return them."""
         return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
 
     def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:
         """Return the `n` largest values, each as the names of its places followed by the value; NaN is left out.
 
         Of two labels, each pair is named once, and no label with itself.
+
+        Args:
+            n: number of values.
         """
         values = self.values.astype(float)
         if "label" in self.axes and "other" in self.axes:
@@ -89,7 +92,11 @@ class Measure(Plotted, SavedCells):
         return tuple((*place, float(flat[i])) for place, i in zip(named, order, strict=True))
 
     def table(self, n: int = 10) -> str:
-        """Return the `n` largest values as a plain table; of values with a band, those of every layer."""
+        """Return the `n` largest values as a plain table; of values with a band, those of every layer.
+
+        Args:
+            n: number of values.
+        """
         size = " × ".join(f"{len(names):,} {axis}s" for axis, names in self.axes.items())
         header, rows = [*self.axes, self.name], [[*map(str, place), number(value)] for *place, value in self.top(n)]
         if self.name == "phases":

@@ -152,17 +152,20 @@ class Specialization(Plotted, SavedCells):
 
     @cached_property
     def lift(self) -> Floats:
-        """The lift without any control, see `Counts.lift`."""
+        """The lift without any control `[layer, expert, label]`, see `Counts.lift`."""
         return self.counts.lift()
 
     @cached_property
     def lift_given(self) -> Floats:
-        """Tokens of the label at the expert over those `expected`; the same as `lift` if nothing is given."""
+        """Tokens of the label at the expert over those `expected`, `[layer, expert, label]`.
+
+        The same as `lift` if nothing is given.
+        """
         return divide(self.count, np.where(self.expected > 1e-6, self.expected, 0))
 
     @cached_property
     def excess_left(self) -> Floats:
-        """Share of the excess over chance that remains when token identity is controlled.
+        """Share of the excess over chance that remains when token identity is controlled, `[layer, expert, label]`.
 
         (count − expected) / (count − count / lift), where `expected` is that given the token. The share is not bounded:
         below 0 the effect given the token has the opposite direction, above 1 it is larger than without the control.
@@ -172,13 +175,16 @@ class Specialization(Plotted, SavedCells):
 
     @property
     def null_band(self) -> tuple[Floats, Floats]:
-        """Lower and upper end of the middle 95 % of `lift_given` under the null, from `null_sd`."""
+        """Lower and upper end of the middle 95 % of `lift_given` under the null, each `[layer, expert, label]`.
+
+        They follow from `null_sd`.
+        """
         half = 1.96 * divide(self.null_sd, self.expected)
         return np.maximum(1 - half, 0), 1 + half
 
     @cached_property
     def share(self) -> Floats:
-        """Share of the label's tokens that the expert takes, see `Counts.share`."""
+        """Share of the label's tokens that the expert takes `[layer, expert, label]`, see `Counts.share`."""
         return self.counts.share()
 
     @cached_property
@@ -188,7 +194,7 @@ class Specialization(Plotted, SavedCells):
 
     @property
     def count(self) -> Numbers:
-        """Tokens of the label at the expert."""
+        """Tokens of the label at the expert `[layer, expert, label]`."""
         return self.counts.count
 
     @property
@@ -223,7 +229,7 @@ class Specialization(Plotted, SavedCells):
 
     @property
     def significant(self) -> Bools:
-        """Cells with q or family-wise p below .05.
+        """Cells with q or family-wise p below .05, bool `[layer, expert, label]`.
 
         Either correction is enough: q bounds the share of false findings among all findings, the family-wise p bounds
         the probability of any false finding.
@@ -232,7 +238,10 @@ class Specialization(Plotted, SavedCells):
 
     @property
     def certain(self) -> Bools:
-        """Cells that views show in colour: significant ones, or those whose bounds exclude 1; all without either."""
+        """Cells that views show in colour, bool `[layer, expert, label]`.
+
+        Significant ones, or those whose bounds exclude 1; all cells without tests and bounds.
+        """
         if self.evidence == "test":
             return self.significant
         return np.asarray((self.low > 1) | (self.high < 1)) if self.evidence == "bounds" else np.isfinite(self.lift)
@@ -244,7 +253,11 @@ class Specialization(Plotted, SavedCells):
         return tuple(name for name, is_rare in zip(self.names, rare, strict=True) if is_rare)
 
     def why_untested(self, label: str) -> str:
-        """Return why a label of `too_rare` was not tested, in one phrase."""
+        """Return why a label of `too_rare` was not tested, in one phrase.
+
+        Args:
+            label: a label of `too_rare`.
+        """
         return wording.why_untested(self, label, Texts())
 
     @property
@@ -269,6 +282,9 @@ class Specialization(Plotted, SavedCells):
 
     def label_index(self, label: str) -> int:
         """Return the position of `label`, or of the label with this romanised or English name, on the last axis.
+
+        Args:
+            label: a label, or its romanised or English name.
 
         Raises:
             UnknownNameError: there is no such label.
@@ -336,7 +352,7 @@ class Specialization(Plotted, SavedCells):
 
     @property
     def cells(self) -> Mapping[str, NDArray[Any]]:
-        """Counts and tests, by name."""
+        """Counts and tests by name, each `[layer, expert, label]`."""
         exact = {} if self.exact is None else {"exact": self.exact}
         return {"count": self.count} | {name: getattr(self, name) for name in _TESTS} | exact
 
@@ -350,7 +366,7 @@ class Specialization(Plotted, SavedCells):
     def build(
         cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
     ) -> Specialization:
-        """Make the result that has these axes, cells and facts."""
+        """Make the result that has these axes, cells and facts, as the properties of these names return them."""
         return cls(
             counts=CountTables.of_totals(cells["count"], axes["label"], axes["layer"], facts["counts"]),
             **{name: np.asarray(cells[name], float) for name in _TESTS},
@@ -361,7 +377,10 @@ class Specialization(Plotted, SavedCells):
         )
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Return one value for each layer, expert and label: counts, effects, tests, and the `load` of the expert."""
+        """Return counts, effects, tests and the `load` of the expert by name.
+
+        Each is `[row]`, with a row for each layer, expert and label.
+        """
         names = ("share", "lift", "lift_given", "excess_left", "significant", "certain")
         derived = {name: getattr(self, name).ravel() for name in names}
         return super().columns() | derived | {"load": np.repeat(self.load.ravel(), len(self.names))}

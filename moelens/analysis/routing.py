@@ -159,6 +159,10 @@ def coactivation_lift(indices: Routes, n_experts: int) -> Floats:
 
     Raises:
         CheckError: an expert id is out of range.
+
+    Example:
+        >>> coactivation_lift(np.array([[[0, 1]], [[0, 1]], [[2, 3]]]), n_experts=4)[0, 0].tolist()
+        [0.0, 1.5, 0.0, 0.0]
     """
     n = expert_counts(indices, n_experts)
     return divide(_pair_counts(indices, n_experts) * len(indices), n[:, :, None] * n[:, None, :])
@@ -216,6 +220,11 @@ def consecutive_repetition(indices: Routes, docs: NDArray[np.integer], weights: 
     Raises:
         MoeLensError: there are no weights.
         CheckError: the weights have another shape than the routes.
+
+    Example:
+        >>> routes = np.array([[[0, 1]], [[0, 2]], [[3, 2]]])  # [token, layer, slot]
+        >>> consecutive_repetition(routes, np.array([0, 0, 0]), np.array([[[0.7, 0.3]]] * 3)).tolist()
+        [0.5]
     """
     first, follows = _by_weight(indices, weights)[:, :, 0], docs[1:] == docs[:-1]
     same = first[:-1][follows] == first[1:][follows]
@@ -234,6 +243,10 @@ def consecutive_overlap(indices: Routes, docs: NDArray[np.integer]) -> Floats:
 
     Returns:
         The share `[layer]`; NaN where no token has a next one.
+
+    Example:
+        >>> consecutive_overlap(np.array([[[0, 1]], [[0, 2]], [[3, 1]]]), np.array([0, 0, 0])).tolist()
+        [0.5]
     """
     follows = docs[1:] == docs[:-1]
     now, then = indices[:-1][follows], indices[1:][follows]
@@ -256,6 +269,10 @@ def route_flow(indices: Routes, n_experts: int) -> Floats:
 
     Raises:
         CheckError: an expert id is out of range.
+
+    Example:
+        >>> route_flow(np.array([[[0], [1]], [[0], [0]], [[1], [1]]]), n_experts=2).tolist()
+        [[[0.5, 0.5], [0.0, 1.0]]]
     """
     counts = expert_counts(indices, n_experts)
     flow = np.zeros((max(indices.shape[1] - 1, 0), n_experts, n_experts), np.int64)
@@ -339,6 +356,10 @@ def saturation(a: Routes, b: Routes) -> Floats:
 
     Raises:
         CheckError: the shapes differ.
+
+    Example:
+        >>> saturation(np.array([[[0, 1]], [[2, 3]]]), np.array([[[1, 4]], [[3, 2]]])).tolist()
+        [0.75]
     """
     return np.asarray(overlap(a, b).mean(0))
 
@@ -362,6 +383,12 @@ def vocabulary_specialization(
 
     Raises:
         CheckError: an expert id is out of range.
+
+    Example:
+        >>> routes, ids = np.array([[[0]], [[1]], [[1]]]), np.array([7, 7, 9])
+        >>> types, shares = vocabulary_specialization(routes, ids, n_experts=2, min_tokens=1)
+        >>> types.tolist(), shares[:, 0].tolist()
+        ([7, 9], [[0.5, 0.5], [0.0, 1.0]])
     """
     check_routes(indices, n_experts)
     types, place, size = np.unique(ids, return_inverse=True, return_counts=True)
@@ -431,6 +458,10 @@ def pooled_gates(indices: Routes, weights: NDArray[np.floating], n_experts: int)
 
     Raises:
         CheckError: an expert id is out of range.
+
+    Example:
+        >>> pooled_gates(np.array([[[0, 1]], [[0, 2]]]), np.array([[[0.75, 0.25]], [[0.5, 0.5]]]), n_experts=3).tolist()
+        [[0.625, 0.125, 0.25]]
     """
     check_routes(indices, n_experts)
     gates = [

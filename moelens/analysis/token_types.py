@@ -74,6 +74,12 @@ def read_type_rows(
 
     Raises:
         CheckError: columns are missing, or numbers contradict each other.
+
+    Example:
+        >>> types = {"layer": [0] * 3, "expert": [0, 1, 1], "token_id": [7, 7, 9], "count": [1, 1, 2]}
+        >>> rows = read_type_rows(types, top_k=1)
+        >>> rows.n_experts, rows.top_k, rows.n_tokens
+        (2, 1, 4)
     """
     n_experts, top_k = (read_option(o, v, _OPTIONS) for o, v in (("n_experts", n_experts), ("top_k", top_k)))
     columns = read_columns(Path(source)) if isinstance(source, (str, Path)) else source

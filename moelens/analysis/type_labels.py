@@ -70,6 +70,9 @@ class TypeLabels:
     def of_recording(cls, recording: Recording | str | Path) -> TypeLabels:
         """Take the tokens and labels of a recording, which is labelled first if it has no labels.
 
+        Args:
+            recording: the recording, or its folder.
+
         Raises:
             RecordingError: there is no recording.
             CheckError: the recording has no token ids.
@@ -83,6 +86,13 @@ class TypeLabels:
 
     def count(self, family: str, n_tokens: int) -> LabelledTypes:
         """Count the labels of each token id among the first `n_tokens` tokens.
+
+        Args:
+            family: family of labels.
+            n_tokens: number of tokens.
+
+        Returns:
+            Tokens of each id `[token id]`, and those with each label `[token id, label]`.
 
         Raises:
             UnknownNameError: there is no such family.

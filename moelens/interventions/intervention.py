@@ -66,7 +66,12 @@ class Intervention:
         return [hook for layer in layers for hook in _BUILDERS[self.operation](self, model, layer)]
 
     def with_experts(self, layer: int, experts: Sequence[int]) -> Intervention:
-        """Return the same operation on other experts, for controls."""
+        """Return the same operation on other experts, for controls.
+
+        Args:
+            layer: number of the layer.
+            experts: ids of the experts.
+        """
         return replace(self, layer=layer, experts=tuple(experts))
 
     def require(self, model: HookedMoE) -> None:

@@ -79,6 +79,14 @@ def remove_renorm(layer: int, experts: Experts, *, at: TokenSelector = None, pha
         experts: ids of routed experts.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: no experts are given, or one is given twice.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> remove_renorm(layer=3, experts=[5, 9])
+        remove_renorm E5, E9 in layer 3
     """
     return _intervention("remove_renorm", layer, experts, at, phase)
 
@@ -91,6 +99,14 @@ def reroute(layer: int, experts: Experts, *, at: TokenSelector = None, phase: Ph
         experts: ids of routed experts.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: no experts are given, or one is given twice.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> reroute(layer=3, experts=[5])
+        reroute E5 in layer 3
     """
     return _intervention("reroute", layer, experts, at, phase)
 
@@ -106,6 +122,14 @@ def force(layer: int, experts: Experts, *, at: TokenSelector = None, phase: Phas
         experts: ids of routed experts.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: no experts are given, or one is given twice.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> force(layer=3, experts=[5])
+        force E5 in layer 3
     """
     return _intervention("force", layer, experts, at, phase)
 
@@ -121,6 +145,14 @@ def scale(
         factor: the factor.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: no experts are given, or one is given twice; or the factor is not finite.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> scale(layer=3, experts=[5, 9], factor=0.5)
+        scale by 0.5 E5, E9 in layer 3
     """
     return _intervention("scale", layer, experts, at, phase, factor)
 
@@ -134,6 +166,14 @@ def swap(layer: int, first: int, second: int, *, at: TokenSelector = None, phase
         second: id of the other expert.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: the two are the same.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> swap(layer=3, first=5, second=9)
+        swap E5, E9 in layer 3
     """
     return _intervention("swap", layer, (first, second), at, phase)
 
@@ -152,6 +192,14 @@ def shift(
             0.1 is large.
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Raises:
+        MoeLensError: no experts are given, or one is given twice; or the strength is not finite.
+        UnknownNameError: there is no such phase.
+
+    Example:
+        >>> shift(layer=3, experts=[5], strength=0.1)
+        shift by 0.1 E5 in layer 3
     """
     return _intervention("shift", layer, experts, at, phase, strength)
 

@@ -93,7 +93,7 @@ class Preferences(Plotted, SavedCells):
 
     @property
     def cells(self) -> Mapping[str, Floats]:
-        """The margins."""
+        """The margins by name, `[item]`, in nats."""
         return {"margin": self.margins}
 
     @property

@@ -165,6 +165,9 @@ class Labels(Displayed):
     def open_or_create(cls, recording: _Recording) -> Labels:
         """Open the labels of a recording, after creating them if they are missing or those of another recording.
 
+        Args:
+            recording: The recording.
+
         Raises:
             RecordingError: If they are damaged, or they have to be created and the characters of the tokens are not
                 known.

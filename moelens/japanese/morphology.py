@@ -132,9 +132,14 @@ class Morpheme:
     """One short unit in its place in a text.
 
     Attributes:
-        word: The word; its attributes are also those of the morpheme (`morpheme.lemma`).
+        word: The word. Its attributes, such as `lemma` and `reading`, are also those of the morpheme; see `Word`.
         start: Index of the first character.
         end: Index after the last character.
+
+    Example:
+        >>> morpheme = parse_morphemes("雨が降った。")[2]
+        >>> morpheme.surface, morpheme.lemma, morpheme.pos[0], morpheme.start
+        ('降っ', '降る', '動詞', 2)
     """
 
     word: Word
@@ -146,17 +151,17 @@ class Morpheme:
         _put_start(self, start)
         _put_end(self, end)
 
-    surface = property(lambda self: self.word.surface)
-    normal = property(lambda self: self.word.normal)
-    pos = property(lambda self: self.word.pos)
-    ctype = property(lambda self: self.word.ctype)
-    cform = property(lambda self: self.word.cform)
-    lemma = property(lambda self: self.word.lemma)
-    lemma_reading = property(lambda self: self.word.lemma_reading)
-    base = property(lambda self: self.word.base)
-    reading = property(lambda self: self.word.reading)
-    goshu = property(lambda self: self.word.goshu)
-    script = property(lambda self: self.word.script)
+    surface = property(lambda self: self.word.surface, doc="See `Word.surface`.")
+    normal = property(lambda self: self.word.normal, doc="See `Word.normal`.")
+    pos = property(lambda self: self.word.pos, doc="See `Word.pos`.")
+    ctype = property(lambda self: self.word.ctype, doc="See `Word.ctype`.")
+    cform = property(lambda self: self.word.cform, doc="See `Word.cform`.")
+    lemma = property(lambda self: self.word.lemma, doc="See `Word.lemma`.")
+    lemma_reading = property(lambda self: self.word.lemma_reading, doc="See `Word.lemma_reading`.")
+    base = property(lambda self: self.word.base, doc="See `Word.base`.")
+    reading = property(lambda self: self.word.reading, doc="See `Word.reading`.")
+    goshu = property(lambda self: self.word.goshu, doc="See `Word.goshu`.")
+    script = property(lambda self: self.word.script, doc="See `Word.script`.")
 
     def ruby(self) -> Ruby:
         """Return the annotation for notebooks: the reading above words with kanji."""
@@ -251,6 +256,9 @@ def disagreement(text: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]
     """Find where fugashi and SudachiPy give different words or parts of speech.
 
     Each analyser is right by its own dictionary. A label of a passage that is returned depends on the analyser.
+
+    Args:
+        text: A text.
 
     Returns:
         For each such passage, its text, the words of fugashi and the words of SudachiPy, each with its part of speech.

@@ -246,6 +246,9 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
     def to_tokens(self, text: str | Sequence[str]) -> Tensor:
         """Return the token ids `[batch, pos]` of a text, with the special tokens that the tokenizer adds.
 
+        Args:
+            text: a text, or texts, which are padded on the right.
+
         Example:
             >>> tokens = demo_model.to_tokens("先生がいらっしゃいました。")
             >>> tokens.dtype, tokens.ndim
@@ -258,6 +261,9 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
 
         A character that several tokens share belongs to each of them. A token that stands for nothing in the text, such
         as a special token, is given as the tokenizer writes it.
+
+        Args:
+            text: a text.
 
         Example:
             >>> demo_model.to_str_tokens("先生が")[-1]
@@ -341,6 +347,18 @@ class HookedMoE(HookedRootModule):  # type: ignore[misc]
         """Make the hooks of `run_with_cache`, as TransformerLens's method of this name does.
 
         It slices positions on the second axis, which is that of positions at every point of this model.
+
+        Args:
+            names_filter: a name, names, or a function of a name that says whether to keep the point; None keeps all.
+            incl_bwd: keep gradients too.
+            device: where to keep the tensors; None leaves them where they are.
+            remove_batch_dim: leave out the axis of the batch, which has to be of size 1.
+            cache: a dictionary to write to; None makes one.
+            pos_slice: the positions to keep; None for all.
+
+        Returns:
+            The dictionary, which a pass with the hooks fills with tensors `[batch, pos, …]` by name; the forward hooks;
+            and the backward hooks.
         """
         saved: dict[str, Tensor] = {} if cache is None else cache
         positions = Slice.unwrap(pos_slice)

@@ -63,7 +63,14 @@ class Recording(Displayed):
 
     @classmethod
     def open_unchecked(cls, source: Recording | str | Path) -> Recording:
-        """Open a recording without a look at its files, as `verify` does."""
+        """Open a recording without a look at its files, as `verify` does.
+
+        Args:
+            source: The path or fsspec URL of a recording; or a recording, which is returned unchanged.
+
+        Raises:
+            RecordingError: If there is no recording, or its manifest is damaged or of a newer version of moelens.
+        """
         if isinstance(source, Recording):
             return source
         if not isinstance(source, (str, Path)):
@@ -238,6 +245,9 @@ class Recording(Displayed):
     def column(self, name: str) -> NDArray[Any]:
         """Read one column of the tokens.
 
+        Args:
+            name: The column, such as "token_id" or "experts_L03".
+
         Returns:
             An array `[token]` or, for columns with a value per slot, `[token, slot]`.
 
@@ -282,7 +292,7 @@ class Recording(Displayed):
             stop: The token after the last; None for all from `start` on.
 
         Returns:
-            An iterator over the rows of a shard and its columns, as `column` returns them.
+            An iterator over the rows of a shard and its columns, each `[token]` or `[token, slot]`.
 
         Raises:
             UnknownNameError: If there is no such column.
@@ -350,6 +360,11 @@ class Recording(Displayed):
         """Yield the vectors of one layer, in order, in tables of at most `rows` rows.
 
         The columns are those of `vectors`; the recording has to hold the capture.
+
+        Args:
+            capture: "logits", "neurons", "expert_outputs", "shared" or "residuals".
+            layer: The layer.
+            rows: The largest number of rows of a table.
         """
         for entry in self.vector_entries(capture, [layer]):
             for table in self.files.batches(entry["path"], rows):
@@ -358,6 +373,10 @@ class Recording(Displayed):
 
     def vector_entries(self, capture: str, layers: Sequence[int]) -> list[dict[str, Any]]:
         """Return the manifest's entries of the files of vectors that may hold rows of some layers.
+
+        Args:
+            capture: "logits", "neurons", "expert_outputs", "shared" or "residuals".
+            layers: The layers.
 
         Raises:
             RecordingError: If there are none.
@@ -373,7 +392,11 @@ class Recording(Displayed):
         return [str(error) for error in self.files.damage()]
 
     def describe_labels(self, labels: Mapping[str, str]) -> None:
-        """Write the card again, with how the labels of the tokens were made (`Labels.metadata`)."""
+        """Write the card again, with how the labels of the tokens were made.
+
+        Args:
+            labels: What `Labels.metadata` returned.
+        """
         write_card(self.folder, self.manifest, labels)
 
     def verify(self) -> None:
@@ -414,7 +437,11 @@ class Recording(Displayed):
         return routes
 
     def shard(self, name: str) -> pa.Table:
-        """Read all columns of a shard in the manifest."""
+        """Read all columns of a shard.
+
+        Args:
+            name: Its path in the manifest.
+        """
         return self.files.read(name)
 
     def __repr__(self) -> str:
@@ -440,6 +467,9 @@ def count_noun(n: int, noun: str) -> str:
 
 def as_array(column: pa.ChunkedArray) -> NDArray[Any]:
     """Convert an Arrow column to an array: numbers to `[row]`, and fixed-size lists to `[row, slot]`.
+
+    Args:
+        column: A column of numbers, or of lists of one length.
 
     Example:
         >>> as_array(pa.table({"pos": [0, 1, 2]})["pos"]).tolist()
