@@ -110,3 +110,5 @@ def test_causes_ranks_on_the_given_corpora_only(demo: HookedMoE) -> None:
     plain = TextContrast(id="1", kind="k", frame="f", context_a="猫が", context_b="木が", x="いる。", y="ある。")
     with pytest.raises(MoeLensError, match="expected items whose licensed texts differ in an honorific class, to rank"):
         moelens.causes(demo, [plain], corpora={"mine": TEXTS})
+    with pytest.raises(MoeLensError, match="expected names of corpora, got 'attribution', which is the name of the"):
+        moelens.causes(demo, items, corpora={"attribution": TEXTS})

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.fuzz import ANY_JSON, replace_somewhere
+from helpers.results import result_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -197,6 +198,16 @@ def test_experts_that_cannot_be_found() -> None:
         found_experts(result)
     with pytest.raises(MoeLensError, match="expected experts that prefer a, got none that does significantly"):
         found_experts(even)
+    tested = result_of(1, 8)
+    none = np.ones_like(tested.q)
+    controlled = replace(tested, given=("token",), q=none, p_family=none)
+    with pytest.raises(
+        MoeLensError, match=r"within token, got none that does significantly; analyze without this cont"
+    ):
+        found_experts(controlled, tested.names[0])
+    rare = replace(tested, p=np.full_like(tested.p, np.nan), q=none, p_family=none)
+    with pytest.raises(MoeLensError, match=r"expected a label that was tested, got .*, which was not \("):
+        found_experts(rare, tested.names[0])
     with pytest.raises(MoeLensError, match="expected from 1 experts to keep, as many as a token chooses, to 4, got 9"):
         found_experts(result, "a", "keep", 9)
     with pytest.raises(UnknownNameError, match="unknown form of a list of experts 'prune'"):
@@ -318,6 +329,4 @@ def test_effect_takes_up_what_analyze_found(tmp_path: Path, capsys: pytest.Captu
         assert message in capsys.readouterr().err
     nothing = replace(found, p_family=np.ones_like(found.q), q=np.ones_like(found.q)).save(tmp_path / "none.json")
     assert main(["effect", "--from", str(nothing)]) == 2
-    assert (
-        "expected experts that prefer any label significantly, got a result without; choose" in capsys.readouterr().err
-    )
+    assert "expected experts that prefer any label, got none that does significantly; choose" in capsys.readouterr().err

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 import moelens
 from moelens.analysis import ExpertList
 from moelens.commands.command_line import main
-from moelens.interventions.steering import Share, Steering, _styles
+from moelens.display import find_view
+from moelens.interventions.steering import Share, Steering, _styles, _summarise, _Written
 from moelens.japanese import prompts, register
 
 PROMPTS = ["今日は朝から雨が", "先生は", "私はその本を"]
@@ -98,8 +99,35 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert main(["steer", "demo", "--experts", "3:5,4:9", *options]) == 0
     assert "steered by L3 E5, L4 E9 · 24 prompts" in capsys.readouterr().out
     assert [s.strength for s in Steering.open(out).steps] == [-0.2, 0.0]
+    assert main(["steer", "demo", "--experts", "3:5", *options[:-2], "--lang", "ja"]) == 0
+    assert "L3 E5を操作 · プロンプト24件" in capsys.readouterr().out
     assert main(["steer", "demo", "--experts", "5,9"]) == 2
     assert "expected --experts with LAYER:EXPERT such as 3:5,4:21" in capsys.readouterr().err
+
+
+def test_what_can_be_refused_is_refused_before_the_model_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moelens.models.loading.load", lambda *_, **__: pytest.fail("the model was loaded"))
+    keep = ExpertList(form="keep", biases=((3, 1, 1.0),), layers=(3,), n_experts=32).save(tmp_path / "keep.json")
+    far = ExpertList(form="bias", biases=((3, 99, 1.0),), layers=(3,), n_experts=100).save(tmp_path / "far.json")
+    for experts, told in ((keep, "got a list of experts to keep"), (far, "99")):
+        assert main(["steer", "demo", "--experts", str(experts)]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_intervals_of_shares_stay_between_0_and_1() -> None:
+    shares = np.array([0.0, 0.0, 0.0, 0.0, 1.0])
+    written = _Written(polite=shares, honorific=np.ones(5), sentences=5, perplexity=2.0, example="")
+    step = _summarise(0.1, [written])
+    assert 0 <= step.polite.low < 0.2 < step.polite.high <= 1
+    assert 0 < step.honorific.low < step.honorific.high == 1
+
+
+def test_the_plot_in_japanese(result: Steering) -> None:
+    axes = result.plot(ax=Figure().subplots(), lang="ja")
+    assert axes.get_ylabel() == "文の割合"
+    assert "対照群" in find_view(Steering, "html")(result, lang="ja")
 
 
 def test_what_cannot_be_steered(model: moelens.HookedMoE) -> None:

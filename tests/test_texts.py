@@ -189,3 +189,39 @@ def test_a_notebook_shows_results_in_its_language(demo_recording: moelens.Record
     finally:
         shell.run_line_magic("config", "MoeMagics.lang = 'en'")
     assert shell.display_formatter.format(result)[0]["text/html"] == english_html
+
+
+def test_the_option_lang_is_for_one_result_of_a_notebook(
+    demo_recording: moelens.Recording, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    shell.run_line_magic("load_ext", "moelens")
+    shell.user_ns["rec"] = demo_recording
+
+    def shown(line: str) -> dict[str, str]:
+        bundle: dict[str, str] = shell.display_formatter.format(shell.run_line_magic("moe", line))[0]
+        return bundle
+
+    bundle = shown("analyze rec --permutations 20 --lang ja")
+    assert all("トークンの同一性を統制" in bundle[form] for form in ("text/plain", "text/html"))
+    assert "エキスパート" in capsys.readouterr().out  # the line with the time
+    assert "token identity the same in both" in shown("compare rec rec --permutations 19")["text/plain"]
+    assert "両モデルで同一" in shown("compare rec rec --permutations 19 --lang ja")["text/plain"]
+    shell.run_line_magic("config", "MoeMagics.lang = 'ja'")
+    try:
+        assert "token identity controlled" in shown("analyze rec --permutations 20 --lang en")["text/plain"]
+        assert "トークンの同一性を統制" in shown("analyze rec --permutations 20")["text/plain"]
+    finally:
+        shell.run_line_magic("config", "MoeMagics.lang = 'en'")
+
+
+def test_commands_print_findings_in_japanese(
+    demo_recording: moelens.Recording, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--permutations", "20", "--top", "2", "--lang", "ja"]
+    assert main(["analyze", str(demo_recording.path), *options]) == 0
+    *_, lift, _, _, corrected = capsys.readouterr().out.rstrip().split("\n")
+    assert lift.startswith("リフト: ")
+    assert corrected.startswith("q: 偽発見率")

@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from moelens.analysis import wording
 from moelens.analysis.label_measures import risk_difference
 from moelens.analysis.result import Specialization
 from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, UnknownNameError, unknown
 from moelens.files import writing
 from moelens.recording.route_inputs import MAX_LAYERS
+from moelens.texts import Texts
 
 Form = Literal["bias", "keep"]
 FORMAT = "moelens.experts/1"
@@ -198,10 +200,7 @@ def found_experts(
     label = result.names[at]
     found = result.certain[:, :, at] & (result.lift_given[:, :, at] > 1)
     if not found.any():
-        raise MoeLensError(
-            f"expected experts that prefer {label}, got none that does significantly; choose another label, or record "
-            "more text"
-        )
+        raise no_experts(result, label)
     about: dict[str, Any] = {"layers": result.layers, "n_experts": result.n_experts, "label": label}
     model = str(result.provenance.get("model") or "")
     if form == "bias":
@@ -217,6 +216,21 @@ def found_experts(
     ranked = np.argsort(-(np.nan_to_num(result.share[:, :, at]) + 2 * found), axis=1, kind="stable")[:, :n]
     rows = tuple((result.layers[x], y, 1.0) for x, experts in enumerate(ranked) for y in sorted(experts.tolist()))
     return ExpertList(form="keep", biases=rows, model=model, **about)
+
+
+def no_experts(result: Specialization, label: str | None) -> MoeLensError:
+    """Return the error for a result in which no expert prefers a label, or any label if it is None."""
+    name, otherwise = label or "any label", "choose another label, or record more text"
+    if label in result.too_rare:
+        why = wording.why_untested(result, name, Texts())
+        return MoeLensError(f"expected a label that was tested, got {name}, which was not ({why}); {otherwise}")
+    if result.given:
+        within = wording.given_names(result.given, Texts(), " and ")
+        return MoeLensError(
+            f"expected experts that prefer {name} within {within}, got none that does significantly; analyze without "
+            f"this control (given=None, --given none), {otherwise}"
+        )
+    return MoeLensError(f"expected experts that prefer {name}, got none that does significantly; {otherwise}")
 
 
 def read_experts(path: str | Path, n_experts: int | None = None) -> ExpertList:

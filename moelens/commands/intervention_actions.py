@@ -42,6 +42,7 @@ def prefer_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.interventions import causes
+    from moelens.interventions.causal import require_causes
     from moelens.interventions.controls import require_draws
     from moelens.interventions.items import as_items
     from moelens.recording import Corpus
@@ -50,6 +51,7 @@ def causes_command(session: Session, args: Namespace, cell: str | None) -> Any:
     pairs, recipe = as_items(pairs), recipe_context(args)  # checked before the model is loaded, as all that can be
     require_draws(args.draws)
     corpora = None if args.corpora is None else {name: Corpus.of(name) for name in args.corpora}
+    require_causes(pairs, corpora, args.doses)
     model = session.find_model(args.model)
     options = {"top": args.top, "draws": args.draws, "corpora": corpora, "doses": args.doses, "seed": seed}
     with recipe(model):
@@ -145,28 +147,20 @@ def steer_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis.expert_lists import SUFFIXES
     from moelens.interventions import shift, steer
     from moelens.interventions.listed_experts import read_listed
-    from moelens.interventions.steering import require_steering
+    from moelens.interventions.steering import require_steering, steered_experts
 
     (seed,) = or_default(session, args, "seed")
     listed, recipe = Path(args.experts).suffix in SUFFIXES, recipe_context(args)
     experts: Any = read_listed(args.experts) if listed else _expert_places(args.experts)
-    require_steering(args.strengths, args.controls, args.new_tokens)
-    require_experts(
-        session.find_name(args.model), () if listed else (shift(layer, [expert], 1.0) for layer, expert in experts)
-    )
     prompts = None if cell is None else [line for line in cell.splitlines() if line.strip()]
+    if (described := described_model(session.find_name(args.model))) is not None:
+        experts = steered_experts(experts, described.shape.n_experts)
+        require_experts(described, (shift(layer, [expert], bias) for layer, expert, bias in experts))
+    require_steering(prompts, (experts,), args.strengths, args.controls, args.new_tokens)
     model = session.find_model(args.model)
+    options = {"controls": args.controls, "new_tokens": args.new_tokens, "seed": seed}
     with recipe(model):
-        result = steer(
-            model,
-            prompts,
-            experts,
-            args.strengths,
-            controls=args.controls,
-            new_tokens=args.new_tokens,
-            seed=seed,
-        )
-    return save_result(result, args)
+        return save_result(steer(model, prompts, experts, args.strengths, **options), args)
 
 
 def _expert_places(text: str) -> list[tuple[int, int]]:

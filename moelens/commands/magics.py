@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from moelens.commands.table import COMMANDS
 from moelens.commands.words import split_words
 from moelens.display import find_view
 from moelens.errors import MoeLensError, RecordingError, unknown
-from moelens.interventions import Causes, Effect, Preferences
+from moelens.interventions import Attribution, Causes, Effect, Preferences, Steering
 from moelens.models.hooked import HookedMoE
 from moelens.recording import Recording
 from moelens.texts import LANGUAGES
+from moelens.tracing import Trace
 
 
 class MagicError(UsageError):  # type: ignore[misc]
@@ -70,12 +71,22 @@ _TEXT_OPTIONS = {
 
 
 # Results whose texts are in the table of texts.
-_IN_LANGUAGE: tuple[type, ...] = (Causes, Comparison, Effect, Preferences, Specialization)
+_IN_LANGUAGE: tuple[type, ...] = (
+    Attribution,
+    Causes,
+    Comparison,
+    Effect,
+    Preferences,
+    Specialization,
+    Steering,
+    Trace,
+)
 
 
-def _bundle(result: Any, *, lang: str) -> dict[str, str]:
-    """A result as text and HTML in a language."""
-    return {"text/plain": result.table(lang=lang), "text/html": find_view(type(result), "html")(result, lang=lang)}
+def _text(result: Any, lang: str) -> str:
+    """The printed form of a result, in this language if it has one."""
+    has_table = isinstance(result, _IN_LANGUAGE) and hasattr(result, "table")
+    return str(result.table(lang=lang)) if has_table else str(result)
 
 
 @magics_class
@@ -95,17 +106,37 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
     def __init__(self, shell: Any) -> None:
         super().__init__(shell)
         self.loaded: dict[str, HookedMoE] = {}
+        self._asked: dict[int, str] = {}  # languages of --lang, by the id of the result
         self.parser = MagicParser(prog="%moe")
         self.commands: dict[str, Any] = add_commands(self.parser, MagicParser, "magics", prog="%moe")
 
     @observe("lang")
-    def _show_in_language(self, change: Any) -> None:
+    def _follow_language(self, change: Any) -> None:
         """Let this notebook show results in the language that was set."""
+        self._register_bundles()
+
+    def _register_bundles(self) -> None:
+        """Have results shown in the language that `--lang` or `%config` asked for, if any did."""
         bundles = self.shell.display_formatter.mimebundle_formatter
         for cls in _IN_LANGUAGE:
             bundles.pop(cls, None)
-            if change["new"] != "en":
-                bundles.for_type(cls, partial(_bundle, lang=change["new"]))
+            if self.lang != LANGUAGES[0] or self._asked:
+                bundles.for_type(cls, self._bundle)
+
+    def _bundle(self, result: Any) -> dict[str, str]:
+        """A result as text and HTML in its language."""
+        lang = self._asked.get(id(result), str(self.lang))
+        html = find_view(type(result), "html")(result, lang=lang)
+        return {"text/plain": _text(result, lang), "text/html": html}
+
+    def _show_in_language(self, result: Any, asked: str | None) -> str:
+        """Have a result shown in the language of `--lang`; without one, in that of the notebook. It is returned."""
+        lang = str(self.lang if asked is None else asked)
+        if asked is not None and isinstance(result, _IN_LANGUAGE):
+            self._asked[id(result)] = lang
+            weakref.finalize(result, self._asked.pop, id(result), None)
+            self._register_bundles()
+        return lang
 
     @no_var_expand  # type: ignore[untyped-decorator]
     @line_cell_magic  # type: ignore[untyped-decorator]
@@ -134,8 +165,9 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
             raise MagicError(str(error)) from error
         except SystemExit:  # argparse has printed the help of a command
             return None
+        lang = self._show_in_language(result, getattr(args, "lang", None))
         if command.timed:
-            summary = f"{len(result)} results" if isinstance(result, tuple) else str(result).splitlines()[0]
+            summary = f"{len(result)} results" if isinstance(result, tuple) else _text(result, lang).splitlines()[0]
             print(f"{command.name}: {summary} ({time.perf_counter() - began:.1f} s)")
         if output:
             self.shell.user_ns[output] = result

@@ -8,20 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from moelens.commands.options import is_first
+from moelens.texts import LANGUAGES, Texts
 
-_LIFT = "lift: share of the label's tokens that go to the expert, divided by the share of all tokens that do"
 _LEGENDS = {
-    "test": f"""\
-{_LIFT}
-lift given token: the same among tokens of one id; near 1, the token explains the preference
-the strongest first: significant ones, by the share of the label's tokens that go to the expert beyond chance
-q: false discovery rate, p family: family-wise p, both over all layers, experts and labels; *: one is below .05""",
-    "bounds": f"""\
-{_LIFT}
-bounds: between which the lift lies, whichever tokens of a type went to the expert; *: they exclude 1
-exact: share of the tokens for which both bounds are the same""",
-    "none": _LIFT,
+    "test": ("lift", "lift_token", "sorted", "corrected"),
+    "bounds": ("lift", "bounds", "exact"),
+    "none": ("lift",),
 }
+"""The texts below a table of findings."""
 
 
 def show_text(result: Any, args: Namespace) -> str | None:
@@ -30,8 +24,10 @@ def show_text(result: Any, args: Namespace) -> str | None:
 
 
 def show_table(result: Any, args: Namespace) -> str | None:
-    """The printed form of an effect, causes or preferences, in the language that was asked for."""
-    return str(result.table(args.lang or "en"))
+    """The printed form of a result, in the language that was asked for."""
+    from moelens.analysis import Measure
+
+    return str(result) if isinstance(result, Measure) else str(result.table(lang=args.lang or LANGUAGES[0]))
 
 
 def show_text_once(result: Any, args: Namespace) -> str | None:
@@ -41,8 +37,9 @@ def show_text_once(result: Any, args: Namespace) -> str | None:
 
 def show_findings(result: Any, args: Namespace) -> str | None:
     """The strongest findings with a legend, from the first of several processes only."""
-    label = getattr(args, "label", None)
-    text = f"{result.table(args.top, label=label)}\n\n{_LEGENDS[result.evidence]}"
+    say = Texts(args.lang or LANGUAGES[0])
+    table = result.table(args.top, label=getattr(args, "label", None), lang=say)
+    text = "\n".join([table, "", *(say(f"findings.{key}") for key in _LEGENDS[result.evidence])])
     return text if is_first() else None
 
 

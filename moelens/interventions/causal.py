@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 DOSES = (1, 2, 4, 8, 16)
 """Numbers of experts that are removed together for a dose–response curve."""
 
+_ATTRIBUTION = "attribution"
+"""The name of the ranking by attribution, beside those on corpora, which have the names of the corpora."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
@@ -201,7 +204,7 @@ def _effect_row(e: Effect, corrected: float, say: Texts) -> tuple[str, ...]:
 
 
 def _ranking_name(name: str, say: Texts) -> str:
-    return say("effects.attribution_ranking") if name == "attribution" else say.name("effects", name)
+    return say("effects.attribution_ranking") if name == _ATTRIBUTION else say.name("corpus", name)
 
 
 def _dose_row(d: Dose, say: Texts) -> tuple[str, ...]:
@@ -278,17 +281,7 @@ def causes(
         (1, True)
     """
     given = as_items(pairs)
-    kinds = list(dict.fromkeys(i.kind for i in given))
-    if len(kinds) > 1:
-        raise MoeLensError(f"expected items of one kind, got {len(kinds)}: {', '.join(kinds)}; give one kind at a time")
-    if any(n < 1 for n in doses):
-        raise MoeLensError(f"expected doses of 1 or more experts, got {min(doses)}; give numbers such as 1, 2 and 4")
-    label = distinguishing_class(given)
-    if corpora and not label:
-        raise MoeLensError(
-            "expected items whose licensed texts differ in an honorific class, to rank the experts on corpora, got "
-            f"none in {kinds[0]!r}; give no corpora"
-        )
+    label = require_causes(given, corpora, doses)
     attribution = attribute(model, given, top=top, seed=seed, batch_tokens=batch_tokens, progress=progress)
     removals = [remove(c.layer, [c.expert]) for c in attribution.top if c.expert is not None]
     options: dict[str, Any] = {"half": "test", "seed": seed, "batch_tokens": batch_tokens, "progress": progress}
@@ -298,7 +291,7 @@ def causes(
     if label:
         texts = bundled_corpora() if corpora is None else corpora
         rankings = corpus_rankings(model, texts, label, seed=seed, batch_tokens=batch_tokens, progress=progress)
-    ranked = {"attribution": attribution.routed} | {r.corpus: r.excess for r in rankings}
+    ranked = {_ATTRIBUTION: attribution.routed} | {r.corpus: r.excess for r in rankings}
     return Causes(
         attribution=attribution,
         effects=effects,
@@ -309,6 +302,31 @@ def causes(
             _dose(model, given, name, values, n, dose_draws, options) for name, values in ranked.items() for n in doses
         ),
     )
+
+
+def require_causes(items: Sequence[Item], corpora: Mapping[str, object] | None, doses: Sequence[int]) -> str:
+    """Return the honorific class that licensed texts differ in, if `causes` can take the arguments; "" for none.
+
+    Raises:
+        MoeLensError: it cannot.
+    """
+    kinds = list(dict.fromkeys(i.kind for i in items))
+    if len(kinds) > 1:
+        raise MoeLensError(f"expected items of one kind, got {len(kinds)}: {', '.join(kinds)}; give one kind at a time")
+    if any(n < 1 for n in doses):
+        raise MoeLensError(f"expected doses of 1 or more experts, got {min(doses)}; give numbers such as 1, 2 and 4")
+    label = distinguishing_class(items)
+    if corpora and not label:
+        raise MoeLensError(
+            "expected items whose licensed texts differ in an honorific class, to rank the experts on corpora, got "
+            f"none in {kinds[0]!r}; give no corpora"
+        )
+    if corpora and _ATTRIBUTION in corpora:
+        raise MoeLensError(
+            f"expected names of corpora, got {_ATTRIBUTION!r}, which is the name of the ranking by attribution; give "
+            "the corpus another name"
+        )
+    return label
 
 
 def first_of(model: HookedMoE, values: Floats, n: int) -> list[Intervention]:

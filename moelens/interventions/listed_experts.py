@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moelens.analysis.expert_lists import ExpertList, read_experts
+from moelens.analysis.expert_lists import ExpertList, no_experts, read_experts
 from moelens.analysis.result import Specialization
 from moelens.errors import MoeLensError
 from moelens.interventions.intervention import Intervention
@@ -110,11 +110,7 @@ def found_interventions(
         raise MoeLensError(f"expected 1 or more experts to take, got top={top}; give a larger number")
     found = [f for f in result.top(top, label) if f.certain]
     if not found:
-        name = "any label" if label is None else result.names[result.label_index(label)]
-        raise MoeLensError(
-            f"expected experts that prefer {name} significantly, got a result without; choose another label, or record "
-            "more text"
-        )
+        raise no_experts(result, None if label is None else result.names[result.label_index(label)])
     name = found[0].label
     by_layer: dict[int, list[int]] = {}
     for finding in (f for f in result.top(top, name) if f.certain):

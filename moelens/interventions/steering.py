@@ -20,12 +20,13 @@ from moelens.errors import MoeLensError
 from moelens.interventions.controls import control_interventions, expert_usage
 from moelens.interventions.intervention import Intervention
 from moelens.interventions.operations import shift
-from moelens.interventions.scoring import Batch, mean_interval
+from moelens.interventions.scoring import Batch, share_interval
 from moelens.japanese.bundled_prompts import prompts as bundled_prompts
 from moelens.japanese.sentence_register import register
 from moelens.models.running import evaluating
 from moelens.recording.generation import Greedy, generate_tokens
 from moelens.saved import SavedRows
+from moelens.texts import Texts
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -34,6 +35,7 @@ STRENGTHS = (-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)
 """What is added to the selection scores by default. Sigmoid and softmax scores are between 0 and 1."""
 _CONTROL_DRAWS = 20
 _TOP_P = 0.9
+_NAMED = 8
 _ENDS = "。！？!?」』\n"
 
 
@@ -43,7 +45,7 @@ class Share:
 
     Attributes:
         share: mean over prompts of the share of the sentences written after the prompt.
-        low, high: 95 % interval over prompts (Student's t).
+        low, high: 95 % interval over prompts (Wilson's, with their effective number).
         control: the same mean for matched control sets, averaged over them.
         control_low, control_high: the smallest and the largest of the control sets.
     """
@@ -113,11 +115,14 @@ class Steering(Plotted, SavedRows):
             rows.append(row)
         return rows
 
-    def __repr__(self) -> str:
-        named = ", ".join(f"L{layer} E{expert}" for layer, expert, _ in self.experts[:8])
-        more = f" and {len(self.experts) - 8} more" if len(self.experts) > 8 else ""
-        columns = ("polite", "95 %", "controls", "honorific", "95 %", "controls", "perplexity", "controls")
-        header = ("strength", "sentences", *columns)
+    def table(self, lang: str | Texts = "en") -> str:
+        """Return a plain table with a row for each strength, in English ("en") or "ja"."""
+        say = Texts(lang)
+        named = ", ".join(f"L{layer} E{expert}" for layer, expert, _ in self.experts[:_NAMED])
+        if (more := len(self.experts) - _NAMED) > 0:
+            named = say("steering.more", named=named, n=more)
+        share = ("interval", "controls")
+        columns = ("strength", "sentences", "polite", *share, "honorific", *share, "perplexity", "controls")
         rows = [
             (
                 f"{s.strength:+g}",
@@ -129,13 +134,13 @@ class Steering(Plotted, SavedRows):
             )
             for s in self.steps
         ]
-        head = f"{self.model} · steered by {named}{more} · {self.prompts} prompts, {self.new_tokens} tokens after each"
-        about = (
-            "polite, honorific: share of the sentences written, mean over prompts, and its 95 % interval; controls: "
-            f"{self.controls} matched sets of other experts, from the smallest to the largest; perplexity: of what was "
-            "written, for the model without steering"
-        )
-        return f"{head}\n{plain_table(header, rows)}\n{about}"
+        size = {"prompts": f"{self.prompts:,}", "tokens": f"{self.new_tokens:,}"}
+        head = say("steering.head", model=self.model, named=named, **size)
+        table = plain_table([say(f"steering.{name}") for name in columns], rows)
+        return f"{head}\n{table}\n{say('steering.about', controls=self.controls)}"
+
+    def __repr__(self) -> str:
+        return self.table()
 
 
 def _share_cells(share: Share) -> tuple[str, str, str]:
@@ -183,11 +188,9 @@ def steer(
         >>> [step.strength for step in result.steps]
         [0.0, 0.2]
     """
-    require_steering(strengths, controls, new_tokens)
-    given = _triples(experts, model.shape.n_experts)
+    given = steered_experts(experts, model.shape.n_experts)
     texts = list(bundled_prompts() if prompts is None else prompts)
-    if not (texts and given and len(strengths)):
-        raise MoeLensError("expected one or more prompts, experts and strengths, got none of one of them; give it")
+    require_steering(texts, given, strengths, controls, new_tokens)
     unit = tuple(shift(layer, [expert], bias) for layer, expert, bias in given)
     sets = [unit]
     if controls:
@@ -212,8 +215,16 @@ def steer(
     )
 
 
-def require_steering(strengths: Sequence[float], controls: int, new_tokens: int) -> None:
-    """Raise `MoeLensError` if an argument of `steer` is out of its range."""
+def require_steering(
+    prompts: Sequence[str] | None,
+    experts: Sequence[object],
+    strengths: Sequence[float],
+    controls: int,
+    new_tokens: int,
+) -> None:
+    """Raise `MoeLensError` if an argument of `steer` is empty or out of its range; None stands for bundled prompts."""
+    if not (experts and len(strengths) and (prompts is None or len(prompts))):
+        raise MoeLensError("expected one or more prompts, experts and strengths, got none of one of them; give it")
     if not 0 <= controls <= _CONTROL_DRAWS:
         raise MoeLensError(f"expected 0 to {_CONTROL_DRAWS} control sets, got {controls}; give another number")
     if new_tokens < 1:
@@ -222,8 +233,13 @@ def require_steering(strengths: Sequence[float], controls: int, new_tokens: int)
         raise MoeLensError(f"expected finite strengths, got {[*strengths]}; give numbers such as 0.2")
 
 
-def _triples(experts: Any, n_experts: int) -> tuple[tuple[int, int, float], ...]:
-    """Return layer, id and bias of each expert."""
+def steered_experts(experts: Any, n_experts: int) -> tuple[tuple[int, int, float], ...]:
+    """Return layer, id and bias of each expert that `steer` is given, for a model with so many experts in each layer.
+
+    Raises:
+        MoeLensError: it is a list of experts to keep.
+        CheckError: the file holds something else.
+    """
     if isinstance(experts, (str, Path)):
         experts = read_experts(experts, n_experts)
     if isinstance(experts, ExpertList):
@@ -310,7 +326,7 @@ def _summarise(strength: float, written: Sequence[_Written]) -> Steered:
     def share(name: str) -> Share:
         values = getattr(first, name)
         counted = values[np.isfinite(values)]
-        low, high = mean_interval(counted, range(len(counted)))
+        low, high = share_interval(counted, range(len(counted)))
         means = [float(np.nanmean(v)) for other in others if np.isfinite(v := getattr(other, name)).any()]
         return Share(
             share=float(counted.mean()) if len(counted) else float("nan"),

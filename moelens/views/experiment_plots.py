@@ -111,7 +111,7 @@ def dose_plot(causes: Causes, *, ax: Axes | None = None, lang: str | Texts = "en
                 ax.plot(x, [d.random for d in doses], color=_CONTROL_COLOUR, marker="s")
             change = np.array([d.change for d in doses])
             spread = np.abs(np.array([[d.low, d.high] for d in doses]).T - change)
-            by_choice = say("plot.choices", corpus=say.name("effects", name))
+            by_choice = say("plot.choices", corpus=say.name("corpus", name))
             label = say("plot.largest") if name == "attribution" else by_choice
             places = x * 2 ** (0.06 * at)  # beside each other, where intervals would hide one another
             ax.errorbar(places, change, yerr=spread, color=colour, marker=mark, capsize=3, label=label)
@@ -132,7 +132,7 @@ def _rankings(causes: Causes) -> list[str]:
     return list(dict.fromkeys(d.ranking for d in causes.doses))
 
 
-def steering_plot(steering: Steering, *, ax: Axes | None = None) -> Axes:
+def steering_plot(steering: Steering, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the shares of polite and honorific sentences by strength, beside the control sets.
 
     The perplexity of what was written, for the model without steering, stands below each strength.
@@ -140,10 +140,12 @@ def steering_plot(steering: Steering, *, ax: Axes | None = None) -> Axes:
     Args:
         steering: a result of `moelens.steer`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, 3.4))
         steps = sorted(steering.steps, key=lambda s: s.strength)
@@ -152,38 +154,40 @@ def steering_plot(steering: Steering, *, ax: Axes | None = None) -> Axes:
             shares = [getattr(s, name) for s in steps]
             middle = np.array([s.share for s in shares])
             spread = np.abs(np.array([[s.low, s.high] for s in shares]).T - middle)
-            ax.errorbar(x, middle, yerr=spread, color=colour, marker=mark, capsize=3, label=f"{name}, 95 % interval")
-            ax.plot(x, [s.control for s in shares], color=colour, linestyle=":", label=f"{name}, control sets")
+            label = say(f"plot.{name}_interval")
+            ax.errorbar(x, middle, yerr=spread, color=colour, marker=mark, capsize=3, label=label)
+            ax.plot(x, [s.control for s in shares], color=colour, linestyle=":", label=say(f"plot.{name}_controls"))
             low, high = [s.control_low for s in shares], [s.control_high for s in shares]
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set_ylim(-0.02, 1.02)
         ax.set_xticks(x, [f"{s.strength:+g}\n{number(s.perplexity)}" for s in steps], fontsize=8)
-        ax.set_ylabel("share of sentences", fontsize=8)
+        ax.set_ylabel(say("plot.sentences"), fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-        head = f"{steering.model} · {len(steering.experts)} experts steered · {steering.prompts} prompts"
-        return _titled(ax, head, "strength, and below it the perplexity of what was written for the unsteered model")
+        size = {"experts": len(steering.experts), "prompts": f"{steering.prompts:,}"}
+        return _titled(ax, say("plot.steered", model=steering.model, **size), say("plot.strength"))
 
 
-def attribution_plot(attribution: Attribution, *, ax: Axes | None = None) -> Axes:
+def attribution_plot(attribution: Attribution, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
     """Draw the contributions of the strongest experts by attribution, beside what removing each of them costs.
 
     Args:
         attribution: a result of `moelens.attribute`.
         ax: axes to draw on; None makes a new pyplot figure.
+        lang: language of the texts, "en" or "ja".
 
     Returns:
         The axes.
     """
+    say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(attribution.top))))
         _name_rows(ax, [c.name for c in attribution.top])
         attributed = [(c.attributed, np.nan, np.nan) for c in attribution.top]
-        _dots(ax, attributed, _CONTROL_COLOUR, "s", "attributed, discovery half", 0.12)
+        _dots(ax, attributed, _CONTROL_COLOUR, "s", say("plot.attributed"), 0.12)
         cost = [(-c.change, -c.high, -c.low) for c in attribution.top]
-        _dots(ax, cost, _RESULT_COLOUR, "o", "lost by removal, test half, 95 % interval", -0.12)
-        rank = number(attribution.rank_correlation)
-        head = f"{attribution.model} · contributions to {', '.join(attribution.kinds)} · rank correlation {rank}"
-        return _titled(ax, head, "contribution to the margin in nats")
+        _dots(ax, cost, _RESULT_COLOUR, "o", say("plot.lost"), -0.12)
+        about = {"kinds": ", ".join(attribution.kinds), "rank": number(attribution.rank_correlation)}
+        return _titled(ax, say("plot.attribution", model=attribution.model, **about), say("plot.contribution"))
 
 
 def preference_plot(preferences: Preferences, *, ax: Axes | None = None, lang: str | Texts = "en") -> Axes:
