@@ -133,6 +133,10 @@ def test_magics_in_notebooks_are_understood(notebook: Path, magic: dict[str, Any
             magic[words[0]].parse_args(words[1:])
 
 
+_PRINTED_IN = ("analyze", "causes", "compare")
+"""Commands whose `--lang` is that of what they print, and no argument of their function."""
+
+
 def test_the_public_functions_take_what_their_commands_say() -> None:
     """Every option of a command is a parameter of its function, but those that say where names and results are."""
     elsewhere = {"out", "top", "hooks", "set", "model", "pairs", "text", "value", "layer", "experts", "operation"}
@@ -142,7 +146,7 @@ def test_the_public_functions_take_what_their_commands_say() -> None:
         taken = set(inspect.signature(getattr(moelens, command.function)).parameters)
         if name == "analyze":  # what --export-experts does
             taken |= set(inspect.signature(found_experts).parameters) | {"baseline"}  # --baseline: with_baseline
-        given = {a.dest for a in command.arguments} - elsewhere - ({"lang"} if name == "causes" else set())  # printed
+        given = {a.dest for a in command.arguments} - elsewhere - ({"lang"} if name in _PRINTED_IN else set())
         placement = {"dtype", "revision", "device_map", "offload_folder", "tensor_parallel", "expert_parallel"}
         corpus = {"text_column", "license"}
         assert given - taken <= placement | corpus, (name, given - taken)
