@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +112,33 @@ def test_both_glossaries_have_the_same_terms_and_each_column_of_a_table() -> Non
     effects = ("margin", "accuracy", "change", "flip", "p", "p_holm", "kl", "imbalance", "selective")
     for key in [*(f"table.{name}" for name in table), *(f"effects.{name}" for name in effects)]:
         assert re.search(rf"(^|\*){Texts()(key, given='token')}($|\*|,)", english, re.MULTILINE), key
+
+
+def public_functions() -> Iterator[tuple[str, Any, bool]]:
+    """Name and function of what `docs/api.md` lists, and whether it is a method."""
+    for room in re.findall(r"automodule:: (\S+)", (DOCS / "api.md").read_text("utf-8")):
+        module = importlib.import_module(room)
+        for name in getattr(module, "__all__", dir(module)):
+            value = getattr(module, name)
+            if inspect.isfunction(value):
+                yield f"{room}.{name}", value, False
+            elif inspect.isclass(value) and value.__module__.startswith("moelens"):
+                for method, found in vars(value).items():
+                    found = getattr(found, "__func__", getattr(found, "fget", found))
+                    if inspect.isfunction(found) and not method.startswith("_") and found.__name__ == method:
+                        yield f"{room}.{name}.{method}", found, True
+
+
+def test_docstrings_have_arguments_axes_and_examples() -> None:
+    lacking = []
+    for name, function, is_method in public_functions():
+        text, signature = inspect.getdoc(function) or "", inspect.signature(function)
+        arguments = [p for p in signature.parameters if p not in ("self", "cls", "lang")]
+        returned = str(signature.return_annotation)
+        if not text or (arguments and "Args:" not in text):
+            lacking.append(f"{name}: its arguments")
+        if arguments and not is_method and "Example:" not in text:
+            lacking.append(f"{name}: an example")
+        if re.search(r"NDArray|Floats|Bools|Numbers|Ints|Tensor", returned) and "[" not in text:
+            lacking.append(f"{name}: the axes of what it returns")
+    assert not lacking

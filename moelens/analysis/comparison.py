@@ -148,7 +148,11 @@ class Comparison(Plotted, SavedCells):
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Comparison:
-        """Make the comparison that has these axes, cells and facts, as the properties of these names return them."""
+        """Make the comparison that has these axes, cells and facts.
+
+        Args:
+            axes, cells, facts: what the properties of these names return.
+        """
         return cls(
             count_a=np.asarray(cells["count_a"], np.int64),
             count_b=np.asarray(cells["count_b"], np.int64),
@@ -177,6 +181,10 @@ class Comparison(Plotted, SavedCells):
 
         Raises:
             UnknownNameError: there is no such label.
+
+        Example:
+            >>> moelens.compare(demo_recording, demo_recording, permutations=19).top(3)
+            ()
         """
         if label is not None:
             label = require_name(label, self.names)
@@ -189,7 +197,12 @@ class Comparison(Plotted, SavedCells):
         return tuple((self.layers[x], y, self.names[z], float(self.change[x, y, z])) for x, y, z in first)
 
     def table(self, n: int = 10, lang: str | Texts = "en") -> str:
-        """Return the `n` largest changes as a plain table, in English ("en") or "ja"; a star marks significant ones."""
+        """Return the largest changes as a plain table; a star marks significant ones.
+
+        Args:
+            n: number of changes.
+            lang: language of the texts, "en" or "ja".
+        """
         rows, say = [], Texts(lang)
         for layer, expert, name, change in self.top(n):
             at = self.layers.index(layer), expert, self.names.index(name)

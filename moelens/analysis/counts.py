@@ -274,6 +274,13 @@ class Counts(CountTables):
 
         Args:
             family: a word for the labels, such as "language".
+
+        Example:
+            >>> names = ["ja", "en"]
+            >>> counts = Counts.from_table([[[30, 10], [0, 30]]], [[40, 30]], [30, 40], names, layers=[0], top_k=1)
+            >>> finding = counts.specialization("language").top(1)[0]
+            >>> finding.expert, finding.label, finding.lift
+            (0, 'ja', 1.75)
         """
         return Specialization.of_counts(self, family, COUNTS_ONLY)
 

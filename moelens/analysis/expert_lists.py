@@ -60,6 +60,9 @@ class ExpertList(Displayed):
     def of_layer(self, layer: int) -> tuple[int, ...]:
         """Return the experts of a layer with a bias above 0, in ascending order.
 
+        Args:
+            layer: number of the layer.
+
         Example:
             >>> experts = ExpertList(form="bias", biases=((3, 17, 0.3), (3, 5, -0.1)), layers=(3,), n_experts=32)
             >>> experts.of_layer(3)

@@ -71,7 +71,11 @@ class Measure(Plotted, SavedCells):
 
     @classmethod
     def build(cls, axes: _Axes, cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> Measure:
-        """Make the measure that has these axes, cells and facts, as the properties of these names return them."""
+        """Make the measure that has these axes, cells and facts.
+
+        Args:
+            axes, cells, facts: what the properties of these names return.
+        """
         return cls(facts["name"], cells[facts["name"]], axes, facts["provenance"])
 
     def top(self, n: int = 10) -> tuple[tuple[Any, ...], ...]:

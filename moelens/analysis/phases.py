@@ -98,6 +98,14 @@ def phase_values(recording: Recording, draws: int = 99, seed: int = 0, progress:
     Raises:
         RecordingError: the recording has one phase only, or no routes.
         MoeLensError: there are fewer than two draws.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> texts = ["先生がいらっしゃいました。", "雨が降ったので、"]
+        >>> with TemporaryDirectory() as folder:
+        ...     recording = moelens.record(demo_model, texts, f"{folder}/run", generate=8, progress=False)
+        ...     phase_values(recording, draws=9, progress=False).shape
+        (4, 2, 3)
     """
     if draws < 2:
         raise MoeLensError(f"expected 2 or more shifts of the phases, got {draws}; give more permutations")

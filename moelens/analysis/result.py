@@ -324,6 +324,12 @@ class Specialization(Plotted, SavedCells):
 
         Raises:
             UnknownNameError: there is no such label.
+
+        Example:
+            >>> result = moelens.analyze(demo_recording, given=None, permutations=20, progress=False)
+            >>> strongest = result.top(1, "丁寧語")[0]
+            >>> strongest.label, strongest.lift > 1
+            ('丁寧語', True)
         """
         beyond = divide(self.count - self.expected, self.label_tokens)
         wanted = beyond > 1e-6
@@ -366,7 +372,11 @@ class Specialization(Plotted, SavedCells):
     def build(
         cls, axes: Mapping[str, Any], cells: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]
     ) -> Specialization:
-        """Make the result that has these axes, cells and facts, as the properties of these names return them."""
+        """Make the result that has these axes, cells and facts.
+
+        Args:
+            axes, cells, facts: what the properties of these names return.
+        """
         return cls(
             counts=CountTables.of_totals(cells["count"], axes["label"], axes["layer"], facts["counts"]),
             **{name: np.asarray(cells[name], float) for name in _TESTS},
@@ -402,6 +412,11 @@ class Specialization(Plotted, SavedCells):
 
         Raises:
             UnknownNameError: there is no such label.
+
+        Example:
+            >>> result = moelens.analyze(demo_recording, permutations=20, progress=False)
+            >>> result.table(1, label="丁寧語").splitlines()[1].split()[:4]
+            ['layer', 'expert', 'label', 'lift']
         """
         say = Texts(lang)
         tested = [name for name in self.names if name not in self.too_rare]

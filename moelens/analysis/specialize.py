@@ -157,6 +157,17 @@ def specialization_from_arrays(
         MoeLensError: there is a single document, no label that can be tested, or fewer than 19 permutations.
         UnknownNameError: a control does not exist.
         CheckError: the arrays do not agree with each other.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> docs = np.repeat(np.arange(30), 100)
+        >>> polite = rng.random(3000) < 0.2
+        >>> experts = np.where(polite & (rng.random(3000) < 0.5), 0, rng.integers(0, 8, 3000))[:, None, None]
+        >>> ids = rng.integers(0, 50, 3000)
+        >>> about = {"n_experts": 8, "layers": [1], "permutations": 99, "progress": False}
+        >>> result = specialization_from_arrays(experts, polite[:, None], ["polite"], docs, ids, **about)
+        >>> [(f.layer, f.expert, round(f.lift, 1)) for f in result.top(1)]
+        [(1, 0, 2.6)]
     """
     labels = np.asarray(label_matrix, bool)
     check_routes(indices, n_experts, layers, labels, names)

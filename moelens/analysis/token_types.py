@@ -177,6 +177,17 @@ def bound_labels(rows: TypeRows, types: LabelledTypes) -> TypeBounds:
     Args:
         rows: the published counts.
         types: the labels of the same text.
+
+    Example:
+        >>> from moelens.analysis import TypeLabels, read_type_rows
+        >>> ids = demo_recording.column("token_id").tolist()
+        >>> experts = demo_recording.column("experts_L01")[:, 0].tolist()
+        >>> columns = {"layer": [1] * len(ids), "expert": experts, "token_id": ids, "count": [1] * len(ids)}
+        >>> rows = read_type_rows(columns, n_experts=32, top_k=1)
+        >>> types = TypeLabels.of_recording(demo_recording).count("honorifics", rows.n_tokens)
+        >>> bounds = bound_labels(rows, types)
+        >>> bool((bounds.low <= bounds.high).all()), bounds.low.shape
+        (True, (1, 32, 5))
     """
     n = rows.occurrences
     text_n, labelled = _fitted(types.tokens, len(n)), _fitted(types.labelled, len(n))

@@ -76,6 +76,11 @@ class TypeLabels:
         Raises:
             RecordingError: there is no recording.
             CheckError: the recording has no token ids.
+
+        Example:
+            >>> types = TypeLabels.of_recording(demo_recording)
+            >>> types.count("honorifics", 100).names
+            ('尊敬語', '謙譲語I', '謙譲語II', '丁寧語', '美化語')
         """
         recording = Recording.open(recording)
         labels = Labels.open_or_create(recording)

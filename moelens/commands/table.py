@@ -459,7 +459,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     SAVE,
                     _LANG,
                 ),
-                example="effect --from findings.json --label 丁寧語",
+                example="effect --from findings.json --label 尊敬語",
                 show=printing.show_table,
                 timed=True,
             ),

@@ -60,6 +60,10 @@ class Intervention:
         Raises:
             UnknownNameError: a layer, expert or label does not exist.
             MoeLensError: the operation needs the router replayed, and the router of this model cannot be replayed.
+
+        Example:
+            >>> [name for name, _ in moelens.remove(layer=3, experts=[5]).hooks(demo_model)]
+            ['blocks.3.mlp.hook_expert_weights']
         """
         self.require(model)
         layers = model.shape.moe_layers if self.layer is None else (self.layer,)
@@ -71,6 +75,10 @@ class Intervention:
         Args:
             layer: number of the layer.
             experts: ids of the experts.
+
+        Example:
+            >>> moelens.remove(layer=3, experts=[5]).with_experts(4, [7])
+            remove E7 in layer 4
         """
         return replace(self, layer=layer, experts=tuple(experts))
 

@@ -244,6 +244,11 @@ def patch_outputs(
         experts: ids of routed experts, empty for all, or "shared".
         at: the tokens at which to act, see `remove`.
         phase: the phase in which to act, see `remove`.
+
+    Example:
+        >>> _, source = demo_model.run_with_cache("明日は学校へ行く。")
+        >>> with demo_model.intervene(patch_routes(source), patch_outputs(source, layer=3)):
+        ...     logits = demo_model("明日は学校へ行きます。")
     """
     chosen: tuple[int, ...] | Literal["shared"] = "shared" if experts == "shared" else tuple(map(int, experts))
     return Intervention(operation="patch_outputs", layer=layer, experts=chosen, at=at, phase=phase, source=source)

@@ -107,7 +107,11 @@ class Preferences(Plotted, SavedCells):
 
     @classmethod
     def build(cls, axes: Mapping[str, Any], cells: Mapping[str, Any], facts: Mapping[str, Any]) -> Preferences:
-        """Make the result that has these cells and facts."""
+        """Make the result that has these axes, cells and facts.
+
+        Args:
+            axes, cells, facts: what the properties of these names return.
+        """
         return cls(facts["model"], as_items(facts["items"]), np.asarray(cells["margin"]))
 
     def __repr__(self) -> str:

@@ -85,6 +85,10 @@ class Labels(Displayed):
 
         Raises:
             RecordingError: If the labels are missing or do not have one row per token.
+
+        Example:
+            >>> Labels.open(demo_recording).families[:3]
+            ('pos', 'script', 'goshu')
         """
         labels = cls(Path(recording.path) / "labels")
         if problem := labels._unfit(recording):
@@ -140,6 +144,10 @@ class Labels(Displayed):
             UnknownNameError: If there is no such policy or analyser.
             MoeLensError: If `processes` is less than 1.
             RecordingError: If the characters of the tokens are not known.
+
+        Example:
+            >>> len(Labels.create(demo_recording, processes=1).matrix("honorifics")[1]) == demo_recording.n_tokens
+            True
         """
         require_alignment(recording)
         in_words = policy_in_words(policy)
@@ -227,6 +235,10 @@ class Labels(Displayed):
 
         Returns:
             An Arrow table with one row per token.
+
+        Example:
+            >>> Labels.open(demo_recording).table("pos", ["lemma", "lemma_reading"]).num_rows == demo_recording.n_tokens
+            True
         """
         name = next((file for file, families in LABEL_FILES.items() if family in families), turn_file(self.path).stem)
         with self._reading(name) as file:

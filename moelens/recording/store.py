@@ -163,6 +163,10 @@ class Recording(Displayed):
         Raises:
             UnknownNameError: If there is no such column.
             RecordingError: If a shard is missing or damaged.
+
+        Example:
+            >>> demo_recording.tokens(["doc", "pos", "token_id"]).column_names
+            ['doc', 'pos', 'token_id']
         """
         return pa.concat_tables(table for _, table in self.files.shards(columns))
 
@@ -190,6 +194,10 @@ class Recording(Displayed):
         Raises:
             UnknownNameError: If there is no such column.
             RecordingError: If the recording has no documents.
+
+        Example:
+            >>> demo_recording.documents(["text"]).num_rows
+            40
         """
         return self.files.read(self._documents_path(), columns)
 
@@ -253,6 +261,10 @@ class Recording(Displayed):
 
         Raises:
             UnknownNameError: If there is no such column.
+
+        Example:
+            >>> demo_recording.column("experts_L01").shape == (demo_recording.n_tokens, demo_recording.top_k)
+            True
         """
         return np.concatenate([values for _, (values,) in self.columns([name])])
 
@@ -276,6 +288,10 @@ class Recording(Displayed):
 
         Raises:
             RecordingError: If the routes were not captured.
+
+        Example:
+            >>> [(rows.stop, len(experts)) for rows, experts in demo_recording.parts(0, 100)]
+            [(100, 4)]
         """
         return self.columns(self._route_columns("experts"), start, stop)
 
@@ -297,6 +313,10 @@ class Recording(Displayed):
         Raises:
             UnknownNameError: If there is no such column.
             RecordingError: If a shard is missing or damaged.
+
+        Example:
+            >>> [(rows.stop, ids.shape) for rows, (ids,) in demo_recording.columns(["token_id"], 0, 100)]
+            [(100, (100,))]
         """
         return read_ahead(self._columns(names, start, self.n_tokens if stop is None else stop))
 

@@ -128,6 +128,12 @@ def load_plot(result: Specialization, *, ax: Axes | None = None, lang: str | Tex
 
     Returns:
         The axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> result = moelens.analyze(demo_recording, permutations=20, progress=False)
+        >>> load_plot(result, ax=Figure().subplots()).get_ylabel()
+        'relative load (1 = even)'
     """
     say = Texts(lang)
     with japanese_font():
