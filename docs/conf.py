@@ -27,7 +27,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # the second is what myst-nb keeps beside a build
 templates_path = ["_templates"]
 default_role = "code"
 suppress_warnings = [
