@@ -1,12 +1,13 @@
 """Measure how the time and the memory of every command grow with the size of the corpus.
 
     python -m benchmarks.growth --json
-    python -m benchmarks.growth --documents 2000 20000 200000 --long 2000000
+    python -m benchmarks.growth --documents 2000 20000 200000 --long 2000000 --folder growth
 
 The corpora are sentences of the bundled corpus in an order drawn at random, one document each, and with `--long` one
 document of so many characters. Every command runs in a process of its own. The result is the processor time in seconds
 and the peak of resident memory in GB of each command, and the exponent of its growth between the smallest and the
-largest number of documents: 1 is a straight line. The start of the interpreter is part of both.
+largest number of documents: 1 is a straight line. The start of the interpreter is part of both. With `--folder`, the
+corpora, the recordings and what was measured are kept there, and commands that were measured are not run again.
 """
 
 from __future__ import annotations
@@ -79,12 +80,17 @@ def measure_corpus(
 ) -> dict[str, dict[str, Any]]:
     """Run all commands, one after the other, on a corpus."""
     corpus, run = folder / f"{documents}-{joined}.txt", folder / f"run-{documents}-{joined}"
-    write_corpus(corpus, documents, joined)
-    found = {}
+    kept = folder / f"measured-{documents}-{joined}.json"
+    found: dict[str, dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else {}
+    if not corpus.exists():
+        write_corpus(corpus, documents, joined)
     for name in commands:
+        if "seconds" in found.get(name, {}):
+            continue
         found[name] = run_command(COMMANDS[name].format(corpus=corpus, run=run).split(), timeout)
+        kept.write_text(json.dumps(found))
         print(f"{documents:,} documents, {name}: {found[name]}", file=sys.stderr)
-    return found
+    return {name: found[name] for name in commands}
 
 
 def exponents(sizes: dict[int, dict[str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
@@ -107,11 +113,14 @@ def main() -> None:
         "--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands to run; record comes first"
     )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds after which a command is ended")
+    parser.add_argument("--folder", type=Path, help="folder to keep everything in")
     args = parser.parse_args()
     commands = ["record", *(name for name in args.commands if name != "record")]
-    with tempfile.TemporaryDirectory() as name:
-        sizes = {n: measure_corpus(Path(name), n, 0, commands, args.timeout) for n in sorted(args.documents)}
-        long = measure_corpus(Path(name), 1, args.long, commands, args.timeout) if args.long else None
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = {n: measure_corpus(folder, n, 0, commands, args.timeout) for n in sorted(args.documents)}
+        long = measure_corpus(folder, 1, args.long, commands, args.timeout) if args.long else None
     result: dict[str, Any] = {"machine": machine(), "documents": sizes, "exponent": exponents(sizes)}
     if long:
         result[f"one document of {args.long:,} characters"] = long

@@ -22,7 +22,9 @@ from moelens import HookedMoE, MoeLensError
 from moelens.interventions import TextContrast, TextPair, attribute, effect, expert_lens, remove, scale, swap
 from moelens.interventions.attribution import contributions
 from moelens.interventions.controls import ExpertUsage, balance_lines, control_sets, expert_usage, is_balanced
+from moelens.interventions.effects import _weighted_effects
 from moelens.interventions.items import as_items, half_of, pairs_within
+from moelens.interventions.off_target import measure_off_target
 from moelens.interventions.scoring import margins, mean_interval, pair_texts, share_interval, text_batches
 from moelens.japanese import contrasts
 
@@ -282,7 +284,9 @@ def test_controls_are_distinct_and_never_the_experts_themselves(seed: int, exper
             assert len(set(members)) == len(members)
             assert not set(members) & {(layer, e) for layer, of in wanted for e in of}
         assert (sets, balance) == control_sets(found, wanted, 20, seed, matched)[:2]
-        by_hand = [sum(found.weight[found.layers.index(layer), list(of)].sum() for layer, of in s) for s in sets]
+        by_hand = [
+            sum(found.weight[found.layers.index(layer), list(of)].sum() for layer, of in s) for s in (wanted, *sets)
+        ]
         np.testing.assert_allclose(weights, by_hand)
     assert changed
 
@@ -334,9 +338,20 @@ def test_without_balanced_controls_effects_are_given_per_unit_of_weight(model: H
         expert, layer = (int(word.strip("E")) for word in name.split() if word.strip("E").isdigit())
         with model.intervene(remove(layer, [expert])):
             change = margins(model, CROSSED).mean() - before
-        by_hand.append(change / max(usage.weight[usage.layers.index(layer), expert], 1e-9))
+        if weight := usage.weight[usage.layers.index(layer), expert]:
+            by_hand.append(change / weight)
     assert weighted.control == pytest.approx(np.mean(by_hand), rel=1e-3, abs=1e-5)
     assert f"per unit of routed weight, style changes by {result.per_weight[0].change:+.3f}"[:60] in repr(result)
+
+
+def test_experts_that_are_never_chosen_have_no_effect_per_unit_of_weight() -> None:
+    changes = np.repeat([[-0.5], [0.2], [1e-7], [0.4]], 2, axis=1)
+    items = as_items(POLITE[:2])
+    (found,) = _weighted_effects(items, changes, np.array([0.5, 0.1, 0.0, 0.2]))
+    assert (found.change, found.control, found.p) == (-1.0, 2.0, 1.0)
+    for weights in ([0.0, 0.1, 0.2, 0.3], [0.5, 0.0, 0.0, 0.0]):
+        (none,) = _weighted_effects(items, changes, np.array(weights))
+        assert np.isnan([none.change, none.control, none.p]).all()
 
 
 def test_where_no_like_expert_exists_it_is_said() -> None:
@@ -425,6 +440,11 @@ def test_what_changes_off_target_is_measured(model: HookedMoE) -> None:
     assert with_text.off_target.text_ratio == pytest.approx(with_text.text.kl / abs(with_text.kinds[0].change))
     assert not replace(with_text.off_target, ratio=0.1, text_ratio=0.5).selective
     assert replace(with_text.off_target, ratio=0.1, text_ratio=0.2).selective
+    unchanged = [measure_off_target(model, {"style": 0.0}, (), "all", text, 2048) for text in (None, with_text.text)]
+    assert [(np.isinf(o.ratio), np.isinf(o.text_ratio), o.selective) for o in unchanged if o is not None] == [
+        (True, False, False),
+        (True, True, False),
+    ], "nothing changes on target"
     own = effect(model, contrasts("control-tense")[:24], remove(L, [2]), controls=None, texts=())
     assert own.off_target is not None
     assert "control-tense" not in own.off_target.kinds

@@ -185,8 +185,8 @@ def test_open(recording: moelens.Recording, tmp_path: Path) -> None:
 
 def test_effects_and_baseline_need_the_recording(recording: moelens.Recording, tmp_path: Path) -> None:
     found = moelens.analyze(recording, given=None, permutations=19, progress=False)
-    refused = "expected a recording with --effects, --baseline or --compare, got counts or a result; give the recording"
-    for option in ({"baseline": True}, {"effects": "remove"}, {"compare": recording}):
+    refused = "expected a recording with --effects, --baseline, --compare or --documents, got counts or a result;"
+    for option in ({"baseline": True}, {"effects": "remove"}, {"compare": recording}, {"documents": 5}):
         with pytest.raises(moelens.MoeLensError, match=refused):
             moelens.report(found, tmp_path / "r.html", **option)
 

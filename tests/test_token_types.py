@@ -227,3 +227,16 @@ def test_llm_jp_experts_for_what_is_said_toward_the_listener(tmp_path: Path) -> 
     assert result.share[at] == pytest.approx(0.71, abs=0.01)
     assert result.low[at] < result.lift[at] < result.high[at]
     assert result.low[at] > 19
+
+
+def test_a_table_of_token_types_that_cannot_be_held() -> None:
+    many = np.arange(1100)
+    types = {"layer": many * 0, "expert": many * 0, "token_id": many, "count": many * 0 + 1}
+    with pytest.raises(
+        CheckError, match=r"expected at most 67,108,864 cells in the counts of token types, got 1 layers"
+    ):
+        Counts.of_types(types, n_experts=65_535, top_k=1)
+    rows = read_type_rows(types, n_experts=65_535, top_k=1)
+    labels = LabelledTypes(names=tuple(map(str, many)), tokens=many * 0 + 1, labelled=np.eye(1100, dtype=int))
+    with pytest.raises(CheckError, match="expected at most 67,108,864 cells"):
+        bound_labels(rows, labels)

@@ -33,6 +33,7 @@ from moelens.analysis.samples import (
     labels_for,
     open_recording,
     provenance_of,
+    sample_of,
     token_blocks,
 )
 from moelens.analysis.specialize import check_testable
@@ -283,7 +284,8 @@ def compare(
     Two recordings of one model over different texts are compared as corpora: which experts take more tokens of a label
     in `b` than expected if the token and its labels alone decided, see `moelens.analysis.corpora.corpus_comparison`.
     As in `analyze` (`max_share`), at most a tenth of the counted tokens are those of one document, or of its copies and
-    near copies together; the result says how many tokens were left out.
+    near copies together; the result says how many tokens were left out. A text that is in both corpora counts in each
+    as a document of its own. It adds as much to both, so that the test is more careful than it need be.
 
     With `phase`, the experts of the prompts of one recording are compared with those of the text that the model
     generated: overlap and divergence in each layer, beside their values by chance. See
@@ -369,6 +371,7 @@ def compare(
             "b": about_b["model"],
             "recordings": [about_a["recording"], about_b["recording"]],
             **{key: about_a[key] for key in ("labels", "moelens", *REPEATS)},
+            **sample_of(a),
             "effective_documents": effective,
             "permutations": permutations,
             "seed": seed,

@@ -21,6 +21,7 @@ from moelens.analysis.samples import (
     label_names,
     labels_for,
     provenance_of,
+    sample_of,
     token_blocks,
 )
 from moelens.analysis.specialize import check_testable
@@ -131,6 +132,7 @@ def corpus_comparison(
             "model": abouts[0]["model"],
             "recordings": [about["recording"] for about in abouts],
             **{key: abouts[0][key] for key in ("labels", "moelens")},
+            **sample_of(*both),
             **{key: sum(about[key] or 0 for about in abouts) for key in REPEATS[:2]},
             REPEATS[2]: max(about[REPEATS[2]] or 0.0 for about in abouts),  # that of the corpus with more of them
             "given": list(given),

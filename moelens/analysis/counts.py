@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from moelens.analysis.arrays import Bools, Routes, check_routes, divide
 from moelens.analysis.count_measures import coverage, exclusive_experts, usage, usage_entropy
+from moelens.analysis.count_rows import check_size
 from moelens.analysis.count_tables import CountTables
 from moelens.analysis.counting import MAX_GROUPS, TokenKinds, distinct, document_bounds, in_parts, tabulate
 from moelens.analysis.result import Specialization
@@ -169,7 +170,8 @@ class Counts(CountTables):
             top_k: experts chosen for each token; by default found from the counts.
 
         Raises:
-            CheckError: columns are missing, or numbers contradict each other.
+            CheckError: columns are missing, numbers contradict each other, or the table of all token ids has more cells
+                than can be held.
 
         Example:
             >>> types = {"layer": [0] * 3, "expert": [0, 1, 1], "token_id": [7, 7, 9], "count": [1, 1, 2]}
@@ -179,6 +181,7 @@ class Counts(CountTables):
         """
         rows = read_type_rows(types, n_experts, top_k)
         ids, label = np.unique(rows.token_id, return_inverse=True)
+        check_size((len(rows.layers), rows.n_experts, len(ids)), "the counts of token types")
         count = np.zeros((len(rows.layers), rows.n_experts, len(ids)), np.int64)
         count[rows.layer, rows.expert, label.reshape(-1)] = rows.count
         occurrences = rows.occurrences[ids]

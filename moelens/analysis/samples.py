@@ -402,6 +402,15 @@ def _position_bins(position: NDArray[np.integer]) -> Ints:
     return np.asarray(np.frexp(position)[1], np.int64)
 
 
+def sample_of(*recordings: Recording) -> dict[str, Any]:
+    """Return how many documents of how many were drawn, under "sample", if some recording is a sample."""
+    drawn = [about for about in (recording.manifest.get("sample") for recording in recordings) if about]
+    if not drawn:
+        return {}
+    documents, of = sum(r.n_documents for r in recordings), sum(r.whole.n_documents for r in recordings)
+    return {"sample": {"documents": documents, "of": of, "seed": drawn[0]["seed"]}}
+
+
 def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> dict[str, Any]:
     """Return where a result is from: model, recording, labels and version, as JSON values."""
     manifest = recording.manifest
@@ -415,6 +424,7 @@ def provenance_of(recording: Recording, labels: LabelFamilies | None = None) -> 
         "labels": ", ".join(f"{key} {value}" for key, value in about.items()),
         "moelens": __version__,
         "n_tokens": manifest.get("n_tokens"),
+        **sample_of(recording),
         "n_groups": shape.get("n_groups") if isinstance(shape, Mapping) else None,
         **dict(zip(REPEATS, repeated, strict=True)),
     }

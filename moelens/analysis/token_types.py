@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from moelens.analysis.arrays import Floats, Ints
 from moelens.analysis.count_files import check_lengths, read_columns
-from moelens.analysis.count_rows import array_of, checked_ids, checked_numbers
+from moelens.analysis.count_rows import array_of, check_size, checked_ids, checked_numbers
 from moelens.analysis.type_labels import LabelledTypes
 from moelens.errors import CheckError
 from moelens.recording.route_inputs import NUMBER_OF_EXPERTS, read_option
@@ -178,6 +178,9 @@ def bound_labels(rows: TypeRows, types: LabelledTypes) -> TypeBounds:
         rows: the published counts.
         types: the labels of the same text.
 
+    Raises:
+        CheckError: there are more cells than can be held.
+
     Example:
         >>> from moelens.analysis import TypeLabels, read_type_rows
         >>> ids = demo_recording.column("token_id").tolist()
@@ -198,6 +201,7 @@ def bound_labels(rows: TypeRows, types: LabelledTypes) -> TypeBounds:
     overall = types.labelled.sum(0) / max(int(types.tokens.sum()), 1)
     rate = np.where(text_n[:, None] > 0, labelled / np.maximum(text_n, 1)[:, None], overall)
     shape = len(rows.layers), rows.n_experts, len(types.names)
+    check_size(shape, "the counts of token types")
     estimate, low, high, certain = (np.zeros(shape) for _ in range(4))
     experts = np.zeros(shape[:2], np.int64)
     np.add.at(experts, (rows.layer, rows.expert), rows.count)

@@ -121,6 +121,12 @@ def why_untested(result: _Result, label: str, say: Texts) -> str:
     return say("result.untested_rare")
 
 
+def drawn_documents(about: Mapping[str, Any], say: Texts) -> str:
+    """Return from how many documents, drawn at random, something was computed; "" if none were drawn."""
+    drawn = about.get("sample")
+    return say("result.sample", n=f"{drawn['documents']:,}", all=f"{drawn['of']:,}") if drawn else ""
+
+
 def sample_limits(about: Mapping[str, Any], say: Texts) -> list[str]:
     """Return what a test over documents cannot show for lack of them, and which documents are copies or shortened.
 
@@ -128,7 +134,7 @@ def sample_limits(about: Mapping[str, Any], say: Texts) -> list[str]:
         about: the provenance of the result.
         say: the language.
     """
-    lines = []
+    lines = [text] if (text := drawn_documents(about, say)) else []
     if about.get("effective_documents") and about.get("permutations"):
         lines.append(limits_of_test(about["effective_documents"], about["permutations"], say))
     copies, near = (about.get(name) or 0 for name in ("copied_documents", "nearly_copied_documents"))

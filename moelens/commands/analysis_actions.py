@@ -167,6 +167,7 @@ def report_command(session: Session, args: Namespace, cell: str | None) -> Any:
         compare=None if args.compare is None else session.find_recording(args.compare),
         model=None if args.model is None else session.find_name(args.model),
         permutations=args.permutations,
+        documents=args.documents,
         lang=lang,
     )
 
@@ -185,6 +186,7 @@ def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
         given=read_controls(args.given),
         baseline=args.baseline,
         permutations=args.permutations,
+        documents=args.documents,
         lang=lang,
     )
     if args.out:

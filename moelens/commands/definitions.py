@@ -97,3 +97,12 @@ def at_least(low: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def number_or_all(word: str) -> int | str:
+    """Read a number of at least 1, or `all`, for `type` of an option.
+
+    >>> number_or_all("500"), number_or_all("all")
+    (500, 'all')
+    """
+    return word if word == "all" else at_least(1)(word)

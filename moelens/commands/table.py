@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from moelens.commands import analysis_actions, intervention_actions, printing, recording_actions
-from moelens.commands.definitions import Command, at_least, option, positional
+from moelens.commands.definitions import Command, at_least, number_or_all, option, positional
 from moelens.commands.session import DEFAULTS
 from moelens.texts import LANGUAGES
 
@@ -60,6 +60,12 @@ _STORE_DTYPE = option(
 )
 _PERMUTATIONS = option(
     "--permutations", type=int, default=1000, help="number of permutations of the labels in each test (%(default)s)"
+)
+_DOCUMENTS = option(
+    "--documents",
+    type=number_or_all,
+    metavar="N",
+    help="number of documents to compute from, drawn at random, or all (20000, or those of 2 million tokens)",
 )
 _LANG = option(
     "--lang",
@@ -671,6 +677,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _SOURCE,
                     option("--out", type=Path, default=Path("report.html"), help="file to write (%(default)s)"),
                     _PERMUTATIONS,
+                    _DOCUMENTS,
                     option(
                         "--effects",
                         nargs="*",
@@ -704,6 +711,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
                     _BASELINE,
                     _RECORDED_MODEL,
                     _PERMUTATIONS,
+                    _DOCUMENTS,
                     _LANG,
                     option("--out", type=Path, default=None, help="HTML file to write (explorer.html in a terminal)"),
                 ),

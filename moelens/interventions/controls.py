@@ -148,7 +148,7 @@ def control_sets(
         matched: choose the nearest; False takes any.
 
     Returns:
-        The sets, how they compare with `groups`, and their routed weights `[set]`.
+        The sets, how they compare with `groups`, and the routed weights of `groups` and of each set `[1 + set]`.
 
     Raises:
         MoeLensError: `draws` is below 20, or there are fewer sets of other experts than `draws`.
@@ -178,7 +178,8 @@ def control_sets(
     chosen = [sets[i] for i in order]
     done = np.exp(search.sums(chosen))
     balance = _balance(np.exp(target), done, -off[order].mean(0))
-    return [_by_layer(usage, s) for s in chosen], balance, done[:, QUANTITIES.index("routed weight")]
+    weights = np.array([usage.weight.ravel()[members(s)].sum() for s in (changed, *chosen)])
+    return [_by_layer(usage, s) for s in chosen], balance, weights
 
 
 def require_draws(draws: int) -> None:

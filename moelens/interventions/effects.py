@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
 
 Controls = Literal["matched", "random"] | None
+_WEIGHTED = ("change", "control", "control_low", "control_high", "p")
 _COLUMNS = ("kind", "items", "margin", "accuracy", "change", "interval", "flip", "interval", "control", "interval", "p")
 
 
@@ -80,8 +81,9 @@ class WeightedEffect:
 
     Attributes:
         kind: the kind of pair or contrast.
-        change: change of the margin in nats over routed weight.
-        control, control_low, control_high: the same for the controls, each over its own weight: mean and middle 95 %.
+        change: change of the margin in nats over routed weight; NaN if the experts are never chosen.
+        control, control_low, control_high: the same for the controls that are ever chosen, each over its own weight:
+            mean and middle 95 %.
         p: (1 + controls whose absolute value is at least as large) / (1 + controls).
     """
 
@@ -291,7 +293,7 @@ def effect(
         controls=tuple(" + ".join(map(str, i)) for i in sets),
         balance=balance,
         per_weight=(
-            tuple(_weighted_effects(chosen, after - before, np.array([balance[0].changed, *weights])))
+            tuple(_weighted_effects(chosen, after - before, weights))
             if controls == "matched" and not is_balanced(balance)
             else ()
         ),
@@ -346,9 +348,17 @@ def _kind_effects(items: Sequence[Item], before: Floats, after: Floats, controls
 
 
 def _weighted_effects(items: Sequence[Item], changes: Floats, weights: Floats) -> Iterator[WeightedEffect]:
-    """Yield for each kind the change per routed weight; both arrays `[1 + draw, …]` begin with the intervention."""
+    """Yield for each kind the change per routed weight; both arrays `[1 + draw, …]` begin with the intervention.
+
+    Controls that are never chosen have no such change and are left out. NaN if nothing is left.
+    """
+    used = weights > 0
     for kind in dict.fromkeys(i.kind for i in items):
-        change, *drawn = changes[:, [i.kind == kind for i in items]].mean(1) / weights
+        of_kind = changes[:, [i.kind == kind for i in items]].mean(1)
+        if not used[0] or not used[1:].any():
+            yield WeightedEffect(kind=kind, **dict.fromkeys(_WEIGHTED, float("nan")))
+            continue
+        change, *drawn = of_kind[used] / weights[used]
         low, high = np.percentile(drawn, [2.5, 97.5])
         reached = int((np.abs(drawn) >= abs(change) - 1e-9).sum())
         yield WeightedEffect(

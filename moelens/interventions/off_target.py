@@ -30,8 +30,9 @@ class OffTarget:
     Attributes:
         kinds: the kinds of control contrasts.
         changes: mean change of the interaction in each of them, in nats.
-        ratio: mean absolute change over the kinds, over the absolute change on target.
-        text_ratio: KL on unrelated text in nats a token, over the absolute change on target; NaN if not measured.
+        ratio: mean absolute change over the kinds, over the absolute change on target; infinite if that is 0.
+        text_ratio: KL on unrelated text in nats a token, over the absolute change on target; infinite if that is 0, NaN
+            if KL was not measured.
     """
 
     kinds: tuple[str, ...]
@@ -48,7 +49,7 @@ class OffTarget:
         """Return whether the effect is selective, with both ratios."""
         say = Texts(lang)
         said = say("effects.selective" if self.selective else "effects.not_selective")
-        if not np.isfinite(self.text_ratio):
+        if np.isnan(self.text_ratio):
             return say("effects.off_ratio", said=said, ratio=number(self.ratio))
         return say("effects.off_ratios", said=said, ratio=number(self.ratio), text=number(self.text_ratio))
 
@@ -100,9 +101,14 @@ def measure_off_target(
     kinds = tuple(dict.fromkeys(c.kind for c in controls))
     changes = tuple(float(change[[c.kind == kind for c in controls]].mean()) for kind in kinds)
     target = abs(float(np.mean(list(changes_on_target.values()))))
-    ratio = float(np.mean(np.abs(changes))) / target if target else float("inf")
-    kl = float("nan") if text is None else text.kl
-    return OffTarget(kinds=kinds, changes=changes, ratio=ratio, text_ratio=kl / target if target else float("inf"))
+    ratio = _over(float(np.mean(np.abs(changes))), target)
+    text_ratio = float("nan") if text is None else _over(text.kl, target)
+    return OffTarget(kinds=kinds, changes=changes, ratio=ratio, text_ratio=text_ratio)
+
+
+def _over(change: float, target: float) -> float:
+    """A change off target over that on target; infinite if there is none on target."""
+    return change / target if target else float("inf")
 
 
 def text_effect(sums: Floats, seed: int) -> TextEffect:

@@ -9,11 +9,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,6 +37,7 @@ from moelens.japanese.morphology import Analyser, provenance
 from moelens.japanese.rules import rulebook
 from moelens.japanese.token_labels import Policy, policy_in_words
 from moelens.japanese.turn_labels import turn_families, turn_file, write_turn_labels
+from moelens.parquet import read_rows
 
 _METADATA = ("analyser", "dictionary", "rules", "policy", "alignment", "normalized")
 _CHECKSUMS = "checksums.json"  # of the files
@@ -51,6 +53,13 @@ class _Recording(TokensAndTexts, Protocol):
     def n_tokens(self) -> int: ...
 
 
+class _Drawn(Protocol):
+    """The part of `moelens.recording.sampling.DrawnDocuments` that labels use."""
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]: ...
+
+
 @dataclass(frozen=True)
 class Labels(Displayed):
     """The labels of a recording's tokens on disk.
@@ -59,6 +68,7 @@ class Labels(Displayed):
 
     Attributes:
         path: The folder that holds them, `labels/` in the folder of the recording.
+        drawn: The documents whose tokens they are, for a sample of a recording; None for all.
 
     Example:
         >>> labels = Labels.open(demo_recording)
@@ -68,6 +78,7 @@ class Labels(Displayed):
     """
 
     path: Path
+    drawn: _Drawn | None = None
 
     def __repr__(self) -> str:
         metadata = self.metadata
@@ -91,9 +102,13 @@ class Labels(Displayed):
             ('pos', 'script', 'goshu')
         """
         labels = cls(Path(recording.path) / "labels")
-        if problem := labels._unfit(recording):
+        if problem := labels._unfit(_whole(recording)):
             raise RecordingError(f"{problem}; label the recording with moelens.label(recording)")
-        return labels
+        return labels.of(recording)
+
+    def of(self, recording: object) -> Labels:
+        """Return those of the tokens of this recording, if it is a sample of the one that was labelled."""
+        return replace(self, drawn=getattr(recording, "drawn", None))
 
     def _unfit(self, recording: _Recording) -> str:
         """Return why these are no labels of a recording; "" if they are."""
@@ -131,6 +146,8 @@ class Labels(Displayed):
         rule that found it, its plain equivalents and, if it is ambiguous, its possible readings (尊敬・可能・受身, the
         most likely first).
 
+        Of a sample of a recording, the whole recording is labelled.
+
         Args:
             recording: The recording to label.
             policy: Which labels a token carries. "ends": those of every morpheme and span that ends in it, which a
@@ -149,6 +166,7 @@ class Labels(Displayed):
             >>> len(Labels.create(demo_recording, processes=1).matrix("honorifics")[1]) == demo_recording.n_tokens
             True
         """
+        sample, recording = recording, _whole(recording)
         require_alignment(recording)
         in_words = policy_in_words(policy)
         if analyser not in get_args(Analyser):
@@ -167,7 +185,7 @@ class Labels(Displayed):
         describe = getattr(recording, "describe_labels", None)  # the card of a recording names its labels
         if describe is not None:
             describe(labels.metadata)
-        return labels
+        return labels.of(sample)
 
     @classmethod
     def open_or_create(cls, recording: _Recording) -> Labels:
@@ -181,7 +199,7 @@ class Labels(Displayed):
                 known.
         """
         labels = cls(Path(recording.path) / "labels")
-        return cls.create(recording) if labels._unfit(recording) else labels
+        return cls.create(recording) if labels._unfit(_whole(recording)) else labels.of(recording)
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -242,14 +260,11 @@ class Labels(Displayed):
         """
         name = next((file for file, families in LABEL_FILES.items() if family in families), turn_file(self.path).stem)
         with self._reading(name) as file:
-            if rows is None:
-                return file.read(columns)
-            start, stop, _ = rows.indices(file.metadata.num_rows)
-            ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-            first, last = np.searchsorted(ends, [start, stop], side="right")
-            groups = range(first, min(last + 1, file.num_row_groups))
-            before = int(ends[first - 1]) if first else 0
-            return file.read_row_groups(list(groups), columns).slice(start - before, max(stop - start, 0))
+            wanted = None if self.drawn is None else self.drawn.rows
+            if rows is not None:
+                start, stop, _ = rows.indices(file.metadata.num_rows if wanted is None else len(wanted))
+                wanted = np.arange(start, stop) if wanted is None else wanted[start:stop]
+            return read_rows(file, wanted, columns)
 
     def _turn_families(self) -> dict[str, tuple[str, ...]]:
         path = turn_file(self.path)
@@ -311,6 +326,12 @@ class Labels(Displayed):
                 yield file
         except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises UnicodeDecodeError too
             raise self._damage_error(path, " ".join(str(error).split())[:120]) from error
+
+
+def _whole(recording: _Recording) -> _Recording:
+    """The recording from which a sample was drawn; any other recording itself. Labels are those of all its tokens."""
+    whole: _Recording = getattr(recording, "whole", recording)
+    return whole
 
 
 def _is_checksums(value: Any) -> bool:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moelens.errors import RecordingError, unknown
+from moelens.parquet import read_rows
 from moelens.recording.captures import TABLES
 from moelens.recording.progress import UNCAPTURED
 from moelens.recording.storage import Folder
@@ -72,8 +73,15 @@ class RecordingFiles:
             reason = " ".join(str(error).split())[:120]
             raise self.error(name, f"is damaged ({reason})") from error
 
-    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(
+        self, name: str, columns: Sequence[str] | None = None, rows: NDArray[np.integer] | None = None
+    ) -> pa.Table:
         """Read some or all columns of a file.
+
+        Args:
+            name: The file.
+            columns: The columns; None for all.
+            rows: The rows to read, ascending; None for all.
 
         Raises:
             UnknownNameError: If there is no such column.
@@ -83,8 +91,8 @@ class RecordingFiles:
             for column in columns or ():
                 if column not in file.schema_arrow.names:
                     raise unknown("column", column, file.schema_arrow.names)
-            table = file.read(None if columns is None else list(columns))
-            self._check(name, table)
+            table = read_rows(file, rows, columns)
+            self._check(name, table, -1 if rows is None else 0)
             return table
 
     def shards(

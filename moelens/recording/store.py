@@ -21,6 +21,7 @@ from moelens.recording.manifest import FORMAT, is_unchanged, wrong_field
 from moelens.recording.progress import MANIFEST, SETTINGS
 from moelens.recording.reading import RecordingFiles
 from moelens.recording.repeated_texts import TextGroups, text_groups
+from moelens.recording.sampling import DrawnDocuments, SampledFiles, document_sizes, draws_all, sample_manifest
 from moelens.recording.storage import Folder
 from moelens.recording.writer import layer_label, read_ahead
 
@@ -35,6 +36,7 @@ class Recording(Displayed):
     Attributes:
         folder: The folder.
         manifest: The settings of the recording (model, engine, shape, capture, tokenizer, libraries) and its files.
+        drawn: The documents that were drawn, if this is a sample of the recording in the folder, see `sample`.
 
     Example:
         >>> recording = Recording.open(demo_recording.path)
@@ -46,6 +48,7 @@ class Recording(Displayed):
 
     folder: Folder
     manifest: dict[str, Any]
+    drawn: DrawnDocuments | None = None
 
     @classmethod
     def open(cls, source: Recording | str | Path) -> Recording:
@@ -106,6 +109,43 @@ class Recording(Displayed):
                 f"'{Path(source) / MANIFEST}' is damaged: {problem}; copy it again, or record again with force=True"
             )
         return cls(folder, manifest)
+
+    def sample(self, documents: int | None = None, seed: int = 0) -> Recording:
+        """Draw documents at random, and return a recording that holds these only.
+
+        The documents keep their order and are numbered anew. All analyses and views take the sample; nothing is
+        written. To find the documents, one column of all shards is read; after that, only what belongs to them.
+
+        Args:
+            documents: How many to draw. None draws 20,000; or as many as hold 2 million tokens together if these are
+                fewer, but at least 200.
+            seed: Seed of the draw. With the same seed, fewer documents are a part of more.
+
+        Returns:
+            The sample; this recording if it has no more documents.
+
+        Raises:
+            MoeLensError: If `documents` is less than 1.
+            RecordingError: If a shard is missing or damaged.
+
+        Example:
+            >>> sample = demo_recording.sample(10)
+            >>> sample.n_documents, sample.whole.n_documents, len(sample.column("doc")) == sample.n_tokens
+            (10, 40, True)
+        """
+        if documents is not None and documents < 1:
+            raise MoeLensError(f"expected 1 or more documents to draw, got {documents}; give more, or all of them")
+        if self.drawn is not None:
+            return self.whole.sample(documents, seed)
+        if draws_all(self.n_documents, self.n_tokens, documents):
+            return self
+        drawn = DrawnDocuments.draw(document_sizes(self.files), documents, seed, self.manifest)
+        return Recording(self.folder, sample_manifest(self.files, drawn), drawn)
+
+    @property
+    def whole(self) -> Recording:
+        """The recording from which a sample was drawn; any other recording itself."""
+        return self if self.drawn is None else Recording(self.folder, self.drawn.manifest)
 
     @property
     def path(self) -> Path:
@@ -417,7 +457,7 @@ class Recording(Displayed):
         Args:
             labels: What `Labels.metadata` returned.
         """
-        write_card(self.folder, self.manifest, labels)
+        write_card(self.folder, self.whole.manifest, labels)
 
     def verify(self) -> None:
         """Compare all files with the manifest.
@@ -435,7 +475,9 @@ class Recording(Displayed):
     @cached_property
     def files(self) -> RecordingFiles:
         """The files, which are compared with the manifest when they are read."""
-        return RecordingFiles(self.folder, self.manifest)
+        if self.drawn is None:
+            return RecordingFiles(self.folder, self.manifest)
+        return SampledFiles(self.folder, self.manifest, self.whole.files, self.drawn)
 
     def _route_columns(self, kind: str) -> list[str]:
         if "routes" not in self.captures:
@@ -466,6 +508,8 @@ class Recording(Displayed):
 
     def __repr__(self) -> str:
         tokens, documents = count_noun(self.n_tokens, "token"), count_noun(self.n_documents, "document")
+        if self.drawn is not None:
+            documents = f"{self.n_documents:,} of {count_noun(self.whole.n_documents, 'document')}, drawn at random"
         without = f" and {count_noun(self.n_uncaptured, 'token')} without routes" if self.n_uncaptured else ""
         reason = (self.manifest.get("alignment") or {}).get("reason")
         return (

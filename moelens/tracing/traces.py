@@ -67,7 +67,7 @@ class Trace(Plotted):
         return np.take_along_axis(self.experts, self.weights.argmax(-1)[..., None], -1)[..., 0]
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return a pandas data frame with a row for each token, layer and slot: token, place, layer, expert, weight."""
+        """Return a pandas data frame of pos, token, layer, slot, expert, weight, with a row for each layer and slot."""
         import pandas as pd
 
         token, layer, slot = np.indices(self.experts.shape).reshape(3, -1)

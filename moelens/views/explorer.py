@@ -12,7 +12,7 @@ import traitlets
 
 from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number
-from moelens.analysis.wording import random_model
+from moelens.analysis.wording import drawn_documents, random_model
 from moelens.errors import MoeLensError
 from moelens.files import writing
 from moelens.interventions.items import item_kinds
@@ -120,7 +120,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
         self.map.layout.flex, self.card.layout.flex = "1 1 500px", "1 1 460px"
         self.effects: dict[tuple[int, int], Effect] = {}
         self.tests: set[tuple[int, int, str]] = set()  # p is corrected for what was clicked
-        where = " · ".join(filter(None, (self.say("explorer.where"), random_model(result, self.say))))
+        facts = (drawn_documents(result.provenance, self.say), random_model(result, self.say))
+        where = " · ".join(filter(None, (self.say("explorer.where"), *facts)))
         self.sections: list[tuple[str, str, LiveView]] = [("where", where, self.map)]
         if passages is not None:
             self._add_passages(passages)

@@ -129,7 +129,8 @@ def report_html(report: Report) -> str:
         )
     first, say = next(iter(report.results.values())), Texts(report.lang)
     page = Page(say.lang)
-    facts = (wording.result_headline(first, say), wording.control(first, say), *wording.limits(first, say)[:1])
+    limits = wording.limits(first, say)[: 2 if wording.drawn_documents(first.provenance, say) else 1]
+    facts = (wording.result_headline(first, say), wording.control(first, say), *limits)
     found = [*answer(report.results, report.effects, lang=say), *compared(report.comparison, say)]
     body = [
         f"<h1>{text_html(report.title)}</h1>",

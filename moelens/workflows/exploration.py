@@ -13,6 +13,7 @@ from moelens.texts import Texts
 from moelens.tracing.passages import Passages
 from moelens.views.explorer import Explorer
 from moelens.workflows.recorded_models import recorded_model, with_baseline
+from moelens.workflows.sampling import Documents, sampled
 
 if TYPE_CHECKING:
     from moelens.analysis.result import Specialization
@@ -35,6 +36,7 @@ def explore(
     labels: Labels | None = None,
     baseline: bool = False,
     permutations: int = 1000,
+    documents: Documents = None,
     lang: str = "en",
 ) -> Explorer:
     """Open a widget to choose a label, see its experts, read their sentences, and remove an expert.
@@ -52,6 +54,8 @@ def explore(
         baseline: whether to record and analyse the same texts with a model of the same shape and random weights too,
             see `with_baseline`; the explorer then says how many specialists that gives.
         permutations: number of permutations of the labels in the test.
+        documents: number of documents to draw at random and to compute the explorer from, or "all". None draws 20,000,
+            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The explorer says so.
         lang: language of the headings and sentences, "en" or "ja".
 
     Returns:
@@ -60,7 +64,7 @@ def explore(
     Raises:
         UnknownNameError: the label, family, control or language does not exist.
         RecordingError: `recording` is neither a recording nor the folder of one.
-        MoeLensError: no label can be tested.
+        MoeLensError: no label can be tested, or `documents` is given with a result.
         CheckError: the model did not make the recording.
 
     Example:
@@ -72,7 +76,8 @@ def explore(
     loaded: list[HookedMoE] = []
     if baseline or (model is not None and model != recording.manifest["model"]["name"]):
         loaded.append(recorded_model(recording, model))  # refused before anything is computed
-    labels = labels or Labels.open_or_create(recording)
+    recording = sampled(recording, documents, result is None)
+    labels = Labels.open_or_create(recording) if labels is None else labels.of(recording)
     if result is None:
         result = analyze(recording, family, labels=labels, given=given, permutations=permutations)
     if baseline:

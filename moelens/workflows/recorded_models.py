@@ -14,6 +14,7 @@ from moelens.errors import CheckError, MoeLensError
 from moelens.models.loading import load
 from moelens.recording import Recording, record
 from moelens.recording.parallel import Ranks
+from moelens.tracing.passages import Excerpt
 
 if TYPE_CHECKING:
     from moelens.analysis import Specialization
@@ -61,24 +62,24 @@ def _require_same_model(recording: Recording, model: HookedMoE) -> None:
         raise CheckError(
             f"{told}has {layers} instead of {list(recording.layers)} with {known[1]} of {known[0]}{advice}"
         )
-    doc = recording.column("doc")
-    rows = np.flatnonzero(doc == doc[0])[:_COMPARED_TOKENS]
-    agreement = _agreement(recording, model, rows)
+    first = Excerpt(recording, _COMPARED_TOKENS)
+    tokens = int((first.column("doc") == first.column("doc")[0]).sum())
+    agreement = _agreement(first, model, tokens)
     if agreement < _LEAST_AGREEMENT:
-        raise CheckError(f"{told}chooses the recorded experts in only {agreement:.0%} of {len(rows)} tokens{advice}")
+        raise CheckError(f"{told}chooses the recorded experts in only {agreement:.0%} of {tokens} tokens{advice}")
 
 
-def _agreement(recording: Recording, model: HookedMoE, rows: np.ndarray[Any, Any]) -> float:
-    """The share of recorded choices that the model makes too; 0 if it has no such tokens."""
+def _agreement(first: Excerpt, model: HookedMoE, tokens: int) -> float:
+    """The share of recorded choices of the first tokens that the model makes too; 0 if it has no such tokens."""
     import torch
 
-    ids = recording.column("token_id")[rows].astype(np.int64)
+    ids = first.column("token_id")[:tokens].astype(np.int64)
     if ids.max() >= model.hf_model.get_input_embeddings().num_embeddings:
         return 0.0
-    names = [f"blocks.{layer}.mlp.hook_expert_indices" for layer in recording.layers]
+    names = [f"blocks.{layer}.mlp.hook_expert_indices" for layer in first.recording.layers]
     _, cache = model.run_with_cache(torch.as_tensor(ids)[None], names_filter=names)
-    made = np.stack([cache[name].cpu().numpy().reshape(len(rows), -1) for name in names], 1)
-    kept = recording.indices()[rows].astype(np.int64)
+    made = np.stack([cache[name].cpu().numpy().reshape(tokens, -1) for name in names], 1)
+    kept = first.indices()[:tokens].astype(np.int64)
     return float((kept[..., :, None] == made[..., None, :]).any(-1).mean())
 
 

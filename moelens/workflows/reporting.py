@@ -28,6 +28,7 @@ from moelens.views import Example, Report, report_html
 from moelens.views.finding_tables import strongest
 from moelens.workflows.opening import open_saved
 from moelens.workflows.recorded_models import recorded_model, with_baseline
+from moelens.workflows.sampling import Documents, sampled
 
 if TYPE_CHECKING:
     from moelens.models.hooked import HookedMoE
@@ -53,6 +54,7 @@ def report(
     compare: Recording | str | Path | None = None,
     model: HookedMoE | str | None = None,
     permutations: int = 1000,
+    documents: Documents = None,
     lang: str = "en",
     progress: bool | None = None,
 ) -> Path:
@@ -78,6 +80,8 @@ def report(
         model: the recorded model, or its name, for `effects="remove"` and `baseline`; None for the bundled model if the
             recording is of it.
         permutations: number of permutations of the labels in each test.
+        documents: number of documents to draw at random and to compute the report from, or "all". None draws 20,000,
+            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The report says so.
         lang: language of the report, "en" or "ja".
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
@@ -86,8 +90,8 @@ def report(
 
     Raises:
         UnknownNameError: there is no such language.
-        MoeLensError: `out` is a folder, `effects` has another result, or no label can be tested, for example because
-            the recording has one document.
+        MoeLensError: `out` is a folder, `effects` has another result, `documents` is given for counts or results, or no
+            label can be tested, for example because the recording has one document.
         RecordingError: the recording has no routes or no texts.
         CheckError: the model did not make the recording.
 
@@ -104,9 +108,9 @@ def report(
     shown = () if effects == "remove" else tuple(_opened(e) for e in effects)
     alone = _result_alone(recording)
     if alone is not None:
-        if effects == "remove" or baseline or compare is not None:
+        if effects == "remove" or baseline or compare is not None or documents is not None:
             raise MoeLensError(
-                "expected a recording with --effects, --baseline or --compare, got counts or a result; "
+                "expected a recording with --effects, --baseline, --compare or --documents, got counts or a result; "
                 "give the recording, or files of effects"
             )
         content = Report(
@@ -126,12 +130,18 @@ def report(
     runs = effects == "remove" or baseline
     loaded = recorded_model(recording, model) if runs else None  # refused before anything is computed
     other = None if compare is None else Recording.open(compare)
-    labels = labels or Labels.open_or_create(recording)
+    sample = sampled(recording, documents, results is None)
+    if sample.drawn is not None:
+        documents = sample.n_documents
+        if other is not None:  # of as many documents the same ones are drawn
+            other = other.sample(documents if other.n_documents == recording.n_documents else None)
+    recording = sample
+    labels = Labels.open_or_create(recording) if labels is None else labels.of(recording)
     comparison = None if other is None else compare_recordings(other, recording, permutations=permutations)
     reproduce = ""  # no command makes a page again that has a title, notes or results of one's own
     if results is None:
         if not title and not notes:
-            reproduce = _command(recording, out, effects, baseline, other, model, permutations, lang)
+            reproduce = _command(recording, out, effects, baseline, other, model, permutations, documents, lang)
         results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]
     if baseline:
@@ -150,6 +160,7 @@ def _command(
     other: Recording | None,
     model: HookedMoE | str | None,
     permutations: int,
+    documents: Documents,
     lang: str,
 ) -> str:
     """The command that makes a page again; "" if effects or the model are objects that a command cannot name."""
@@ -162,6 +173,7 @@ def _command(
     words += ["--baseline"] if baseline else []
     words += ["--compare", other.folder.location] if other is not None else []
     words += ["--model", model] if runs and model is not None else []
+    words += ["--documents", documents] if documents is not None else []
     words += ["--lang", lang] if lang != "en" else []
     return shlex.join(map(str, words))
 
@@ -300,13 +312,13 @@ def report_content(
     """Gather the content of a report from a recording and its results."""
     shape, say = recording.manifest["shape"], Texts(lang)
     layers, n = say("about.layers_recorded", recorded=len(recording.layers)), shape.get("n_layers")
-    corpus, documents = recording.manifest["corpus"], f"{recording.n_documents:,}"
+    corpus, documents = recording.manifest["corpus"], f"{recording.whole.n_documents:,}"
     facts = {
         **{name.capitalize(): value for name, value in recording_facts(recording.manifest).items()},
         "Layers": say("about.layers", layers=n, recorded=layers) if n else layers,
         "Experts": say("about.experts", experts=recording.n_experts, top_k=recording.top_k),
         "Corpus": say("about.corpus", corpus=corpus, documents=documents),
-        "Tokens": tokens_in_words(recording.n_tokens, results, lang),
+        "Tokens": tokens_in_words(recording, results, lang),
         "Labels": say.value(", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
     }
     about = [(say.name("fact", name), value) for name, value in facts.items()]
@@ -331,14 +343,16 @@ def report_content(
     )
 
 
-def tokens_in_words(recorded: int, results: Mapping[str, Specialization], lang: str = "en") -> str:
+def tokens_in_words(recording: Recording, results: Mapping[str, Specialization], lang: str = "en") -> str:
     """Return the number of recorded tokens, and why fewer of them are counted in the results."""
+    recorded = recording.whole.n_tokens
     counted = next(iter(results.values())).n_tokens if results else recorded
     about = next(iter(results.values())).provenance if results else {}
     special, cut = about.get("special_tokens_left_out", 0), about.get("tokens_cut", 0)
     say = Texts(lang)
     reasons = [say("about.special_tokens", n=f"{special:,}")] if special else []
     reasons += [say("about.cut_tokens", n=f"{cut:,}")] if cut else []
+    reasons += [say("about.not_drawn", n=f"{recorded - recording.n_tokens:,}")] if recording.drawn else []
     why = say("about.without", reasons=say("table.and").join(reasons)) if reasons else ""
     if counted == recorded:
         return say("about.recorded", recorded=f"{recorded:,}")
