@@ -17,8 +17,6 @@ from moelens.errors import MoeLensError
 
 def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.analysis import analyze
-    from moelens.recording.parallel import Ranks
-    from moelens.workflows.recorded_models import with_baseline
 
     if args.export_experts is not None:
         _check_export(args)
@@ -33,11 +31,13 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
         min_tokens=args.min_tokens,
         max_share=args.max_share,
         seed=seed,
-        progress=None if Ranks.of(None).first else False,
+        progress=None if is_first() else False,
     )
     if args.label is not None:
         result.label_index(args.label)
     if args.baseline:
+        from moelens.workflows.recorded_models import with_baseline  # imports torch, which analyses do not need
+
         result = with_baseline(result, recording, model)
     save_result(result, args)
     if args.export_experts is not None and is_first():
@@ -47,10 +47,10 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
 
 def _baseline_model(session: Session, args: Namespace, recording: Any) -> Any:
     """The model for `--baseline`, refused before the analysis if it did not make the recording."""
-    from moelens.workflows.recorded_models import recorded_model, require_one_process
-
     if not args.baseline:
         return None
+    from moelens.workflows.recorded_models import recorded_model, require_one_process
+
     require_one_process()
     return recorded_model(recording, None if args.model is None else session.find_name(args.model))
 

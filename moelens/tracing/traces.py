@@ -15,11 +15,12 @@ from moelens.display import Plotted, find_view
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.families import FAMILIES, character_labels, family_columns
 from moelens.japanese.token_labels import token_labels
-from moelens.models.hooked import HookedMoE
 from moelens.models.tokens import TokenSpans, token_spans
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from moelens.models.hooked import HookedMoE
 
 Span = tuple[int, int, str]
 """First token, token after the last, label."""

@@ -126,7 +126,9 @@ def _random_model(result: Specialization, say: Texts) -> str:
 
 def _what_removal_did(effects: Sequence[Effect | Causes | Preferences], say: Texts) -> str:
     """What removing experts changed, or that nothing was removed."""
-    from moelens.interventions import Causes, Effect  # imports torch, which counts do not need
+    if not effects:
+        return say("answer.nothing_removed")
+    from moelens.interventions import Causes, Effect  # imports torch
 
     removals = [e for e in effects if isinstance(e, Effect)]
     said = [say("answer.sentence", text=line) for e in effects if isinstance(e, Causes) for line in e.verdict(say)]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moelens.analysis import analyze
-from moelens.interventions import effect, remove
 from moelens.japanese import Labels
 from moelens.recording import Recording
 from moelens.texts import Texts
@@ -90,6 +89,8 @@ def _expert_remover(recording: Recording, model: HookedMoE | str | None, loaded:
     """A function that measures the effect of removing an expert; it loads the model when it is first called."""
 
     def remove_expert(layer: int, expert: int, kind: str, controls: bool) -> Effect:
+        from moelens.interventions import effect, remove  # imports torch, which the views do not need
+
         if not loaded:
             loaded.append(recorded_model(recording, model))
         control: Controls = "matched" if controls else None

@@ -11,9 +11,7 @@ import numpy as np
 
 from moelens.analysis import analyze
 from moelens.errors import CheckError, MoeLensError
-from moelens.models.loading import load
-from moelens.recording import Recording, record
-from moelens.recording.parallel import Ranks
+from moelens.recording import Recording
 from moelens.tracing.passages import Excerpt
 
 if TYPE_CHECKING:
@@ -37,6 +35,8 @@ def recorded_model(recording: Recording, model: HookedMoE | str | None = None) -
         MoeLensError: no model is given for a recording of another model than the bundled one.
         CheckError: the model did not make the recording.
     """
+    from moelens.models.loading import load
+
     recorded = recording.manifest["model"]["name"]
     if model is None and recorded != _DEMO:
         raise MoeLensError(
@@ -119,6 +119,7 @@ def with_baseline(
     import torch
 
     from moelens.models.hooked import HookedMoE
+    from moelens.recording import record
 
     require_one_process()
     recording = Recording.open(recording)
@@ -140,6 +141,8 @@ def with_baseline(
 
 def require_one_process() -> None:
     """Refuse a baseline in one of several processes, each of which would record a part of the texts."""
+    from moelens.recording.parallel import Ranks
+
     if (size := Ranks.of(None).size) > 1:
         raise MoeLensError(f"expected one process for a baseline, got {size}; analyse in one process")
 

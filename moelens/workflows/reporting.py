@@ -17,7 +17,6 @@ from moelens.analysis.specialize import require_permutations
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.files import require_writable, writing
-from moelens.interventions import Causes, Effect, Preferences, effect, remove
 from moelens.japanese import Labels
 from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
@@ -31,6 +30,7 @@ from moelens.workflows.recorded_models import recorded_model, with_baseline
 from moelens.workflows.sampling import Documents, sampled
 
 if TYPE_CHECKING:
+    from moelens.interventions import Causes, Effect, Preferences
     from moelens.models.hooked import HookedMoE
 
 REPORT_FAMILIES = ("honorifics within token", "honorifics", "reference within token", "pos within token")
@@ -184,6 +184,8 @@ def _opened(effect: Any) -> Effect | Causes | Preferences:
     Raises:
         MoeLensError: it is another result, or a recording.
     """
+    from moelens.interventions import Causes, Effect, Preferences  # imports torch, which recordings do not need
+
     opened = open_saved(effect) if isinstance(effect, (str, Path)) else effect
     if not isinstance(opened, (Effect, Causes, Preferences)):
         raise MoeLensError(
@@ -224,6 +226,8 @@ def _class_effects(
     Raises:
         CheckError: the model did not make the recording.
     """
+    from moelens.interventions import effect, remove
+
     result = next((r for r in results.values() if r.family == "honorifics"), None)
     found = [] if result is None else [strongest(result, name) for name in result.names if name in KIND_OF_LABEL]
     loaded = recorded_model(recording, model)
