@@ -15,6 +15,7 @@ from helpers.tiny import tiny_model
 
 import moelens
 from moelens.commands.command_line import main
+from moelens.japanese import Labels
 from moelens.recording.parallel import Ranks
 from moelens.views.live import LiveView
 
@@ -69,6 +70,10 @@ def test_effects_have_a_section(recording: moelens.Recording, tmp_path: Path) ->
     assert "Nothing in this report is causal" not in page
 
 
+class _OwnLabels(Labels):
+    """Labels that are not those in the folder of the recording."""
+
+
 def test_the_command_is_the_function(
     recording: moelens.Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +86,10 @@ def test_the_command_is_the_function(
     out.unlink()
     assert main(shlex.split(unescape(printed[0]))[1:]) == 0
     assert out.read_text(encoding="utf-8") == page, "the command on the page makes it again"
+    in_folder = moelens.label(recording)
+    for labels, commands in ((in_folder, 1), (_OwnLabels(in_folder.path), 0)):
+        page = moelens.report(recording, out, labels, permutations=50).read_text(encoding="utf-8")
+        assert page.count("<pre>moelens report ") == commands, "no command for a page with labels of one's own"
     capsys.readouterr()
     assert main(["report", str(recording.path), "--out", str(tmp_path)]) == 2  # a folder
     assert f"expected a file to write, got the folder '{tmp_path}'; give one such as" in capsys.readouterr().err
@@ -114,7 +123,7 @@ def test_the_report_begins_with_what_was_found_and_what_was_not(
     ):
         assert words in page
     assert re.search(r"A random model of this shape gives \d+ of [\d,]+\.", page)
-    assert re.search(r"random model\d+ of [\d,]+ cells above chance \(seed 0\)", page)
+    assert re.search(r"random model of this shape\d+ of [\d,]+ cells above chance \(seed 0\)", page)
     assert "Nothing was removed from the model" in page
     assert page.index("ound (honorifics)") < page.index("OVERVIEW") < page.index("Honorifics, without control")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
@@ -13,6 +14,9 @@ from moelens.texts import Texts
 
 MOST_REPEATED = 0.1
 """Share of sentences in several documents beyond which a result says so."""
+
+
+_LABELLING = re.compile(r"(?:^|, )(analyser|dictionary|rules|policy|alignment|normalized) ")
 
 
 class _Counts(Protocol):
@@ -87,6 +91,42 @@ def result_headline(result: _Result, say: Texts) -> str:
 def given_names(given: Iterable[str], say: Texts, between: str = " × ") -> str:
     """Return the names of controls in one phrase."""
     return between.join(say.name("given", name) for name in given)
+
+
+def labelling(about: str, say: Texts) -> str:
+    """Return how labels were made, from the text of it in `provenance_of`: "analyser fugashi, rules 6, …"."""
+    _, *parts = _LABELLING.split(about)
+    names, values = parts[::2], parts[1::2]
+    items = (
+        say("labelling.item", name=say(f"labelling.{name}"), value=_amount(say.value(value), say))
+        for name, value in zip(names, values, strict=True)
+    )
+    return say("answer.comma").join(items) if names else about
+
+
+def settings(about: Mapping[str, Any], say: Texts) -> list[tuple[str, str]]:
+    """Return the settings of an analysis, and where its numbers are from, as pairs of a name and a value in words."""
+    named = {name: value for name, value in about.items() if value not in (None, "", [], ())}
+    return [(say.name("setting", name).replace("_", " "), _setting(name, value, say)) for name, value in named.items()]
+
+
+def _setting(name: str, value: Any, say: Texts) -> str:
+    if name == "labels":
+        return labelling(str(value), say)
+    if name == "given":
+        return " × ".join(_amount(say.name("given", part), say) for part in str(value).split(" × "))
+    if name == "random_model":
+        size = {part: f"{value[part]:,}" for part in ("above", "tested")}
+        return say("report.random_model", **size, seed=value["seed"])
+    if isinstance(value, (list, tuple)):
+        return say("answer.separator").join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and name != "seed" else say.value(value)
+
+
+def _amount(value: str, say: Texts) -> str:
+    return say("setting.nothing") if value == "nothing" else value
 
 
 def control(result: _Result, say: Texts) -> str:

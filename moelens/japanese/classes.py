@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from moelens.japanese.label_names import LABEL_NAMES
+from moelens.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,29 @@ def label_text(name: str, *, gloss: bool = True) -> str:
 
     Args:
         name: the label.
-        gloss: whether to add the gloss in parentheses.
+        gloss: whether to add the gloss in parentheses; see `label_words`.
 
     Example:
         >>> label_text("尊敬語"), label_text("名詞"), label_text("latin")
         ('▲ 尊敬語 (respectful)', '名詞 (noun)', 'latin')
     """
     mark = f"{CLASS_STYLE[name].mark} " if name in CLASS_STYLE else ""
-    return f"{mark}{name}" + (f" ({GLOSS[name]})" if gloss and name in GLOSS else "")
+    text, other = label_words(name, gloss=gloss)
+    return f"{mark}{text}" + (f" ({other})" if other else "")
+
+
+def label_words(name: str, *, gloss: bool = True) -> tuple[str, str]:
+    """Return a label in words, and what stands beside it in parentheses, "" for nothing.
+
+    Args:
+        name: the label.
+        gloss: whether Japanese labels have an English gloss; without it, English ones have their Japanese name.
+
+    Example:
+        >>> label_words("名詞"), label_words("名詞", gloss=False), label_words("kanji", gloss=False)
+        (('名詞', 'noun'), ('名詞', ''), ('漢字', 'kanji'))
+    """
+    if gloss:
+        return name, GLOSS.get(name, "")
+    japanese = Texts("ja").name("label", name)
+    return japanese, "" if japanese == name else name

@@ -15,6 +15,8 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
+from moelens.texts import Texts
+
 _Scorer = Callable[[Tensor], Tensor]
 
 
@@ -151,20 +153,24 @@ class RouterRule:
         skipped = indices == self.skip
         return indices.masked_fill(skipped, 0), weights.masked_fill(skipped, 0)
 
+    def in_words(self, lang: str | Texts = "en") -> str:
+        """Return the rule in one phrase, in English ("en") or "ja"."""
+        say = Texts(lang)
+        score = self.score if self.jitter is None else "sparsemixer"
+        chosen = {"k": self.top_k, "kept": self.kept_groups, "groups": self.groups}
+        parts = [
+            say("rule.biased", score=score) if self.bias else score,
+            say("rule.top_of_groups" if self.groups > 1 else "rule.top", **chosen),
+            say("rule.maximum") if self.groups > 1 and self.group_score == "max" else "",
+            say("rule.none") if self.skip is not None else "",
+            say("rule.normalised") if self.normalised else "",
+            say("rule.factors") if self.expert_scale else "",
+            say("rule.scale", scale=f"{self.scale:.4g}") if abs(self.scale - 1) > 1e-4 else "",
+        ]
+        return "".join(parts)
+
     def __str__(self) -> str:
-        return "".join(
-            [
-                self.score if self.jitter is None else "sparsemixer",
-                " + bias" if self.bias else "",
-                f", top-{self.top_k}",
-                f" in {self.kept_groups} of {self.groups} groups" if self.groups > 1 else "",
-                " by their maximum" if self.groups > 1 and self.group_score == "max" else "",
-                " or none" if self.skip is not None else "",
-                ", normalised" if self.normalised else "",
-                ", times a factor for each expert" if self.expert_scale else "",
-                f", times {self.scale:.4g}" if abs(self.scale - 1) > 1e-4 else "",
-            ]
-        )
+        return self.in_words()
 
 
 def _sparsemixer(logits: Tensor, indices: Tensor, jitter: float) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 from moelens.analysis import wording
 from moelens.analysis.randomize import ALPHA
 from moelens.analysis.tables import number, signed_interval, signed_number
-from moelens.japanese.classes import GLOSS
+from moelens.japanese.classes import label_words
 from moelens.texts import Texts
 from moelens.views.finding_tables import family_name, lift_name, strongest
 
@@ -77,13 +77,18 @@ def _specialists(result: Specialization, say: Texts) -> str:
     for name in result.too_rare:
         untested.setdefault(wording.why_untested(result, name, say), []).append(name)
     return text + "".join(
-        say("answer.untested", reason=f"{reason[0].upper()}{reason[1:]}", names=say("answer.comma").join(names))
+        say(
+            "answer.untested",
+            reason=f"{reason[0].upper()}{reason[1:]}",
+            names=say("answer.comma").join(label_words(name, gloss=say.glossed)[0] for name in names),
+        )
         for reason, names in untested.items()
     )
 
 
 def _glossed(name: str, say: Texts) -> str:
-    return f"{name} ({GLOSS[name]})" if say.glossed and name in GLOSS else name
+    text, other = label_words(name, gloss=say.glossed)
+    return f"{text} ({other})" if other else text
 
 
 def _interval(result: Specialization, f: Finding, say: Texts) -> str:

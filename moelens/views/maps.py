@@ -228,8 +228,7 @@ def _label_axes(ax: Axes, result: Specialization, say: Texts) -> None:
     layer_ticks(ax.yaxis, result.layers)
     ax.xaxis.set_major_locator(MultipleLocator(max(1, 2 ** round(np.log2(max(n_experts, 16) / 16)))))
     ax.tick_params(labelsize=7.5, length=2)
-    ax.set_xlabel(say("map.expert"), fontsize=8)
-    ax.set_ylabel(say("map.layer"), fontsize=8)
+    name_axes(ax, say)
     ax.spines[:].set_visible(False)
     background = ax.get_facecolor()
     if n_layers * n_experts <= _MOST_CELLS_WITH_LINES:
@@ -239,6 +238,14 @@ def _label_axes(ax: Axes, result: Specialization, say: Texts) -> None:
     if groups > 1:
         edges = np.arange(1, groups) * n_experts / groups - 0.5
         ax.vlines(edges, -0.5, n_layers - 0.5, colors="#888888", linewidth=0.7)
+
+
+def name_axes(ax: Axes, say: Texts) -> None:
+    """Name the axes of a map: experts and layers. A Japanese name of one character is not turned on its side."""
+    ax.set_xlabel(say("map.expert"), fontsize=8)
+    name = ax.set_ylabel(say("map.layer"), fontsize=8)
+    if say.lang == "ja":
+        name.set(rotation=0, ha="right", va="center")
 
 
 def layer_ticks(axis: object, layers: tuple[int, ...]) -> None:
@@ -253,7 +260,8 @@ def map_title(result: Specialization, label: str, metric: str, say: Texts) -> st
     index = result.label_index(label)
     above = (result.certain[:, :, index] & (result.lift_given[:, :, index] > 1)).sum()
     key = {"test": "map.significant", "bounds": "map.above_bounds", "none": "map.above_1"}[result.evidence]
-    verdict = say(key, above=f"{above:,}", cells=f"{result.certain[:, :, index].size:,}")
+    compared = np.isfinite(result.p if result.evidence == "test" else result.lift)[:, :, index].sum()
+    verdict = say(key, above=f"{above:,}", cells=f"{compared:,}")
     if label in result.too_rare:
         verdict = say("map.all_grey", why=wording.why_untested(result, label, say))
     tokens = say("result.tokens", tokens=f"{result.label_tokens[index]:,.0f}")

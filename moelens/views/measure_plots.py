@@ -26,6 +26,7 @@ from moelens.views.maps import (
     draw_message,
     grid_size,
     layer_ticks,
+    name_axes,
     new_axes,
 )
 from moelens.views.style import PALETTE, class_marker, japanese_font
@@ -352,8 +353,7 @@ def comparison_plot(
         bar.outline.set_visible(False)
         bar.ax.set_title(say("comparison.points"), fontsize=7.5)
         layer_ticks(ax.yaxis, comparison.layers)
-        ax.set_xlabel(say("map.expert"), fontsize=8)
-        ax.set_ylabel(say("map.layer"), fontsize=8)
+        name_axes(ax, say)
         ax.spines[:].set_visible(False)
         ax.set_title(f"{head}\n{say('comparison.what')}", loc="left", fontsize=9, linespacing=1.4)
     return ax

@@ -180,12 +180,17 @@ def _family_section(page: Page, family: str, result: Specialization, report: Rep
         "where",
         text_html(say("report.where", family=_family_title(family, result, say))),
         f"<p>{_family_legend(result, say)}</p>",
-        f'<div class="scroll">{summary_html(result, lang=say)}</div>',
+        _scrolling(summary_html(result, lang=say), say),
         live,
         f'<p class="legend">{legend}</p>',
         f"<h3>{say('report.strongest', n=_FINDINGS_PER_LABEL)}</h3>",
-        f'<div class="scroll">{findings_html(result, findings, lang=say)}</div>',
+        _scrolling(findings_html(result, findings, lang=say), say),
     )
+
+
+def _scrolling(table: str, say: Texts) -> str:
+    """A table in a box that scrolls sideways, with a hint where the page is narrow."""
+    return f'<div class="scroll" data-hint="{escape(say("report.scroll"))}">{table}</div>'
 
 
 def _family_title(family: str, result: Specialization, say: Texts) -> str:
@@ -320,11 +325,5 @@ def _test_limits(result: Specialization, say: Texts) -> list[str]:
 
 def _reproduce_section(commands: str, result: Specialization, say: Texts) -> str:
     code = f"<pre>{text_html(commands)}</pre>" if commands else ""
-    settings = dict(result.provenance)
-    if random := settings.get("random_model"):
-        size = {name: f"{random[name]:,}" for name in ("above", "tested")}
-        settings["random_model"] = say("report.random_model", **size, seed=random["seed"])
-    facts = [
-        (str(key).replace("_", " "), say.value(value)) for key, value in settings.items() if value not in (None, "")
-    ]
-    return _section(say, "reproduce", say("report.reproduce"), code, _facts_html(facts))
+    facts = _facts_html(wording.settings(result.provenance, say))
+    return _section(say, "reproduce", say("report.reproduce"), code, facts)

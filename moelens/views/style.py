@@ -17,7 +17,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 
 from moelens.errors import MoeLensError
-from moelens.japanese.classes import CLASS_STYLE, GLOSS
+from moelens.japanese.classes import CLASS_STYLE, label_words
 
 # Colours of Okabe and Ito 2008, for lines that do not stand for an honorific class.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
@@ -34,13 +34,14 @@ def label_html(name: str, *, gloss: bool = True) -> str:
 
     Args:
         name: the label. Names that are not ASCII are marked with `lang="ja"`.
-        gloss: whether to add the gloss in parentheses.
+        gloss: whether to add the gloss in parentheses; see `label_words`.
     """
     style = CLASS_STYLE.get(name)
     mark = f'<span style="color: {style.color}">{style.mark}</span> ' if style else ""
-    text = escape(name) if name.isascii() else f'<span lang="ja">{escape(name)}</span>'
-    english = f" ({escape(GLOSS[name])})" if gloss and name in GLOSS else ""
-    return f'<span style="white-space: nowrap">{mark}{text}</span>{english}'
+    shown, other = label_words(name, gloss=gloss)
+    text = escape(shown) if shown.isascii() else f'<span lang="ja">{escape(shown)}</span>'
+    beside = f" ({escape(other)})" if other else ""
+    return f'<span style="white-space: nowrap">{mark}{text}</span>{beside}'
 
 
 def text_html(text: str) -> str:

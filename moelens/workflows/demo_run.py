@@ -165,17 +165,20 @@ def _demo_report(
 ) -> Report:
     """The content of the report: that of any recording, with more facts about the bundled model."""
     shape, registers, say = model.shape, recording.documents()["register"].to_pylist(), Texts(lang)
-    kinds = ", ".join(f"{name} {registers.count(name)}" for name in dict.fromkeys(registers))
-    checks = ((c.name, say("about.passed" if c.passed else "about.failed")) for c in model.checks)
+    kinds = say("answer.comma").join(
+        f"{say(f'register.{name}')} {registers.count(name)}" for name in dict.fromkeys(registers)
+    )
+    checks = ((say.name("check", c.name), say("about.passed" if c.passed else "about.failed")) for c in model.checks)
+    rule = next(iter(model.rules.values())).in_words(say)
     content = report_content(recording, labels, results, notes=[say("report.small_model")], lang=lang)
     told = dict(content.model)
     facts = {
         "Model": say("about.model_demo", type=shape.model_type),
         "Layers": say("about.layers_demo", layers=shape.n_layers, moe=len(shape.moe_layers)),
-        "Experts": say("about.experts_demo", experts=shape.n_experts, shared=shape.n_shared, rule=model.rule),
+        "Experts": say("about.experts_demo", experts=shape.n_experts, shared=shape.n_shared, rule=rule),
         "Corpus": say("about.corpus_demo", documents=recording.n_documents, kinds=kinds),
         **{name: told[say(f"fact.{name}")] for name in ("Tokens", "Labels")},
-        "Checks at load": "; ".join(f"{name}: {outcome}" for name, outcome in checks),
+        "Checks at load": say("answer.separator").join(f"{name}: {outcome}" for name, outcome in checks),
     }
     about = [(say(f"fact.{name}"), value) for name, value in facts.items()]
     command = f"pip install .\nmoelens demo --out {out}" + (f" --lang {lang}" if lang != "en" else "")

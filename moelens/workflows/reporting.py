@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from moelens.analysis import Counts, CountTables, Specialization, analyze
+from moelens.analysis import Counts, CountTables, Specialization, analyze, wording
 from moelens.analysis import compare as compare_recordings
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.analysis.specialize import require_permutations
@@ -136,11 +136,12 @@ def report(
         if other is not None:  # of as many documents the same ones are drawn
             other = other.sample(documents if other.n_documents == recording.n_documents else None)
     recording = sample
+    own_labels = labels is not None and type(labels) is not Labels  # others than those in the folder of the recording
     labels = Labels.open_or_create(recording) if labels is None else labels.of(recording)
     comparison = None if other is None else compare_recordings(other, recording, permutations=permutations)
-    reproduce = ""  # no command makes a page again that has a title, notes or results of one's own
+    reproduce = ""  # no command makes a page again that has a title, notes, labels or results of one's own
     if results is None:
-        if not title and not notes:
+        if not title and not notes and not own_labels:
             reproduce = _command(recording, out, effects, baseline, other, model, permutations, documents, lang)
         results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]
@@ -323,7 +324,7 @@ def report_content(
         "Experts": say("about.experts", experts=recording.n_experts, top_k=recording.top_k),
         "Corpus": say("about.corpus", corpus=corpus, documents=documents),
         "Tokens": tokens_in_words(recording, results, lang),
-        "Labels": say.value(", ".join(f"{k} {v}" for k, v in labels.metadata.items())),
+        "Labels": wording.labelling(", ".join(f"{k} {v}" for k, v in labels.metadata.items()), say),
     }
     about = [(say.name("fact", name), value) for name, value in facts.items()]
     honorifics = [r for r in results.values() if r.family == "honorifics"]
@@ -339,7 +340,6 @@ def report_content(
             for family in _FAMILIES_WITH_EXAMPLES
             for example in _example_sentences(excerpt, labels, [r for r in results.values() if r.family == family])
         ),
-        reproduce=f"moelens report {recording.folder.location}",
         notes=notes,
         recording=excerpt,
         labels=labels,
