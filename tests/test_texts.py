@@ -152,7 +152,8 @@ def test_settings_labels_and_rules_in_words() -> None:
         "own": "x",
         "上限まで短くした文書数": "0",
     }
-    assert dict(settings({"given": "nothing"}, Texts())) == {"control": "nothing"}
+    drawn = {"given": "nothing", "sample": {"documents": 1000, "of": 5000, "seed": 0}}
+    assert dict(settings(drawn, Texts())) == {"control": "nothing", "sample": "1,000 of 5,000 documents (seed 0)"}
     rule = RouterRule(score="sigmoid", top_k=4, bias="b", groups=4, kept_groups=2, normalised=True)
     assert str(rule) == "sigmoid + bias, top-4 in 2 of 4 groups, normalised"
     assert rule.in_words("ja") == "sigmoid + バイアス、4グループ中2グループから上位4個、正規化あり"

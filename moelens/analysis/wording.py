@@ -118,6 +118,9 @@ def _setting(name: str, value: Any, say: Texts) -> str:
     if name == "random_model":
         size = {part: f"{value[part]:,}" for part in ("above", "tested")}
         return say("report.random_model", **size, seed=value["seed"])
+    if name == "sample":
+        size = {part: f"{value[part]:,}" for part in ("documents", "of")}
+        return say("report.sample", **size, seed=value["seed"])
     if isinstance(value, (list, tuple)):
         return say("answer.separator").join(map(str, value))
     if isinstance(value, float):
