@@ -18,7 +18,7 @@ import site_tables  # noqa: E402
 import moelens  # noqa: E402
 
 project = "moelens"
-author = "the moelens developers"
+author = copyright = "the moelens developers"
 version = release = moelens.__version__
 extensions = [
     "myst_nb",
@@ -41,12 +41,13 @@ myst_enable_extensions = ["deflist", "colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "force" if os.environ.get("MOELENS_EXECUTE") else "off"
 nb_execution_timeout = 300
-# The pictures of interactive views; the views themselves would load code from another server.
-nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # it is on other servers; a view is shown by its picture
 
 html_theme = "furo"
 html_title = "moelens"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 # System fonts only: nothing is loaded from the network.
 _FONTS = (

@@ -20,6 +20,7 @@ from moelens.errors import CheckError, MoeLensError, UnknownNameError
 from moelens.tracing.passages import spans_from_labels
 from moelens.views import CLASS_STYLE, Example, Report, expert_map, load_plot, report_html, style, tokens_html
 from moelens.views.finding_tables import findings_html
+from moelens.views.maps import new_axes
 from moelens.views.style import japanese_font, label_html, text_html
 
 mpl.use("agg")
@@ -163,6 +164,21 @@ def test_the_font_has_every_label_and_mark() -> None:
     with japanese_font():
         figure.text(0, 0, "".join(name + style.mark for name, style in CLASS_STYLE.items()))
     figure.canvas.draw()
+
+
+def test_small_kanji_are_drawn_without_hints_also_after_the_plot_was_made() -> None:
+    def pixels(axes: Any) -> Any:
+        axes.set_axis_off()
+        axes.text(0.1, 0.1, "層", fontsize=8, family=style.FONTS)
+        axes.figure.canvas.draw()
+        return np.asarray(axes.figure.canvas.buffer_rgba())[..., 0].copy()
+
+    with japanese_font():
+        wanted = pixels(pyplot.subplots(figsize=(1, 1), layout="constrained")[1])
+    with mpl.rc_context({"text.hinting": "default"}):
+        hinted, ours = pixels(pyplot.subplots(figsize=(1, 1), layout="constrained")[1]), pixels(new_axes((1, 1)))
+    assert (ours == wanted).all()
+    assert (hinted != wanted).any()
 
 
 def test_tokens_are_escaped_and_sanitizer_proof() -> None:

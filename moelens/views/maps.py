@@ -14,7 +14,7 @@ from moelens.analysis import wording
 from moelens.errors import unknown
 from moelens.japanese.classes import label_text
 from moelens.texts import Texts
-from moelens.views.style import FONTS, japanese_font
+from moelens.views.style import FONTS, SmallTextFigure, japanese_font
 
 if TYPE_CHECKING:
     from moelens.analysis.arrays import Bools, Floats
@@ -170,7 +170,7 @@ def new_axes(size: tuple[float, float]) -> Axes:
     """Make axes in a new pyplot figure of `size` inches, which a notebook shows at the end of the cell."""
     from matplotlib import pyplot
 
-    axes: Axes = pyplot.subplots(figsize=size, layout="constrained")[1]
+    axes: Axes = pyplot.subplots(figsize=size, layout="constrained", FigureClass=SmallTextFigure)[1]
     return axes
 
 

@@ -9,8 +9,10 @@ from functools import cache
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
 from matplotlib.path import Path as Outline
 from matplotlib.textpath import TextPath
@@ -24,6 +26,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7
 
 FONTS = ["IPAexGothic", "DejaVu Sans"]
 """The families of fonts in which figures are drawn."""
+
+_SMALL_TEXT = {"text.hinting": "none"}  # hints make blotches of 層 and the like at the sizes of labels
 
 # Runs of Japanese characters, with the numeral of 謙譲語I and 謙譲語II.
 _JAPANESE = re.compile(r"[\u3005-\u30ff\u4e00-\u9fff\uff01-\uff9f][\u3000-\u30ff\u4e00-\u9fff\uff01-\uff9f]*(?:II?\b)?")
@@ -62,11 +66,19 @@ def japanese_font() -> Iterator[None]:
         MoeLensError: the package of the font is not installed.
     """
     _register_font()
-    with matplotlib.rc_context({"font.family": FONTS}):
+    with matplotlib.rc_context({"font.family": FONTS} | _SMALL_TEXT):
         yield
         interactive = matplotlib.is_interactive()
     # The first figure made in a notebook selects its backend, which turns the interactive mode on.
     matplotlib.interactive(interactive)
+
+
+class SmallTextFigure(Figure):
+    """A figure whose text is drawn without hints, also where it is drawn after it was made, as in a notebook."""
+
+    def draw(self, renderer: Any) -> None:
+        with matplotlib.rc_context(_SMALL_TEXT):
+            super().draw(renderer)
 
 
 @cache
