@@ -107,7 +107,8 @@ def quoted() -> dict[str, str]:
     for row in table_rows((results / "causal-demo.md").read_text("utf-8"), "removing them"):
         cells = (row[c] for c in ("kind", "items (frames)", "accuracy", "interaction"))
         change, controls = f"{row['removing them']} {row['95 %']}", row["controls 95 %"]
-        said[row["kind"]] = f"| {' | '.join(cells)} | {change} | {controls} | {row['p Holm']} | {row['off target']} |"
+        last = (row[c] for c in ("p Holm", "off target", "KL", "imbalance"))
+        said[row["kind"]] = f"| {' | '.join(cells)} | {change} | {controls} | {' | '.join(last)} |"
     for row in table_rows((results / "frame-intervals.md").read_text("utf-8"), "regime"):
         said[f"{row['regime']} {row['frames']}"] = f"| {' | '.join(row.values())} |"
     preferred = json.loads((results / "contrasts-demo.json").read_text("utf-8"))
