@@ -107,7 +107,20 @@ class Labels(Displayed):
         return labels.of(recording)
 
     def of(self, recording: object) -> Labels:
-        """Return those of the tokens of this recording, if it is a sample of the one that was labelled."""
+        """Return those of the tokens of this recording, if it is a sample of the one that was labelled.
+
+        Args:
+            recording: The recording that was labelled, or a sample of it.
+
+        Returns:
+            The labels, with one row for each token of `recording`.
+
+        Example:
+            >>> sample = demo_recording.sample(2)
+            >>> names, values = Labels.open_or_create(demo_recording).of(sample).matrix("honorifics")
+            >>> len(values) == sample.n_tokens
+            True
+        """
         return replace(self, drawn=getattr(recording, "drawn", None))
 
     def _unfit(self, recording: _Recording) -> str:
