@@ -167,7 +167,7 @@ def test_lifts_that_token_identity_explains_are_counted() -> None:
     explained = int((free.significant & (free.lift > 1) & (free.excess_left < 0.5)).sum())
     assert explained
     assert f"{explained} of " in repr(free)
-    assert 'less than half of their excess within tokens: test them with given="token"' in repr(free)
+    assert 'test them within tokens (given="token", --given token)' in repr(free)
 
 
 def test_columns_of_the_corpus_are_controls(demo_recording: Any) -> None:
@@ -358,7 +358,11 @@ def test_groups_of_documents_have_similar_sizes() -> None:
             "expected 2 or more documents of similar size, got 2, of which one has 93% of the tokens (effective number "
             "1.14); record more documents, or shorten this one",
         ),
-        ({"label_matrix": np.zeros((3000, 1), bool)}, MoeLensError, "got none: 丁寧語 is on no tokens; record"),
+        (
+            {"label_matrix": np.zeros((3000, 1), bool)},
+            MoeLensError,
+            "no token has any (丁寧語); record text that has",
+        ),
         (
             {"label_matrix": np.arange(3000)[:, None] < 30},
             MoeLensError,

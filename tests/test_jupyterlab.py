@@ -97,6 +97,11 @@ def test_the_explorer(lab: Lab) -> None:
     after, before = changes.all_inner_texts()
     assert after != before, "another removal, another number"
     expect(output.get_by_text("Without L1 · E5, the preference")).to_be_visible()
+    gone = output.get_by_text("No kernel answers. Run the cell again")
+    expect(gone.first).to_be_hidden()
+    page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    expect(gone.first).to_be_visible(timeout=60_000)
+    assert gone.count() == 3, "the map, the sentences and the removal each say it"
     page.close()
 
 

@@ -100,7 +100,7 @@ def test_the_command_is_the_function(
 def test_nothing_to_report(tmp_path: Path) -> None:
     single = moelens.record(moelens.load("demo"), ["雨が降っていた。"], tmp_path / "one", progress=False)
     with pytest.raises(
-        moelens.MoeLensError, match="in which some label can be tested, got none: Left out, honorifics within token: "
+        moelens.MoeLensError, match="in which some label can be tested, got none: honorifics within token: expected "
     ):
         moelens.report(single, tmp_path / "report.html")
 

@@ -205,6 +205,13 @@ def test_errors(tmp_path: Path) -> None:
         Effect.open(path)
 
 
+def test_an_uncertain_effect_is_not_called_selective() -> None:
+    assert "the effect is selective" in EFFECT.table()
+    unsettled = replace(EFFECT, kinds=(replace(KIND, high=0.1),)).table()
+    assert "whether the effect is selective is left open" in unsettled
+    assert "the effect is selective: " not in unsettled
+
+
 def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
     few = replace(EFFECT, controls=("a",))
     effects = (few, replace(few, kinds=(replace(KIND, p=0.9),)))

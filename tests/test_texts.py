@@ -37,6 +37,8 @@ LOOKED_UP = (
     "effect",
     "ranking",
     "setting",
+    "kind",
+    "live",
     "labelling",
     "register",
     "check",

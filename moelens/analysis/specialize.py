@@ -294,7 +294,13 @@ def _testable_labels(counts: Counts, excess: Excess, settings: _TestSettings) ->
     testable = (counts.label_tokens >= min_tokens) & (spread >= 2) & (counts.label_tokens < counts.n_tokens) & varied
     if testable.any():
         return np.asarray(testable)
-    reasons = []
+    if counts.names and not counts.label_tokens.any():
+        raise MoeLensError(
+            f"expected a text with labels of family {settings.family!r}, got one in which no token has any "
+            f"({', '.join(counts.names)}); record text that has them, or choose "
+            "another family"
+        )
+    reasons, advice = [], "record more text, or lower min_tokens (--min-tokens)"
     for name, tokens, documents, varies in zip(
         counts.names, counts.label_tokens, spread.tolist(), varied.tolist(), strict=True
     ):
@@ -302,14 +308,10 @@ def _testable_labels(counts: Counts, excess: Excess, settings: _TestSettings) ->
             reasons.append(f"{name} is on {'all' if tokens else 'no'} tokens")
         elif tokens >= min_tokens and documents > 1 and not varies:
             reasons.append(f"{name} is the same within each {' × '.join(settings.given)}")
+            advice = "record more text, or test without control (given=None, --given none)"
         else:
             reasons.append(f"{name} is on {tokens} tokens of {documents} document" + "s" * (documents != 1))
     raise MoeLensError(
         f"expected a label of family {settings.family!r} on {min_tokens} or more tokens of 2 or more documents and not "
-        f"on all tokens, got none: {', '.join(reasons) or 'the family has no labels'}; "
-        + (
-            "record more text, or test without control (given=None, --given none)"
-            if settings.given
-            else "record more text, or lower min_tokens (--min-tokens)"
-        )
+        f"on all tokens, got none: {', '.join(reasons) or 'the family has no labels'}; {advice}"
     )

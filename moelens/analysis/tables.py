@@ -54,10 +54,12 @@ def percent(share: float) -> str:
 def signed_number(value: float) -> str:
     """Format a difference with its sign and three decimals; a dash if undefined.
 
-    >>> signed_number(-0.31234), signed_number(0.0001), signed_number(float("nan"))
-    ('-0.312', '+0.000', '–')
+    >>> signed_number(-0.31234), signed_number(0.0001), signed_number(-5.5e-17), signed_number(float("nan"))
+    ('-0.312', '+0.000', '+0.000', '–')
     """
-    return f"{value:+.3f}" if math.isfinite(value) else "–"
+    if not math.isfinite(value):
+        return "–"
+    return f"{0.0 if abs(value) < _ROUNDING else value:+.3f}"
 
 
 def signed_interval(low: float, high: float) -> str:

@@ -22,6 +22,8 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
         _check_export(args)
     recording = session.find_recording(args.recording)
     family, seed = or_default(session, args, "family", "seed")
+    if args.label is not None:
+        _require_label(recording, family, args.label)
     model = _baseline_model(session, args, recording)
     result = analyze(
         recording,
@@ -33,8 +35,6 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
         seed=seed,
         progress=None if is_first() else False,
     )
-    if args.label is not None:
-        result.label_index(args.label)
     if args.baseline:
         from moelens.workflows.recorded_models import with_baseline  # imports torch, which analyses do not need
 
@@ -43,6 +43,16 @@ def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
     if args.export_experts is not None and is_first():
         _export_experts(result, args)
     return result
+
+
+def _require_label(recording: Any, family: str, label: str) -> None:
+    """Check that a family of the recording has a label, before the analysis."""
+    from moelens.analysis.samples import label_names
+    from moelens.japanese import Labels
+    from moelens.japanese.families import require_name
+
+    names = label_names(recording, Labels.open_or_create(recording), family)
+    require_name(label, names, f"family '{family}'")
 
 
 def _baseline_model(session: Session, args: Namespace, recording: Any) -> Any:

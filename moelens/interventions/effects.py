@@ -168,9 +168,11 @@ class Effect(Plotted, SavedRows):
             lines += balance_lines(self.balance, say)
             lines += self.weighted_lines(say)
         if self.off_target is not None:
-            o = self.off_target
-            listed = ", ".join(f"{k} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True))
-            lines.append(say("effects.off_target", listed=listed, said=o.in_words(say)))
+            o, certain = self.off_target, any(k.low > 0 or k.high < 0 for k in self.kinds)
+            listed = ", ".join(
+                f"{say.name('kind', k)} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True)
+            )
+            lines.append(say("effects.off_target", listed=listed, said=o.in_words(say, certain=certain)))
         if self.text is not None:
             t = self.text
             figures = {"kl": t.kl, "low": t.kl_low, "high": t.kl_high}
@@ -185,7 +187,7 @@ class Effect(Plotted, SavedRows):
         return [
             say(
                 "effects.per_weight",
-                kind=w.kind,
+                kind=say.name("kind", w.kind),
                 change=signed_number(w.change),
                 control=signed_number(w.control),
                 interval=signed_interval(w.control_low, w.control_high),
@@ -200,7 +202,7 @@ class Effect(Plotted, SavedRows):
 
 def _row(k: KindEffect, say: Texts) -> tuple[str, ...]:
     return (
-        k.kind,
+        say.name("kind", k.kind),
         str(k.items),
         number(k.before),
         say("effects.to", before=number(k.accuracy), after=number(k.accuracy_after)),

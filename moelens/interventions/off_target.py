@@ -45,9 +45,16 @@ class OffTarget:
         """Whether neither ratio is above a third."""
         return self.ratio <= SELECTIVE and not self.text_ratio > SELECTIVE
 
-    def in_words(self, lang: str | Texts = "en") -> str:
-        """Return whether the effect is selective, with both ratios."""
+    def in_words(self, lang: str | Texts = "en", *, certain: bool = True) -> str:
+        """Return whether the effect is selective, with both ratios.
+
+        Args:
+            lang: "en" or "ja".
+            certain: whether the interval of the change on target excludes 0; otherwise it is left open.
+        """
         say = Texts(lang)
+        if not certain:
+            return say("effects.off_open")
         said = say("effects.selective" if self.selective else "effects.not_selective")
         if np.isnan(self.text_ratio):
             return say("effects.off_ratio", said=said, ratio=number(self.ratio))

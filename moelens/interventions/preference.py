@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from moelens.analysis.arrays import Floats
-from moelens.analysis.tables import number, plain_table, signed_interval
+from moelens.analysis.tables import number, plain_table, signed_interval, signed_number
 from moelens.display import Plotted
 from moelens.interventions.items import CONTRAST_FIELDS, PAIR_FIELDS, Item, as_items, is_contrast, pairs_within
 from moelens.interventions.scoring import margins, mean_interval, share_interval
@@ -123,13 +123,13 @@ class Preferences(Plotted, SavedCells):
         columns = ("kind", "items", "frames", "accuracy", "interval", "chance", "margin", "interval")
         rows = [
             (
-                k.kind,
+                say.name("kind", k.kind),
                 str(k.items),
                 str(k.frames),
                 number(k.accuracy),
                 f"[{number(k.accuracy_low)}, {number(k.accuracy_high)}]",
                 ".500",
-                f"{k.margin:+.3f}",
+                signed_number(k.margin),
                 signed_interval(k.margin_low, k.margin_high),
             )
             for k in self.kinds

@@ -80,7 +80,7 @@ def _specialists(result: Specialization, say: Texts) -> str:
         say(
             "answer.untested",
             reason=f"{reason[0].upper()}{reason[1:]}",
-            names=say("answer.comma").join(label_words(name, gloss=say.glossed)[0] for name in names),
+            names=say("answer.comma").join(_glossed(name, say) for name in names),
         )
         for reason, names in untested.items()
     )
@@ -175,7 +175,7 @@ def _effect_sentence(effect: Effect, k: KindEffect, say: Texts, tests: int = 1) 
         change = say("answer.includes_0", text=change)
     direction = say("answer.less" if k.change < 0 else "answer.more")
     what = intervention_names(effect.interventions, say)
-    text = say("answer.effect", what=what, direction=direction, kind=k.kind, change=change)
+    text = say("answer.effect", what=what, direction=direction, kind=say.name("kind", k.kind), change=change)
     if np.isfinite(k.p):
         p = min(1.0, tests * k.p)
         told = say("answer.p_times", p=number(p), tests=tests) if tests > 1 else say("answer.p", p=number(p))

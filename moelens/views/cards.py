@@ -132,7 +132,7 @@ def _effect_html(effect: Effect, say: Texts) -> str:
                 interval=signed_interval(k.control_low, k.control_high),
             )
         cells = (
-            f"{escape(k.kind)} ({k.items})",
+            f"{escape(say.name('kind', k.kind))} ({k.items})",
             f"{signed_number(k.change)} {signed_interval(k.low, k.high)}",
             control,
         )

@@ -44,7 +44,7 @@ def effect_plot(effect: Effect, *, ax: Axes | None = None, lang: str | Texts = "
     say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(effect.kinds))))
-        _name_rows(ax, [f"{k.kind} ({k.items})" for k in effect.kinds])
+        _name_rows(ax, [f"{say.name('kind', k.kind)} ({k.items})" for k in effect.kinds])
         changes = [(k.change, k.low, k.high) for k in effect.kinds]
         _dots(ax, changes, _RESULT_COLOUR, "o", say("plot.intervention"), -0.12)
         controls = [(k.control, k.control_low, k.control_high) for k in effect.kinds]
@@ -204,7 +204,7 @@ def preference_plot(preferences: Preferences, *, ax: Axes | None = None, lang: s
     say = Texts(lang)
     with japanese_font():
         ax = ax or new_axes((8.0, plot_height(len(preferences.kinds))))
-        _name_rows(ax, [f"{k.kind} ({k.items})" for k in preferences.kinds])
+        _name_rows(ax, [f"{say.name('kind', k.kind)} ({k.items})" for k in preferences.kinds])
         control_kinds = {i.kind for i in preferences.items if getattr(i, "control", False)}
         for colour, mark, label, is_control in (
             (_RESULT_COLOUR, "o", say("plot.honorific"), False),

@@ -143,7 +143,8 @@ class Explorer(ipywidgets.VBox):  # type: ignore[misc]
             )
         self.trace = TraceView([passages.passage(0)], load=self.result.load, lang=self.say)
         kind = KIND_OF_LABEL.get(self.map.label, _DEFAULT_KIND)
-        self.effect = EffectView(kind=kind, texts=self.say.part("effect"))
+        kinds = {f"kind_{name}": text for name, text in self.say.part("kind").items()}
+        self.effect = EffectView(kind=kind, texts=self.say.part("effect") | self.say.part("live") | kinds)
         self.effect.observe(self._remove, "clicks")
         extent = passages.excerpt.extent(self.say)
         sentences = self.say("explorer.what_from", extent=extent) if extent else self.say("explorer.what")

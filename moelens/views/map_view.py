@@ -117,7 +117,7 @@ class ExpertMap(LiveView):
             metrics=[m for m in METRICS if m != "lift_given_token" or result.evidence == "test"],
             metric=metric or tested_metric(result),
             names={name: label_text(name, gloss=gloss) for name in shown} | self.say.part("metric"),
-            texts=self.say.part("map"),
+            texts=self.say.part("map") | self.say.part("live"),
             selected=[result.layers.index(best[0].layer), best[0].expert] if best else [0, 0],
             lut=_colour_table(LIGHT_COLOURS),
             lut_dark=_colour_table(DARK_COLOURS),

@@ -193,14 +193,19 @@ def _scrolling(table: str, say: Texts) -> str:
     return f'<div class="scroll" data-hint="{escape(say("report.scroll"))}">{table}</div>'
 
 
-def _family_title(family: str, result: Specialization, say: Texts) -> str:
-    """The heading of a family; results without control say so where others have one."""
+def family_title(family: str, say: Texts) -> str:
+    """Return the heading of a family of labels; "FAMILY within CONTROL" stands for a result within a control."""
     name, _, given = family.partition(" within ")
     title = say.name("family", family)
-    if title == family:
-        title = say.name("family", name)
-        title = say("report.within", family=title, given=say.name("given", given)) if given else title
-    without = not given and not result.given and result.evidence == "test"
+    if title != family or not given:
+        return title
+    return say("report.within", family=say.name("family", name), given=say.name("given", given))
+
+
+def _family_title(family: str, result: Specialization, say: Texts) -> str:
+    """The heading of a family; results without control say so where others have one."""
+    title = family_title(family, say)
+    without = " within " not in family and not result.given and result.evidence == "test"
     return say("report.without", family=title) if without else title
 
 

@@ -93,7 +93,7 @@ class TraceView(LiveView):
             layers=list(layers),
             layer=layers[len(layers) // 2] if layer is None else layer,
             styles={n: [s.color, s.mark, s.gloss if self.say.glossed else ""] for n, s in CLASS_STYLE.items()},
-            texts=self.say.part("trace"),
+            texts=self.say.part("trace") | self.say.part("live"),
         )
 
     def _set_traces(self, traces: Sequence[Trace], pair: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from moelens.analysis import Counts, CountTables, Specialization, analyze, wordi
 from moelens.analysis import compare as compare_recordings
 from moelens.analysis.counts import COUNTS_ONLY
 from moelens.analysis.specialize import require_permutations
+from moelens.analysis.tables import percent
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
 from moelens.files import require_writable, writing
@@ -25,6 +26,7 @@ from moelens.texts import Texts
 from moelens.tracing.passages import Excerpt, Passages
 from moelens.views import Example, Report, report_html
 from moelens.views.finding_tables import strongest
+from moelens.views.report import family_title
 from moelens.workflows.opening import open_saved
 from moelens.workflows.recorded_models import recorded_model, with_baseline
 from moelens.workflows.sampling import Documents, sampled
@@ -39,6 +41,8 @@ _FAMILIES_WITH_EXAMPLES = ("honorifics", "reference")
 _EXAMPLES_PER_CLASS = 2
 _CLASSES_WITH_EXAMPLES = 5
 _DRAWS = 100
+_JAPANESE_SCRIPTS = ("kanji", "hiragana", "katakana", "mixed")
+_LEAST_JAPANESE = 0.2
 
 
 def report(
@@ -288,7 +292,7 @@ def analyze_families(
     Raises:
         MoeLensError: no family can be tested.
     """
-    results, left_out = {}, []
+    results, left_out, first = {}, [], ""
     for family in progress_bar(REPORT_FAMILIES, desc="analysing", show=progress):
         name, _, given = family.partition(" within ")
         try:
@@ -298,11 +302,12 @@ def analyze_families(
         except RecordingError:
             raise
         except MoeLensError as error:  # no label of this family can be tested
-            left_out.append(Texts(lang)("report.left_out", family=family, error=error))
+            say = Texts(lang)
+            named = family if say.glossed else family_title(family, say)
+            left_out.append(say("report.left_out", family=named))
+            first = first or f"{family}: {error}"
     if not results:
-        raise MoeLensError(
-            f"expected a recording in which some label can be tested, got none: {left_out[0].removesuffix('.')}"
-        )
+        raise MoeLensError(f"expected a recording in which some label can be tested, got none: {first}")
     return results, left_out
 
 
@@ -340,11 +345,19 @@ def report_content(
             for family in _FAMILIES_WITH_EXAMPLES
             for example in _example_sentences(excerpt, labels, [r for r in results.values() if r.family == family])
         ),
-        notes=notes,
+        notes=[*notes, *_few_japanese(excerpt, labels, say)],
         recording=excerpt,
         labels=labels,
         lang=lang,
     )
+
+
+def _few_japanese(excerpt: Excerpt, labels: Labels, say: Texts) -> list[str]:
+    """A sentence on the share of Japanese among the first tokens with letters, if it is small."""
+    names, has = labels.matrix("script", slice(excerpt.n_tokens))
+    words = has[:, [name in (*_JAPANESE_SCRIPTS, "latin", "other") for name in names]].any(1).sum()
+    share = has[:, [name in _JAPANESE_SCRIPTS for name in names]].any(1).sum() / max(words, 1)
+    return [say("report.few_japanese", share=percent(share))] if words and share < _LEAST_JAPANESE else []
 
 
 def tokens_in_words(recording: Recording, results: Mapping[str, Specialization], lang: str = "en") -> str:

@@ -24,11 +24,25 @@ function hidesKept(model) {
   return () => { model.off("change:kept", hide); style.remove(); };
 }
 
+// Says above the view that no kernel answers, from when the notebook loses it until something comes from Python again.
+function saysGone(model, el) {
+  const line = element("div", { className: "moelens-gone", hidden: true, textContent: model.get("texts").gone });
+  line.setAttribute("role", "status");
+  el.prepend(line);
+  const gone = () => { line.hidden = false; }, back = () => { line.hidden = true; };
+  const events = { comm_live_update: gone, "change:heading": back, "change:message": back };
+  for (const [name, handler] of Object.entries(events)) model.on(name, handler);
+  return () => { for (const [name, handler] of Object.entries(events)) model.off(name, handler); };
+}
+
 // Adds listeners to the model; returns the function that removes them, which render returns in turn.
-function listen(model, handlers) {
+function listen(model, el, handlers) {
   for (const [name, handler] of Object.entries(handlers)) model.on(`change:${name}`, handler);
-  const shown = hidesKept(model);
-  return () => { shown(); for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler); };
+  const ends = [hidesKept(model), saysGone(model, el)];
+  return () => {
+    for (const end of ends) end();
+    for (const [name, handler] of Object.entries(handlers)) model.off(`change:${name}`, handler);
+  };
 }
 
 // Makes a node that receives keys. A notebook passes them on only if the data attribute is on the focusable node itself.

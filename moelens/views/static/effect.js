@@ -1,8 +1,8 @@
 // A button that removes the selected expert, and a table of the effects, which Python computes.
 function render({ model, el }) {
   el.classList.add("moelens");
-  const texts = model.get("texts");
-  const [kinds, onKind] = choice(model, "kind", "kinds", texts.kind);
+  const texts = model.get("texts"), named = (kind) => texts[`kind_${kind}`] || kind;
+  const [kinds, onKind] = choice(model, "kind", "kinds", texts.kind, named);
   const controls = element("input", { type: "checkbox", checked: model.get("controls"), title: texts.controls });
   const button = element("button", { type: "button" });
   for (const node of [controls, button]) node.dataset.lmSuppressShortcuts = "true";
@@ -13,7 +13,7 @@ function render({ model, el }) {
     element("label", {}, controls, ` ${texts.controls}`));
   el.append(panel, message, table, note);
 
-  const signed = (x) => (Number.isFinite(x) ? `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
+  const signed = (x) => (Number.isFinite(x) ? `${x < -1e-14 ? "−" : "+"}${Math.abs(x).toFixed(3)}` : "–");
   const span = (low, high) => (Number.isFinite(low) ? ` [${signed(low)}, ${signed(high)}]` : "");
 
   // The line in the middle is zero, the dot the change, the bar its 95 % interval, the hatched bar that of the controls.
@@ -36,7 +36,7 @@ function render({ model, el }) {
     const size = rows.flatMap((r) => [r.low, r.high, r.control_low, r.control_high]).filter(Number.isFinite)
       .reduce((most, x) => Math.max(most, Math.abs(x)), 1e-6);
     const header = [texts.removed, texts.sentences, texts.preference, texts.change, "", texts.flipped, texts.middle, "p"];
-    const cells = (row) => [row.target, `${row.items} ${row.kind}`, `${signed(row.before)} → ${signed(row.after)}`,
+    const cells = (row) => [row.target, `${row.items} ${named(row.kind)}`, `${signed(row.before)} → ${signed(row.after)}`,
       `${signed(row.change)}${span(row.low, row.high)}`, drawn(row, size), `${Math.round(100 * row.flip)} %`,
       `${signed(row.control)}${span(row.control_low, row.control_high)}`, digits(row.p)];
     table.replaceChildren(...(rows.length ? [
@@ -47,7 +47,7 @@ function render({ model, el }) {
   }
   button.addEventListener("click", () => { model.set("clicks", model.get("clicks") + 1); model.save_changes(); });
   controls.addEventListener("change", () => { model.set("controls", controls.checked); model.save_changes(); });
-  const silent = listen(model, { rows: draw, status: draw, message: draw, target: draw, controls: draw, ...onKind });
+  const silent = listen(model, el, { rows: draw, status: draw, message: draw, target: draw, controls: draw, ...onKind });
   draw();
   return silent;
 }

@@ -173,7 +173,7 @@ function render({ model, el }) {
     go();
   });
   sorted.addEventListener("change", () => { model.set("sorted", sorted.checked); model.save_changes(); redraw(); });
-  const silent = listen(model, { values: redraw, heading: draw, selected: draw, brushed: draw, ...onLabel, ...onMetric });
+  const silent = listen(model, el, { values: redraw, heading: draw, selected: draw, brushed: draw, ...onLabel, ...onMetric });
   const unthemed = onTheme(redraw);
   let shown = width();
   const resized = new ResizeObserver(() => { if (width() !== shown) { shown = width(); redraw(); } });

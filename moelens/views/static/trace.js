@@ -143,7 +143,7 @@ function render({ model, el }) {
     event.stopPropagation();
   });
   const rebuild = () => { build(); name(); draw(); };
-  const silent = listen(model, { lines: rebuild, layer: name, experts: draw, heading: draw, titles: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
+  const silent = listen(model, el, { lines: rebuild, layer: name, experts: draw, heading: draw, titles: draw, highlight: draw, selected: mark, colour: () => { onColour.colour(); draw(); } });
   rebuild();
   return silent;
 }
