@@ -43,6 +43,8 @@ nb_execution_mode = "force" if os.environ.get("MOELENS_EXECUTE") else "off"
 nb_execution_timeout = 300
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # it is on other servers; a view is shown by its picture
 
+smartquotes = False  # a name in quotation marks is text to be typed
+
 html_theme = "furo"
 html_title = "moelens"
 html_show_sphinx = False
