@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,6 +52,10 @@ def test_sphinx_builds_without_a_warning(tmp_path: Path) -> None:
     assert 'href="ja/tutorial.html" lang="ja"' in (site / "tutorial.html").read_text("utf-8")
     for page in site.rglob("*.html"):  # nothing is loaded from another server
         assert not re.findall(r'(?:src|<link[^>]*href)="(?:https?:)?//[^"]*"', page.read_text("utf-8")), page
+
+
+def test_notebooks_with_outputs_load_no_widgets_from_other_servers() -> None:
+    assert runpy.run_path(str(DOCS / "conf.py"))["nb_ipywidgets_js"] == {}
 
 
 CODE = re.compile(r"^    \S.*$|```[\s\S]*?```|`[^`\n]+`", re.MULTILINE)
