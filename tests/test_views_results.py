@@ -26,6 +26,7 @@ from moelens.interventions.causal import causes
 from moelens.tracing import Trace
 from moelens.views import card_html, flow_plot, pair_trace_html
 from moelens.views.experiment_plots import dose_plot
+from moelens.views.registry import _pre_html
 
 
 @pytest.fixture(scope="module")
@@ -319,3 +320,12 @@ def test_a_result_is_written_as_a_page(tmp_path: Path) -> None:
     figure, axes = plt.subplots()
     assert result.plot(result.names[0], ax=axes, title="地図").get_title("left") == "地図"
     plt.close(figure)
+
+
+def test_lines_around_a_table_wrap_and_the_table_does_not() -> None:
+    html = _pre_html("a long line\n x  y\n10  2\nanother line")
+    assert re.findall(r"white-space: ([a-z-]+)\">([^<]*)", html) == [
+        ("pre-wrap", "a long line"),
+        ("pre", " x  y\n10  2"),
+        ("pre-wrap", "another line"),
+    ]

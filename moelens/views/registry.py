@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from html import escape
+from itertools import groupby
 from typing import Any
 
 from matplotlib.text import Text
@@ -34,7 +35,12 @@ def _text_html(result: Any) -> str:
 
 
 def _pre_html(text: object) -> str:
-    return f'<pre style="{_PRE_STYLE}">{escape(str(text))}</pre>'
+    """Tables as they are printed, and the lines around them, which wrap; cells of a table are two spaces apart."""
+    blocks = groupby(str(text).split("\n"), lambda line: "  " in line.strip())
+    return "".join(
+        f'<pre style="{_PRE_STYLE}; white-space: {"pre" if table else "pre-wrap"}">{escape(chr(10).join(lines))}</pre>'
+        for table, lines in blocks
+    )
 
 
 def _view_with_plot(plot: Callable[..., Any], size: Callable[[Any], _Size | None]) -> View:
