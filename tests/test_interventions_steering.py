@@ -13,6 +13,7 @@ import moelens
 from moelens.analysis import ExpertList
 from moelens.commands.command_line import main
 from moelens.display import find_view
+from moelens.errors import UnknownNameError
 from moelens.interventions.steering import Share, Steering, _styles, _summarise, _Written
 from moelens.japanese import prompts, register
 
@@ -133,6 +134,10 @@ def test_the_plot_in_japanese(result: Steering) -> None:
 def test_what_cannot_be_steered(model: moelens.HookedMoE) -> None:
     with pytest.raises(moelens.MoeLensError, match="expected one or more prompts, experts and strengths, got none"):
         moelens.steer(model, [], [(3, 5)])
+    with pytest.raises(UnknownNameError, match="unknown layer '9'; allowed: 1, 2, 3, 4"):
+        moelens.steer(model, PROMPTS, [(9, 1)])
+    with pytest.raises(moelens.MoeLensError, match="expected experts from 0 to 31, got 99; give an expert of 'demo'"):
+        moelens.steer(model, PROMPTS, [(3, 99)])
     with pytest.raises(moelens.MoeLensError, match="expected 0 to 20 control sets, got 30; give another number"):
         moelens.steer(model, PROMPTS, [(3, 5)], controls=30)
     keep = ExpertList(form="keep", biases=((3, 1, 1.0),), layers=(3,), n_experts=32)

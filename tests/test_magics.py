@@ -175,7 +175,7 @@ def test_completion(shell: Any, run: str, here: Path, line: str, expected: list[
 MISTAKES = [
     ("trase", "text", "unknown %moe command 'trase'; did you mean 'trace'"),
     ("--version", None, "unknown %moe command '--version'"),
-    ("trace", " ", "expected a text to trace, got none; write it below %%moe trace in the same cell, or as %moe trace"),
+    ("trace", " ", "expected a text to trace, got none; write it after the command, or below %%moe trace in the same"),
     ("info", "text", "%%moe info takes no cell; write %moe info on one line"),
     ("record", "\n", "expected a corpus to record, got none; give one, or write one document per line in the cell"),
     ("prefer", "行く | 行きます", "expected context | better | worse in line 1, got '行く | 行きます'; separate"),

@@ -24,7 +24,7 @@ def trace_command(session: Session, args: Namespace, cell: str | None) -> Any:
     text, name = (words, args.model) if cell is None else (cell.strip("\r\n"), args.model or words or None)
     if not text.strip():
         raise MoeLensError(
-            "expected a text to trace, got none; write it below %%moe trace in the same cell, or as %moe trace TEXT"
+            "expected a text to trace, got none; write it after the command, or below %%moe trace in the same cell"
         )
     return trace(session.find_model(name), text)
 

@@ -181,7 +181,8 @@ def steer(
         What was written at each strength, in order.
 
     Raises:
-        MoeLensError: there are no prompts, experts or strengths, or the model cannot generate.
+        UnknownNameError: the model has no such layer with experts.
+        MoeLensError: there are no prompts, experts or strengths, the model has no such expert, or it cannot generate.
 
     Example:
         >>> result = moelens.steer(demo_model, ["今日は", "先生は"], [(3, 5)], [0.0, 0.2], controls=0, new_tokens=8)
@@ -192,6 +193,8 @@ def steer(
     texts = list(bundled_prompts() if prompts is None else prompts)
     require_steering(texts, given, strengths, controls, new_tokens)
     unit = tuple(shift(layer, [expert], bias) for layer, expert, bias in given)
+    for intervention in unit:
+        intervention.require(model)
     sets = [unit]
     if controls:
         sets += control_interventions(expert_usage(model, texts), unit, _CONTROL_DRAWS, seed)[0][:controls]
