@@ -66,8 +66,7 @@ def _specialists(result: Specialization, say: Texts) -> str:
     ]
     if listed:
         what = say("answer.preferred" if result.evidence == "none" else "answer.taken")
-        key = "answer.found_many" if len(listed) > 1 else "answer.found_one"
-        text = say(key, family=family, listed=say("answer.separator").join(listed), what=what)
+        text = say("answer.found", family=family, listed=say("answer.separator").join(listed), what=what)
     else:
         text = say("answer.not_found", family=family)
     none = [name for name, f in found.items() if f is None]
