@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
-from operator import or_
+from operator import and_, or_
 
 from moelens.display import Displayed
 from moelens.japanese.morphology import Morpheme, parse_morphemes
 from moelens.japanese.normalization import LINE_BREAKS
 from moelens.japanese.ruby import AnnotatedText, Ruby, ruby_block, ruby_html
-from moelens.japanese.rules import SENTENCE_EDGE, Rule, Step, padding_bits, rulebook, rules_of, word_bits
+from moelens.japanese.rules import SENTENCE_EDGE, Rule, padding_bits, rulebook, rules_of, word_bits
 
 _LINE_BREAK = re.compile(f"[{LINE_BREAKS}]")
 
@@ -101,20 +101,20 @@ def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[M
 
     A point before a digit or a Latin letter (3.5, www.example.com) ends none.
     """
-    sentence: list[Morpheme] = []
-    end, stopped = 0, False
-    for morpheme in morphemes:
-        word = morpheme.word
-        breaks = word.normal in LINE_BREAKS
-        stopped = stopped and not (sentence[-1].word.normal == "．" and word.script in ("digit", "latin"))
-        broken = end < morpheme.start and _LINE_BREAK.search(text, end, morpheme.start)
-        if sentence and (stopped or broken) and not breaks:
-            yield sentence
-            sentence = []
-        sentence.append(morpheme)
-        end, stopped = morpheme.end, breaks or word.pos[1] == "句点"
-    if sentence:
-        yield sentence
+    lines = _LINE_BREAK.search(text) is not None
+    begin, stopped = 0, False
+    for i, morpheme in enumerate(morphemes):
+        word, breaks = morpheme.word, False
+        if stopped or lines:
+            breaks = word.normal in LINE_BREAKS
+            stopped = stopped and not (morphemes[i - 1].normal == "．" and word.script in ("digit", "latin"))
+            broken = i and _LINE_BREAK.search(text, morphemes[i - 1].end, morpheme.start)
+            if i and (stopped or broken) and not breaks:
+                yield list(morphemes[begin:i])
+                begin = i
+        stopped = breaks or word.pos[1] == "句点"
+    if begin < len(morphemes):
+        yield list(morphemes[begin:])
 
 
 def _span(text: str, rule: Rule, marked: Sequence[Morpheme], words: Sequence[Morpheme]) -> HonorificSpan:
@@ -165,63 +165,25 @@ def _dictionary_form(stem: str) -> str:
 def _matches(sentence: Sequence[Morpheme]) -> Iterator[tuple[Rule, range, list[Morpheme]]]:
     """Yield each rule that matches, the positions that it marks, and its words; each morpheme is marked once."""
     edge = word_bits(SENTENCE_EDGE)
-    fitting, *heads = zip(edge, *(word_bits(m.word) for m in sentence), edge, *padding_bits(), strict=True)
+    bits = [word_bits(m.word) for m in sentence]
+    fitting, first, second, third = zip(edge, *bits, edge, *padding_bits(), strict=True)
+    possible = map(and_, map(and_, first, second[1:]), third[2:])
+    starts = [(at, numbers) for at, numbers in enumerate(possible) if numbers]  # where rules may match, and which
+    if not starts:
+        return
     absent = ~reduce(or_, fitting)  # the steps that no word of the sentence passes
-    rules = rulebook().rules
-    candidates = []
-    for at, (first, second, third) in enumerate(zip(heads[0], heads[1][1:], heads[2][2:], strict=False)):
-        for number, required in rules_of(first & second & third):
-            if not required & absent:
-                candidates.append((number, at))
+    book = rulebook()
+    fitting += (0,) * book.longest  # no step takes what follows the sentence
+    candidates = [
+        (number, at) for at, numbers in starts for number, required in rules_of(numbers) if not required & absent
+    ]
     taken: set[int] = set()
     for number, at in sorted(candidates):  # in the order of the rules
-        rule = rules[number]
-        if match := _match_at(rule, fitting, at):
-            marked, words = match
-            if taken.isdisjoint(marked):
-                taken.update(marked)
-                yield rule, range(marked.start - 1, marked.stop - 1), [sentence[i - 1] for i in words]
-
-
-def _match_at(rule: Rule, fitting: Sequence[int], at: int) -> tuple[range, list[int]] | None:
-    """Return the positions that a rule marks and those of its words if its pattern matches at `at`, or None."""
-    pattern = rule.pattern
-    if rule.layout:  # one word for each step, which leaves no choice
-        for i, step in enumerate(pattern):
-            if not fitting[at + i] & step.bit:
-                return None
-        (first, last), words = rule.layout
-        return range(at + first, at + last + 1), [at + i for i in words]
-    ends = _step_ends(pattern, fitting, at)
-    if ends is None:
-        return None
-    starts = (at, *ends)
-    marked = [i for i, step in enumerate(pattern) if not step.context]
-    own = [j for i, step in enumerate(pattern) if step.word for j in range(starts[i], ends[i])]
-    return range(starts[marked[0]], ends[marked[-1]]), own
-
-
-def _step_ends(pattern: Sequence[Step], fitting: Sequence[int], at: int, first: int = 0) -> tuple[int, ...] | None:
-    """Match the steps of a pattern from `first` on at position `at`, longest match first.
-
-    Returns:
-        The position after each step, or None if the steps do not match.
-    """
-    single = []  # most steps take exactly one morpheme, which leaves no choice
-    for step in pattern[first:]:
-        if step.optional or step.most > 1:
-            break
-        if not fitting[at] & step.bit:
-            return None
-        at += 1
-        single.append(at)
-    else:
-        return tuple(single)
-    limit = at
-    while limit < at + step.most and fitting[limit] & step.bit:  # ends with the sentence, where no step fits
-        limit += 1
-    for end in range(limit, at - step.optional, -1):
-        rest = _step_ends(pattern, fitting, end, first + len(single) + 1)
-        if rest is not None:
-            return *single, end, *rest
-    return None
+        rule = book.rules[number]
+        for steps, begin, end, words in rule.layouts:
+            if all(map(and_, steps, fitting[at : at + len(steps)])):
+                marked = range(at + begin - 1, at + end - 1)  # the edge of the sentence precedes its words
+                if taken.isdisjoint(marked):
+                    taken.update(marked)
+                    yield rule, marked, [sentence[at + i - 1] for i in words]
+                break

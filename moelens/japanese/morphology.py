@@ -370,17 +370,16 @@ def _respelled(word: Word, surface: str) -> Word:
     return replace(word, surface=surface)
 
 
-def _by_fugashi(sentence: str, before: str = _BEFORE) -> list[_Placed]:
-    end = -len(before)
+def _by_fugashi(sentence: str) -> list[_Placed]:
+    first, *lines = map(_parse_line, _unidic().parse(_BEFORE + sentence).split(_WORD)[:-1])
+    end = 0
+    if first[2] != len(_BEFORE):  # symbols at the beginning of the sentence form one word with the full stop
+        lines = [*map(_parse_line, _unidic().parse(sentence).split(_WORD)[:-1])]
     words = []
-    for line in _unidic().parse(before + sentence).split(_WORD)[:-1]:
-        word, white, length = _parse_line(line)
+    for word, white, length in lines:
         start = end + white
         end = start + length
-        if start >= 0:
-            words.append((word, start, end))
-        elif end > 0:  # symbols at the beginning of the sentence form one word with the full stop
-            return _by_fugashi(sentence, before="")
+        words.append((word, start, end))
     return words
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, reduce
 from importlib.resources import files
+from itertools import accumulate, product
 from operator import or_
 from typing import Any
 
@@ -37,6 +38,8 @@ _FEATURES = ("surface", "lemma", "pos", "ctype", "cform", "reading", "goshu")
 _PLAIN = ("lemma", "verb", "noun")
 _HEAD = 3  # the first words of a match, by which rules that cannot match are ruled out
 _left_out: frozenset[str] = frozenset()  # see `words_left_out`
+# The bits of the steps for successive words, the first word that is marked, the one after the last, the rule's words.
+_Layout = tuple[tuple[int, ...], int, int, tuple[int, ...]]
 _Test = tuple[str, bool, frozenset[str]]  # a feature, whether it has to have one of the values, the values
 
 
@@ -67,7 +70,7 @@ class Rule:
         heads: For each of the first words of a match, the bits of the steps that may take it; all bits if the match
             may end before that word.
         required: The bits of the steps that take at least one word.
-        layout: The first and the last marked step, and those of its words, if each step takes one word; None if not.
+        layouts: The ways to lay the steps on words, the longest first.
 
     The other attributes are the entries of `rules.toml`, which explains them.
     """
@@ -85,7 +88,7 @@ class Rule:
     manual: bool = False
     heads: tuple[int, ...] = ()
     required: int = 0
-    layout: tuple[tuple[int, int], tuple[int, ...]] | None = None
+    layouts: tuple[_Layout, ...] = ()
 
     @property
     def is_guard(self) -> bool:
@@ -102,12 +105,14 @@ class RuleBook:
         rules: The rules in order of precedence.
         plain: The plain equivalents of honorific words, by lemma.
         tests: The tests of the steps; a test's index is the number of its bit.
+        longest: The largest number of words that a rule takes.
     """
 
     version: str
     rules: tuple[Rule, ...]
     plain: Mapping[str, tuple[str, ...]]
     tests: tuple[tuple[_Test, ...], ...] = field(repr=False)
+    longest: int = 0
 
 
 @cache
@@ -163,7 +168,8 @@ def read_rules(toml: str) -> RuleBook:
     bits: dict[tuple[_Test, ...], int] = {}
     rules = tuple(_read_rule(entry, table["words"], bits) for entry in table["rule"])
     plain = {lemma: tuple(equivalents) for lemma, equivalents in table.get("plain", {}).items()}
-    return RuleBook(str(table["version"]), rules, plain, tuple(bits))
+    longest = max((len(steps) for rule in rules for steps, *_ in rule.layouts), default=0)
+    return RuleBook(str(table["version"]), rules, plain, tuple(bits), longest)
 
 
 def _read_rule(
@@ -201,7 +207,7 @@ def _read_rule(
         manual=bool(entry.get("manual", False)),
         heads=tuple(_heads(pattern)),
         required=reduce(or_, (step.bit for step in pattern if not step.optional)),
-        layout=_layout(pattern),
+        layouts=tuple(_layouts(pattern)),
     )
 
 
@@ -244,12 +250,15 @@ def _heads(pattern: Sequence[Step]) -> Iterator[int]:
         reached = {min(i + 1, len(slots)) for i in reached}
 
 
-def _layout(pattern: Sequence[Step]) -> tuple[tuple[int, int], tuple[int, ...]] | None:
-    """Return `Rule.layout` of a pattern."""
-    if any(step.optional or step.most > 1 for step in pattern):
-        return None
-    marked = [i for i, step in enumerate(pattern) if not step.context]
-    return (marked[0], marked[-1]), tuple(i for i, step in enumerate(pattern) if step.word)
+def _layouts(pattern: Sequence[Step]) -> Iterator[_Layout]:
+    """Yield `Rule.layouts` of a pattern."""
+    for lengths in product(*(range(step.most, -step.optional, -1) for step in pattern)):
+        steps = [step for step, length in zip(pattern, lengths, strict=True) for _ in range(length)]
+        ends = list(accumulate(lengths))
+        marked = [i for i, step in enumerate(pattern) if not step.context]
+        first, last = marked[0], marked[-1]
+        words = tuple(i for i, step in enumerate(steps) if step.word)
+        yield tuple(step.bit for step in steps), ends[first] - lengths[first], ends[last], words
 
 
 def _read_step(
