@@ -81,8 +81,31 @@ def test_labels_of_characters_do_not_depend_on_their_form(variant, text):
             np.testing.assert_array_equal(found.has[at], expected.has[i])
 
 
-@given(st.text(max_size=60))
-@settings(deadline=None, max_examples=200)
+#: Passages of many spellings, in any order.
+SPELLINGS = st.lists(
+    st.sampled_from(
+        [*"｜先様生召が〜すでまょゎをりや戴きてついた。ｶ㍿a \u3000\n\u200b\u3099"]
+        + [
+            "《せんせい》",
+            "（さま）",
+            "（め）",
+            "し上",
+            "ぃ",
+            "くださ",
+            "ぉ",
+            "ーー",
+            "せう",
+            "いらつし",
+            "御座居",
+            "仰有",
+        ]
+    ),
+    max_size=12,
+).map("".join)
+
+
+@given(st.text(max_size=60) | SPELLINGS)
+@settings(deadline=None, max_examples=300)
 def test_normalisation_maps_every_character(text):
     copy = normalize(text)
     assert len(copy.starts) == len(copy.text) + 1
@@ -125,6 +148,19 @@ def test_the_characters_that_compose_are_all_known():
         ("待って…", "待って…", {}),
         ("\u3000\u00a0\u200b ", "\u3000\u00a0\u200b ", {}),
         ("お\x00茶\ud800", "お\ufffd茶\ufffd", {"unreadable": 2}),
+        ("先生《せんせい》が｜来客《きゃく》と", "先生が来客と", {"ruby": 12}),
+        ("召(め)し上(あ)がる", "召し上がる", {"width": 4, "ruby": 6}),
+        ("最高（です）ね。新刊《ノルウェー》（緑）", "最高（です）ね。新刊《ノルウェー》（緑）", {}),
+        ("お　知　ら　せ", "お知らせ", {"spaced": 3}),
+        ("あ、い う えお", "あ、い う えお", {}),
+        ("ぉ願いですょ。ゎたしにくださぃ", "お願いですよ。わたしにください", {"small kana": 4}),
+        ("ねぇ、うぉーいファッション、ちょっとティー", "ねぇ、うぉーいファッション、ちょっとティー", {}),
+        ("雨でーす。行きま〜す！くださーい、おはよーー", "雨です。行きます！ください、おはよう", {"drawn out": 5}),
+        ("東京〜大阪、デースとマースとデータ", "東京〜大阪、デースとマースとデータ", {}),
+        ("いらつしやいませう", "いらっしゃいましょう", {"former": 3}),
+        ("なすつた、下さつて、をり、家にをりました", "なすった、下さって、をり、家におりました", {"former": 3}),
+        ("いつしか、いくつたべる", "いつしか、いくつたべる", {}),
+        ("御座居ます、仰有る、見て戴く", "御座います、仰言る、見て頂く", {"former": 3}),
     ],
 )
 def test_normalisation(text, copy, counts):
@@ -145,6 +181,7 @@ def test_normalisation(text, copy, counts):
         ("ナニヲメシアガリマスカ？", [("メシアガリ", ("尊敬語",)), ("マス", ("丁寧語",))]),
         ("頑張りマショウ！", [("マショウ", ("丁寧語",))]),
         ("本当デスカ？", [("デス", ("丁寧語",))]),
+        ("明日テストシマスネ。", [("マス", ("丁寧語",))]),
         ("クリスマスにデスクを買う。", []),
         ("トーマスとアルキメデスが、マシンガンの話をした。", []),
         ("冥王ハデスの国へ行く。", []),
@@ -153,6 +190,35 @@ def test_normalisation(text, copy, counts):
 )
 def test_honorifics_in_katakana(text, expected):
     assert [(normalize(s.surface).text, s.classes) for s in honorifics(text)] == expected
+
+
+# The same sentence in an untidy and in the usual spelling.
+SPELLED = [
+    ("先生《せんせい》がいらっしゃる。", "先生がいらっしゃる。"),
+    ("｜お客様《おきゃくさま》がお見《み》えになりました。", "お客様がお見えになりました。"),
+    ("どうぞご覧（らん）ください。", "どうぞご覧ください。"),
+    ("申（もう）し上げます。", "申し上げます。"),
+    ("これを見てくださぃ。", "これを見てください。"),
+    ("ぃらっしゃぃませ。", "いらっしゃいませ。"),
+    ("ありがとうございま〜す♪", "ありがとうございます♪"),
+    ("よろしくお願いしまーす。", "よろしくお願いします。"),
+    ("お　客　様　が　い　ら　っ　し　ゃ　い　ま　し　た", "お客様がいらっしゃいました"),
+    ("さうでございませう。", "さうでございましょう。"),
+    ("先生がいらつしやいました。", "先生がいらっしゃいました。"),
+    ("お帰りなすつたさうだ。", "お帰りなすったさうだ。"),
+    ("お手紙を読んで戴きました。", "お手紙を読んで頂きました。"),
+    ("いらっ\u00adしゃいました。", "いらっしゃいました。"),
+    ("ゴ案内シマス。", "ご案内します。"),
+    ("オ客サマガイラッシャイマシタ。", "お客さまがいらっしゃいました。"),
+]
+
+
+@pytest.mark.parametrize("untidy, usual", SPELLED)
+def test_honorifics_do_not_depend_on_the_spelling(untidy, usual):
+    found, expected = (honorifics(text) for text in (untidy, usual))
+    assert [(s.rule, s.classes) for s in found] == [(s.rule, s.classes) for s in expected]
+    assert [s.register for s in register(untidy)] == [s.register for s in register(usual)]
+    assert all(s.surface == untidy[s.start : s.end] == s.surface.strip() for s in found)
 
 
 @pytest.mark.parametrize("separator", [*SEPARATORS, "\r\n", "｡", "。", "!", "？"])

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.grammatical_functions import FUNCTIONS, function_labels
 from moelens.japanese.honorific_spans import HonorificSpan, honorifics
+from moelens.japanese.katakana import read_in_hiragana
 from moelens.japanese.label_names import find_labels, typed_names
 from moelens.japanese.morphology import GOSHU, POS, SCRIPTS, Analyser, Morpheme, parse_morphemes
 from moelens.japanese.normalization import normalize, visible_ends
@@ -150,7 +151,7 @@ def character_labels(text: str, analyser: Analyser = "fugashi") -> CharacterLabe
 
 def _normalized(text: str, morphemes: Sequence[Morpheme]) -> dict[str, int]:
     """Return `CharacterLabels.normalized`."""
-    katakana = sum(m.surface != m.normal and normalize(m.surface).text != m.normal for m in morphemes)
+    katakana = sum(m.surface != m.normal and read_in_hiragana(normalize(m.surface).text, m.normal) for m in morphemes)
     return {**normalize(text).counts, **({"katakana": katakana} if katakana else {})}
 
 

@@ -64,6 +64,16 @@ def in_hiragana(sentence: str, start: int, end: int) -> str:
     return sentence[:start] + sentence[start:end].translate(_HIRAGANA) + sentence[end:]
 
 
+def read_in_hiragana(written: str, read: str) -> bool:
+    """Whether a word with katakana was read in hiragana.
+
+    Example:
+        >>> read_in_hiragana("マス", "ます"), read_in_hiragana("マスク", "マスク"), read_in_hiragana("まーす", "ます")
+        (True, False, False)
+    """
+    return any("ァ" <= c <= "ヶ" and c not in read for c in written)
+
+
 def is_honorific(
     as_written: Sequence[_Word], as_hiragana: Sequence[_Word], *, before: _Word | None, after: _Word | None
 ) -> bool:
@@ -80,8 +90,9 @@ def is_honorific(
     """
     if any(word.goshu == _UNKNOWN for word in as_hiragana) or not any(word.lemma in _HONORIFIC for word in as_hiragana):
         return False
-    if any(word.lemma in _HONORIFIC and word.normal != "ス" for word in as_written):
-        return False  # the dictionary has デス and マス after ordinary words
+    known = any(word.lemma in _HONORIFIC and word.normal != "ス" for word in as_written)
+    if known and as_written[0].normal != "シ":  # the dictionary has デス and マス after ordinary words, シ of する not
+        return False
     if len(as_written) == 1 and as_written[0].goshu != _UNKNOWN:
         ended = after is None or after.pos[1] in ("終助詞", "句点")
         return len(as_hiragana) == 1 and before is not None and ended

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-#: What is made uniform, as `Normalized.counts` names it.
-KINDS = ("decomposed", "width", "zero-width", "compatibility", "unreadable")
+from moelens.japanese.spellings import ROWS, may_be_respelled
+
+#: What is made uniform, as `Normalized.counts` names it: the forms of characters, and the spellings of words.
+KINDS = ("decomposed", "width", "zero-width", "compatibility", "unreadable", *dict.fromkeys(kind for kind, *_ in ROWS))
 
 #: Characters that end a line, as `str.splitlines` knows them.
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -46,6 +48,8 @@ _PROBE = dict.fromkeys(map(ord, _AS_THEY_ARE), "a") | dict.fromkeys(range(0xFF01
 class Normalized:
     """A text in one form: NFKC, punctuation in full width, letters and digits in half width, no zero-width characters.
 
+    Ruby is left out, and small or drawn-out kana and former spellings of honorifics are read as today's (`spellings`).
+
     Attributes:
         text: The uniform copy.
         starts: For each character of the copy, and for its end, the index of its first character in the original.
@@ -63,14 +67,23 @@ def normalize(text: str) -> Normalized:
     """Return the copy of a text that the analysers read.
 
     Unicode has several forms of a character (が and か + ゙, カ and ｶ, ! and ！, ㍿ and 株式会社), and analysers know one
-    of them. Zero-width characters are left out where they stand beside a visible character.
+    of them. Zero-width characters are left out where they stand beside a visible character. Of the spellings that the
+    dictionaries lack (先生《せんせい》, ございま〜す, くださぃ, ませう), those in `spellings` are read as usual ones.
 
     Example:
         >>> normalize("ｺﾞ覧\\u200bください!").text
         'ゴ覧ください！'
         >>> dict(normalize("ｺﾞ覧\\u200bください!").counts)
         {'width': 3, 'zero-width': 1}
+        >>> normalize("召（め）し上がりませう").text
+        '召し上がりましょう'
     """
+    copy = _one_form(text)
+    return _respelled(copy) if may_be_respelled(copy.text) else copy
+
+
+def _one_form(text: str) -> Normalized:
+    """Return the copy with one form for each character, its words spelled as in the text."""
     if _TIDY.fullmatch(text):
         return Normalized(text, range(len(text) + 1), range(1, len(text) + 1), {})
     if text.isascii() and "\0" not in text:
@@ -97,6 +110,41 @@ def visible_ends(text: str) -> Sequence[int]:
     for found in _ZERO_WIDTH.finditer(text):
         ends[found.end()] = ends[found.start()]
     return ends
+
+
+def _respelled(copy: Normalized) -> Normalized:
+    """Return a copy with the words of `ROWS` in the spelling of the dictionaries.
+
+    What is left out belongs to the character before it, or to the first character if none precedes it.
+    """
+    counts, before = dict(copy.counts), copy.text
+    for kind, pattern, reading in ROWS:
+        read: list[str] | None = None
+        for found in pattern.finditer(copy.text):
+            read = list(copy.text) if read is None else read
+            read[found.start() : found.end()] = reading(found[0])
+        if read is not None and any(read):
+            counts[kind] = counts.get(kind, 0) + sum(a != b for a, b in zip(read, copy.text, strict=True))
+            copy = _with_characters(copy, read)
+    read_once = Normalized(copy.text, copy.starts, copy.ends, counts)
+    return read_once if copy.text == before else _respelled(read_once)  # 先生《せん》《せい》
+
+
+def _with_characters(copy: Normalized, read: Sequence[str]) -> Normalized:
+    """Return a copy in which each character is read as given."""
+    starts: list[int] = []
+    ends: list[int] = []
+    for start, end, form in zip(copy.starts, copy.ends, read, strict=False):
+        if form:
+            starts += [start if starts else copy.starts[0]] * len(form)
+            ends += [end] * len(form)
+        elif ends:
+            last = ends[-1]
+            for i in range(len(ends) - 1, -1, -1):  # several characters may stand for the one before
+                if ends[i] != last:
+                    break
+                ends[i] = end
+    return Normalized("".join(read), [*starts, copy.starts[-1]], ends, copy.counts)
 
 
 def _normalize_untidy(text: str) -> Normalized:

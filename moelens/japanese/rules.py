@@ -154,7 +154,7 @@ def words_left_out(words: Iterable[str]) -> Iterator[None]:
 
 
 def _forget_rules() -> None:
-    for function in (rulebook, word_bits, _rules_by_position, rules_of, padding_bits, _tests_by_lemma):
+    for function in (rulebook, word_bits, _with_rules, rules_of, padding_bits, _tests_by_lemma):
         function.cache_clear()
 
 
@@ -295,14 +295,14 @@ def word_bits(word: Word) -> tuple[int, ...]:
     by_lemma, others = _tests_by_lemma()
     candidates = (*by_lemma.get(word.lemma, ()), *others)
     fitting = sum(bit for bit, tests in candidates if all(_passes(word, *test) for test in tests))
-    return fitting, *_rules_by_position(fitting)
+    return _with_rules(fitting)
 
 
 @lru_cache(maxsize=1 << 12)
-def _rules_by_position(fitting: int) -> tuple[int, ...]:
-    """Return the rules that may have a word with these steps as the first, the second and the third of a match."""
+def _with_rules(fitting: int) -> tuple[int, ...]:
+    """Return `word_bits` of a word that passes the tests of these steps; many words share it."""
     rules = rulebook().rules
-    return tuple(
+    return fitting, *(
         sum(1 << i for i, rule in enumerate(rules) if rule.heads[position] < 0 or rule.heads[position] & fitting)
         for position in range(_HEAD)
     )
@@ -317,7 +317,7 @@ def rules_of(bits: int) -> tuple[tuple[int, int], ...]:
 @cache
 def padding_bits() -> tuple[tuple[int, ...], ...]:
     """Return the `word_bits` of the positions after the end of a sentence, which no step takes."""
-    return ((0, *_rules_by_position(0)),) * (_HEAD - 1)
+    return (_with_rules(0),) * (_HEAD - 1)
 
 
 @cache
