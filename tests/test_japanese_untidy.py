@@ -221,12 +221,14 @@ def test_honorifics_do_not_depend_on_the_spelling(untidy, usual):
     assert all(s.surface == untidy[s.start : s.end] == s.surface.strip() for s in found)
 
 
-@pytest.mark.parametrize("separator", [*SEPARATORS, "\r\n", "｡", "。", "!", "？"])
+@pytest.mark.parametrize("separator", [*SEPARATORS, "\r\n", "｡", "。", "!", "？", ".", "．", ". "])
 def test_what_ends_a_sentence(separator):
     assert [s.register for s in register(f"雨です{separator}風が強い")] == ["polite", "plain"]
 
 
-@pytest.mark.parametrize("text", ["気温は3.5度です", "www.example.comを見た", "比率は３．５です"])
+@pytest.mark.parametrize(
+    "text", ["気温は3.5度です", "www.example.comを見た", "比率は３．５です", "Mr. 田中です", "1. はじめます"]
+)
 def test_a_point_inside_a_number_or_a_name_ends_no_sentence(text):
     assert len(register(text)) == 1
 

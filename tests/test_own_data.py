@@ -137,6 +137,24 @@ def test_a_long_text_in_parts_of_tokens(demo: Any) -> None:
     assert all(count <= 14 or text.count("。") == 1 for count, text in zip(counts, texts, strict=True))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "雨です。|風が強い！|はい",
+        "雨です.|風が強い．|はい",
+        "雨です.| 風が強い.\n|はい",
+        "「雨です.」|と言った...|はい",
+        "気温は3.5度、湿度は３．５です.|はい",
+        "www.example.comとA.B.社とMr. 田中です。|はい",
+        "雨です(小雨).|はい｡|いいえ",
+        "1. 初めに|",
+    ],
+)
+def test_what_ends_a_sentence_of_a_divided_text(demo: Any, text: str) -> None:
+    parts = split_corpus(Corpus.of([text.replace("|", "")], split_documents="1"), demo.tokenizer)
+    assert [d.text for d in parts] == [part.strip("\n") for part in text.split("|") if part]
+
+
 def test_conversations_are_not_split(demo: Any) -> None:
     corpus = Corpus.of([{"messages": [{"role": "user", "content": "雨"}]}], split_documents=5)
     with pytest.raises(MoeLensError, match="expected texts to split, got a conversation; leave split_documents"):

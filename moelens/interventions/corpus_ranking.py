@@ -21,6 +21,7 @@ from moelens.interventions.scoring import text_batches
 from moelens.interventions.token_masks import label_mask
 from moelens.japanese.crossed_contrasts import classes_within
 from moelens.japanese.honorific_spans import honorifics
+from moelens.japanese.normalization import SENTENCE_STOP
 from moelens.recording.corpus import Corpus, CorpusSource
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _TRIED = 20
 """Passages that are looked at for each one that is wanted."""
 _LONGEST = 300
 """Characters of a document that is one passage; a longer one is cut into sentences."""
-_SENTENCE = re.compile(r"[^。！？!?\n]+[。！？!?」』]*")
+_SENTENCE = re.compile(rf"[^\n]+?(?:{SENTENCE_STOP}|$)", re.MULTILINE)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -99,7 +99,7 @@ def honorifics(text: str, morphemes: Sequence[Morpheme] | None = None) -> Annota
 def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[Morpheme]]:
     """Yield the morphemes of each sentence; a full stop or a line break ends a sentence.
 
-    A point before a digit or a Latin letter (3.5, www.example.com) ends none.
+    A point before or after a digit or a Latin letter (3.5, www.example.com, Mr. 田中) ends none.
     """
     lines = _LINE_BREAK.search(text) is not None
     begin, stopped = 0, False
@@ -107,7 +107,8 @@ def split_sentences(text: str, morphemes: Sequence[Morpheme]) -> Iterator[list[M
         word, breaks = morpheme.word, False
         if stopped or lines:
             breaks = word.normal in LINE_BREAKS
-            stopped = stopped and not (morphemes[i - 1].normal == "．" and word.script in ("digit", "latin"))
+            if stopped and morphemes[i - 1].normal == "．":
+                stopped = not any(m.script in ("digit", "latin") for m in morphemes[max(i - 2, 0) : i + 1])
             broken = i and _LINE_BREAK.search(text, morphemes[i - 1].end, morpheme.start)
             if i and (stopped or broken) and not breaks:
                 yield list(morphemes[begin:i])

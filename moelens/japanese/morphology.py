@@ -350,8 +350,8 @@ def _in_original(text: str, copy: Normalized, words: Iterable[_Placed]) -> Itera
     held: tuple[Word, int, int] | None = None
     for word, first, last in words:
         start, end = copy.starts[first], copy.ends[last - 1]
-        while text[end - 1].isspace() and end - 1 > start:  # お 客 様 へ: the space after 様 is left out of the copy
-            end -= 1
+        if text[end - 1] in " \u3000" and text[end - 1] != copy.text[last - 1]:
+            end -= 1  # お 客 様 へ: the space after 様, which the copy leaves out
         if held is not None and start < held[2]:
             word = held[0] if word.pos[0] == "補助記号" else word
             start = held[1]

@@ -16,6 +16,11 @@ KINDS = ("decomposed", "width", "zero-width", "compatibility", "unreadable", *di
 #: Characters that end a line, as `str.splitlines` knows them.
 LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
+#: What ends a sentence, as a regular expression; a point does so after Japanese only, and not in 3.5 or A.B.
+SENTENCE_STOP = (
+    r"(?:[。｡！？!?]|(?<=[ぁ-ヿｦ-ﾟ㐀-鿿々〆」』）)】”])[．.]+(?![．.0-9A-Za-z０-９Ａ-Ｚａ-ｚ]))+[」』）)\]】”]*"
+)
+
 # Characters without a width of their own: they join, hide or direct other characters. Among them are the variation
 # selectors of kanji, which choose a glyph of the same character.
 _INVISIBLE = (

@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from moelens.errors import MoeLensError
+from moelens.japanese.normalization import SENTENCE_STOP
 from moelens.recording.corpus import PARAGRAPH, Corpus, Document
 
 _EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
-_SENTENCE = re.compile(r".+?(?:[。．！？!?]+[」』）)\]]*\n*|\n+|$)", re.DOTALL)
+_SENTENCE = re.compile(rf".+?(?:{SENTENCE_STOP}\n*|\n+|$)", re.DOTALL)
 SOURCE, PART = "source_document", "part"
 """Columns of the documents: the number of the text that a document is from, and that of the part."""
 
