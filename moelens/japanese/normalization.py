@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import NamedTuple
 
 from moelens.japanese.spellings import ROWS, may_be_respelled
 
@@ -49,8 +49,7 @@ _TIDY = re.compile("[ぁ-ゔァ-ヺー一-\u9fff々、。「」！？ \n\u3000]*
 _PROBE = dict.fromkeys(map(ord, _AS_THEY_ARE), "a") | dict.fromkeys(range(0xFF01, 0xFF5F), "a")
 
 
-@dataclass(frozen=True, slots=True)
-class Normalized:
+class Normalized(NamedTuple):
     """A text in one form: NFKC, punctuation in full width, letters and digits in half width, no zero-width characters.
 
     Ruby is left out, and small or drawn-out kana and former spellings of honorifics are read as today's (`spellings`).

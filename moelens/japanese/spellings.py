@@ -80,12 +80,12 @@ ROWS: Sequence[tuple[str, re.Pattern[str], _Reading]] = tuple(
     )
 )
 
-# Text without any of these has no spelling of `ROWS`, which is found out at once.
-_SIGNS = re.compile(
-    "[《（ぁぃぅぇぉゎゃゅょ〜～居有戴ーせをつ\u3000 ]"
-    "(?:(?<=[《（ぁぃぅぇぉゎ〜～居有戴])|(?<=[でまさゃょとよ]ー)|(?<=[ゃゅょ])(?<![きしちにひみりぎじぢびぴ].)"
-    "|(?<=せ)う|(?<=を)り|(?<=つ)[したて]|(?<=[ \u3000]).[ \u3000])"
-)
+# Text without any of these has no spelling of `ROWS`, which is found out at once: rare letters, letters in a place
+# where present spelling does not have them, and letters with spaces between them.
+_RARE = re.compile("[《（ぁぃぅぇぉゎ〜～居有戴]")
+_PLACES = re.compile("[ゃゅょー](?:(?<=[ゃゅょ])(?<![きしちにひみりぎじぢびぴ].)|(?<=[でまさゃょとよ]ー))")
+_FORMER = ("せう", "つし", "つた", "つて", "をり")
+_SPACED = re.compile("[ \u3000].[ \u3000]")
 
 
 def may_be_respelled(text: str) -> bool:
@@ -95,4 +95,9 @@ def may_be_respelled(text: str) -> bool:
         >>> may_be_respelled("雨でーす"), may_be_respelled("雨です")
         (True, False)
     """
-    return _SIGNS.search(text) is not None
+    return bool(
+        _RARE.search(text)
+        or _PLACES.search(text)
+        or any(former in text for former in _FORMER)
+        or ((" " in text or "\u3000" in text) and _SPACED.search(text))
+    )
