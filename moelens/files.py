@@ -116,6 +116,22 @@ def require_writable(path: str | Path) -> None:
         pass
 
 
+def require_file(path: Path, name: str) -> None:
+    """Check that a file can be written, before work is done for it.
+
+    Args:
+        path: The file.
+        name: The name of a file, for the advice where there is a folder.
+
+    Raises:
+        MoeLensError: If it is a folder.
+        RecordingError: If it cannot be written.
+    """
+    if path.is_dir():
+        raise MoeLensError(f"expected a file to write, got the folder '{path}'; give one such as '{path / name}'")
+    require_writable(path)
+
+
 @contextmanager
 def lock_folder(folder: str | Path) -> Iterator[bool]:
     """Prevent other processes that lock a folder from writing to it during the block.

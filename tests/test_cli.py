@@ -129,6 +129,9 @@ WITHOUT_THE_MODEL = [
     ("record demo C --hooks C", "which is no Python file; give one"),
     ("record demo C --set a=1", "expected --hooks FILE with --set"),
     ("record demo J --text-column words", "words"),
+    ("record demo BAD", "bad.jsonl line 2: expected 'text' to be a string or a list of messages, got int"),
+    ("record demo DEEP", "deep.jsonl line 2"),
+    ("record nowhere C", "unknown model 'nowhere'; allowed: demo"),
     ("prefer demo --pairs nonsense", "unknown kind of contrasts or pairs 'nonsense'"),
     ("prefer demo --hooks nowhere.py", "expected the path of a recipe"),
     ("causes demo --top 0", "argument --top: expected an integer of at least 1, got '0'; give another number"),
@@ -145,6 +148,21 @@ WITHOUT_THE_MODEL = [
     ("steer demo --experts 3:1 --controls 99", "expected 0 to 20 control sets, got 99"),
     ("report RUN --permutations 0 --effects", "expected 19 or more permutations"),
     ("explore RUN --model demo --permutations 0", "expected 19 or more permutations"),
+    ("explore RUN --baseline --family nonsense", "unknown label family 'nonsense'"),
+    ("explore RUN --baseline --given nonsense", "unknown control 'nonsense'"),
+    ("explore RUN --baseline --label nonsense", "unknown label 'nonsense'"),
+    ("explore RUN --out ..", "expected a file to write, got the folder '..'"),
+    ("explore RUN --documents none", "argument --documents: expected a number of at least 1, or all, got 'none'"),
+    ("analyze RUN --baseline --family nonsense", "unknown label family 'nonsense'"),
+    ("analyze RUN --baseline --given nonsense", "unknown control 'nonsense'"),
+    ("analyze RUN --baseline --label nonsense", "unknown label 'nonsense'"),
+    ("analyze RUN --baseline --permutations 5", "expected 19 or more permutations"),
+    ("analyze RUN --min-tokens 0", "expected min_tokens (--min-tokens) to be at least 1, got 0; give such a number"),
+    (
+        "analyze RUN --max-share nan",
+        "expected max_share (--max-share) above 0 and at most 1, got nan; give such a share",
+    ),
+    ("compare RUN RUN --permutations 3", "expected 19 or more permutations"),
     ("explore RUN --model demo --out /proc/x", "argument --out: cannot write to '/proc/x'"),
 ]
 
@@ -165,10 +183,19 @@ def test_what_can_be_refused_without_the_model_is(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "c.txt").write_text("先生がいらっしゃいました。", "utf-8")
     (tmp_path / "j.jsonl").write_text('{"text": "はい"}', "utf-8")
-    words = {"C": "c.txt", "J": "j.jsonl", "RUN": str(demo_recording.path), "EMPTY": ""}
+    (tmp_path / "bad.jsonl").write_text('{"text": "はい"}\n{"text": 5}', "utf-8")
+    (tmp_path / "deep.jsonl").write_text('{"text": "はい"}\n{"text": "はい", "n": "\\ud800"}', "utf-8")
+    words = {
+        "C": "c.txt",
+        "J": "j.jsonl",
+        "BAD": "bad.jsonl",
+        "DEEP": "deep.jsonl",
+        "RUN": str(demo_recording.path),
+        "EMPTY": "",
+    }
     argv = [words.get(word, word) for word in line.split()]
     status, _, err = run(capsys, *argv, *(["--out", "new"] if argv[0] == "record" and "--out" not in argv else []))
     assert status == 2
     assert text in err
     assert err.count("\n") == 1
-    assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "j.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "j.jsonl", "bad.jsonl", "deep.jsonl"}

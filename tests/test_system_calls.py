@@ -29,6 +29,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the actions read."""
     base = tmp_path_factory.mktemp("calls")
     np.savez(base / "routes.npz", expert_ids=TRUE)
+    for name in ("ja", "en"):
+        (base / f"{name}.csv").write_text(f"layer,expert,count\n0,0,{len(name)}\n0,1,5\n", "utf-8")
     texts = [document.text for document in moelens.Corpus.of("demo")][::2]
     made = moelens.record(moelens.load("demo"), texts, base / "labelled", progress=False)
     moelens.label(made, processes=1)
@@ -54,7 +56,7 @@ def prepare(action: str, base: Path, root: Path) -> None:
     elif action.startswith("export to"):
         moelens.export(base / "labelled", action.removeprefix("export to "), root / "exported")
     elif action != "record":
-        for name in ("report.html", "explorer.html", "result.json", "result.parquet", "experts.json"):
+        for name in ("report.html", "explorer.html", "result.json", "result.parquet", "experts.json", "counts.json"):
             (root / name).write_text("old", "utf-8")
 
 

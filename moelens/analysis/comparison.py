@@ -36,7 +36,7 @@ from moelens.analysis.samples import (
     sample_of,
     token_blocks,
 )
-from moelens.analysis.specialize import check_testable
+from moelens.analysis.specialize import check_testable, require_settings
 from moelens.analysis.tables import interval, number, plain_table
 from moelens.analysis.wording import sample_limits
 from moelens.display import Plotted
@@ -326,6 +326,7 @@ def compare(
             "expected two recordings, got one; give another, or phase='prefill,decode' (--phase) to compare within it"
         )
     permutations = 1000 if permutations is None else permutations
+    require_settings(permutations, min_tokens)
     if _are_corpora(a, b):
         if labels is not None:
             raise MoeLensError(
@@ -342,7 +343,7 @@ def compare(
         for block in token_blocks(owner, known, family or "")
     )
     sample = Sample.of(blocks, names, texts=owner.text_ids())
-    check_testable(sample.sizes, permutations)
+    check_testable(sample.sizes)
     in_a, in_b, shared = _tabulate_both(a, b, sample)
     label_tokens = (in_a.kind_tokens @ sample.kinds.labels).sum(0)
     parts, none = (in_b.cells - in_a.cells).astype(np.float32), np.zeros(in_a.cells.shape[1:])

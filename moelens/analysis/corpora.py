@@ -91,7 +91,7 @@ def corpus_comparison(
     texts = np.concatenate([a.text_ids(), a.n_documents + b.text_ids()])
     pair_names = [*(f"{name} in b" for name in names), *names]
     sample = Sample.of(blocks, pair_names, [(*given, _PATTERN)], texts=texts, max_share=_MAX_SHARE)
-    check_testable(sample.sizes, permutations)
+    check_testable(sample.sizes)
     tables = sample.count(_pooled_parts(both, sample.own_rows()), a.n_experts, a.layers)
     excess = Excess.of(tables, sample.kinds, sample.copies)
     n = len(names)

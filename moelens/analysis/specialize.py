@@ -84,15 +84,13 @@ def analyze(
         >>> {finding.label for finding in result.top(5, "名詞")}
         {'名詞'}
     """
+    require_settings(permutations, min_tokens, max_share)
     recording = open_recording(recording)
-    known = labels_for(recording, labels, family)
-    assert known is not None
-    names = label_names(recording, known, family)
-    given = control_names(given, controls_of(recording, known, family))
+    known, names, given = find_names(recording, family, labels, given)
     controls = tuple({**dict.fromkeys(_TOKEN), **dict.fromkeys(given)})
     blocks, texts = token_blocks(recording, known, family, controls), recording.text_ids()
     sample = Sample.of(blocks, names, _stratifications(given), texts=texts, max_share=max_share)
-    check_testable(sample.sizes, permutations)
+    check_testable(sample.sizes)
     rows = sample.own_rows()
     tables = sample.count(recording.parts(rows.start, rows.stop), recording.n_experts, recording.layers)
     special = int((sample.kind < 0).sum()) - sample.cut
@@ -169,6 +167,7 @@ def specialization_from_arrays(
         >>> [(f.layer, f.expert, round(f.lift, 1)) for f in result.top(1)]
         [(1, 0, 2.6)]
     """
+    require_settings(permutations, min_tokens, max_share)
     labels = np.asarray(label_matrix, bool)
     check_routes(indices, n_experts, layers, labels, names)
     codes = dict(strata or {}) | {"token": token_ids}
@@ -177,7 +176,7 @@ def specialization_from_arrays(
     controls = {name: np.asarray(code)[order][:, None] for name, code in codes.items()}
     block = TokenBlock(np.asarray(docs)[order], np.ones(len(labels), bool), labels[order], controls)
     sample = Sample.of([block], names, _stratifications(given), max_share=max_share)
-    check_testable(sample.sizes, permutations)
+    check_testable(sample.sizes)
     tables = sample.count(in_parts(indices, order), n_experts, layers)
     settings = _TestSettings(
         family=family, given=given, permutations=permutations, seed=seed, min_tokens=min_tokens, progress=progress
@@ -253,11 +252,26 @@ def _specialization(
     )
 
 
-def check_testable(sizes: Ints, permutations: int) -> None:
+def find_names(
+    recording: Recording, family: str, labels: LabelFamilies | None, given: Given
+) -> tuple[LabelFamilies, tuple[str, ...], tuple[str, ...]]:
+    """Return the labels of a recording, the names of those of a family, and the names of the controls.
+
+    Raises:
+        UnknownNameError: there is no such family or control.
+        RecordingError: the labels belong to another recording.
+    """
+    known = labels_for(recording, labels, family)
+    assert known is not None
+    names = label_names(recording, known, family)
+    return known, names, control_names(given, controls_of(recording, known, family))
+
+
+def check_testable(sizes: Ints) -> None:
     """Check that a test over documents with so many tokens is possible, `[document]`.
 
     Raises:
-        MoeLensError: there are fewer than 2 documents or 19 permutations, or one document outweighs all others.
+        MoeLensError: there are fewer than 2 documents, or one document outweighs all others.
     """
     if len(sizes) < 2:
         raise MoeLensError(
@@ -270,7 +284,17 @@ def check_testable(sizes: Ints, permutations: int) -> None:
             f"{sizes.max() / sizes.sum():.0%} of the tokens (effective number {effective:.2f}); "
             "record more documents, or shorten this one"
         )
+
+
+def require_settings(permutations: int, min_tokens: int = 1, max_share: float = 1.0) -> None:
+    """Raise `MoeLensError` unless these settings of a test have a meaning."""
     require_permutations(permutations)
+    if min_tokens < 1:
+        raise MoeLensError(f"expected min_tokens (--min-tokens) to be at least 1, got {min_tokens}; give such a number")
+    if not 0 < max_share <= 1:
+        raise MoeLensError(
+            f"expected max_share (--max-share) above 0 and at most 1, got {max_share}; give such a share"
+        )
 
 
 def require_permutations(permutations: int) -> None:

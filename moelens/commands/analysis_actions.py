@@ -13,6 +13,7 @@ from moelens.commands.options import is_first, or_default, read_controls, recipe
 from moelens.commands.printing import show_findings
 from moelens.commands.session import Session
 from moelens.errors import MoeLensError
+from moelens.files import require_file
 
 
 def analyze_command(session: Session, args: Namespace, cell: str | None) -> Any:
@@ -56,11 +57,21 @@ def _require_label(recording: Any, family: str, label: str) -> None:
 
 
 def _baseline_model(session: Session, args: Namespace, recording: Any) -> Any:
-    """The model for `--baseline`, refused before the analysis if it did not make the recording."""
+    """The model for `--baseline`, refused before the analysis if it did not make the recording.
+
+    What is wrong in the other arguments is refused before the model is loaded.
+    """
     if not args.baseline:
         return None
+    from moelens.analysis.specialize import find_names, require_settings
+    from moelens.japanese.families import require_name
     from moelens.workflows.recorded_models import recorded_model, require_one_process
 
+    (family,) = or_default(session, args, "family")
+    require_settings(args.permutations, args.min_tokens, args.max_share)
+    names = find_names(recording, family, None, read_controls(args.given))[1]
+    if args.label is not None:
+        require_name(args.label, names, f"family {family!r}")
     require_one_process()
     return recorded_model(recording, None if args.model is None else session.find_name(args.model))
 
@@ -186,6 +197,8 @@ def explore_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.workflows.exploration import explore
 
     family, lang = or_default(session, args, "family", "lang")
+    if args.out is not None:
+        require_file(args.out, "explorer.html")
     model = None if args.model is None else session.find_name(args.model)
     recording = session.find_recording(args.recording)
     explorer = explore(

@@ -105,4 +105,9 @@ def number_or_all(word: str) -> int | str:
     >>> number_or_all("500"), number_or_all("all")
     (500, 'all')
     """
-    return word if word == "all" else at_least(1)(word)
+    if word == "all":
+        return word
+    try:
+        return at_least(1)(word)
+    except ArgumentTypeError as error:
+        raise ArgumentTypeError(f"expected a number of at least 1, or all, got {word!r}; give one of them") from error

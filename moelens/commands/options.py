@@ -6,11 +6,12 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from moelens.commands.session import Session
-from moelens.errors import MoeLensError
+from moelens.errors import MoeLensError, UnknownNameError
 from moelens.recipes import load_hooks, parse_options
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ def described_model(model: Any) -> Any:
     """What can be checked of a model before it is loaded: its name and sizes. A model that is loaded stands for itself.
 
     None if its configuration does not say them; loading it then says why.
+
+    Raises:
+        UnknownNameError: there is no such model; loading it would look for it once more, on the network too.
     """
     from moelens.models.loading import describe_configuration
 
@@ -48,7 +52,9 @@ def described_model(model: Any) -> Any:
         return model
     try:
         return SimpleNamespace(name=model, shape=describe_configuration(model)[0], refused={})
-    except MoeLensError:
+    except MoeLensError as error:
+        if isinstance(error, UnknownNameError) and not Path(model).exists():
+            raise
         return None
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from moelens.commands.options import described_model, or_default, recipe_context
@@ -59,6 +60,7 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
     from moelens.recording.passes import RunSettings
     from moelens.recording.progress import require_place
     from moelens.recording.storage import Folder
+    from moelens.recording.survey import survey_corpus
 
     require_dtype(args.dtype)
     read_captures(args.capture, args.store_dtype)
@@ -79,7 +81,10 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
         )
     reading = {"encoding": args.encoding, "split_documents": args.split_documents}
     source = Corpus.of(corpus, args.text_column, args.license, **reading)
-    next(iter(source), None)  # a column that is missing is reported before the model is loaded
+    if isinstance(corpus, str) and Path(corpus).is_file():
+        survey_corpus(source)  # what cannot be read is reported before the model is loaded
+    else:  # which is read once: on the hub, or in memory
+        next(iter(source), None)
     if (described := described_model(session.find_name(name))) is not None and args.revision is None:
         CaptureRequest.of_shape(described.shape, args.capture, args.layers, args.experts, args.store_dtype)
     model = session.find_model(name, dtype=args.dtype, revision=args.revision, **_placement(args))

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moelens.analysis import analyze
+from moelens.analysis.specialize import find_names, require_permutations
 from moelens.japanese import Labels
+from moelens.japanese.families import require_name
 from moelens.recording import Recording
 from moelens.texts import Texts
 from moelens.tracing.passages import Passages
@@ -72,6 +74,11 @@ def explore(
         '丁寧語'
     """
     recording, say = Recording.open(recording), Texts(lang)
+    if result is None:
+        require_permutations(permutations)
+        names = find_names(recording, family, labels, given)[1]
+        if label is not None:
+            require_name(label, names, f"family {family!r}")
     loaded: list[HookedMoE] = []
     if baseline or (model is not None and model != recording.manifest["model"]["name"]):
         loaded.append(recorded_model(recording, model))  # refused before anything is computed

@@ -17,7 +17,7 @@ from moelens.analysis.specialize import require_permutations
 from moelens.analysis.tables import percent
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError, RecordingError
-from moelens.files import require_writable, writing
+from moelens.files import require_file, writing
 from moelens.japanese import Labels
 from moelens.japanese.crossed_contrasts import KIND_OF_LABEL
 from moelens.recording import Recording
@@ -104,11 +104,7 @@ def report(
         PosixPath('report.html')
     """
     out, say = Path(out), Texts(lang)
-    if out.is_dir():
-        raise MoeLensError(
-            f"expected a file to write, got the folder '{out}'; give one such as '{out / 'report.html'}'"
-        )
-    require_writable(out)
+    require_file(out, "report.html")
     shown = () if effects == "remove" else tuple(_opened(e) for e in effects)
     alone = _result_alone(recording)
     if alone is not None:

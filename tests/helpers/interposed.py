@@ -142,6 +142,13 @@ def _save(name: str) -> Callable[[Path, _Given], None]:
     return lambda root, given: given.result.save(root / name)
 
 
+def _counts(root: Path, given: _Given) -> None:
+    import moelens
+
+    sources = [("ja", root.parent / "ja.csv"), ("en", root.parent / "en.csv")]
+    moelens.import_counts(sources, root / "counts.json", top_k=1)
+
+
 def _experts(root: Path, given: _Given) -> None:
     from moelens.analysis import found_experts
 
@@ -159,6 +166,7 @@ ACTIONS: dict[str, Callable[[Path, _Given], None]] = {
     "save as JSON": _save("result.json"),
     "save as Parquet": _save("result.parquet"),
     "export experts": _experts,
+    "import counts": _counts,
 }
 
 
