@@ -102,12 +102,22 @@ def require_suffix(path: Path) -> Path:
     return path
 
 
+def require_text_path(path: object) -> None:
+    """Raise `MoeLensError` if a path is no text, as one in another encoding, which no file of moelens can name."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise MoeLensError(f"expected a path in UTF-8, got {str(path)!r}; rename the file or folder") from error
+
+
 def require_writable(path: str | Path) -> None:
     """Check that a file or a folder of this name can be written, before work is done for it.
 
     Raises:
+        MoeLensError: If the name is no text.
         RecordingError: If it cannot.
     """
+    require_text_path(path)
     target = Path(os.path.realpath(path))
     parent = next(p for p in (target if target.is_dir() else target.parent, *target.parents) if p.exists())
     if target.exists() and not target.is_file() and not target.is_dir():

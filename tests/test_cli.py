@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +200,33 @@ def test_what_can_be_refused_without_the_model_is(
     assert text in err
     assert err.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "j.jsonl", "bad.jsonl", "deep.jsonl"}
+
+
+def test_standard_output_that_is_full(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, demo_recording: moelens.Recording
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("a device that is always full is needed")
+    full = os.open("/dev/full", os.O_WRONLY)
+    with os.fdopen(full, "w", closefd=False) as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        status = main(["measure", str(demo_recording.path), "load"])
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full)  # where the rest goes
+    assert status == 2
+    assert capsys.readouterr().err.startswith("moelens: no space is left in 'standard output'")
+
+
+@pytest.mark.parametrize(
+    "line", ["record demo C --out BAD", "report RUN --out BAD", "explore RUN --out BAD", "verify BAD", "demo --out BAD"]
+)
+def test_paths_that_are_no_text(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_recording: moelens.Recording, line: str
+) -> None:
+    (tmp_path / "c.txt").write_text("はい", "utf-8")
+    words = {"C": str(tmp_path / "c.txt"), "RUN": str(demo_recording.path), "BAD": str(tmp_path / "x\udcff")}
+    status, _, err = run(capsys, *[words.get(word, word) for word in line.split()])
+    assert status == 2
+    assert "expected a path in UTF-8, got" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["c.txt"]

@@ -14,6 +14,7 @@ from moelens.commands.parsing import add_commands
 from moelens.commands.session import Session
 from moelens.commands.table import COMMANDS
 from moelens.errors import MoeLensError, MoeLensWarning
+from moelens.files import explain_write_errors
 from moelens.version import __version__
 
 
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         text = command.show(command.run(Session(), args, None), args)
         if text is not None:
-            print(text)
+            with explain_write_errors("standard output"):
+                print(text, flush=True)
     except MoeLensError as error:
         if args.debug:
             raise

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from moelens.checksums import Checksums, same_bytes, same_file
 from moelens.errors import MoeLensError, RecordingError
-from moelens.files import explain_write_errors, lock_folder
+from moelens.files import explain_write_errors, lock_folder, require_text_path
 
 _SAME: set[tuple[object, ...]] = set()  # files elsewhere that have their checksums
 _OWNER = "progress/owner"
@@ -49,8 +49,9 @@ class Folder:
         """Return the folder at a local path or a URL such as `s3://bucket/run`.
 
         Raises:
-            MoeLensError: If there is no such protocol, or the package for it is not installed.
+            MoeLensError: If there is no such protocol, the package for it is not installed, or the path is no text.
         """
+        require_text_path(location)
         try:
             fs, root = fsspec.core.url_to_fs(str(location))
         except (ImportError, ValueError) as error:
