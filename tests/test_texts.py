@@ -97,8 +97,9 @@ def test_an_unknown_language_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def english() -> set[str]:
-    """The pieces of the English column that are sentences or phrases of three words or more."""
-    pieces = {piece for row in text_rows().values() for piece, *_ in Formatter().parse(row["en"]) if piece}
+    """The pieces of the English column that are sentences or phrases of three words or more, but names in commands."""
+    rows = [row for key, row in text_rows().items() if not key.startswith("kind.")]
+    pieces = {piece for row in rows for piece, *_ in Formatter().parse(row["en"]) if piece}
     return {piece.strip(" .,:;()") for piece in pieces if len(re.findall("[a-z]{2,}", piece)) > 2}
 
 
