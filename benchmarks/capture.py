@@ -153,6 +153,27 @@ def nnsight_trace(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
     return {"nnsight: router outputs": routers}
 
 
+def nnsight_source(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the way to capture with nnsight inside the experts too, by lines of transformers' `grouped_mm`."""
+    from nnsight import NNsight
+
+    model = load_model(folder)
+    traced = NNsight(model)
+    layers = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
+
+    def inside() -> Any:
+        with torch.no_grad(), traced.trace(ids, use_cache=False):
+            outputs = list().save()  # noqa: C408
+            for i in layers:
+                outputs.append(traced.model.layers[i].mlp.gate.output)
+                experts = traced.model.layers[i].mlp.experts.source.experts_forward_1.source
+                outputs.append(experts.self__apply_gate_0.output)
+                outputs.append(experts._grouped_linear_1.output)
+        return outputs
+
+    return {"nnsight: routers, source of the experts": inside}
+
+
 def output_router_logits(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
     """Return the way to capture with transformers alone."""
     model = load_model(folder)
@@ -175,7 +196,7 @@ def bare(folder: str, ids: Tensor) -> dict[str, Callable[[], Any]]:
     return {"bare": run}
 
 
-TOOLS = (bare, moelens_cache, transformer_bridge, nnsight_trace, output_router_logits)
+TOOLS = (bare, moelens_cache, transformer_bridge, nnsight_trace, nnsight_source, output_router_logits)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
