@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -88,7 +88,7 @@ def token_spans(tokenizer: Any, text: str, ids: Sequence[int]) -> TokenSpans:
         >>> spans.method, int(spans.end[-1])
         ('bytes', 2)
     """
-    ids = list(map(int, ids))
+    ids = [int(i) for i in ids]
     tokens = _tokens(tokenizer, ids)
     for reading in (0, 1):
         pieces = [token.pieces[reading] for token in tokens]
@@ -167,9 +167,9 @@ _vocabularies: WeakKeyDictionary[Any, _Vocabulary] = WeakKeyDictionary()
 def _tokens(tokenizer: Any, ids: list[int]) -> list[_Token]:
     """The tokens of `ids`; each is read only once."""
     vocabulary = _vocabularies.get(tokenizer)
-    if vocabulary is None or not vocabulary.read.keys() >= set(ids):
+    if vocabulary is None or any(i not in vocabulary.read for i in ids):
         vocabulary = _read_vocabulary(tokenizer, ids)
-    return list(map(vocabulary.read.__getitem__, ids))
+    return [vocabulary.read[i] for i in ids]
 
 
 def _read_vocabulary(tokenizer: Any, ids: list[int]) -> _Vocabulary:
@@ -254,40 +254,34 @@ def _spans_by_words(text: str, tokens: Sequence[str | None]) -> TokenSpans | Non
 
 def _spans_by_bytes(text: str, pieces: Sequence[bytes | None]) -> TokenSpans | None:
     """Spans of tokens with these bytes; None if they are not the bytes of the text."""
-    known = [piece for piece in pieces if piece is not None]
-    if len(known) < len(pieces):
+    if None in pieces:
         return None
+    known = [piece for piece in pieces if piece is not None]
     data, joined = text.encode(), b"".join(known)
     if joined != data:
         if joined != b" " + data:
             return None
         first = next(i for i, piece in enumerate(known) if piece)
         known[first] = known[first][1:]  # the space that some tokenizers put before the text
-    begun, continues = zip(*map(_characters, known), strict=True) if known else ((), ())
-    ends = list(accumulate(begun, initial=0))
-    start, end = np.array(ends[:-1], np.int32), np.array(ends[1:], np.int32)
+    start, end = [], []
     partial = np.zeros(len(known), np.bool_)
-    if True in continues:
-        _share_characters(known, start, partial)
-    return TokenSpans(start, end, partial, "bytes")
-
-
-def _share_characters(pieces: Sequence[bytes], start: _Ints, partial: NDArray[np.bool_]) -> None:
-    """Let pieces that begin within a character start at it, and mark them and the pieces before them as partial."""
-    last = 0  # the last token with text
-    for i, piece in enumerate(pieces):
-        if _characters(piece)[1]:
-            start[i] -= 1
+    reached = last = 0  # number of characters begun so far, and the last token with text
+    for i, (continues, begun) in enumerate(map(_characters, known)):
+        if continues:
             partial[last] = partial[i] = True
-        if piece:
+        start.append(reached - continues)
+        reached += begun
+        end.append(reached)
+        if known[i]:
             last = i
+    return TokenSpans(np.array(start, np.int32), np.array(end, np.int32), partial, "bytes")
 
 
 @lru_cache(maxsize=1 << 17)
-def _characters(piece: bytes) -> tuple[int, bool]:
-    """How many characters begin in a piece, and whether it begins within a character (with a continuation byte)."""
+def _characters(piece: bytes) -> tuple[bool, int]:
+    """Whether a piece begins within a character (with a continuation byte), and how many characters begin in it."""
     begun = sum(byte >> 6 != 2 for byte in piece)
-    return begun, bool(piece) and piece[0] >> 6 == 2
+    return bool(piece) and piece[0] >> 6 == 2, begun
 
 
 def _own_offsets(tokenizer: Any, text: str, ids: list[int]) -> _Ints:
