@@ -259,6 +259,9 @@ class Weighted:
     def __init__(self, indices: np.ndarray, weights: np.ndarray) -> None:
         self.indices, self.weights = lambda: indices, lambda: weights
 
+    def text_ids(self) -> np.ndarray:
+        return np.arange(T)
+
     def column(self, name: str) -> np.ndarray:
         row = np.arange(T)
         phase = np.where(row % 9 < 5, "prefill", "decode")

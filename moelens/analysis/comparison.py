@@ -29,6 +29,7 @@ from moelens.analysis.samples import (
     Given,
     LabelFamilies,
     Sample,
+    control_names,
     label_names,
     labels_for,
     open_recording,
@@ -336,6 +337,7 @@ def compare(
         options: dict[str, Any] = {"permutations": permutations, "seed": seed, "min_tokens": min_tokens}
         return Comparison(**corpus_comparison(a, b, family, given=given, **options))
     known = labels_for(b, labels, family)
+    control_names(given, ("token", "position", *(() if known is None else known.families)))  # one text needs none
     owner = a if known is not None and _labels_belong_to(known, a) else b
     names = (ALL_TOKENS,) if known is None or family is None else (ALL_TOKENS, *label_names(owner, known, family))
     blocks = (

@@ -26,6 +26,8 @@ from moelens.analysis.samples import (
 from moelens.analysis.tables import number, plain_table
 from moelens.display import Plotted
 from moelens.errors import MoeLensError, unknown
+from moelens.japanese.families import FAMILIES
+from moelens.japanese.turn_labels import TURN_FAMILIES
 from moelens.recording import Recording
 from moelens.saved import SavedCells
 
@@ -231,6 +233,8 @@ def measure(
             )
         return _count_measure(name, counts, dict(counts.provenance), top_n)
     recording = open_recording(recording)  # type: ignore[arg-type]
+    if labels is None and family not in (allowed := (*FAMILIES, *TURN_FAMILIES)):  # also where it is not used
+        raise unknown("label family", family, allowed)
     if name in ROUTE_MEASURES:
         values, axes = ROUTE_MEASURES[name](recording)
         return Measure(name, values, axes, provenance_of(recording, labels) | {"layers": list(recording.layers)})

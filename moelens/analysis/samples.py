@@ -60,13 +60,16 @@ def open_recording(recording: Recording | str | Path) -> Recording:
 
     Raises:
         MoeLensError: counts were given, which have no documents.
+        RecordingError: this is no recording.
     """
     if counts_in(recording) is not None:
         raise MoeLensError(
             "expected a recording, got counts, which have no documents to test or compare; use "
             "counts.specialization() for effect sizes, and moelens measure for measures"
         )
-    return Recording.open(recording) if isinstance(recording, (str, Path)) else recording
+    if isinstance(recording, (str, Path)) or not hasattr(recording, "text_ids"):
+        return Recording.open(recording)
+    return recording
 
 
 def labels_for(recording: Recording, labels: LabelFamilies | None, family: str | None) -> LabelFamilies | None:

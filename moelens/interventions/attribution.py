@@ -29,6 +29,7 @@ from moelens.interventions.scoring import (
     split_items,
     text_batches,
 )
+from moelens.models.hooked_check import require_hooked
 from moelens.saved import SavedRows
 from moelens.texts import Texts
 
@@ -153,6 +154,7 @@ def attribute(
         >>> result.routed.shape, len(result.top)
         ((4, 32), 1)
     """
+    require_hooked(model)
     given = as_items(pairs)
     discovery, test = half_of(given, "discovery", seed), half_of(given, "test", seed)
     layers, n_experts = model.shape.moe_layers, model.shape.n_experts

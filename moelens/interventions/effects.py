@@ -26,6 +26,7 @@ from moelens.interventions.scoring import (
     split_items,
     text_divergence,
 )
+from moelens.models.hooked_check import require_hooked
 from moelens.saved import SavedRows
 from moelens.texts import Texts
 
@@ -264,6 +265,7 @@ def effect(
         >>> result.interventions, [k.kind for k in result.kinds], result.kinds[0].items
         (('remove E5 in layer 3',), ['title'], 4)
     """
+    require_hooked(model)
     if controls not in ("matched", "random", None):
         raise unknown("controls", controls, ("matched", "random", None))
     interventions = (intervention,) if isinstance(intervention, Intervention) else tuple(intervention)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moelens.analysis.tables import number, plain_table, signed_number
 from moelens.display import Displayed
 from moelens.errors import CheckError, MoeLensError, unknown
+from moelens.models.hooked_check import require_hooked
 from moelens.saved import SavedRows
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def expert_lens(
         >>> lens.parts[0].name, len(lens.parts[0].promoted)
         ('all', 5)
     """
+    require_hooked(model)
     if layer not in model.shape.moe_layers:
         raise unknown("layer", layer, model.shape.moe_layers)
     block, last = f"blocks.{layer}.", f"blocks.{model.shape.n_layers - 1}.hook_resid_post"

@@ -13,6 +13,7 @@ from moelens.analysis.tables import number, plain_table, signed_interval, signed
 from moelens.display import Plotted
 from moelens.interventions.items import CONTRAST_FIELDS, PAIR_FIELDS, Item, as_items, is_contrast, pairs_within
 from moelens.interventions.scoring import margins, mean_interval, share_interval
+from moelens.models.hooked_check import require_hooked
 from moelens.saved import SavedCells
 from moelens.texts import Texts
 
@@ -168,5 +169,6 @@ def prefer(model: HookedMoE, pairs: str | Iterable[Any], *, batch_tokens: int = 
         >>> result.margins.shape, [k.kind for k in result.kinds]
         ((5,), ['style-agreement'])
     """
+    require_hooked(model)
     chosen = as_items(pairs)
     return Preferences(model.name, chosen, margins(model, chosen, batch_tokens))

@@ -23,6 +23,7 @@ from moelens.interventions.operations import shift
 from moelens.interventions.scoring import Batch, share_interval
 from moelens.japanese.bundled_prompts import prompts as bundled_prompts
 from moelens.japanese.sentence_register import register
+from moelens.models.hooked_check import require_hooked
 from moelens.models.running import evaluating
 from moelens.recording.generation import Greedy, generate_tokens
 from moelens.saved import SavedRows
@@ -189,6 +190,7 @@ def steer(
         >>> [step.strength for step in result.steps]
         [0.0, 0.2]
     """
+    require_hooked(model)
     given = steered_experts(experts, model.shape.n_experts)
     texts = list(bundled_prompts() if prompts is None else prompts)
     require_steering(texts, given, strengths, controls, new_tokens)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+TURN_FAMILIES = ("role", "turn")
+"""The families of labels that recordings of conversations have besides."""
 _FILE = "conversation.parquet"
 _MOST_TURNS = 10  # turns with a label of their own; later ones share "10+"
 

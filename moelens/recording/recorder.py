@@ -22,6 +22,7 @@ import torch
 
 from moelens.bars import progress_bar
 from moelens.errors import MoeLensError
+from moelens.models.hooked_check import require_hooked
 from moelens.models.tokens import describe_tokenizer
 from moelens.recording.captures import CaptureRequest, bytes_per_token, index_type
 from moelens.recording.card import write_card
@@ -145,6 +146,7 @@ def record(
         >>> recording.n_documents, recording.captures
         (1, ('routes',))
     """
+    require_hooked(model)
     RunSettings(batch_tokens, context, overlap, generate).validate()
     context = min((n for n in (context, model.context_length) if n), default=None)
     settings = RunSettings(batch_tokens, context, overlap, generate)

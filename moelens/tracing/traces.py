@@ -15,6 +15,7 @@ from moelens.display import Plotted, find_view
 from moelens.errors import MoeLensError, unknown
 from moelens.japanese.families import FAMILIES, character_labels, family_columns
 from moelens.japanese.token_labels import token_labels
+from moelens.models.hooked_check import require_hooked
 from moelens.models.tokens import TokenSpans, token_spans
 
 if TYPE_CHECKING:
@@ -234,6 +235,7 @@ def trace(model: HookedMoE, text: str) -> Trace:
         >>> sorted({name for _, _, name in found.spans})
         ['丁寧語', '尊敬語']
     """
+    require_hooked(model)
     ids = model.to_tokens(text)
     if ids.shape[1] > _MOST_TOKENS:
         raise MoeLensError(

@@ -45,7 +45,7 @@ def open_saved(path: str | Path) -> Any:
         >>> moelens.open(demo_recording.path).n_documents
         40
     """
-    if Path(path).suffix not in (".json", ".parquet") or Path(path).is_dir():
+    if not isinstance(path, (str, Path)) or Path(path).suffix not in (".json", ".parquet") or Path(path).is_dir():
         return Recording.open(path)
     kind = _format(Path(path)).removeprefix("moelens.").partition("/")[0]
     if kind not in _CLASSES:

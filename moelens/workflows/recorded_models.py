@@ -11,6 +11,7 @@ import numpy as np
 
 from moelens.analysis import analyze
 from moelens.errors import CheckError, MoeLensError
+from moelens.models.hooked_check import require_hooked
 from moelens.recording import Recording
 from moelens.tracing.passages import Excerpt
 
@@ -43,6 +44,7 @@ def recorded_model(recording: Recording, model: HookedMoE | str | None = None) -
             f"expected the model that made the recording, {recorded!r}, got None; give it with model= or --model"
         )
     loaded = load(model or _DEMO) if model is None or isinstance(model, str) else model
+    require_hooked(loaded)
     _require_same_model(recording, loaded)
     return loaded
 
