@@ -30,6 +30,11 @@ def _without_spaces(found: str) -> Sequence[str]:
     return ["" if c.isspace() else c for c in found]
 
 
+def _without_ruby(found: str) -> Sequence[str]:
+    base = found.index("《")
+    return ["", *found[1:base], *[""] * (len(found) - base)]
+
+
 def _characters(table: Mapping[int, int]) -> _Reading:
     return lambda found: list(found.translate(table))
 
@@ -44,8 +49,8 @@ ROWS: Sequence[tuple[str, re.Pattern[str], _Reading]] = tuple(
     (kind, re.compile(pattern), reading)
     for kind, pattern, reading in (
         # Ruby is left out: 先生《せんせい》, ｜お客様《おきゃくさま》, 召（め）し上がる
-        ("ruby", rf"｜(?=[{_LETTER}]+《[ぁ-ヺー]+》)", _nothing),
-        ("ruby", rf"(?<=[{_KANJI}])《[ぁ-ゖー]+》", _nothing),
+        ("ruby", rf"｜[{_LETTER}]+《[ぁ-ヺー]+》", _without_ruby),
+        ("ruby", rf"(?<=[{_KANJI}])(?:《[ぁ-ゖー]+》)+", _nothing),
         (
             "ruby",
             rf"(?<=[{_KANJI}])（(?!(?:{_NO_READING})）)[ぁ-ゖー]{{1,5}}）(?=[ぁ-ゖ{_KANJI}])(?!{_PARTICLE})",
