@@ -74,9 +74,9 @@ ROWS: Sequence[tuple[str, re.Pattern[str], _Reading]] = tuple(
         ("small kana", "(?<![くぐ])ゎ", _characters(_LARGE)),
         # Drawn-out kana: 雨でーす, ございま〜す, くださーい, 行きましょー
         ("drawn out", f"(?<=[でま]){_DRAWN}(?=す)|(?:(?<=くださ)|(?<=っしゃ)|(?<=なさ)){_DRAWN}(?=い)", _nothing),
-        ("drawn out", f"(?:(?<=でしょ)|(?<=ましょ)|(?<=おはよ)|(?<=ありがと)){_DRAWN}", _as("う")),
+        ("drawn out", f"(?:(?<=でしょ)|(?<=ましょ)|(?<=おはよ)|(?<=ありがと)){_DRAWN}う?", _as("う")),
         # Former spelling of honorifics: ませう, いらつしやる, なすつた, and kanji for kana
-        ("former", "(?<=[でま])せう", _as("しょ", "う")),
+        ("former", "(?<=[でま])せう(?![るれ])", _as("しょ", "う")),
         ("former", "[いゐ]らつし[やゃ]|おつし[やゃ]", _characters(_PRESENT)),
         ("former", "(?:(?<=な[さす])|(?<=しゃ)|(?<=[下だ]さ)|(?<=し上)|(?<=召上))つ(?=[たて])", _characters(_PRESENT)),
         ("former", "(?<=[にでて])をり(?=ま[しすせ])", _as("お", "り")),
