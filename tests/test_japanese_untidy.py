@@ -121,6 +121,14 @@ def test_normalisation_maps_every_character(text):
     assert normalize(copy.text).text == copy.text or "\ufffd" in copy.text
 
 
+@pytest.mark.parametrize(
+    "text, word",
+    [("　｜頁《ページ》を", "｜頁《ページ》"), ("｜客《きゃく》", "｜客《きゃく》"), ("\n｜お茶《おちゃ》", "｜お")],
+)
+def test_a_mark_of_ruby_after_white_space_belongs_to_the_word_after_it(text, word):
+    assert word in [m.surface for m in parse_morphemes(text)]
+
+
 def test_the_characters_that_compose_are_all_known():
     """The starters that compose with the character before them, from the Unicode data of Python."""
     composing = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}

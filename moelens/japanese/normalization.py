@@ -119,7 +119,7 @@ def visible_ends(text: str) -> Sequence[int]:
 def _respelled(copy: Normalized) -> Normalized:
     """Return a copy with the words of `ROWS` in the spelling of the dictionaries.
 
-    What is left out belongs to the character before it, or to the first character if none precedes it.
+    What is left out belongs to the character before it; after white space and at the beginning, to the one after it.
     """
     counts, before = dict(copy.counts), copy.text
     for kind, pattern, reading in ROWS:
@@ -138,11 +138,15 @@ def _with_characters(copy: Normalized, read: Sequence[str]) -> Normalized:
     """Return a copy in which each character is read as given."""
     starts: list[int] = []
     ends: list[int] = []
+    before, left_out = " ", -1  # the last character, and where what is left out before the next one begins
     for start, end, form in zip(copy.starts, copy.ends, read, strict=False):
         if form:
-            starts += [start if starts else copy.starts[0]] * len(form)
+            starts += [start if left_out < 0 else left_out] * len(form)
             ends += [end] * len(form)
-        elif ends:
+            before, left_out = form, -1
+        elif before.isspace():
+            left_out = start if left_out < 0 else left_out
+        else:
             last = ends[-1]
             for i in range(len(ends) - 1, -1, -1):  # several characters may stand for the one before
                 if ends[i] != last:
