@@ -129,6 +129,10 @@ def test_a_mark_of_ruby_after_white_space_belongs_to_the_word_after_it(text, wor
     assert word in [m.surface for m in parse_morphemes(text)]
 
 
+def test_a_word_that_goes_on_after_katakana_is_kept_whole():
+    assert "".join(m.surface for m in parse_morphemes("シマスり㍿")) == "シマスり㍿"
+
+
 def test_the_characters_that_compose_are_all_known():
     """The starters that compose with the character before them, from the Unicode data of Python."""
     composing = {chr(code) for code in (*range(0x1161, 0x1176), *range(0x11A8, 0x11C3))}

@@ -334,7 +334,9 @@ def _read_again(
     within = [(_respelled(word, sentence[a:b]), a, b) for word, a, b in read if start <= a < end]
     if not within or (within[0][1], within[-1][2]) != (start, end):
         return None
-    as_written = [word for word, at, _ in words if start <= at < end]
+    as_written, ends = zip(*((word, to) for word, at, to in words if start <= at < end), strict=True)
+    if ends[-1] > end:  # a word that goes on in hiragana
+        return None
     after = next((word for word, at, _ in read if at >= end), None)
     before = words[number - 1][0] if number else None
     found = [word for word, _, _ in within]
