@@ -16,6 +16,7 @@ from moelens.commands.command_line import main
 from moelens.errors import MoeLensWarning
 from moelens.recording import Recording, recorder, sampling
 from moelens.recording.sampling import DrawnDocuments
+from moelens.tracing.passages import Passages
 from moelens.workflows.sampling import sampled
 
 ENDINGS = ["社長がいらっしゃいました。", "資料をお送りいたします。", "雨が降っていた。"]
@@ -68,17 +69,24 @@ def test_labels_of_a_sample_are_those_of_its_tokens(recording: Recording) -> Non
         assert np.array_equal(made.matrix(family)[1], has[rows])
         assert np.array_equal(made.matrix(family, slice(30, 60))[1], has[rows][30:60])
     result = moelens.analyze(sample, "pos", permutations=19)
-    by_hand = moelens.analyze(sample, "pos", labels=labels.of(sample), permutations=19)
-    assert np.array_equal(result.count, by_hand.count)
+    for given in (labels, labels.of(sample)):
+        by_hand = moelens.analyze(sample, "pos", labels=given, permutations=19)
+        assert np.array_equal(result.count, by_hand.count)
+    passages = Passages(sample, labels, "pos")
+    assert np.array_equal(passages.label_mask, labels.matrix("pos")[1][rows])
     assert np.array_equal(result.label_tokens, labels.matrix("pos")[1][rows].sum(0))
     assert result.provenance["sample"] == {"documents": 9, "of": 60, "seed": 0}
     assert "computed from 9 of 60 documents, drawn at random" in str(result)
 
 
 def test_what_is_exported_of_a_sample(recording: Recording, tmp_path: Path) -> None:
-    out = moelens.export(recording.sample(5), "npz", tmp_path / "npz", family="pos")
-    with np.load(out / "tokens.npz") as arrays:
-        assert len(arrays["doc"]) == recording.sample(5).n_tokens
+    sample, labels = recording.sample(5), moelens.label(recording)
+    own = labels.of(sample).matrix("pos")[1][:, 0]
+    for i, given in enumerate((None, labels)):
+        out = moelens.export(sample, "npz", tmp_path / f"npz{i}", family="pos", labels=given)
+        with np.load(out / "tokens.npz") as arrays:
+            assert len(arrays["doc"]) == sample.n_tokens
+            assert np.array_equal(arrays[f"pos.{labels.matrix('pos')[0][0]}"], own)
 
 
 def test_fewer_documents_are_a_part_of_more_and_the_seed_decides(recording: Recording) -> None:

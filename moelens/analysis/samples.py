@@ -73,7 +73,12 @@ def open_recording(recording: Recording | str | Path) -> Recording:
 
 
 def labels_for(recording: Recording, labels: LabelFamilies | None, family: str | None) -> LabelFamilies | None:
-    """Return the given labels, or those of the recording, created if there are none; None without a family."""
+    """Return the given labels, or those of the recording, created if there are none; None without a family.
+
+    Of labels on disk, those of its tokens are returned if the recording is a sample of the one that was labelled.
+    """
+    if isinstance(labels, Labels):
+        return labels.of(recording)
     return labels if labels is not None or family is None else Labels.open_or_create(recording)
 
 

@@ -116,7 +116,7 @@ def export(
         table=table,
         layers=tuple(layers or recorded),
         families=families,
-        labels=(labels or Labels.open(recording)) if families else None,
+        labels=(Labels.open(recording) if labels is None else labels.of(recording)) if families else None,
         splits=parse_split(split) if split else {"train" if to == "datasets" else table: 1.0},
     )
     name = Path(recording.folder.location).name

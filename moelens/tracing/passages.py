@@ -100,7 +100,7 @@ class Passages:
         require_alignment(excerpt.recording)
         self.recording = excerpt.recording
         rows = slice(excerpt.n_tokens)
-        self.labels = labels
+        self.labels = labels = labels.of(self.recording)
         self.texts = excerpt.texts()
         self.classes, self.class_mask = _underlined(labels, family, rows)
         known = family in labels.families  # a result may be about labels that no family has
