@@ -147,6 +147,20 @@ def test_the_explorer_is_of_a_sample(recording: Recording, tmp_path: Path, capsy
     assert "computed from 40 of 60 documents" in out.read_text(encoding="utf-8")
 
 
+def test_views_of_a_sample_are_of_that_sample(recording: Recording, tmp_path: Path) -> None:
+    sample = recording.sample(45, seed=3)
+    assert sampled(sample, None) is sample
+    drawn = sampled(sample, 50)
+    assert (drawn.n_documents, drawn.whole.n_documents) == (50, 60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MoeLensWarning)
+        out = moelens.report(sample, tmp_path / "r.html", compare=recording, permutations=19)
+    page = out.read_text(encoding="utf-8")
+    assert "45 of 60 documents (seed 3)" in unescape(page)
+    assert "<b>COMPARE</b>" in page, "with the same documents of the other recording"
+    assert "<pre>moelens report" not in page, "no command draws with this seed"
+
+
 def test_what_is_no_number_of_documents(recording: Recording, tmp_path: Path) -> None:
     with pytest.raises(moelens.MoeLensError, match=r"expected 1 or more documents to draw, got 0; give more, or all"):
         recording.sample(0)

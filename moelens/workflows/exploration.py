@@ -56,7 +56,8 @@ def explore(
             see `with_baseline`; the explorer then says how many specialists that gives.
         permutations: number of permutations of the labels in the test.
         documents: number of documents to draw at random and to compute the explorer from, or "all". None draws 20,000,
-            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The explorer says so.
+            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The explorer says so. Of a
+            sample, None takes all documents.
         lang: language of the headings and sentences, "en" or "ja".
 
     Returns:

@@ -85,7 +85,8 @@ def report(
             recording is of it.
         permutations: number of permutations of the labels in each test.
         documents: number of documents to draw at random and to compute the report from, or "all". None draws 20,000,
-            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The report says so.
+            or as many as hold 2 million tokens, if there are more; see `Recording.sample`. The report says so. Of a
+            sample, None takes all documents.
         lang: language of the report, "en" or "ja".
         progress: whether to show a progress bar; None shows it in terminals and notebooks.
 
@@ -130,18 +131,19 @@ def report(
     runs = effects == "remove" or baseline
     loaded = recorded_model(recording, model) if runs else None  # refused before anything is computed
     other = None if compare is None else Recording.open(compare)
-    sample = sampled(recording, documents, results is None)
-    if sample.drawn is not None:
-        documents = sample.n_documents
-        if other is not None:  # of as many documents the same ones are drawn
-            other = other.sample(documents if other.n_documents == recording.n_documents else None)
-    recording = sample
+    own_sample = any(given is not None and given.drawn is not None for given in (recording, other))
+    recording = sampled(recording, documents, results is None)
+    if recording.drawn is not None:
+        documents = recording.n_documents
+        if other is not None and other.drawn is None:  # of as many documents the same ones are drawn
+            alike = other.n_documents == recording.whole.n_documents
+            other = other.sample(documents if alike else None, recording.drawn.seed)
     own_labels = labels is not None and type(labels) is not Labels  # others than those in the folder of the recording
     labels = Labels.open_or_create(recording) if labels is None else labels.of(recording)
     comparison = None if other is None else compare_recordings(other, recording, permutations=permutations)
-    reproduce = ""  # no command makes a page again that has a title, notes, labels or results of one's own
+    reproduce = ""  # no command makes a page again of a sample, or with a title, notes, labels or results, of one's own
     if results is None:
-        if not title and not notes and not own_labels:
+        if not (title or notes or own_labels or own_sample):
             reproduce = _command(recording, out, effects, baseline, other, model, permutations, documents, lang)
         results, left_out = analyze_families(recording, labels, permutations, progress, lang)
         notes = [*notes, *left_out]

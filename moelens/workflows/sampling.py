@@ -16,7 +16,7 @@ def sampled(recording: Recording, documents: Documents, computed: bool = True) -
     """Return the recording, or the sample of it that a view is computed from; a sample is announced unless asked for.
 
     Args:
-        recording: the recording.
+        recording: the recording, or a sample of it, from which no other is drawn unless a number is given.
         documents: how many documents to draw.
         computed: whether something is computed; results that are given are of the documents that they are of.
 
@@ -33,6 +33,8 @@ def sampled(recording: Recording, documents: Documents, computed: bool = True) -
         return recording
     if documents is not None and (not isinstance(documents, int) or isinstance(documents, bool)):
         raise MoeLensError(f"expected documents to be a number or 'all', got {documents!r}; give one of them")
+    if documents is None and recording.drawn is not None:
+        return recording
     sample = recording.sample(documents)
     if sample is not recording and documents is None:
         text = (
