@@ -87,6 +87,9 @@ def test_what_is_exported_of_a_sample(recording: Recording, tmp_path: Path) -> N
         with np.load(out / "tokens.npz") as arrays:
             assert len(arrays["doc"]) == sample.n_tokens
             assert np.array_equal(arrays[f"pos.{labels.matrix('pos')[0][0]}"], own)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert "tokens of 5 documents of 60, drawn at random with seed 0 (corpus: " in card
+    assert "number of the document in the sample" in card
 
 
 def test_fewer_documents_are_a_part_of_more_and_the_seed_decides(recording: Recording) -> None:

@@ -18,7 +18,7 @@ configs:
 """
 _ABOUT = """# Expert activations of {model}
 
-{n_tokens:,} tokens of {n_documents:,} documents (corpus: {corpus}), in layers
+{n_tokens:,} tokens of {documents} (corpus: {corpus}), in layers
 {layers}, with {top_k} of {n_experts} experts per token. Captured: {captures}. Recorded with moelens {version};
 `{settings_file}` holds all settings.
 
@@ -112,7 +112,8 @@ def export_card(
     if table != "tokens":
         text += f"This {to} export holds {table}: {_describe_table(manifest, table)}"
     else:
-        text += _describe_tokens(manifest, f"This {to} export holds", "number of the document in the corpus")
+        doc = "number of the document in the " + ("sample" if manifest.get("sample") else "corpus")
+        text += _describe_tokens(manifest, f"This {to} export holds", doc)
         text += _STACKED_LAYERS if to in ("npz", "safetensors") else ""
     return text + _describe_labels("The label columns hold", labels) + "\n" + _license_line(manifest)
 
@@ -142,11 +143,14 @@ def _recording_card(manifest: Mapping[str, Any], labels: Mapping[str, str] | Non
 
 
 def _about(manifest: Mapping[str, Any], settings_file: str) -> str:
-    shape, capture = manifest["shape"], manifest["capture"]
+    shape, capture, drawn = manifest["shape"], manifest["capture"], manifest.get("sample")
+    documents = f"{manifest['n_documents']:,} documents"
+    if drawn:
+        documents = f"{documents} of {drawn['of']:,}, drawn at random with seed {drawn['seed']}"
     return _ABOUT.format(
         model=manifest["model"]["name"],
         n_tokens=manifest["n_tokens"],
-        n_documents=manifest["n_documents"],
+        documents=documents,
         corpus=manifest["corpus"],
         layers=", ".join(map(str, capture["layers"])),
         n_experts=shape["n_experts"],
