@@ -205,6 +205,12 @@ def test_several_prompts_in_one_request(tmp_path: Path, single: list[Generation]
     require_same(import_routes(path, tmp_path / "run", kind="vllm", model="demo"), recorded)
 
 
+def kept(docs: Any, numbers: np.ndarray) -> np.ndarray:
+    """The documents of rows that are among some documents."""
+    of_rows: np.ndarray = np.asarray(docs)
+    return of_rows[np.isin(of_rows, numbers)]
+
+
 def test_sglang_returns_the_first_choice_alone(tmp_path: Path, sampled: list[list[Generation]]) -> None:
     answers = [forms.sglang_completions(generations, token_ids=True) for generations in sampled]
     options: dict[str, Any] = {"kind": "sglang", "model": "demo", "texts": PROMPTS[:2]}
@@ -217,6 +223,14 @@ def test_sglang_returns_the_first_choice_alone(tmp_path: Path, sampled: list[lis
     assert sorted(set(made.column("doc").tolist())) == [0, 3]
     assert made.n_uncaptured == sum(len(g.routes) for gs in sampled for g in gs[1:])
     assert sorted(set(made.uncaptured()["doc"].to_pylist())) == [1, 2, 4, 5]
+    for sample in (made.sample(5, seed) for seed in range(6)):
+        numbers = np.asarray(sample.drawn.numbers)  # type: ignore[union-attr]
+        assert np.array_equal(numbers[sample.uncaptured()["doc"].to_numpy()], kept(made.uncaptured()["doc"], numbers))
+        assert np.array_equal(numbers[sample.column("doc")], kept(made.column("doc"), numbers))
+        assert sample.n_uncaptured == len(sample.uncaptured())
+    empty = next(seed for seed in range(20) if np.random.default_rng(seed).permutation(6)[0] in (1, 2, 4, 5))
+    with pytest.raises(MoeLensError, match="expected documents with tokens, got 1 document without any; draw more"):
+        made.sample(1, empty)
 
 
 # Conversations

@@ -125,7 +125,7 @@ class Recording(Displayed):
             The sample; this recording if it has no more documents.
 
         Raises:
-            MoeLensError: If `documents` is less than 1.
+            MoeLensError: If `documents` is less than 1, or those that are drawn have no tokens.
             RecordingError: If a shard is missing or damaged.
 
         Example:
@@ -140,6 +140,9 @@ class Recording(Displayed):
         if draws_all(self.n_documents, self.n_tokens, documents):
             return self
         drawn = DrawnDocuments.draw(document_sizes(self.files), documents, seed, self.manifest)
+        if not drawn.n_tokens:
+            n = count_noun(len(drawn.numbers), "document")
+            raise MoeLensError(f"expected documents with tokens, got {n} without any; draw more")
         return Recording(self.folder, sample_manifest(self.files, drawn), drawn)
 
     @property
