@@ -165,11 +165,14 @@ def test_views_of_a_sample_are_of_that_sample(recording: Recording, tmp_path: Pa
 
 
 def test_what_is_no_number_of_documents(recording: Recording, tmp_path: Path) -> None:
-    with pytest.raises(moelens.MoeLensError, match=r"expected 1 or more documents to draw, got 0; give more, or all"):
-        recording.sample(0)
-    for wrong in ("some", 2.5, True):
-        with pytest.raises(moelens.MoeLensError, match=r"expected documents to be a number or 'all', got"):
-            moelens.report(recording, tmp_path / "r.html", documents=wrong)  # type: ignore[arg-type]
+    for wrong in (0, 2.5, "5", True):
+        with pytest.raises(moelens.MoeLensError, match=r"expected 1 or more documents to draw, got .*; give a whole"):
+            recording.sample(wrong)  # type: ignore[arg-type]
+    with pytest.raises(moelens.MoeLensError, match=r"expected a seed of 0 or more, got -1; give a whole number"):
+        recording.sample(5, seed=-1)
+    assert recording.sample(np.int64(5)).n_documents == 5  # type: ignore[arg-type]
+    with pytest.raises(moelens.MoeLensError, match=r"expected documents to be a number or 'all', got 'some'"):
+        moelens.report(recording, tmp_path / "r.html", documents="some")  # type: ignore[arg-type]
     result = moelens.analyze(recording, "pos", permutations=19)
     with pytest.raises(moelens.MoeLensError, match=r"expected documents=None with results, got 5; give results of"):
         moelens.explore(recording, result=result, documents=5)

@@ -125,7 +125,7 @@ class Recording(Displayed):
             The sample; this recording if it has no more documents.
 
         Raises:
-            MoeLensError: If `documents` is less than 1, or those that are drawn have no tokens.
+            MoeLensError: If `documents` or `seed` is no such number, or the documents that are drawn have no tokens.
             RecordingError: If a shard is missing or damaged.
 
         Example:
@@ -133,8 +133,10 @@ class Recording(Displayed):
             >>> sample.n_documents, sample.whole.n_documents, len(sample.column("doc")) == sample.n_tokens
             (10, 40, True)
         """
-        if documents is not None and documents < 1:
-            raise MoeLensError(f"expected 1 or more documents to draw, got {documents}; give more, or all of them")
+        if documents is not None and not (_is_integer(documents) and documents >= 1):
+            raise MoeLensError(f"expected 1 or more documents to draw, got {documents!r}; give a whole number")
+        if not (_is_integer(seed) and seed >= 0):
+            raise MoeLensError(f"expected a seed of 0 or more, got {seed!r}; give a whole number")
         if self.drawn is not None:
             return self.whole.sample(documents, seed)
         if draws_all(self.n_documents, self.n_tokens, documents):
@@ -548,3 +550,7 @@ def as_array(column: pa.ChunkedArray) -> NDArray[Any]:
     flat = pa.chunked_array([chunk.flatten() for chunk in column.chunks], column.type.value_type)
     slots: NDArray[Any] = flat.to_numpy().reshape(-1, column.type.list_size)
     return slots
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -31,7 +31,7 @@ def sampled(recording: Recording, documents: Documents, computed: bool = True) -
         return recording
     if documents == "all":
         return recording
-    if documents is not None and (not isinstance(documents, int) or isinstance(documents, bool)):
+    if isinstance(documents, str):
         raise MoeLensError(f"expected documents to be a number or 'all', got {documents!r}; give one of them")
     if documents is None and recording.drawn is not None:
         return recording
