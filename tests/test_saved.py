@@ -232,6 +232,11 @@ def test_the_verdict_says_which_way_only_where_the_interval_does() -> None:
         "(-0.500 nats, 95 % [-0.700, -0.200])",
         "all of these together: p 0.0100 (the smallest possible is 0.0100): the change differs between sentences and "
         "its direction is uncertain (-0.500 nats, 95 % [-0.700, +0.100], includes 0)",
-        "the effect is selective: off target, the change is 0.200 of that on target, and KL on unrelated text 0.100 "
-        "of it",
+        "whether the effect is selective is left open: no interval of the change on target excludes 0",
+    ]
+    few_frames = replace(sure, kinds=(replace(KIND, p=0.01, low=np.nan, high=np.nan),))
+    assert Causes(
+        attribution=ATTRIBUTION, effects=(few_frames,), joint=None, rankings=(), agreements=(), doses=()
+    ).verdict()[1:] == [
+        "remove E5 in layer 3: the direction of the change is left open (-0.500 nats, no interval for so few frames)"
     ]

@@ -176,14 +176,16 @@ class Causes(Plotted, SavedRows):
             direction = _direction(k, say) if k.p < ALPHA else say("effects.joint_same")
             lines.append(say("effects.joint", p=number(k.p), least=number(least), direction=direction))
             if self.joint.off_target is not None and k.p < ALPHA:
-                lines.append(self.joint.off_target.in_words(say))
+                lines.append(self.joint.off_target.in_words(say, certain=k.certain))
         return lines
 
 
 def _direction(k: KindEffect, say: Texts) -> str:
     """Return the direction of a change in words, if its interval excludes 0."""
+    if np.isnan(k.low):
+        return say("effects.left_open", change=signed_number(k.change))
     change = say("effects.nats", change=signed_number(k.change), interval=signed_interval(k.low, k.high))
-    if not (k.low > 0 or k.high < 0):
+    if not k.certain:
         return say("effects.uncertain", change=change)
     return say("effects.less" if k.change < 0 else "effects.more", change=change)
 

@@ -75,6 +75,11 @@ class KindEffect:
     control_high: float
     p: float
 
+    @property
+    def certain(self) -> bool:
+        """Whether the interval of the change excludes 0, so that the change has a direction; False if it is NaN."""
+        return self.low > 0 or self.high < 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedEffect:
@@ -169,7 +174,7 @@ class Effect(Plotted, SavedRows):
             lines += balance_lines(self.balance, say)
             lines += self.weighted_lines(say)
         if self.off_target is not None:
-            o, certain = self.off_target, any(k.low > 0 or k.high < 0 for k in self.kinds)
+            o, certain = self.off_target, any(k.certain for k in self.kinds)
             listed = ", ".join(
                 f"{say.name('kind', k)} {signed_number(c)}" for k, c in zip(o.kinds, o.changes, strict=True)
             )

@@ -170,7 +170,7 @@ def _effect_sentence(effect: Effect, k: KindEffect, say: Texts, tests: int = 1) 
     change = say("answer.effect_interval", change=signed_number(k.change), interval=interval)
     if not np.isfinite(k.low):
         change = say("answer.no_interval", text=change)
-    elif k.low <= 0 <= k.high:
+    elif not k.certain:
         change = say("answer.includes_0", text=change)
     direction = say("answer.less" if k.change < 0 else "answer.more")
     what = intervention_names(effect.interventions, say)
