@@ -133,6 +133,8 @@ WITHOUT_THE_MODEL = [
     ("record demo BAD", "bad.jsonl line 2: expected 'text' to be a string or a list of messages, got int"),
     ("record demo DEEP", "deep.jsonl line 2"),
     ("record nowhere C", "unknown model 'nowhere'; allowed: demo"),
+    ("record demo LONG", "no such file: '先生がいらっしゃる。"),
+    ("steer LONG --experts 3:1", "unknown model '先生がいらっしゃる。"),
     ("prefer demo --pairs nonsense", "unknown kind of contrasts or pairs 'nonsense'"),
     ("prefer demo --hooks nowhere.py", "expected the path of a recipe"),
     ("causes demo --top 0", "argument --top: expected an integer of at least 1, got '0'; give another number"),
@@ -193,6 +195,7 @@ def test_what_can_be_refused_without_the_model_is(
         "DEEP": "deep.jsonl",
         "RUN": str(demo_recording.path),
         "EMPTY": "",
+        "LONG": "先生がいらっしゃる。" * 20,
     }
     argv = [words.get(word, word) for word in line.split()]
     status, _, err = run(capsys, *argv, *(["--out", "new"] if argv[0] == "record" and "--out" not in argv else []))

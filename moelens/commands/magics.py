@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
-from pathlib import Path
 from typing import Any
 
 from IPython.core.error import UsageError
@@ -215,7 +215,7 @@ class MoeMagics(Magics, Session):  # type: ignore[misc]
         given: Recording | None = self._variable(name, Recording)
         if given is not None:
             return given
-        if name.isidentifier() and not Path(name).exists():
+        if name.isidentifier() and not os.path.exists(name):
             raise RecordingError(
                 f"expected a variable or the folder of a recording, got '{name}', which is neither; make one with"
                 " %moe record"

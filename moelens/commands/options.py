@@ -6,7 +6,6 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +52,7 @@ def described_model(model: Any) -> Any:
     try:
         return SimpleNamespace(name=model, shape=describe_configuration(model)[0], refused={})
     except MoeLensError as error:
-        if isinstance(error, UnknownNameError) and not Path(model).exists():
+        if isinstance(error, UnknownNameError) and not os.path.exists(model):
             raise
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -168,7 +169,7 @@ def _explained(model: str, source: str) -> Iterator[None]:
                 f"expected safetensors weights in {model!r}, got files that have to be unpickled, which can run any "
                 "code; use a checkpoint in safetensors, or convert it where you trust it"
             ) from error
-        if Path(source).exists() or not isinstance(error, OSError):
+        if os.path.exists(source) or not isinstance(error, OSError):  # Path.exists raises for a name that is too long
             text = _one_line(error) or type(error).__name__
             raise MoeLensError(f"{model!r} is not a model transformers can load: {text}") from error
         if interrupted := _interrupted_download(model, error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -170,7 +171,7 @@ CorpusSource: TypeAlias = (
 
 
 def _require_file(path: Path, source: str) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that is too long, such as a text
         raise UnknownNameError(
             f"no such file: {source[:60]!r}; give 'demo', a {_SUFFIXES_IN_WORDS} file,"
             " the owner/name of a data set on the hub, or a list of texts"
