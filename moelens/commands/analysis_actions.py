@@ -64,14 +64,11 @@ def _baseline_model(session: Session, args: Namespace, recording: Any) -> Any:
     if not args.baseline:
         return None
     from moelens.analysis.specialize import find_names, require_settings
-    from moelens.japanese.families import require_name
     from moelens.workflows.recorded_models import recorded_model, require_one_process
 
     (family,) = or_default(session, args, "family")
     require_settings(args.permutations, args.min_tokens, args.max_share)
-    names = find_names(recording, family, None, read_controls(args.given))[1]
-    if args.label is not None:
-        require_name(args.label, names, f"family {family!r}")
+    find_names(recording, family, None, read_controls(args.given))
     require_one_process()
     return recorded_model(recording, None if args.model is None else session.find_name(args.model))
 
