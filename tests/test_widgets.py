@@ -194,6 +194,12 @@ def test_keys_move_and_open(page: Any, small: Specialization) -> None:
 
 
 @pytest.mark.e2e
+def test_the_entries_of_menus_are_marked_as_the_language_that_they_are_in(page: Any, small: Specialization) -> None:
+    mount(page, ExpertMap(small, lang="ja"))
+    assert set(page.locator("option").evaluate_all("all => all.map((option) => option.lang)")) == {"ja"}
+
+
+@pytest.mark.e2e
 def test_click_brush_and_escape(page: Any, small: Specialization) -> None:
     canvas = mount(page, ExpertMap(small))
     box = canvas.bounding_box()

@@ -10,6 +10,7 @@ const floats = (view) => new Float32Array(copied(view));
 const shorts = (view) => new Uint16Array(copied(view));
 const octets = (view) => new Uint8Array(copied(view));
 const clamp = (x, n) => Math.max(0, Math.min(n - 1, x));
+const JAPANESE = /[\u3040-\u30ff\u4e00-\u9fff]/;
 const digits = (x) => (Number.isFinite(x) ? Number(x.toPrecision(3)).toString() : "–");
 
 // Puts values in place of the names in braces of a text, as Texts does in Python.
@@ -56,7 +57,7 @@ function takesKeys(node, description) {
 
 function choice(model, name, options, title, shown = (value) => value) {
   const select = element("select", { title });
-  const option = (value) => element("option", { value, textContent: shown(value), lang: /[^ -~]/.test(value) ? "ja" : "en" });
+  const option = (value) => element("option", { value, textContent: shown(value), lang: JAPANESE.test(shown(value)) ? "ja" : "en" });
   const fill = () => {
     select.replaceChildren(...model.get(options).map(option));
     select.value = model.get(name);
