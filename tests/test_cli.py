@@ -205,6 +205,19 @@ def test_what_can_be_refused_without_the_model_is(
     assert {path.name for path in tmp_path.iterdir()} == {"c.txt", "j.jsonl", "bad.jsonl", "deep.jsonl"}
 
 
+def test_a_model_of_which_only_a_revision_is_there_is_loaded(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(name: str, *, revision: str | None, **_: object) -> None:
+        raise moelens.MoeLensError(f"{name} is loaded at {revision}")
+
+    monkeypatch.setattr("moelens.models.loading.load", load)
+    (tmp_path / "c.txt").write_text("はい", "utf-8")
+    options = ["--revision", "abc", "--out", str(tmp_path / "new")]
+    status, _, err = run(capsys, "record", "nowhere", str(tmp_path / "c.txt"), *options)
+    assert (status, err) == (2, "moelens: nowhere is loaded at abc\n")
+
+
 def test_standard_output_that_is_full(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, demo_recording: moelens.Recording
 ) -> None:

@@ -85,7 +85,7 @@ def record_command(session: Session, args: Namespace, cell: str | None) -> Any:
         survey_corpus(source)  # what cannot be read is reported before the model is loaded
     else:  # which is read once: on the hub, or in memory
         next(iter(source), None)
-    if (described := described_model(session.find_name(name))) is not None and args.revision is None:
+    if args.revision is None and (described := described_model(session.find_name(name))) is not None:
         CaptureRequest.of_shape(described.shape, args.capture, args.layers, args.experts, args.store_dtype)
     model = session.find_model(name, dtype=args.dtype, revision=args.revision, **_placement(args))
     with recipe(model):
