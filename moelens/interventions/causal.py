@@ -27,7 +27,6 @@ from moelens.interventions.effects import Effect, KindEffect, effect
 from moelens.interventions.intervention import Intervention, intervention_names
 from moelens.interventions.items import Item, as_items
 from moelens.interventions.operations import remove
-from moelens.models.hooked_check import require_hooked
 from moelens.saved import SavedRows
 from moelens.texts import Texts
 
@@ -283,7 +282,6 @@ def causes(
         >>> len(result.attribution.top), result.joint is None
         (1, True)
     """
-    require_hooked(model)
     given = as_items(pairs)
     label = require_causes(given, corpora, doses)
     attribution = attribute(model, given, top=top, seed=seed, batch_tokens=batch_tokens, progress=progress)
