@@ -309,7 +309,9 @@ def test_effect_takes_up_what_analyze_found(tmp_path: Path, capsys: pytest.Captu
         assert all(expert in name for expert in experts[layer].split("+"))
     assert effect.kinds[0].kind == "style-agreement"
     assert capsys.readouterr().out
-    with pytest.raises(MoeLensError, match="expected 1 or more experts to take, got top=0; give a larger number"):
+    with pytest.raises(
+        MoeLensError, match="expected 1 or more experts to take, got top=0 \\(--top\\); give a larger number"
+    ):
         found_interventions(found, top=0)
     result = moelens.analyze(recording, "pos", given=None, permutations=99, progress=False)
     for arguments, message in (

@@ -310,6 +310,7 @@ def test_errors_of_labels(tmp_path):
     folder = tmp_path / "labels"
     assert str(missing.value) == (
         f"expected labels in '{folder}', got no morphology.parquet; label the recording with moelens.label(recording)"
+        " (moelens label)"
     )
     with pytest.raises(UnknownNameError) as policy:
         Labels.create(recording, "first")
@@ -323,7 +324,7 @@ def test_errors_of_labels(tmp_path):
         Labels.open(recording)
     assert str(stale.value) == (
         f"expected one row of labels per token in '{folder}', got 2 rows and 1 tokens;"
-        " label the recording with moelens.label(recording)"
+        " label the recording with moelens.label(recording) (moelens label)"
     )
 
 

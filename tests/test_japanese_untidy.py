@@ -328,8 +328,8 @@ def test_a_process_that_dies_is_named_and_leaves_no_files(tmp_path: Path, monkey
     with pytest.raises(MoeLensError) as error:
         Labels.create(recording, processes=2)
     assert str(error.value) == (
-        "expected 2 processes to label the documents, but one ended early (often for lack of memory); use processes=1,"
-        " or divide the longest documents"
+        "expected 2 processes to label the documents, but one ended early (often for lack of memory);"
+        " use processes=1 (--processes 1), or divide the longest documents"
     )
     assert list(tmp_path.iterdir()) == []
 

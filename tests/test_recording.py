@@ -336,7 +336,8 @@ def first_layer(point: str, value: float | None) -> Any:
         (
             "hook_topk_weights",
             float("nan"),
-            "layer 2, document 1: expected finite routing weights, got nan; load the model with dtype=torch.float32",
+            "layer 2, document 1: expected finite routing weights, got nan; load the model with dtype=torch.float32"
+            " (--dtype float32)",
         ),
         (
             "hook_topk_weights",
@@ -367,7 +368,7 @@ def test_opening_something_else_than_a_recording(tmp_path: Path, made: Recording
         Recording.open(tmp_path / "none")
     assert str(error.value) == (
         f"'{tmp_path / 'none'}' is not a recording: there is no such folder;"
-        " make one with moelens.record(model, corpus, out)"
+        " make one with moelens.record(model, corpus, out) (moelens record)"
     )
     manifest = made.path / "manifest.json"
     manifest.write_text(json.dumps(made.manifest | {"format": 2, "moelens": "9.0"}))
@@ -410,7 +411,7 @@ def test_verify_names_the_damaged_file(made: Recording, name: str, harm: Any, wh
     with pytest.raises(RecordingError) as error:
         made.verify()
     assert str(error.value) == (
-        f"'{name}' of recording '{made.path}' {what}; copy it again, or record again with force=True"
+        f"'{name}' of recording '{made.path}' {what}; copy it again, or record again with force=True (--force)"
     )
 
 

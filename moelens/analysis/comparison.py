@@ -332,7 +332,7 @@ def compare(
         if labels is not None:
             raise MoeLensError(
                 "expected two corpora with their own labels, got labels=; leave it out, and label each with "
-                "moelens.label(recording)"
+                "moelens.label(recording) (moelens label)"
             )
         options: dict[str, Any] = {"permutations": permutations, "seed": seed, "min_tokens": min_tokens}
         return Comparison(**corpus_comparison(a, b, family, given=given, **options))

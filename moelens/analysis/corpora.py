@@ -164,7 +164,7 @@ def _check_labels(labels: Sequence[LabelFamilies | None]) -> None:
         if a.get(what) != b.get(what):
             raise MoeLensError(
                 f"expected two corpora labelled alike, got labels by {what} {a.get(what)!r} and {b.get(what)!r}; "
-                "label one of them again with moelens.label(recording)"
+                "label one of them again with moelens.label(recording) (moelens label)"
             )
 
 

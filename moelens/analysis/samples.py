@@ -347,13 +347,13 @@ def label_names(recording: Recording, labels: LabelFamilies, family: str) -> tup
     if labelled is not None and own is not None and labelled.parent.resolve() != Path(own.location).resolve():
         raise RecordingError(
             f"expected labels of recording '{own.location}', got labels of '{labelled.parent}'; "
-            "label this recording with moelens.label(recording)"
+            "label this recording with moelens.label(recording) (moelens label)"
         )
     names, last = labels.matrix(family, slice(recording.n_tokens - 1, None))
     if len(last) != 1:
         raise RecordingError(
             f"expected labels of {recording.n_tokens} tokens, as in the recording, got labels of "
-            f"{len(labels.matrix(family)[1])}; label the recording again with moelens.label(recording)"
+            f"{len(labels.matrix(family)[1])}; label the recording again with moelens.label(recording) (moelens label)"
         )
     return tuple(names)
 

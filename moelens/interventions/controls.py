@@ -229,7 +229,7 @@ def control_interventions(
         if i.layer is None or i.experts == "shared" or not i.experts:
             raise MoeLensError(
                 f"expected an intervention on routed experts of one layer for the controls, got '{i}'; "
-                "use controls=None"
+                "use controls=None (--draws 0)"
             )
         groups.append((i.layer, i.experts))
     sets, balance, weights = control_sets(usage, groups, draws, seed, matched)

@@ -107,7 +107,7 @@ def found_interventions(
         ('丁寧語', 1)
     """
     if top < 1:
-        raise MoeLensError(f"expected 1 or more experts to take, got top={top}; give a larger number")
+        raise MoeLensError(f"expected 1 or more experts to take, got top={top} (--top); give a larger number")
     found = [f for f in result.top(top, label) if f.certain]
     if not found:
         raise no_experts(result, None if label is None else result.names[result.label_index(label)])

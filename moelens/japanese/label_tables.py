@@ -125,7 +125,7 @@ def label_groups(jobs: Iterator[Job], processes: int) -> Iterator[Labelled]:
     except BrokenProcessPool as error:
         raise MoeLensError(
             f"expected {processes} processes to label the documents, but one ended early (often for lack of memory);"
-            " use processes=1, or divide the longest documents"
+            " use processes=1 (--processes 1), or divide the longest documents"
         ) from error
 
 

@@ -103,7 +103,7 @@ class Labels(Displayed):
         """
         labels = cls(Path(recording.path) / "labels")
         if problem := labels._unfit(_whole(recording)):
-            raise RecordingError(f"{problem}; label the recording with moelens.label(recording)")
+            raise RecordingError(f"{problem}; label the recording with moelens.label(recording) (moelens label)")
         return labels.of(recording)
 
     def of(self, recording: object) -> Labels:
@@ -318,7 +318,7 @@ class Labels(Displayed):
 
     def _damage_error(self, path: Path, problem: str) -> RecordingError:
         return RecordingError(
-            f"'{path}' is missing or damaged ({problem}); create it again with moelens.label(recording)"
+            f"'{path}' is missing or damaged ({problem}); create it again with moelens.label(recording) (moelens label)"
         )
 
     def _rows(self, name: str) -> int:

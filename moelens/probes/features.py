@@ -171,7 +171,8 @@ class FeatureStore:
             return self._files[key]
         if name not in [c.partition(":")[0] for c in getattr(self.recording, "captures", ())]:
             raise RecordingError(
-                f"expected a recording with {name}, got one without; record again with capture=['routes', '{name}']"
+                f"expected a recording with {name}, got one without; record again with "
+                f"capture=['routes', '{name}'] (--capture routes {name})"
             )
         from moelens.recording.store import as_array
 
@@ -201,7 +202,7 @@ class FeatureStore:
         if "routes" not in self.recording.captures:
             raise RecordingError(
                 "expected routes beside neurons, whose weights rank the experts of a token, got a recording without;"
-                " record again with capture=['routes', 'neurons']"
+                " record again with capture=['routes', 'neurons'] (--capture routes neurons)"
             )
         weights = self._columns("weights")[:, self.recording.layers.index(layer)].astype(np.float32)
         return np.argsort(np.argsort(-weights, axis=1, kind="stable"), axis=1, kind="stable")

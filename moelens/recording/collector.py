@@ -216,7 +216,8 @@ class Collector:
                 " record with store_dtype='bfloat16' (--store-dtype bfloat16)"
             )
         raise CheckError(
-            f"{place}: expected finite {QUANTITIES[capture]}, got {worst}; load the model with dtype=torch.float32"
+            f"{place}: expected finite {QUANTITIES[capture]}, got {worst}; load the model with "
+            "dtype=torch.float32 (--dtype float32)"
         )
 
 

@@ -215,5 +215,6 @@ class RecordingFiles:
     def error(self, name: str, problem: str) -> RecordingError:
         """Return the error for a file."""
         return RecordingError(
-            f"'{name}' of recording '{self.folder.location}' {problem}; copy it again, or record again with force=True"
+            f"'{name}' of recording '{self.folder.location}' {problem}; copy it again, or record "
+            "again with force=True (--force)"
         )

@@ -92,10 +92,11 @@ class Recording(Displayed):
             why = f"it has no {MANIFEST}" if folder.exists() else "there is no such folder"
             raise RecordingError(
                 f"'{source}' is not a recording: {why}; make one with moelens.record(model, corpus, out)"
+                " (moelens record)"
             ) from error
         except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
             raise RecordingError(
-                f"'{Path(source) / MANIFEST}' is damaged ({error!r}); record again with force=True"
+                f"'{Path(source) / MANIFEST}' is damaged ({error!r}); record again with force=True (--force)"
             ) from error
         if type(version) is int and version > FORMAT:
             raise RecordingError(
@@ -107,6 +108,7 @@ class Recording(Displayed):
             problem = f"its {wrong} is missing or not as it should be" if wrong else "it differs from its checksum"
             raise RecordingError(
                 f"'{Path(source) / MANIFEST}' is damaged: {problem}; copy it again, or record again with force=True"
+                " (--force)"
             )
         return cls(folder, manifest)
 
@@ -379,7 +381,7 @@ class Recording(Displayed):
         if not self.manifest["capture"].get("weights", True):
             raise RecordingError(
                 f"expected routes with weights, got '{self.folder.location}' without them, because its engine returned"
-                " none; record with moelens.record(model, corpus, out)"
+                " none; record with moelens.record(model, corpus, out) (moelens record)"
             )
         return self._routes("weights", np.dtype(np.float32))
 
@@ -488,7 +490,7 @@ class Recording(Displayed):
         if "routes" not in self.captures:
             raise RecordingError(
                 f"expected a recording with routes, got '{self.folder.location}' with {', '.join(self.captures)};"
-                " record with capture='routes'"
+                " record with capture='routes' (--capture routes)"
             )
         return [f"{kind}_{layer_label(layer)}" for layer in self.layers]
 
